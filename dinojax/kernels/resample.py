@@ -1,0 +1,70 @@
+"""Cubic resampling of grids, equal to PyTorch's, as two constant matrices."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@functools.cache
+def cubic_matrix(num_in: int, num_out: int, scale: float | None = None,
+                 antialias: bool = False) -> np.ndarray:
+  """The [num_out, num_in] matrix of a one-dimensional cubic resize.
+
+  Args:
+    num_in: source points.
+    num_out: target points.
+    scale: target points per source point used for the coordinates; None takes
+      num_out / num_in. DINOv2 passes (num_out + 0.1) / num_in.
+    antialias: False: 4 taps with a = -0.75 and replicated borders. True: a
+      = -0.5, support widened when shrinking, weights renormalised inside.
+
+  Source: torch.nn.functional.interpolate(mode='bicubic').
+  """
+  step = num_in / num_out if scale is None else 1.0 / scale
+  centers = (np.arange(num_out) + 0.5) * step - 0.5
+  stretch = max(step, 1.0) if antialias else 1.0
+  a = -0.5 if antialias else -0.75
+  reach = int(np.ceil(2 * stretch)) + 1
+  taps = np.floor(centers)[:, None] + np.arange(-reach, reach + 1)[None]
+  weights = _cubic((taps - centers[:, None]) / stretch, a)
+  inside = (taps >= 0) & (taps < num_in)
+  if antialias:
+    weights = np.where(inside, weights, 0.0)
+    weights /= weights.sum(1, keepdims=True)
+  matrix = np.zeros((num_out, num_in))
+  columns = np.clip(taps, 0, num_in - 1).astype(int)
+  np.add.at(matrix, (np.arange(num_out)[:, None], columns), weights)
+  return matrix.astype(np.float32)
+
+
+def _cubic(t: np.ndarray, a: float) -> np.ndarray:
+  """Keys' cubic convolution kernel."""
+  t = np.abs(t)
+  near = ((a + 2) * t - (a + 3)) * t * t + 1
+  far = a * (((t - 5) * t + 8) * t - 4)
+  return np.where(t < 1, near, np.where(t < 2, far, 0.0))
+
+
+def resize(grid: jax.Array, size: tuple[int, int],
+           scale: tuple[float, float] | None = None,
+           antialias: bool = False) -> jax.Array:
+  """Resizes [..., y, x, c] to `size` rows and columns, in float32.
+
+  Args:
+    grid: values on a grid.
+    size: (rows, columns) of the result.
+    scale: per axis, see `cubic_matrix`; None follows from the sizes.
+    antialias: see `cubic_matrix`.
+
+  Returns:
+    [..., size[0], size[1], c] float32.
+  """
+  scale = scale or (None, None)
+  rows, columns = (
+      cubic_matrix(n, size[i], scale[i], antialias)
+      for i, n in enumerate(grid.shape[-3:-1]))
+  return jnp.einsum(
+      'oy,px,...yxc->...opc', rows, columns, grid.astype(jnp.float32),
+      precision=jax.lax.Precision.HIGHEST)

@@ -1,0 +1,107 @@
+"""The projection head of DINO and iBOT: an MLP, then prototypes."""
+
+import dataclasses
+import math
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from dinojax.models import layers
+from dinojax.parallel import sharding
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadConfig:
+  """Sizes of a head."""
+
+  num_prototypes: int
+  hidden_dim: int = 2048
+  bottleneck_dim: int = 256
+  num_layers: int = 3
+  weight_norm: bool = False  # DINOv2: prototypes of learned norm g
+  mlp_bias: bool = True
+
+
+class Prototypes(nnx.Module):
+  """Logits of unit vectors against prototypes; float32 out.
+
+  Operands are in the compute dtype, so that prototypes travel in it.
+
+  Source: DINOv3's plain Linear; with `weight_norm`, DINOv2's torch weight
+    norm, whose v keeps PyTorch's Linear initialisation and whose g starts at
+    1 and is trained.
+  """
+
+  def __init__(self, width: int, config: HeadConfig, *, dtype,
+               rngs: nnx.Rngs):
+    self.dtype, self.weight_norm = dtype, config.weight_norm
+    shape = (width, config.num_prototypes)
+    if config.weight_norm:
+      bound = 1 / math.sqrt(width)
+      self.v = nnx.Param(jax.random.uniform(
+          rngs.params(), shape, jnp.float32, -bound, bound))
+      self.g = nnx.Param(jnp.ones(shape[1:], jnp.float32))
+    else:
+      self.kernel = nnx.Param(
+          layers.normal(0.02)(rngs.params(), shape, jnp.float32))
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[..., d] unit vectors to [..., k] float32 logits."""
+    if not self.weight_norm:
+      kernel = self.kernel[...]
+    else:
+      v = self.v[...].astype(jnp.float32)
+      norm = jnp.sqrt(jnp.sum(v * v, axis=0, keepdims=True))
+      kernel = v * (self.g[...].astype(jnp.float32)[None] / norm)
+    return jax.lax.dot_general(
+        x.astype(self.dtype), kernel.astype(self.dtype),
+        (((x.ndim - 1,), (0,)), ((), ())),
+        preferred_element_type=jnp.float32)
+
+
+class HeadMlp(nnx.Module):
+  """`num_layers` Linears with exact GELU between."""
+
+  def __init__(self, width: int, config: HeadConfig, *, dtype,
+               rngs: nnx.Rngs):
+    self.num_layers = config.num_layers
+    hidden = [config.hidden_dim] * (config.num_layers - 1)
+    sizes = [width, *hidden, config.bottleneck_dim]
+    for i, (num_in, num_out) in enumerate(zip(sizes[:-1], sizes[1:],
+                                              strict=True)):
+      setattr(self, f'fc{i}', layers.linear(
+          num_in, num_out, use_bias=config.mlp_bias, dtype=dtype, rngs=rngs))
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    for i in range(self.num_layers):
+      x = getattr(self, f'fc{i}')(x)
+      if i < self.num_layers - 1:
+        x = jax.nn.gelu(x, approximate=False)
+    return x
+
+
+class Head(nnx.Module):
+  """Tokens to prototype logits.
+
+  Source: DINOHead of DINOv2 and DINOv3.
+  """
+
+  def __init__(self, width: int, config: HeadConfig, *, dtype,
+               rngs: nnx.Rngs):
+    self.dtype = dtype
+    self.mlp = HeadMlp(width, config, dtype=dtype, rngs=rngs)
+    self.last_layer = Prototypes(
+        config.bottleneck_dim, config, dtype=dtype, rngs=rngs)
+
+  def bottleneck(self, x: jax.Array) -> jax.Array:
+    """[..., d] to unit vectors [..., bottleneck_dim], float32."""
+    x = self.mlp(x.astype(self.dtype)).astype(jnp.float32)
+    square = jnp.sum(x * x, axis=-1, keepdims=True)
+    # max(‖x‖, 1e-12) with a gradient that is finite at zero.
+    return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[..., d] to [..., k] float32 logits."""
+    whole = sharding.gather(self, self.dtype)
+    return whole.last_layer(whole.bottleneck(x))

@@ -1,0 +1,146 @@
+"""The parts of a block. Parameters are float32; arithmetic in `dtype`."""
+
+from collections.abc import Callable
+import math
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+# PyTorch's trunc_normal_(std=0.02) cuts at ±2, 100 standard deviations away:
+# it is a plain normal. JAX's truncated_normal would cut at two.
+normal = nnx.initializers.normal
+
+
+def linear(num_in: int, num_out: int, *, dtype, rngs: nnx.Rngs,
+           use_bias: bool = True) -> nnx.Linear:
+  """A Linear with the references' initialisation (normal 0.02, bias 0)."""
+  return nnx.Linear(
+      num_in, num_out, use_bias=use_bias, dtype=dtype,
+      kernel_init=normal(0.02), rngs=rngs)
+
+
+class RMSNorm(nnx.Module):
+  """x / rms(x) · scale; statistics in float32, cast back before the scale."""
+
+  def __init__(self, width: int, *, epsilon: float, dtype):
+    self.epsilon, self.dtype = epsilon, dtype
+    self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    wide = x.astype(jnp.float32)
+    square = jnp.mean(wide * wide, axis=-1, keepdims=True)
+    x = (wide * jax.lax.rsqrt(square + self.epsilon)).astype(self.dtype)
+    scale = self.scale[...].astype(self.dtype)
+    return x * scale.reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def norm(kind: str, width: int, *, epsilon: float, dtype, rngs: nnx.Rngs):
+  """'layernorm' or 'rmsnorm' over the last axis."""
+  if kind == 'rmsnorm':
+    return RMSNorm(width, epsilon=epsilon, dtype=dtype)
+  if kind != 'layernorm':
+    raise ValueError(f'norm={kind!r}: use layernorm or rmsnorm')
+  return nnx.LayerNorm(
+      width, epsilon=epsilon, dtype=dtype, use_fast_variance=False, rngs=rngs)
+
+
+class LayerScale(nnx.Module):
+  """A learned factor per channel of a residual branch."""
+
+  def __init__(self, width: int, value: float, *, dtype):
+    self.dtype = dtype
+    self.gamma = nnx.Param(jnp.full((width,), value, jnp.float32))
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    gamma = self.gamma[...].astype(self.dtype)
+    return x * gamma.reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+class Mlp(nnx.Module):
+  """Linear, exact GELU, Linear."""
+
+  def __init__(self, width: int, hidden: int, *, use_bias: bool, dtype,
+               rngs: nnx.Rngs):
+    kwargs = dict(use_bias=use_bias, dtype=dtype, rngs=rngs)
+    self.fc1 = linear(width, hidden, **kwargs)
+    self.fc2 = linear(hidden, width, **kwargs)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+
+
+class SwiGlu(nnx.Module):
+  """w3(silu(gate) · value); the first half of w12 is the gate.
+
+  Differs: DINOv3 keeps the two halves as w1 and w2; one product reads the
+  input once.
+  """
+
+  def __init__(self, width: int, hidden: int, *, use_bias: bool, dtype,
+               rngs: nnx.Rngs):
+    kwargs = dict(use_bias=use_bias, dtype=dtype, rngs=rngs)
+    self.w12 = linear(width, 2 * hidden, **kwargs)
+    self.w3 = linear(hidden, width, **kwargs)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    gate, value = jnp.split(self.w12(x), 2, axis=-1)
+    return self.w3(jax.nn.silu(gate) * value)
+
+
+class PatchEmbed(nnx.Module):
+  """Non-overlapping patches, projected; a remainder is cropped away.
+
+  Source: the references keep PyTorch's Conv2d initialisation, uniform in
+  ±1/√fan_in for the weight and the bias.
+  """
+
+  def __init__(self, patch_px: int, num_channels: int, width: int, *, dtype,
+               rngs: nnx.Rngs):
+    self.patch_px, self.dtype = patch_px, dtype
+    bound = 1 / math.sqrt(num_channels * patch_px**2)
+
+    def uniform(shape):
+      return jax.random.uniform(
+          rngs.params(), shape, jnp.float32, -bound, bound)
+
+    self.kernel = nnx.Param(uniform((patch_px, patch_px, num_channels, width)))
+    self.bias = nnx.Param(uniform((width,)))
+
+  def __call__(self, images: jax.Array) -> jax.Array:
+    """[r, y, x, c] to [r, p, d], patches row by row."""
+    r, y, x, c = images.shape
+    size = self.patch_px
+    rows, columns = y // size, x // size
+    images = images[:, :rows * size, :columns * size].astype(self.dtype)
+    patches = images.reshape(r, rows, size, columns, size, c)
+    patches = patches.transpose(0, 1, 3, 2, 4, 5)
+    patches = patches.reshape(r, rows * columns, size * size * c)
+    kernel = self.kernel[...].astype(self.dtype)
+    out = patches @ kernel.reshape(size * size * c, -1)
+    return out + self.bias[...].astype(self.dtype)[None, None]
+
+
+def tokenwise(function: Callable[[jax.Array], jax.Array],
+              crops: list[jax.Array], packing: str) -> list[jax.Array]:
+  """Applies a per-token function to crops of several sizes.
+
+  Args:
+    function: maps [..., d] to [..., e], token by token.
+    crops: [r_i, n_i, d] per crop size.
+    packing: 'stream' joins all tokens into one matrix (fastest on CPU),
+      'tuple' calls the function once per crop size (no copies).
+
+  Returns:
+    [r_i, n_i, e] per crop size.
+  """
+  if packing == 'tuple' or len(crops) == 1:
+    return [function(x) for x in crops]
+  flat = [x.reshape(-1, x.shape[-1]) for x in crops]
+  out = function(jnp.concatenate(flat))
+  starts = [0]
+  for x in flat:
+    starts.append(starts[-1] + x.shape[0])
+  return [
+      out[a:b].reshape(*x.shape[:-1], -1)
+      for x, a, b in zip(crops, starts[:-1], starts[1:], strict=True)]

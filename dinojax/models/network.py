@@ -1,0 +1,116 @@
+"""A backbone with its heads, and any module as pure functions."""
+
+from collections.abc import Callable
+import dataclasses
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from dinojax.core import tree
+from dinojax.models import heads
+from dinojax.models import vit
+from dinojax.parallel import sharding
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkConfig:
+  """A backbone and its heads; a head that no loss uses is None."""
+
+  backbone: vit.ViTConfig
+  dino_head: heads.HeadConfig | None
+  ibot_head: heads.HeadConfig | None
+  shared_head: bool = False  # patches go through the DINO head (DINOv2 short)
+
+
+class Network(nnx.Module):
+  """What a student is, and what its teacher is."""
+
+  def __init__(self, config: NetworkConfig, *, rngs: nnx.Rngs):
+    self.config = config
+    width = config.backbone.embed_dim
+    dtype = config.backbone.compute_dtype
+    self.backbone = vit.ViT(config.backbone, rngs=rngs)
+    if config.dino_head:
+      self.dino_head = heads.Head(
+          width, config.dino_head, dtype=dtype, rngs=rngs)
+    if config.ibot_head and not config.shared_head:
+      self.ibot_head = heads.Head(
+          width, config.ibot_head, dtype=dtype, rngs=rngs)
+
+  def __call__(self, rows: dict, *, train: bool) -> dict:
+    """One process's rows through backbone and heads.
+
+    Args:
+      rows: crops {kind: [r, y, x, c]}; masks {kind: [r, p]} or absent; draws
+        (see models.draws) or absent; mask_index [g, m], positions in the
+        patches (row by row) of each group's global crops, or absent.
+      train: as the student runs.
+
+    Returns:
+      cls {kind: [r, d]} normed, float32; dino {kind: [r, k]} logits; ibot
+      [g, m, k] logits of the masked patches.
+    """
+    features = self.backbone(
+        rows['crops'], masks=rows.get('masks'), draws=rows.get('draws'),
+        train=train)
+    out = {'cls': {kind: f['cls'].astype(jnp.float32)
+                   for kind, f in features.items()}}
+    if self.config.dino_head:
+      out['dino'] = self._by_kind(
+          self.dino_head, {k: f['cls'] for k, f in features.items()})
+    if self.config.ibot_head and 'mask_index' in rows:
+      head = (self.dino_head if self.config.shared_head else self.ibot_head)
+      index = rows['mask_index']
+      patches = features['global']['patches']
+      patches = patches.reshape(index.shape[0], -1, patches.shape[-1])
+      out['ibot'] = head(jax.vmap(lambda p, i: p[i])(patches, index))
+    return out
+
+  def _by_kind(self, head, tokens: dict) -> dict:
+    """One call of a head for the tokens of every crop size."""
+    logits = head(jnp.concatenate(list(tokens.values())))
+    out, start = {}, 0
+    for kind, x in tokens.items():
+      out[kind] = logits[start:start + x.shape[0]]
+      start += x.shape[0]
+    return out
+
+
+class Functional:
+  """An nnx module as pure functions of a plain nested dict of parameters.
+
+  Attributes:
+    shapes: abstract parameters.
+    specs: their PartitionSpecs on the mesh.
+  """
+
+  def __init__(self, make: Callable[[nnx.Rngs], nnx.Module],
+               mesh: jax.sharding.Mesh):
+    abstract = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+    sharding.annotate(abstract, mesh)
+    self._make = make
+    self._graphdef, _ = nnx.split(abstract)
+    self.shapes = nnx.to_pure_dict(nnx.state(abstract, nnx.Param))
+    self.specs = sharding.specs(self.shapes, mesh)
+
+  def init(self, key: jax.Array) -> tree.Tree:
+    """Fresh parameters, float32; call under jit."""
+    return nnx.to_pure_dict(
+        nnx.state(self._make(nnx.Rngs(key)), nnx.Param))
+
+  def apply(self, params: tree.Tree, rows: tree.Tree,
+            call: Callable[[nnx.Module, tree.Tree], tree.Tree]) -> tree.Tree:
+    """`call(module, rows)` on every device's own rows.
+
+    Args:
+      params: global parameters, split as `specs`.
+      rows: tree of arrays whose leading axis is split over all devices.
+      call: what to run; gets the module with the device's parts of the
+        parameters (see sharding.gather) and its rows.
+
+    Returns:
+      A tree of arrays with rows leading.
+    """
+    run = lambda params, rows: call(nnx.merge(self._graphdef, params), rows)
+    return sharding.on_rows(run, self.specs)(params, rows)

@@ -1,0 +1,175 @@
+"""Where a patch is: DINOv2's learned grid and DINOv3's axial RoPE."""
+
+from collections.abc import Callable
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dinojax.kernels import resample
+
+Rope = tuple[jax.Array, jax.Array]  # sin, cos: [p, d] or [g, p, d]
+
+
+def resize_learned(table: jax.Array, grid: tuple[int, int], *,
+                   offset: float = 0.1, antialias: bool = False) -> jax.Array:
+  """The learned table for another patch grid; the CLS entry stays.
+
+  Args:
+    table: [1 + n·n, d] entries of CLS and of a square grid.
+    grid: (rows, columns) of patches wanted.
+    offset: added to the target size when the scale is computed; DINOv2's 0.1
+      changes values, 0.0 (its register models) does not.
+    antialias: as in its register models.
+
+  Returns:
+    [1 + rows·columns, d].
+
+  Source: DINOv2's interpolate_pos_encoding.
+  """
+  side = math.isqrt(table.shape[0] - 1)
+  if grid == (side, side):
+    return table
+  scale = tuple((n + offset) / side for n in grid) if offset else None
+  patches = table[1:].reshape(side, side, -1)
+  patches = resample.resize(patches, grid, scale, antialias)
+  patches = patches.reshape(grid[0] * grid[1], -1).astype(table.dtype)
+  return jnp.concatenate([table[:1], patches])
+
+
+def rope_periods(head_dim: int, *, base: float | None = 100.0,
+                 min_period: float | None = None,
+                 max_period: float | None = None,
+                 dtype: str = 'float32') -> np.ndarray:
+  """The head_dim/4 periods, in units of half an image side; float32.
+
+  Args:
+    head_dim: width of a head, divisible by 4.
+    base: periods base^(2k/(head_dim/2)); or None, and
+    min_period: of the geometric form, with
+    max_period: the other end.
+    dtype: rounds every operation; the references trained in bfloat16.
+
+  Raises:
+    ValueError: head_dim, or both or neither of the two forms.
+
+  Source: DINOv3's RopePositionEmbedding.
+  """
+  if head_dim % 4:
+    raise ValueError(f'RoPE needs a head width divisible by 4, not {head_dim}')
+  bounds = min_period is not None and max_period is not None
+  if (base is None) != bounds:
+    raise ValueError(
+        f'RoPE takes either rope_base ({base}) or rope_min_period and '
+        f'rope_max_period ({min_period}, {max_period}): set one of the two')
+  cut = lambda x: np.asarray(x).astype(jnp.dtype(dtype)).astype(np.float32)
+  count = head_dim // 4
+  if base is not None:
+    exponents = cut(2 * np.arange(count) / (head_dim // 2))
+    return cut(np.float32(base) ** exponents)
+  ratio = np.float32(max_period / min_period)
+  # PyTorch's linspace: a rounded step, walked from both ends.
+  step, index = cut(1 / (count - 1)), np.arange(count, dtype=np.float32)
+  exponents = cut(np.where(
+      index < count // 2, step * index, 1 - step * (count - 1 - index)))
+  powers = cut(ratio ** exponents)
+  return cut(cut(powers / ratio) * np.float32(max_period))
+
+
+def rounder(dtype: jnp.dtype) -> Callable[[jax.Array], jax.Array]:
+  """Rounds float32 values to `dtype`, and stays in float32.
+
+  The compiler may keep bfloat16 intermediates in float32; this it may not,
+  so bfloat16 RoPE has the references' values on every platform.
+  """
+  info = jnp.finfo(dtype)
+  if info.bits == 32:
+    return lambda x: x
+  return lambda x: jax.lax.reduce_precision(
+      x.astype(jnp.float32), info.nexp, info.nmant)
+
+
+def rope_coordinates(grid: tuple[int, int], normalize: str = 'separate',
+                     dtype: jnp.dtype = jnp.float32) -> jax.Array:
+  """Patch centres [p, 2] (row, column), an image side being (-1, 1).
+
+  Args:
+    grid: (rows, columns) of patches.
+    normalize: 'separate' divides each axis by its own length, 'max' and 'min'
+      both by the longer or shorter.
+    dtype: rounds every operation; the references trained in bfloat16.
+  """
+  lengths = {'separate': grid, 'max': (max(grid),) * 2, 'min': (min(grid),) * 2}
+  if normalize not in lengths:
+    raise ValueError(
+        f'rope_normalize={normalize!r}: use separate, max or min')
+  cut = rounder(dtype)
+  axes = [
+      cut((jnp.arange(n, dtype=jnp.float32) + 0.5)
+          / np.float32(lengths[normalize][i])) for i, n in enumerate(grid)]
+  points = jnp.stack(jnp.meshgrid(*axes, indexing='ij'), axis=-1)
+  return cut(cut(2 * points.reshape(-1, 2)) - 1)
+
+
+def rope(grid: tuple[int, int], periods: np.ndarray, *,
+         normalize: str = 'separate', dtype: jnp.dtype = jnp.float32,
+         draw: dict[str, jax.Array] | None = None) -> Rope:
+  """Sine and cosine of every patch's angles.
+
+  Args:
+    grid: (rows, columns) of patches.
+    periods: [d/4] from `rope_periods`.
+    normalize: see `rope_coordinates`.
+    dtype: of the result, and of the rounding of every step to it.
+    draw: training augmentation, any of 'shift' [g, 2], 'log_jitter' [g, 2],
+      'log_rescale' [g], applied in this order; one per group of images.
+
+  Returns:
+    (sin, cos), each [p, d], or [g, p, d] with `draw`.
+
+  Source: DINOv3's RopePositionEmbedding.
+  """
+  cut = rounder(dtype)
+  points = rope_coordinates(grid, normalize, dtype)
+  if draw:
+    points = points[None]
+    if 'shift' in draw:
+      points = cut(points + cut(draw['shift'])[:, None, :])
+    if 'log_jitter' in draw:
+      factor = cut(jnp.exp(cut(draw['log_jitter'])))
+      points = cut(points * factor[:, None, :])
+    if 'log_rescale' in draw:
+      factor = cut(jnp.exp(cut(draw['log_rescale'])))
+      points = cut(points * factor[:, None, None])
+  periods = cut(jnp.asarray(periods, jnp.float32))
+  periods = periods.reshape((1,) * points.ndim + (-1,))
+  angles = cut(cut(np.float32(2 * math.pi) * points[..., None]) / periods)
+  angles = angles.reshape(*points.shape[:-1], -1)  # rows, then columns
+  angles = jnp.concatenate([angles, angles], axis=-1)
+  return jnp.sin(angles).astype(dtype), jnp.cos(angles).astype(dtype)
+
+
+def rotate(x: jax.Array, rope: Rope) -> jax.Array:
+  """Rotates queries or keys; leading tokens (CLS, registers) pass.
+
+  Args:
+    x: [r, n, h, d]; its last p tokens are patches.
+    rope: sin and cos [p, d], or [g, p, d] for g equal groups of rows.
+  """
+  sin, cos = rope
+  num_patches = sin.shape[-2]
+  cut = rounder(sin.dtype)
+  # The references cast every token to the dtype of RoPE, not only patches.
+  x32 = cut(x.astype(jnp.float32))
+  kept, patches = jnp.split(x32, [x.shape[1] - num_patches], axis=1)
+  if sin.ndim == 3:
+    group = patches.shape[0] // sin.shape[0]
+    sin, cos = (jnp.repeat(t, group, axis=0) for t in (sin, cos))
+  else:
+    sin, cos = sin[None], cos[None]
+  sin, cos = (t[:, :, None, :].astype(jnp.float32) for t in (sin, cos))
+  first, second = jnp.split(patches, 2, axis=-1)
+  turned = jnp.concatenate([-second, first], axis=-1)
+  patches = cut(cut(patches * cos) + cut(turned * sin))
+  return jnp.concatenate([kept, patches], axis=1).astype(x.dtype)

@@ -1,0 +1,304 @@
+"""The vision transformer of DINOv2 and DINOv3, options and all.
+
+One scanned block call serves every crop size of a step, so that a sharded
+block is gathered once for all of them. What is random is drawn first (`draw`)
+and passed in, so a forward is a function of its arguments.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from dinojax.kernels import attention
+from dinojax.models import layers
+from dinojax.models import positions
+from dinojax.parallel import sharding
+
+Array = jax.Array
+Features = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTConfig:
+  """Everything that shapes a ViT; sizes by name are in `zoo`."""
+
+  embed_dim: int
+  depth: int
+  num_heads: int
+  patch_px: int
+  ffn: str = 'mlp'  # or 'swiglu'
+  ffn_hidden: int = 0  # 0: 4 × embed_dim
+  num_channels: int = 3
+  num_registers: int = 0
+  position: str = 'learned'  # or 'rope'
+  image_px: int = 224  # the learned grid is for square images of this side
+  interpolate_offset: float = 0.1
+  interpolate_antialias: bool = False
+  norm: str = 'layernorm'  # or 'rmsnorm'
+  norm_epsilon: float = 1e-6
+  qkv_bias: bool = True
+  proj_bias: bool = True
+  ffn_bias: bool = True
+  mask_k_bias: bool = False  # the bias of k is held at zero
+  layerscale: float | None = 1e-5
+  drop_path_rate: float = 0.0
+  drop_path_uniform: bool = True  # False: a ramp from 0 to the rate
+  untie_cls_and_patch_norms: bool = False
+  untie_global_and_local_cls_norm: bool = False
+  rope_base: float | None = 100.0
+  rope_min_period: float | None = None
+  rope_max_period: float | None = None
+  rope_normalize: str = 'separate'
+  rope_shift: float | None = None
+  rope_jitter: float | None = None
+  rope_rescale: float | None = None
+  rope_dtype: str = 'float32'
+  token_std: float = 0.02  # of CLS and registers at the start; DINOv2: 1e-6
+  dtype: str = 'float32'
+  remat: str = 'none'  # or 'blocks': recompute blocks in the backward pass
+  packing: str = 'tuple'  # or 'stream', see layers.tokenwise
+  attention: str = 'xla'  # see kernels.attention
+
+  @property
+  def compute_dtype(self):
+    """The dtype of activations."""
+    return jnp.dtype(self.dtype)
+
+  def grid(self, image_px: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of patches of an image."""
+    return image_px[0] // self.patch_px, image_px[1] // self.patch_px
+
+
+class Attention(nnx.Module):
+  """Multi-head self-attention on one fused projection (q, k, v)."""
+
+  def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
+    self.config = config
+    d = config.embed_dim
+    kwargs = dict(dtype=config.compute_dtype, rngs=rngs)
+    self.qkv = layers.linear(d, 3 * d, use_bias=config.qkv_bias, **kwargs)
+    self.proj = layers.linear(d, d, use_bias=config.proj_bias, **kwargs)
+
+  def project(self, x: Array) -> Array:
+    """[..., d] to [..., 3·d]."""
+    if not (self.config.mask_k_bias and self.config.qkv_bias):
+      return self.qkv(x)
+    bias = self.qkv.bias[...].reshape(3, -1)
+    bias = bias * jnp.array([[1], [0], [1]], bias.dtype)
+    out = x @ self.qkv.kernel[...].astype(x.dtype)
+    return out + bias.reshape((1,) * (x.ndim - 1) + (-1,)).astype(x.dtype)
+
+  def mix(self, qkv: Array, rope: positions.Rope | None) -> Array:
+    """[r, n, 3·d] to the attended values [r, n, d]."""
+    r, n, _ = qkv.shape
+    qkv = qkv.reshape(r, n, 3, self.config.num_heads, -1)
+    q, k, v = (qkv[:, :, i] for i in range(3))
+    if rope is not None:
+      q, k = positions.rotate(q, rope), positions.rotate(k, rope)
+    out = attention.attend(
+        q, k, v, implementation=self.config.attention)
+    return out.reshape(r, n, -1)
+
+
+class Block(nnx.Module):
+  """x += ls1(attention(norm1 x)), then x += ls2(ffn(norm2 x))."""
+
+  def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
+    self.config = config
+    d, dtype = config.embed_dim, config.compute_dtype
+    norm = lambda: layers.norm(
+        config.norm, d, epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs)
+    self.norm1, self.norm2 = norm(), norm()
+    self.attn = Attention(config, rngs=rngs)
+    ffn = {'mlp': layers.Mlp, 'swiglu': layers.SwiGlu}[config.ffn]
+    self.mlp = ffn(d, config.ffn_hidden or 4 * d, use_bias=config.ffn_bias,
+                   dtype=dtype, rngs=rngs)
+    if config.layerscale:
+      self.ls1 = layers.LayerScale(d, config.layerscale, dtype=dtype)
+      self.ls2 = layers.LayerScale(d, config.layerscale, dtype=dtype)
+
+  def __call__(self, crops: list[Array], ropes: list[positions.Rope | None],
+               draws: list[dict[str, Array]]) -> list[Array]:
+    """One block over the crops of every size, [r_i, n_i, d] each."""
+    packing = self.config.packing
+    scale1, scale2 = (
+        (self.ls1, self.ls2) if self.config.layerscale
+        else (lambda x: x, lambda x: x))
+
+    def attend(subset, draws):
+      qkv = layers.tokenwise(
+          lambda x: self.attn.project(self.norm1(x)), subset, packing)
+      mixed = [self.attn.mix(x, rope)
+               for x, rope in zip(qkv, ropes, strict=True)]
+      return layers.tokenwise(
+          lambda x: scale1(self.attn.proj(x)), mixed, packing)
+
+    def transform(subset, draws):
+      return layers.tokenwise(
+          lambda x: scale2(self.mlp(self.norm2(x))), subset, packing)
+
+    crops = _residual(attend, crops, [d.get('attn') for d in draws])
+    return _residual(transform, crops, [d.get('ffn') for d in draws])
+
+
+def _residual(branch, crops: list[Array], kept: list[Array | None]):
+  """Adds a residual branch, computed on the kept rows only.
+
+  Args:
+    branch: maps a list of [r, n, d] to residuals of the same shapes.
+    crops: per crop size [r, n, d], r being groups × rows of a group.
+    kept: per crop size [g, k] kept rows of every group, float [g, r/g]
+      factors of every row, or None.
+
+  Source: DINOv2's drop_add_residual_stochastic_depth: exactly k rows of a
+    group are updated, scaled by rows/k.
+  """
+  subset = [_take(x, rows) for x, rows in zip(crops, kept, strict=True)]
+  out = branch(subset, kept)
+  return [_add(x, y, rows)
+          for x, y, rows in zip(crops, out, kept, strict=True)]
+
+
+def _take(x: Array, kept: Array | None) -> Array:
+  if kept is None or jnp.issubdtype(kept.dtype, jnp.floating):
+    return x
+  groups = x.reshape(kept.shape[0], -1, *x.shape[1:])
+  return jax.vmap(lambda rows, i: rows[i])(groups, kept).reshape(
+      -1, *x.shape[1:])
+
+
+def _add(x: Array, y: Array, kept: Array | None) -> Array:
+  if kept is None:
+    return x + y
+  if jnp.issubdtype(kept.dtype, jnp.floating):
+    return x + y * kept.reshape(-1, 1, 1).astype(y.dtype)
+  groups = x.reshape(kept.shape[0], -1, *x.shape[1:])
+  y = y.reshape(*kept.shape, *y.shape[1:])
+  y = y * jnp.asarray(groups.shape[1] / kept.shape[1], y.dtype)
+  add = lambda rows, i, out: rows.at[i].add(out, unique_indices=True)
+  return jax.vmap(add)(groups, kept, y).reshape(x.shape)
+
+
+class ViT(nnx.Module):
+  """Tokens [CLS, registers, patches] through `depth` blocks and a norm."""
+
+  def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
+    self.config = config
+    d, dtype = config.embed_dim, config.compute_dtype
+    self.patch_embed = layers.PatchEmbed(
+        config.patch_px, config.num_channels, d, dtype=dtype, rngs=rngs)
+    draw = lambda std, *shape: nnx.Param(
+        std * jax.random.normal(rngs.params(), shape, jnp.float32))
+    self.cls_token = draw(config.token_std, d)
+    self.mask_token = nnx.Param(jnp.zeros((d,), jnp.float32))
+    if config.num_registers:
+      self.registers = draw(config.token_std, config.num_registers, d)
+    if config.position == 'learned':
+      rows, columns = config.grid((config.image_px, config.image_px))
+      self.pos_embed = draw(0.02, 1 + rows * columns, d)
+    self.blocks = nnx.vmap(lambda r: Block(config, rngs=r))(
+        rngs.split(config.depth))
+    norm = lambda: layers.norm(
+        config.norm, d, epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs)
+    self.norm = norm()
+    if config.untie_cls_and_patch_norms:
+      self.cls_norm = norm()
+    if config.untie_global_and_local_cls_norm:
+      self.local_cls_norm = norm()
+
+  def __call__(self, crops: Mapping[str, Array], *,
+               masks: Mapping[str, Array] | None = None,
+               draws: Mapping[str, dict[str, Array]] | None = None,
+               train: bool = False) -> dict[str, Features]:
+    """Features of the crops of every size.
+
+    Args:
+      crops: by kind ('global', 'local'), [r, y, x, c] normalised images.
+      masks: by kind, [r, p] bool: patches replaced by the mask token.
+      draws: by kind, what `draw` returns; None: nothing is random.
+      train: as the student runs: untied local CLS norm.
+
+    Returns:
+      By kind: cls [r, d], registers [r, n, d], patches [r, p, d], after the
+      final norm; prenorm [r, n, d], all tokens before it.
+    """
+    masks, draws = masks or {}, draws or {}
+    dtype = self.config.compute_dtype
+    kinds = list(crops)
+    tokens = [self._tokens(crops[kind], masks.get(kind)) for kind in kinds]
+    grids = [self.config.grid(crops[kind].shape[1:3]) for kind in kinds]
+    fixed = [self._rope(grid, None) for grid in grids]
+    # [g, l, …] to [l, g, …]: the scan walks over layers.
+    layer_draws = [
+        jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), draws.get(kind, {}))
+        for kind in kinds]
+
+    def body(tokens, layer):
+      block, drawn = layer
+      ropes = [
+          self._rope(grid, d['rope']) if 'rope' in d else rope
+          for grid, d, rope in zip(grids, drawn, fixed, strict=True)]
+      return sharding.gather(block, dtype)(tokens, ropes, drawn), None
+
+    if self.config.remat == 'blocks':
+      body = jax.checkpoint(body, prevent_cse=False)
+    tokens, _ = jax.lax.scan(body, tokens, (self.blocks, layer_draws))
+    return {kind: self._features(x, kind, train)
+            for kind, x in zip(kinds, tokens, strict=True)}
+
+  def _tokens(self, images: Array, mask: Array | None) -> Array:
+    """[r, y, x, c] to [r, n, d]: CLS, registers, patches."""
+    config, dtype = self.config, self.config.compute_dtype
+    whole = lambda variable: sharding.gather(variable, dtype)[...]
+    x = sharding.gather(self.patch_embed, dtype)(images)
+    cls_token, mask_token = whole(self.cls_token), whole(self.mask_token)
+    if mask is not None:
+      x = jnp.where(mask[..., None], mask_token[None, None], x)
+    cls_token = jnp.broadcast_to(
+        cls_token[None, None], (x.shape[0], 1, x.shape[2]))
+    x = jnp.concatenate([cls_token, x], axis=1)
+    if config.position == 'learned':
+      # Resampled in float32, whatever the compute dtype.
+      table = sharding.gather(self.pos_embed, jnp.float32)[...]
+      table = positions.resize_learned(
+          table, config.grid(images.shape[1:3]),
+          offset=config.interpolate_offset,
+          antialias=config.interpolate_antialias)
+      x = x + table.astype(dtype)[None]
+    if not config.num_registers:
+      return x
+    registers = whole(self.registers)
+    registers = jnp.broadcast_to(
+        registers[None], (x.shape[0], *registers.shape))
+    return jnp.concatenate([x[:, :1], registers, x[:, 1:]], axis=1)
+
+  def _rope(self, grid, draw) -> positions.Rope | None:
+    config = self.config
+    if config.position != 'rope':
+      return None
+    periods = positions.rope_periods(
+        config.embed_dim // config.num_heads, base=config.rope_base,
+        min_period=config.rope_min_period, max_period=config.rope_max_period,
+        dtype=config.rope_dtype)
+    return positions.rope(
+        grid, periods, normalize=config.rope_normalize,
+        dtype=jnp.dtype(config.rope_dtype), draw=draw)
+
+  def _features(self, x: Array, kind: str, train: bool) -> Features:
+    config, dtype = self.config, self.config.compute_dtype
+    norm = sharding.gather(self.norm, dtype)
+    first = 1 + config.num_registers
+    if config.untie_global_and_local_cls_norm and train and kind == 'local':
+      lead = sharding.gather(self.local_cls_norm, dtype)(x[:, :first])
+      patches = norm(x[:, first:])
+    elif config.untie_cls_and_patch_norms:
+      lead = sharding.gather(self.cls_norm, dtype)(x[:, :first])
+      patches = norm(x[:, first:])
+    else:
+      normed = norm(x)
+      lead, patches = normed[:, :first], normed[:, first:]
+    return {'cls': lead[:, 0], 'registers': lead[:, 1:], 'patches': patches,
+            'prenorm': x}

@@ -1,0 +1,47 @@
+"""The device mesh: axes ('data', 'fsdp'), explicit, always there."""
+
+from collections.abc import Sequence
+
+import jax
+from jax import P
+
+from dinojax.core import errors
+
+DATA, FSDP = 'data', 'fsdp'
+AXES = (DATA, FSDP)
+# Images, and everything made from them, are split over all devices.
+ROWS = P(AXES)
+
+
+def make(data: int = -1, fsdp: int = 1,
+         devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+  """A mesh of `data` × `fsdp` devices; -1 takes what the other leaves.
+
+  Parameters are sharded over `fsdp` and replicated over `data`; images are
+  split over both. Axes are explicit: a sharding mistake is a type error, on
+  one device as well.
+
+  Raises:
+    UserError: the sizes do not use every device.
+  """
+  devices = jax.devices() if devices is None else list(devices)
+  total = len(devices)
+  if fsdp == -1:
+    fsdp = total // max(data, 1)
+  elif data == -1:
+    data = total // fsdp
+  if data * fsdp != total:
+    raise errors.UserError(
+        f'mesh.data={data} × mesh.fsdp={fsdp} is not the number of devices, '
+        f'{total}: set mesh.fsdp to a divisor of {total} and mesh.data to -1')
+  return jax.make_mesh((data, fsdp), AXES, devices=devices)
+
+
+def platform(mesh: jax.sharding.Mesh) -> str:
+  """'cpu', 'gpu' or 'tpu': of the mesh, not of the host that compiles."""
+  return mesh.devices.flat[0].platform
+
+
+def activate(mesh: jax.sharding.Mesh):
+  """Makes `mesh` the mesh of the program; usable as a context manager."""
+  return jax.set_mesh(mesh)

@@ -1,0 +1,21 @@
+"""Eight CPU devices, strict ranks, exact matmuls, a compile cache."""
+
+import os
+import pathlib
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+import jax
+from absl import flags
+
+_CACHE = pathlib.Path(__file__).parents[1] / '.jax_cache'
+
+jax.config.update('jax_num_cpu_devices', 8)
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+jax.config.update('jax_default_matmul_precision', 'highest')
+jax.config.update('jax_compilation_cache_dir', str(_CACHE))
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+
+# grain's worker processes read absl flags, which pytest never parses.
+flags.FLAGS.mark_as_parsed()
