@@ -98,8 +98,9 @@ class Head(nnx.Module):
     """[..., d] to unit vectors [..., bottleneck_dim], float32."""
     x = self.mlp(x.astype(self.dtype)).astype(jnp.float32)
     square = jnp.sum(x * x, axis=-1, keepdims=True)
-    # max(‖x‖, 1e-12) with a gradient that is finite at zero.
-    return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
+    # x / max(‖x‖, 1e-6). A masked token that every branch dropped is exactly
+    # zero: the references' 1e-12 lets its gradient drown all others.
+    return x * jax.lax.rsqrt(jnp.maximum(square, 1e-12))
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """[..., d] to [..., k] float32 logits."""

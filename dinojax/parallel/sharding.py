@@ -139,8 +139,8 @@ def on_rows(function: Callable, params_specs: tree.Tree) -> Callable:
 
 
 def _vary(part: jax.Array) -> jax.Array:
-  missing = tuple(
-      a for a in mesh_lib.AXES if a not in jax.typeof(part).manual_axis_type.varying)
+  varying = jax.typeof(part).manual_axis_type.varying
+  missing = tuple(a for a in mesh_lib.AXES if a not in varying)
   return jax.lax.pcast(part, missing, to='varying') if missing else part
 
 
@@ -167,6 +167,26 @@ def merge_rows(parts: tree.Tree) -> tree.Tree:
       local, in_specs=P(None, mesh_lib.AXES), out_specs=ROWS)(parts)
 
 
+def abstract_rows(rows: tree.Tree, mesh: jax.sharding.Mesh) -> tree.Tree:
+  """Shapes of row-split arrays, to compile for before they exist."""
+  place = jax.NamedSharding(mesh, ROWS)
+  return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), rows)
+
+
 def constrain(x: jax.Array, spec: P = ROWS) -> jax.Array:
   """Moves `x` to `spec`: rows over all devices, or P() for everywhere."""
   return jax.sharding.reshard(x, P(*spec, *[None] * (x.ndim - len(spec))))
+
+
+def group(x: jax.Array, size: int) -> jax.Array:
+  """[r, …] to [r/size, size, …]; rows of a group are consecutive.
+
+  Groups that span devices are brought together on every device.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  groups = x.shape[0] // size
+  spec = P() if groups % mesh.size else ROWS
+  shape = (groups, size, *x.shape[1:])
+  return constrain(x, spec).reshape(
+      shape, out_sharding=P(*spec, *[None] * (len(shape) - len(spec))))

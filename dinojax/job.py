@@ -1,0 +1,177 @@
+"""From a config and a workdir to a run: the parts that entry points share."""
+
+from collections.abc import Iterator
+import importlib.metadata
+import json
+import os
+import time
+from typing import Any
+
+from etils import epath
+import jax
+
+from dinojax import __version__
+from dinojax.core import config as config_lib
+from dinojax.core import errors
+from dinojax.data import pipeline
+from dinojax.data import sources
+from dinojax.evals import online
+from dinojax.parallel import mesh as mesh_lib
+from dinojax.parallel import processes
+from dinojax.train import loop
+from dinojax.train import recipe as recipe_lib
+from dinojax.train import settings as settings_lib
+
+DEFAULT_COMPILE_CACHE = os.path.join(
+    os.environ.get('XDG_CACHE_HOME', os.path.expanduser('~/.cache')),
+    'dinojax', 'compiled')
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain',
+             'numpy', 'pillow')
+
+
+def compile_cache(folder: str):
+  """Keeps compiled programs in `folder`; empty: nowhere."""
+  if folder:
+    jax.config.update('jax_compilation_cache_dir', folder)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
+
+
+def train(config: Any, workdir: str) -> loop.Result:
+  """Trains or resumes, evaluates, and writes results.json.
+
+  Args:
+    config: ConfigDict, see train.settings.
+    workdir: folder of the run.
+
+  Raises:
+    UserError: anything the user can mend, before work starts where possible.
+  """
+  settings = settings_lib.read(config)
+  folder = prepare_workdir(workdir, settings)
+  training = [(sources.open_source(spec), weight)
+              for spec, weight in settings.data.mixture]
+  homogeneous = [(sources.open_source(spec), probability)
+                 for spec, probability in settings.data.homogeneous]
+  mesh = mesh_lib.make(settings.mesh.data, settings.mesh.fsdp)
+  settings_lib.check_devices(settings, mesh.size)
+  with mesh_lib.activate(mesh):
+    num_images = sum(len(source) for source, _ in training)
+    epoch_steps = settings.train.epoch_steps or max(
+        num_images // settings.train.batch_size, 1)
+    recipe = recipe_lib.build(settings, mesh, epoch_steps)
+    evaluator = online.make(recipe, mesh, settings)
+    steps = lambda d: d and d.steps(
+        batch_size=settings.train.batch_size, epoch_steps=epoch_steps)
+    describe(recipe, mesh, num_images, epoch_steps)
+    run = loop.Run(
+        recipe=recipe, mesh=mesh, workdir=folder,
+        total_steps=recipe_lib.total_steps(settings, epoch_steps),
+        checkpoint_steps=max(steps(settings.checkpoint.every), 1),
+        archive_steps=steps(settings.checkpoint.archive_every),
+        evaluation_steps=steps(settings.knn.every),
+        batches=lambda step: batches(settings, training, homogeneous, step),
+        evaluate=evaluator, info=versions())
+    result = loop.run(run)
+    if result.finished and processes.is_first():
+      write_results(folder, result)
+  return result
+
+
+def batches(settings: settings_lib.Settings, training: list,
+            homogeneous: list, step: int) -> Iterator[dict]:
+  """This process's batches from `step` on."""
+  return pipeline.train_batches(
+      [source for source, _ in training],
+      weights=[weight for _, weight in training],
+      homogeneous=homogeneous, seed=settings.seed, start_step=step,
+      batch_size=settings.train.batch_size,
+      group_images=settings.train.group_images, crops=settings.crops,
+      masks=settings.masks if settings.ibot.loss_weight else None,
+      patch_px=settings.model.patch_px,
+      process_index=jax.process_index(), process_count=jax.process_count(),
+      num_workers=settings.data.num_workers,
+      num_threads=settings.data.num_threads,
+      max_pixels=settings.data.max_pixels)
+
+
+def prepare_workdir(workdir: str,
+                    settings: settings_lib.Settings) -> epath.Path:
+  """Creates the workdir, or checks that it belongs to this config.
+
+  Raises:
+    UserError: no permission, or a `result` field differs.
+  """
+  folder = epath.Path(workdir)
+  path = folder / 'config.json'
+  new = config_lib.flatten(settings)
+  fixed = config_lib.flatten(settings, results_only=True)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+      old = json.loads(path.read_text())
+      lines = config_lib.difference(
+          {k: v for k, v in old.items() if k in fixed or k not in new},
+          json.loads(json.dumps(fixed)))
+      if lines:
+        text = '\n  '.join(lines)
+        raise errors.UserError(
+            f'{workdir} holds a run of another config; these fields change '
+            f'the result:\n  {text}\nUse another --workdir, or set them back')
+    if processes.is_first():
+      write_text(path, json.dumps(new, indent=1))
+      write_text(folder / 'versions.json', json.dumps(versions(), indent=1))
+  except OSError as error:
+    raise errors.UserError(
+        f'--workdir={workdir} cannot be written: {error.strerror or error}; '
+        'choose a folder you may write to, with space left') from error
+  return folder
+
+
+def write_text(path: epath.Path, text: str):
+  """Writes a whole file or nothing."""
+  temporary = path.parent / (path.name + '.tmp')
+  temporary.write_text(text)
+  temporary.replace(path)
+
+
+def versions() -> dict[str, str]:
+  """Of dinojax and of what decides its numbers."""
+  return {'dinojax': __version__} | {
+      name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+def describe(recipe: recipe_lib.Recipe, mesh, num_images: int,
+             epoch_steps: int):
+  """Says what is about to be trained."""
+  if not processes.is_first():
+    return
+  from dinojax.core import tree
+  s = recipe.settings
+  count = {name: tree.num_elements(part) / 1e6
+           for name, part in recipe.student.shapes.items()}
+  parts = ', '.join(f'{name} {n:.1f} M' for name, n in count.items())
+  rate = float(recipe.schedules['lr'](0)), s.schedules.lr.peak
+  print(
+      f'{num_images} images · batch {s.train.batch_size} · {epoch_steps} '
+      f'steps an epoch · {recipe_lib.total_steps(s, epoch_steps)} steps · '
+      f'{mesh.size} × {mesh_lib.platform(mesh)} · {s.model.dtype} · '
+      f'attention {s.model.attention}\nparameters: {parts} · peak lr '
+      f'{peak(recipe):.3g} (schedules.lr.peak={rate[1]} by rule '
+      f'{s.schedules.lr_rule})', flush=True)
+
+
+def peak(recipe: recipe_lib.Recipe) -> float:
+  """The learning rate after the batch-size rule."""
+  lr = recipe.schedules['lr']
+  return max(float(lr(step)) for step in range(0, 1))
+
+
+def write_results(folder: epath.Path, result: loop.Result):
+  """results.json: what the run came to."""
+  knn = {name.removeprefix('knn/'): round(value, 3)
+         for name, value in result.evaluation.items()
+         if name.startswith('knn/')}
+  write_text(folder / 'results.json', json.dumps(
+      {'knn_top1_pct': knn, 'steps': result.step,
+       'seconds': round(result.seconds, 1),
+       'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}, indent=1))

@@ -1,0 +1,54 @@
+"""`python -m dinojax.main --config=configs/demo.py --workdir=runs/demo`.
+
+Trains from the config; the same command resumes. Everything else happens in
+dinojax.train: settings → recipe → loop → step.
+"""
+
+import sys
+
+from absl import app
+from absl import flags
+import jax
+from ml_collections import config_flags
+
+from dinojax import job
+from dinojax.core import errors
+from dinojax.parallel import processes
+
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'Config file, such as configs/demo.py or '
+    'configs/vits.py:smoke.', lock_config=True)
+_WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'Folder of the run, local or gs://; the same command '
+    'with the same folder resumes.')
+_CACHE = flags.DEFINE_string(
+    'compile_cache', job.DEFAULT_COMPILE_CACHE,
+    'Folder of compiled programs, so that a second start is quick; empty: '
+    'none.')
+
+
+def main(argv: list[str]) -> int:
+  """Runs training; 0 when it ended or was asked to stop."""
+  if len(argv) > 1:
+    raise app.UsageError(f'unexpected arguments {argv[1:]}')
+  try:
+    job.compile_cache(_CACHE.value)
+    processes.initialize()
+    job.train(_CONFIG.value, _WORKDIR.value)
+  except errors.UserError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+  finally:
+    if jax.distributed.is_initialized():
+      jax.distributed.shutdown()
+  return 0
+
+
+def entry():
+  """The `train` entry of the console command."""
+  flags.mark_flags_as_required(['config', 'workdir'])
+  app.run(main)
+
+
+if __name__ == '__main__':
+  entry()

@@ -1,0 +1,143 @@
+"""AdamW as the references run it: a factor per parameter, clip per part."""
+
+import dataclasses
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from dinojax.core import tree
+
+Tree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Multipliers:
+  """Factors of every parameter, trees like the parameters."""
+
+  lr: Tree
+  weight_decay: Tree
+  last_layer: Tree
+
+
+_TOKENS = ('cls_token', 'mask_token', 'pos_embed', 'registers')
+
+
+def multipliers(params: Tree, *, depth: int, layerwise_decay: float = 1.0,
+                patch_embed_lr_mult: float = 0.2) -> Multipliers:
+  """Factors by path; every path is covered or named in the error.
+
+  Args:
+    params: {part: tree} of arrays or shapes, parts as in models.network.
+    depth: blocks of the backbone.
+    layerwise_decay: γ: block i gets γ^(depth−i), tokens γ^(depth+1).
+    patch_embed_lr_mult: on top, for the patch embedding.
+
+  Raises:
+    ValueError: a path that no rule covers.
+
+  Source: get_params_groups_with_decay of DINOv2 and DINOv3.
+  """
+  def lr(name, leaf):
+    part, _, rest = name.partition('/')
+    first = rest.split('/')[0]
+    if part.endswith('_head'):
+      return np.float32(1)
+    if first in _TOKENS:
+      return np.float32(layerwise_decay ** (depth + 1))
+    if first == 'patch_embed':
+      return np.float32(
+          layerwise_decay ** (depth + 1) * patch_embed_lr_mult)
+    if first == 'blocks':
+      factors = layerwise_decay ** (depth - np.arange(depth, dtype=float))
+      return factors.astype(np.float32).reshape(
+          depth, *[1] * (len(leaf.shape) - 1))
+    if first in ('norm', 'cls_norm', 'local_cls_norm'):
+      return np.float32(1)
+    raise ValueError(f'no learning-rate rule for parameter {name}')
+
+  def decay(name, leaf):
+    exempt = re.search(r'(/bias$|norm\w*/|/gamma$)', name)
+    return np.float32(0 if exempt else 1)
+
+  return Multipliers(
+      tree.map_with_name(lr, params), tree.map_with_name(decay, params),
+      tree.map_with_name(lambda name, _: 'last_layer/' in name, params))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AdamW:
+  """Decoupled weight decay; rates come with each update."""
+
+  multipliers: Multipliers
+  b1: float = 0.9
+  b2: float = 0.999
+  eps: float = 1e-8
+
+  @property
+  def _adam(self):
+    return optax.scale_by_adam(b1=self.b1, b2=self.b2, eps=self.eps)
+
+  def init(self, params: Tree) -> dict:
+    """First and second moments, float32, and the count of updates."""
+    state = self._adam.init(params)
+    return {'mu': state.mu, 'nu': state.nu, 'count': state.count}
+
+  def update(self, grads: Tree, opt: dict, params: Tree, *, lr, last_layer_lr,
+             weight_decay) -> tuple[Tree, dict]:
+    """One update.
+
+    Args:
+      grads: clipped gradients.
+      opt: see `init`.
+      params: parameters.
+      lr: learning rate now.
+      last_layer_lr: that of the prototypes.
+      weight_decay: now; multiplied by the learning rate.
+
+    Returns:
+      The next parameters and moments.
+    """
+    state = optax.ScaleByAdamState(opt['count'], opt['mu'], opt['nu'])
+    direction, state = self._adam.update(grads, state)
+    m = self.multipliers
+
+    def move(p, u, lr_factor, decay, last):
+      rate = (last_layer_lr if last else lr) * lr_factor
+      return p - rate * (u + weight_decay * decay * p)
+
+    params = jax.tree.map(
+        move, params, direction, m.lr, m.weight_decay, m.last_layer)
+    return params, {'mu': state.mu, 'nu': state.nu, 'count': state.count}
+
+
+def clip_per_part(grads: dict, max_norm: float | None) -> tuple[dict, dict]:
+  """Clips backbone and heads each to `max_norm`; also their norms before."""
+  norms = {name: optax.tree.norm(part) for name, part in grads.items()}
+  if not max_norm:
+    return grads, norms
+  clipped = {
+      name: optax.tree.scale(
+          jnp.minimum(1.0, max_norm / (norms[name] + 1e-6)), part)
+      for name, part in grads.items()}
+  return clipped, norms
+
+
+def finite_report(grads: Tree) -> tuple[jax.Array, jax.Array]:
+  """Whether all gradients are finite, and the first leaf that is not.
+
+  Returns:
+    bool scalar, and the leaf's index in jax.tree.leaves order, −1 for none.
+  """
+  finite = jnp.stack([jnp.isfinite(jnp.sum(jnp.abs(leaf)))
+                      for leaf in jax.tree.leaves(grads)])
+  everything = jnp.all(finite)
+  return everything, jnp.where(everything, -1, jnp.argmin(finite))
+
+
+def select(condition: jax.Array, new: Tree, old: Tree) -> Tree:
+  """`new` where the scalar condition holds, else `old`, leaf by leaf."""
+  return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)

@@ -1,0 +1,154 @@
+"""What is trained: networks, schedules, loss terms. The step only runs it.
+
+Pretraining of either generation is a value of `Recipe`; later stages add
+entries to its targets and terms, never another step.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dinojax.augment import photometric
+from dinojax.kernels import attention
+from dinojax.models import draws
+from dinojax.models import network
+from dinojax.parallel import mesh as mesh_lib
+from dinojax.train import optimizer
+from dinojax.train import schedules
+from dinojax.train import settings as settings_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """The fixed parts of a training step.
+
+  Attributes:
+    settings: the checked config, platform choices resolved.
+    student: network with stochastic depth and RoPE augmentation.
+    teacher: the same network without them.
+    schedules: named functions of the step.
+    optimizer: AdamW with per-parameter factors.
+  """
+
+  settings: settings_lib.Settings
+  student: network.Functional
+  teacher: network.Functional
+  schedules: dict[str, Any]
+  optimizer: optimizer.AdamW
+
+  def draw(self, key: jax.Array, num_groups: int) -> draws.Draws:
+    """What the student draws in one step."""
+    s = self.settings
+    group = s.train.group_images
+    rows = {'global': group * s.crops.num_global}
+    if s.crops.num_local:
+      rows['local'] = group * s.crops.num_local
+    return draws.draw(key, s.model, num_groups=num_groups, rows=rows)
+
+  def prepare(self, batch: dict, step: jax.Array) -> dict:
+    """A batch of uint8 crops with photometric augmentation, normalised."""
+    s = self.settings
+    key = jax.random.fold_in(jax.random.key(s.seed), 1)
+    out = dict(batch)
+    for kind in ('global', 'local'):
+      if kind in batch:
+        out[kind] = photometric.augment(
+            batch[kind], key, step, batch['row'], kind=kind, spec=s.augment,
+            dtype=s.model.compute_dtype)
+    return out
+
+
+def build(settings: settings_lib.Settings, mesh: jax.sharding.Mesh,
+          epoch_steps: int) -> Recipe:
+  """Resolves platform choices and builds networks, schedules, optimizer.
+
+  Args:
+    settings: from `settings.read`.
+    mesh: decides 'auto' values by its platform.
+    epoch_steps: steps of one epoch, for durations given in epochs.
+  """
+  settings = resolve(settings, mesh_lib.platform(mesh))
+  student = network_config(settings)
+  still = dataclasses.replace(
+      student.backbone, drop_path_rate=0.0, rope_shift=None, rope_jitter=None,
+      rope_rescale=None)
+  teacher = dataclasses.replace(student, backbone=still)
+  make = lambda config: network.Functional(
+      lambda rngs: network.Network(config, rngs=rngs), mesh)
+  student = make(student)
+  return Recipe(
+      settings=settings, student=student, teacher=make(teacher),
+      schedules=make_schedules(settings, epoch_steps),
+      optimizer=make_optimizer(settings, student.shapes))
+
+
+def resolve(settings: settings_lib.Settings,
+            platform: str) -> settings_lib.Settings:
+  """Replaces 'auto' by what suits 'cpu', 'gpu' or 'tpu'."""
+  model, on_cpu = settings.model, platform == 'cpu'
+  choices = {
+      'dtype': 'float32' if on_cpu else 'bfloat16',
+      'packing': 'stream' if on_cpu else 'tuple',
+      'attention': attention.choose(platform)}
+  chosen = {key: value for key, value in choices.items()
+            if getattr(model, key) == 'auto'}
+  return dataclasses.replace(
+      settings, model=dataclasses.replace(model, **chosen))
+
+
+def network_config(s: settings_lib.Settings) -> network.NetworkConfig:
+  """The student's network; a head without a loss is left out."""
+  return network.NetworkConfig(
+      backbone=s.model,
+      dino_head=s.dino.head if s.dino.loss_weight else None,
+      ibot_head=s.ibot.head if s.ibot.loss_weight else None,
+      shared_head=not s.ibot.separate_head)
+
+
+def make_optimizer(s: settings_lib.Settings, shapes) -> optimizer.AdamW:
+  """AdamW with the factors of every parameter of `shapes`."""
+  o = s.optimizer
+  factors = optimizer.multipliers(
+      shapes, depth=s.model.depth, layerwise_decay=o.layerwise_decay,
+      patch_embed_lr_mult=o.patch_embed_lr_factor)
+  return optimizer.AdamW(
+      factors, b1=o.beta1, b2=o.beta2, eps=o.epsilon)
+
+
+def total_steps(s: settings_lib.Settings, epoch_steps: int) -> int:
+  """Length of training in steps."""
+  return s.train.total.steps(
+      batch_size=s.train.batch_size, epoch_steps=epoch_steps)
+
+
+def make_schedules(s: settings_lib.Settings, epoch_steps: int) -> dict:
+  """Named functions of the step."""
+  total = total_steps(s, epoch_steps)
+  steps = lambda d: d.steps(
+      batch_size=s.train.batch_size, epoch_steps=epoch_steps)
+
+  def curve(c: settings_lib.Curve, factor=1.0, end_factor=1.0):
+    peak, end = c.peak * factor, c.end * end_factor
+    if s.schedules.style == 'v2':
+      return schedules.cosine(
+          peak, end, total_steps=total, warmup_steps=steps(c.warmup),
+          start_warmup=c.start)
+    return schedules.linear_warmup_cosine_decay(
+        c.start, peak, end, warmup_steps=steps(c.warmup), total_steps=total,
+        cosine_steps=None if c.cosine is None else steps(c.cosine))
+
+  plan = s.schedules
+  scale = schedules.scale_lr(1.0, s.train.batch_size, plan.lr_rule)
+  # The published schedules: v2 leaves the final rate unscaled, v3 scales it.
+  lr = curve(plan.lr, scale, scale if plan.style == 'v3' else 1.0)
+  return {
+      'lr': lr,
+      'last_layer_lr': schedules.frozen_until(
+          lr, steps(plan.freeze_last_layer)),
+      'weight_decay': curve(plan.weight_decay),
+      'momentum': curve(plan.momentum),
+      'teacher_temperature': curve(plan.teacher_temperature),
+      'dino_local_weight': curve(plan.dino_local_weight),
+  }

@@ -1,0 +1,372 @@
+"""Everything a run is: the sections of a config and what must agree.
+
+A config (configs/*.py) has one section per dataclass here; keys are field
+names. `read` builds and checks them, and reports all mistakes at once.
+"""
+
+import dataclasses
+import math
+from typing import Any
+import warnings
+
+from dinojax.augment import photometric
+from dinojax.core import config as config_lib
+from dinojax.core import errors
+from dinojax.data import crops
+from dinojax.data import masking
+from dinojax.models import heads
+from dinojax.models import vit
+
+Duration = config_lib.Duration
+free = config_lib.free
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """Where images come from; several sources are (spec, weight) pairs."""
+
+  train: str | tuple
+  # (spec, probability): whole batches from one source, DINOv3's ImageNet.
+  homogeneous: tuple = ()
+  validation: str | None = None
+  max_bad_fraction: float = 0.01
+  max_pixels: int = 178_956_970
+  num_workers: int = free(0)
+  num_threads: int = free(2)
+
+  @property
+  def mixture(self) -> tuple[tuple[str, float], ...]:
+    """The training sources with their weights."""
+    if isinstance(self.train, str):
+      return ((self.train, 1.0),)
+    return tuple((spec, float(weight)) for spec, weight in self.train)
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+  """A loss on prototypes and the head it reads."""
+
+  loss_weight: float = 1.0
+  num_prototypes: int = 65536
+  hidden_dim: int = 2048
+  bottleneck_dim: int = 256
+  num_layers: int = 3
+  weight_norm: bool = False
+  student_temperature: float = 0.1
+
+  @property
+  def head(self) -> heads.HeadConfig:
+    """The sizes of the head."""
+    names = {f.name for f in dataclasses.fields(heads.HeadConfig)}
+    values = {f.name: getattr(self, f.name)
+              for f in dataclasses.fields(self) if f.name in names}
+    return heads.HeadConfig(**values)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dino(Head):
+  """Cross-entropy of CLS tokens between crops."""
+
+  ignore_diagonal: bool = True  # a global crop is not compared with itself
+
+
+@dataclasses.dataclass(frozen=True)
+class Ibot(Head):
+  """Cross-entropy of masked patches."""
+
+  separate_head: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Koleo:
+  """Spread of the CLS features; groups may span devices."""
+
+  loss_weight: float = 0.1
+  group_images: int = 2
+  topk: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+  """How teacher logits become targets."""
+
+  centering: str = 'sinkhorn_knopp'  # or 'softmax'
+  num_iterations: int = 3
+  center_momentum: float = 0.9
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+  """AdamW and its per-layer factors."""
+
+  beta1: float = 0.9
+  beta2: float = 0.999
+  epsilon: float = 1e-8
+  clip_norm: float | None = 3.0  # backbone and each head separately
+  layerwise_decay: float = 1.0
+  patch_embed_lr_factor: float = 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+  """A schedule: warm-up from start to peak, then cosine to end."""
+
+  start: float
+  peak: float
+  end: float
+  warmup: Duration = Duration(0, 'steps')
+  cosine: Duration | None = None  # None: the rest of training
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedules:
+  """What changes over training; `style` decides endpoints (see schedules)."""
+
+  lr: Curve
+  weight_decay: Curve
+  momentum: Curve
+  teacher_temperature: Curve
+  dino_local_weight: Curve = Curve(1.0, 1.0, 1.0)
+  freeze_last_layer: Duration = Duration(0, 'steps')
+  lr_rule: str = 'sqrt_1024'
+  style: str = 'v2'  # or 'v3'
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+  """Length, batch and groups."""
+
+  batch_size: int
+  total: Duration
+  epoch_steps: int | None = None  # None: one pass over the training images
+  group_images: int = 2
+  num_micro_batches: int = 1
+  max_nonfinite_steps: int = 3
+  deterministic: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+  """Devices: parameters are split over fsdp, replicated over data."""
+
+  data: int = -1
+  fsdp: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """When the state is saved and how much of it is kept."""
+
+  every: Duration = Duration(1000, 'steps')
+  keep: int = 2
+  archive_every: Duration | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+  """When a row of metrics is written."""
+
+  every_steps: int = 10
+  tensorboard: bool = True
+  profile_start: int | None = None  # step at which a trace begins
+  profile_steps: int = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Knn:
+  """k-NN of the EMA teacher, while training and at the end."""
+
+  every: Duration | None = None
+  k: int = 20
+  temperature: float = 0.07
+  train: str | None = None  # None: data.train
+  validation: str | None = None  # None: data.validation
+  max_train_images: int = 50_000
+  max_validation_images: int = 10_000
+  resize_px: int = 256
+  crop_px: int = 224
+  batch_size: int = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """A whole config."""
+
+  model: vit.ViTConfig
+  data: Data
+  crops: crops.Crops
+  masks: masking.Masks
+  augment: photometric.Photometric
+  dino: Dino
+  ibot: Ibot
+  koleo: Koleo
+  teacher: Teacher
+  optimizer: Optimizer
+  schedules: Schedules
+  train: Train
+  mesh: Mesh = free(Mesh())
+  checkpoint: Checkpoint = free(Checkpoint())
+  log: Log = free(Log())
+  knn: Knn = free(Knn())
+  seed: int = 0
+
+  @property
+  def num_patches(self) -> int:
+    """Patches of a global crop."""
+    rows, columns = self.model.grid((self.crops.global_px,) * 2)
+    return rows * columns
+
+
+def read(config: Any) -> Settings:
+  """Builds and checks a config.
+
+  Args:
+    config: ConfigDict or nested dict with the sections of `Settings`.
+
+  Raises:
+    UserError: every mistake, each with its key, value and fix.
+  """
+  problems = config_lib.Errors()
+  settings = config_lib.section(
+      Settings, config_lib.plain(config), path='', problems=problems)
+  problems.raise_any()
+  _check_model(settings, problems)
+  _check_batch(settings, problems)
+  _check_choices(settings, problems)
+  problems.raise_any()
+  return settings
+
+
+def _check_model(s: Settings, problems: config_lib.Errors):
+  model, patch = s.model, s.model.patch_px
+  problems.check(
+      model.embed_dim % max(model.num_heads, 1) == 0,
+      f'model.embed_dim={model.embed_dim} is not divisible by '
+      f'model.num_heads={model.num_heads}')
+  for key in ('global_px', 'local_px'):
+    size = getattr(s.crops, key)
+    if key == 'local_px' and s.crops.num_local == 0:
+      continue
+    problems.check(
+        size % patch == 0,
+        f'crops.{key}={size} is not divisible by model.patch_px={patch}: '
+        f'set it to {max(size // patch, 1) * patch} or '
+        f'{(size // patch + 1) * patch}')
+  problems.check(
+      0 <= model.drop_path_rate < 1,
+      f'model.drop_path_rate={model.drop_path_rate} is not in [0, 1)')
+
+
+def _check_batch(s: Settings, problems: config_lib.Errors):
+  t = s.train
+  if min(t.batch_size, t.group_images, t.num_micro_batches) < 1:
+    problems.add(
+        f'train.batch_size={t.batch_size}, train.group_images='
+        f'{t.group_images} and train.num_micro_batches='
+        f'{t.num_micro_batches} must be at least 1')
+    return
+  unit = t.group_images * t.num_micro_batches
+  problems.check(
+      t.batch_size % unit == 0,
+      f'train.batch_size={t.batch_size} is not divisible by '
+      f'train.group_images × train.num_micro_batches = {unit}: set it to '
+      f'{max(t.batch_size // unit, 1) * unit}')
+  if s.koleo.loss_weight:
+    group = s.koleo.group_images
+    problems.check(
+        group >= 2, f'koleo.group_images={group}: a row needs a neighbour, '
+        'set it to 2 or more, or koleo.loss_weight to 0')
+    problems.check(
+        group < 1 or t.batch_size % group == 0,
+        f'train.batch_size={t.batch_size} is not divisible by '
+        f'koleo.group_images={group}')
+    problems.check(
+        s.koleo.topk < group,
+        f'koleo.topk={s.koleo.topk} needs more neighbours than '
+        f'koleo.group_images={group} has')
+  if t.epoch_steps is not None:
+    problems.check(t.epoch_steps > 0, 'train.epoch_steps must be positive')
+
+
+def _check_choices(s: Settings, problems: config_lib.Errors):
+  choices = [
+      ('teacher.centering', s.teacher.centering, ('sinkhorn_knopp', 'softmax')),
+      ('schedules.style', s.schedules.style, ('v2', 'v3')),
+      ('schedules.lr_rule', s.schedules.lr_rule,
+       ('none', 'sqrt_1024', 'sqrt_1024_x4', 'linear_256')),
+      ('model.position', s.model.position, ('learned', 'rope')),
+      ('model.norm', s.model.norm, ('layernorm', 'rmsnorm')),
+      ('model.ffn', s.model.ffn, ('mlp', 'swiglu')),
+      ('model.remat', s.model.remat, ('none', 'blocks')),
+      ('model.dtype', s.model.dtype, ('auto', 'float32', 'bfloat16')),
+      ('model.packing', s.model.packing, ('auto', 'tuple', 'stream')),
+      ('model.attention', s.model.attention, ('auto', 'xla', 'per_image')),
+      ('masks.counts', s.masks.counts, ('exact', 'undershooting')),
+  ]
+  for key, value, known in choices:
+    problems.check(
+        value in known,
+        f'{key}={value!r} is not known: use one of {", ".join(known)}')
+  problems.check(
+      s.dino.loss_weight > 0 or s.ibot.loss_weight > 0,
+      'dino.loss_weight and ibot.loss_weight are both 0: nothing to learn')
+  if s.ibot.loss_weight and not s.ibot.separate_head:
+    problems.check(
+        s.dino.loss_weight > 0,
+        'ibot.separate_head=False shares the head of dino, but '
+        'dino.loss_weight is 0: set ibot.separate_head=True')
+  problems.check(
+      0 < s.data.max_bad_fraction <= 1,
+      f'data.max_bad_fraction={s.data.max_bad_fraction} is not in (0, 1]')
+
+
+def check_devices(settings: Settings, num_devices: int):
+  """Whether batch and groups fit the devices.
+
+  Raises:
+    UserError: with the batch size or device count that would work.
+
+  Warns when stochastic depth rounds the kept fraction of a group by more
+  than 0.05.
+  """
+  t, group = settings.train, settings.train.group_images
+  unit = num_devices * t.num_micro_batches
+  if t.batch_size % unit:
+    better = max(round(t.batch_size / unit), 1) * unit
+    raise errors.UserError(
+        f'train.batch_size={t.batch_size} is not divisible by {num_devices} '
+        f'devices × {t.num_micro_batches} micro-batches: set '
+        f'train.batch_size to {better}')
+  rows = t.batch_size // unit
+  if rows % group:
+    fits = [n for n in range(num_devices, 0, -1)
+            if t.batch_size % (n * t.num_micro_batches * group) == 0]
+    raise errors.UserError(
+        f'train.group_images={group} does not divide the {rows} images that '
+        f'a device takes at a time: set train.batch_size to '
+        f'{max(math.ceil(rows / group), 1) * group * unit}, or run on '
+        f'{fits[0] if fits else 1} devices')
+  spread = settings.koleo.group_images
+  if settings.koleo.loss_weight and t.num_micro_batches > 1 and rows % spread:
+    raise errors.UserError(
+        f'koleo.group_images={spread} does not divide the {rows} images that '
+        f'a device takes at a time; with train.num_micro_batches > 1 a group '
+        f'must: set koleo.group_images to {math.gcd(rows, spread)}')
+  _warn_rounding(settings)
+
+
+def _warn_rounding(settings: Settings):
+  rate = settings.model.drop_path_rate
+  if not rate:
+    return
+  for kind in ('global', 'local'):
+    views = getattr(settings.crops, f'num_{kind}')
+    rows = settings.train.group_images * views
+    if not rows:
+      continue
+    kept = max(int(rows * (1 - rate)), 1) / rows
+    if abs(kept - (1 - rate)) > 0.05:
+      warnings.warn(
+          f'model.drop_path_rate={rate} keeps {kept:.2f} of the {rows} '
+          f'{kind} rows of a group instead of {1 - rate:.2f}: a larger '
+          'train.group_images rounds less', stacklevel=2)

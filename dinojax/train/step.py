@@ -1,0 +1,230 @@
+"""The one training step: a pure function of state and batch.
+
+  1. draws and schedules follow from the step counter
+  2. the teacher's targets, over the whole batch, without gradient
+  3. the student's loss terms and gradients, micro-batch by micro-batch
+  4. clip each part, AdamW, EMA of the teacher; skipped if not finite
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dinojax.losses import centering
+from dinojax.losses import dino
+from dinojax.losses import ibot
+from dinojax.losses import koleo
+from dinojax.losses import sinkhorn
+from dinojax.parallel import sharding
+from dinojax.train import monitor
+from dinojax.train import optimizer
+from dinojax.train import recipe as recipe_lib
+
+Array = jax.Array
+
+
+def train_step(state: dict, batch: dict, *,
+               recipe: recipe_lib.Recipe) -> tuple[dict, dict]:
+  """One step of training.
+
+  Args:
+    state: see state.init.
+    batch: global [b, v, y, x, c], local (may be absent): normalised crops;
+      mask [b, v, p], mask_index and mask_weight [g, m] (see data.masking);
+      bad [b]: images that were replaced.
+    recipe: what is trained.
+
+  Returns:
+    The next state, and metrics: float32 scalars by name.
+  """
+  key = jax.random.fold_in(state['key'], state['step'])
+  sched = {name: f(state['step']) for name, f in recipe.schedules.items()}
+  rows = network_rows(batch)
+  num_groups = batch['global'].shape[0] // recipe.settings.train.group_images
+  drawn = jax.tree.map(
+      sharding.constrain, recipe.draw(key, num_groups))
+  targets, updates, seen = make_targets(state, rows, sched, recipe)
+  grads, metrics = gradients(
+      state['student'], rows | {'draws': drawn}, targets, sched, recipe)
+  new, update_metrics = update(state, grads, metrics['loss'], sched, recipe)
+  new['counters']['bad_images'] += jnp.sum(
+      batch['bad'].astype(jnp.int32)) if 'bad' in batch else 0
+  if updates:
+    new['centers'] = updates
+  new['step'] = state['step'] + 1
+  metrics |= update_metrics | seen | {
+      f'schedule/{name}': value for name, value in sched.items()}
+  return new, metrics
+
+
+def network_rows(batch: dict) -> dict:
+  """[b, v, …] crops and masks as the rows [(b v), …] a network takes."""
+  flat = lambda x: x.reshape(-1, *x.shape[2:])
+  rows = {'crops': {kind: flat(batch[kind])
+                    for kind in ('global', 'local') if kind in batch}}
+  if 'mask' in batch:
+    rows['masks'] = {'global': flat(batch['mask'])}
+    rows['mask_index'] = batch['mask_index']
+    rows['mask_weight'] = batch['mask_weight']
+  return rows
+
+
+def make_targets(state: dict, rows: dict, sched: dict,
+                 recipe: recipe_lib.Recipe) -> tuple[dict, dict, dict]:
+  """Targets of the whole batch from the EMA teacher's global crops.
+
+  Returns:
+    targets {dino: [b, v, k], ibot: [g, m, k]}; the next centers (empty
+    without softmax centring); metrics of teacher and targets.
+  """
+  settings = recipe.settings
+  seen = {'crops': {'global': rows['crops']['global']}}
+  if 'mask_index' in rows:
+    seen['mask_index'] = rows['mask_index']
+  run = lambda part: recipe.teacher.apply(
+      state['teacher'], part, lambda net, rows: net(rows, train=False))
+  out = in_parts(run, seen, settings.train.num_micro_batches)
+  out = jax.lax.stop_gradient(out)
+  logits = {}
+  if 'dino' in out:
+    views = settings.crops.num_global
+    logits['dino'] = out['dino']['global'].reshape(
+        -1, views, out['dino']['global'].shape[-1])
+  if 'ibot' in out:
+    logits['ibot'] = out['ibot']
+  targets, centers = {}, {}
+  for name, values in logits.items():
+    weight = rows['mask_weight'] if name == 'ibot' else None
+    targets[name], centers[name] = center(
+        values, weight, state.get('centers', {}).get(name),
+        sched['teacher_temperature'], recipe)
+  metrics = monitor.feature_metrics(out['cls']['global'])
+  if 'dino' in targets:
+    metrics |= monitor.target_metrics(targets['dino'])
+  return targets, centers if 'centers' in state else {}, metrics
+
+
+def center(logits: Array, weight: Array | None, mean: Array | None,
+           temperature: Array, recipe: recipe_lib.Recipe):
+  """Targets from teacher logits, and the next centre (None for Sinkhorn)."""
+  teacher = recipe.settings.teacher
+  valid = None if weight is None else (weight > 0).astype(jnp.float32)
+  if teacher.centering == 'sinkhorn_knopp':
+    return sinkhorn.sinkhorn_knopp(
+        logits, temperature=temperature, weight=valid,
+        num_iterations=teacher.num_iterations), None
+  mean = sharding.constrain(mean, jax.P())
+  targets = centering.softmax_center(logits, mean, temperature)
+  seen = (logits.mean((0, 1)) if weight is None
+          else centering.group_mean(logits, valid))
+  return targets, centering.update_center(
+      mean, seen, teacher.center_momentum)
+
+
+def in_parts(function, rows: dict, num_parts: int):
+  """`function` over the rows, `num_parts` chunks one after the other."""
+  if num_parts == 1:
+    return function(rows)
+  parts = sharding.split_rows(rows, num_parts)
+  return sharding.merge_rows(jax.lax.map(function, parts))
+
+
+def gradients(student: dict, rows: dict, targets: dict, sched: dict,
+              recipe: recipe_lib.Recipe) -> tuple[dict, dict]:
+  """Gradients of the weighted sum of the loss terms, and the terms.
+
+  Micro-batches hold whole groups, so every term is the mean of its values.
+  """
+  def loss(student, rows, targets):
+    values = terms(student, rows, targets, sched, recipe)
+    total = sum(weight * value for weight, value in values.values())
+    logged = {f'loss/{name}': value for name, (_, value) in values.items()}
+    logged |= {f'weighted/{name}': weight * value
+               for name, (weight, value) in values.items()}
+    return total, logged | {'loss': total}
+
+  grad = jax.grad(loss, has_aux=True)
+  parts = recipe.settings.train.num_micro_batches
+  if parts == 1:
+    return grad(student, rows, targets)
+  rows, targets = sharding.split_rows((rows, targets), parts)
+  part = lambda i: jax.tree.map(lambda x: x[i], (rows, targets))
+  mean = lambda old, new: jax.tree.map(
+      lambda a, b: a + b / parts, old, new)
+
+  def body(total, part):
+    return mean(total, grad(student, *part)), None
+
+  zeros = jax.tree.map(
+      jnp.zeros_like, jax.eval_shape(grad, student, *part(0)))
+  return jax.lax.scan(body, zeros, (rows, targets))[0]
+
+
+def terms(student: dict, rows: dict, targets: dict, sched: dict,
+          recipe: recipe_lib.Recipe) -> dict[str, tuple[Array, Array]]:
+  """(weight, value) of every loss term, by name."""
+  s = recipe.settings
+  out = recipe.student.apply(
+      student, rows, lambda net, rows: net(rows, train=True))
+  views = {'global': s.crops.num_global, 'local': s.crops.num_local}
+  values = {}
+  if s.dino.loss_weight:
+    weights = dict(zip(views, dino.dino_weights(
+        *views.values(), s.dino.ignore_diagonal), strict=True))
+    weights['local'] *= sched['dino_local_weight']
+    for kind, logits in out['dino'].items():
+      logits = logits.reshape(-1, views[kind], logits.shape[-1])
+      values[f'dino_{kind}'] = (
+          s.dino.loss_weight * weights[kind],
+          dino.dino(
+              logits, targets['dino'],
+              student_temperature=s.dino.student_temperature,
+              ignore_diagonal=kind == 'global' and s.dino.ignore_diagonal))
+  if s.ibot.loss_weight:
+    values['ibot'] = s.ibot.loss_weight, ibot.ibot(
+        out['ibot'], targets['ibot'], rows['mask_weight'],
+        num_rows=rows['crops']['global'].shape[0],
+        student_temperature=s.ibot.student_temperature)
+  if s.koleo.loss_weight:
+    values['koleo'] = (s.koleo.loss_weight * views['global'],
+                       spread(out['cls']['global'], views['global'], s.koleo))
+  return values
+
+
+def spread(cls: Array, views: int, settings) -> Array:
+  """KoLeo of [(b v), d], within groups of images, each view by itself."""
+  cls = cls.reshape(-1, views, cls.shape[-1])
+  groups = sharding.group(cls, settings.group_images)  # [g, n, v, d]
+  groups = jnp.moveaxis(groups, 2, 1)
+  groups = groups.reshape(-1, *groups.shape[2:])
+  return koleo.koleo(groups, topk=settings.topk)
+
+
+def update(state: dict, grads: dict, loss: Array, sched: dict,
+           recipe: recipe_lib.Recipe) -> tuple[dict, dict]:
+  """Clip, AdamW, EMA; nothing moves when a gradient is not finite."""
+  o = recipe.settings.optimizer
+  finite, first_bad = optimizer.finite_report(grads)
+  finite &= jnp.isfinite(loss)
+  grads, norms = optimizer.clip_per_part(grads, o.clip_norm)
+  student, opt = recipe.optimizer.update(
+      grads, state['opt'], state['student'], lr=sched['lr'],
+      last_layer_lr=sched['last_layer_lr'],
+      weight_decay=sched['weight_decay'])
+  teacher = optax.incremental_update(
+      student, state['teacher'], 1 - sched['momentum'])
+  keep = lambda new, old: optimizer.select(finite, new, old)
+  skipped = 1 - finite.astype(jnp.int32)
+  counters = state['counters']
+  in_row = (counters['nonfinite_in_row'] + 1) * skipped
+  new = state | {
+      'student': keep(student, state['student']),
+      'teacher': keep(teacher, state['teacher']),
+      'opt': keep(opt, state['opt']),
+      'counters': counters | {
+          'skipped_steps': counters['skipped_steps'] + skipped,
+          'nonfinite_in_row': in_row}}
+  metrics = {f'grad_norm/{name}': norm for name, norm in norms.items()}
+  return new, metrics | {
+      'nonfinite_in_row': in_row, 'first_bad_leaf': first_bad,
+      'skipped_steps': new['counters']['skipped_steps']}
