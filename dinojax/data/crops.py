@@ -1,12 +1,140 @@
-"""placeholder"""
+"""Multi-crop geometry on the host: where to cut, one resize each, uint8."""
+
 import dataclasses
+import math
+
+import numpy as np
+from PIL import Image as PilImage
+
+from dinojax.data import images
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom; pixels
+_TRIES = 10
+
+
 @dataclasses.dataclass(frozen=True)
 class Crops:
+  """Global and local crops of an image; scales are fractions of its area."""
+
   global_px: int = 224
   global_scale: tuple[float, float] = (0.32, 1.0)
   num_global: int = 2
   local_px: int = 96
   local_scale: tuple[float, float] = (0.05, 0.32)
   num_local: int = 8
-  ratio: tuple[float, float] = (3/4, 4/3)
+  ratio: tuple[float, float] = (3 / 4, 4 / 3)
   flip_probability: float = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cut:
+  box: tuple[int, int, int, int]
+  size_px: int
+  flip: bool
+
+
+def random_box(size: tuple[int, int], scale: tuple[float, float],
+               ratio: tuple[float, float], rng: np.random.Generator
+               ) -> tuple[int, int, int, int]:
+  """A random rectangle of an image, as RandomResizedCrop draws it.
+
+  Args:
+    size: (width, height) of the image.
+    scale: range of the area, as a fraction.
+    ratio: range of width over height, drawn log-uniformly.
+    rng: randomness.
+
+  Returns:
+    (left, top, right, bottom); after ten misses the largest centred
+    rectangle within the ratio.
+
+  Source: torchvision's RandomResizedCrop.
+  """
+  width, height = size
+  for _ in range(_TRIES):
+    area = width * height * rng.uniform(*scale)
+    aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+    w = round(math.sqrt(area * aspect))
+    h = round(math.sqrt(area / aspect))
+    if 0 < w <= width and 0 < h <= height:
+      top = int(rng.integers(0, height - h + 1))
+      left = int(rng.integers(0, width - w + 1))
+      return left, top, left + w, top + h
+  aspect = min(max(width / height, ratio[0]), ratio[1])
+  w = width if width / height <= aspect else max(round(height * aspect), 1)
+  h = height if width / height >= aspect else max(round(width / aspect), 1)
+  left, top = (width - w) // 2, (height - h) // 2
+  return left, top, left + w, top + h
+
+
+def multi_crop(image: images.Image, rng: np.random.Generator,
+               spec: Crops) -> dict[str, np.ndarray]:
+  """Random crops of one image.
+
+  All rectangles are drawn from the header, so that a JPEG is decoded no
+  larger than the crops need.
+
+  Args:
+    image: opened, not yet decoded.
+    rng: all randomness of this sample's geometry.
+    spec: sizes and ranges.
+
+  Returns:
+    global [v, y, x, c] uint8, and local likewise when there are any.
+
+  Raises:
+    images.BadImage: the pixels cannot be decoded.
+  """
+  groups = [('global', spec.num_global, spec.global_scale, spec.global_px),
+            ('local', spec.num_local, spec.local_scale, spec.local_px)]
+  cuts = {
+      kind: [_Cut(random_box(image.size, scale, spec.ratio, rng), size_px,
+                  bool(rng.random() < spec.flip_probability))
+             for _ in range(count)]
+      for kind, count, scale, size_px in groups if count}
+  every = [cut for group in cuts.values() for cut in group]
+  pixels = image.decode(reduction(every))
+  return {kind: np.stack([_cut(pixels, image.size, cut) for cut in group])
+          for kind, group in cuts.items()}
+
+
+def reduction(cuts: list[_Cut]) -> int:
+  """The largest JPEG reduction that leaves every crop enough pixels.
+
+  A crop keeps at least as many source pixels as it has target pixels.
+  """
+  room = min(min(cut.box[2] - cut.box[0], cut.box[3] - cut.box[1])
+             / cut.size_px for cut in cuts)
+  return max(s for s in (1, 2, 4, 8) if s <= max(room, 1))
+
+
+def _cut(pixels: PilImage.Image, size: tuple[int, int],
+         cut: _Cut) -> np.ndarray:
+  """Crop and resize in one call; [y, x, c] uint8."""
+  across, down = pixels.size[0] / size[0], pixels.size[1] / size[1]
+  left, top, right, bottom = cut.box
+  out = pixels.resize(
+      (cut.size_px, cut.size_px), PilImage.Resampling.BICUBIC,
+      box=(left * across, top * down, right * across, bottom * down))
+  array = np.asarray(out)
+  return array[:, ::-1] if cut.flip else array
+
+
+def center_crop(image: images.Image, *, resize_px: int = 256,
+                crop_px: int = 224) -> np.ndarray:
+  """The short side to `resize_px`, then the centre; [y, x, c] uint8.
+
+  Source: torchvision's Resize (bicubic, antialias) and CenterCrop.
+  """
+  width, height = image.size
+  short = min(width, height)
+  scale = max(s for s in (1, 2, 4, 8) if s <= max(short / resize_px, 1))
+  pixels = image.decode(scale)
+  if width <= height:
+    new = (resize_px, int(resize_px * height / width))
+  else:
+    new = (int(resize_px * width / height), resize_px)
+  pixels = pixels.resize(new, PilImage.Resampling.BICUBIC)
+  left, top = (round((n - crop_px) / 2) for n in new)
+  return np.asarray(pixels.crop(
+      (left, top, left + crop_px, top + crop_px)))

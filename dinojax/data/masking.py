@@ -1,8 +1,169 @@
-"""placeholder"""
+"""Which patches the student does not see: blocks, exact in number.
+
+The multiset of mask sizes is fixed for a group of rows, so the number of
+masked patches of a group is a constant and nothing is padded; DINOv2's
+undershooting masks are the option that pads.
+"""
+
 import dataclasses
+import math
+from typing import Protocol
+
+import numpy as np
+
+
+class Rng(Protocol):
+  """What the block generator draws: numpy's, or Python's random module."""
+
+  def uniform(self, low: float, high: float) -> float:
+    """A float in [low, high)."""
+
+  def randint(self, low: int, high: int) -> int:
+    """An integer in [low, high], both included."""
+
+
+class NumpyRng:
+  """`Rng` over a numpy Generator."""
+
+  def __init__(self, generator: np.random.Generator):
+    self._generator = generator
+
+  def uniform(self, low: float, high: float) -> float:
+    """A float in [low, high)."""
+    return float(self._generator.uniform(low, high))
+
+  def randint(self, low: int, high: int) -> int:
+    """An integer in [low, high], both included."""
+    return int(self._generator.integers(low, high + 1))
+
+
 @dataclasses.dataclass(frozen=True)
 class Masks:
-  probability: float = 0.5
-  ratio: tuple[float, float] = (0.1, 0.5)
-  counts: str = 'exact'
+  """How much is masked."""
+
+  probability: float = 0.5  # of the rows of a group
+  ratio: tuple[float, float] = (0.1, 0.5)  # of the patches of a masked row
+  counts: str = 'exact'  # DINOv3; 'undershooting': DINOv2
   circular_shift: bool = False
+
+
+_MIN_BLOCK = 4
+_LOG_ASPECT = (math.log(0.3), math.log(1 / 0.3))
+_TRIES = 10
+
+
+def edges(rows: int, spec: Masks) -> np.ndarray:
+  """Mask ratios between which the masked rows of a group are spread."""
+  masked = int(rows * spec.probability)
+  return np.linspace(*spec.ratio, masked + 1, dtype=np.float32)
+
+
+def upper_bounds(rows: int, patches: int, spec: Masks) -> list[int]:
+  """Largest mask size of every masked row of a group of `rows`."""
+  return [int(patches * float(edge)) for edge in edges(rows, spec)[1:]]
+
+
+def row_counts(rows: int, patches: int, spec: Masks,
+               rng: np.random.Generator) -> np.ndarray:
+  """Requested mask size of every row of a group, shuffled; [r] int."""
+  bounds = edges(rows, spec)
+  if spec.counts == 'exact':
+    counts = upper_bounds(rows, patches, spec)
+  else:
+    counts = [int(patches * rng.uniform(low, high))
+              for low, high in zip(bounds[:-1], bounds[1:], strict=True)]
+  counts = np.array(counts + [0] * (rows - len(counts)), int)
+  return rng.permutation(counts)
+
+
+def max_block(image_px: int, patch_px: int) -> int:
+  """Largest block: half the patches, in the references' float division."""
+  return int(0.5 * image_px // patch_px * image_px // patch_px)
+
+
+def blocks(rng: Rng, grid: tuple[int, int], count: int,
+           largest: float) -> np.ndarray:
+  """A mask of rectangles, at most `count` cells; may fall short.
+
+  Args:
+    rng: randomness.
+    grid: (rows, columns) of patches.
+    count: cells wanted.
+    largest: cells of the largest block.
+
+  Returns:
+    [y, x] bool.
+
+  Source: MaskingGenerator of DINOv2.
+  """
+  mask = np.zeros(grid, bool)
+  done = 0
+  while done < count:
+    added = _add_block(rng, mask, min(count - done, largest))
+    if not added:
+      break
+    done += added
+  return mask
+
+
+def _add_block(rng: Rng, mask: np.ndarray, limit: float) -> int:
+  """Masks one random rectangle with 1..limit new cells; 0: none found."""
+  height, width = mask.shape
+  for _ in range(_TRIES):
+    area = rng.uniform(_MIN_BLOCK, limit)
+    aspect = math.exp(rng.uniform(*_LOG_ASPECT))
+    h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+    if not (w < width and h < height):
+      continue
+    top, left = rng.randint(0, height - h), rng.randint(0, width - w)
+    block = mask[top:top + h, left:left + w]
+    new = h * w - int(block.sum())
+    if 0 < new <= limit:
+      block[:] = True
+      return new
+  return 0
+
+
+def fill(mask: np.ndarray, count: int,
+         rng: np.random.Generator) -> np.ndarray:
+  """Adds random cells until exactly `count` are masked."""
+  flat = mask.reshape(-1)
+  missing = count - int(flat.sum())
+  if missing > 0:
+    free = np.flatnonzero(~flat)
+    flat[rng.choice(free, missing, replace=False)] = True
+  return flat.reshape(mask.shape)
+
+
+def row_mask(rng: np.random.Generator, grid: tuple[int, int], count: int,
+             largest: float, spec: Masks) -> np.ndarray:
+  """One row's mask, [y, x] bool."""
+  mask = np.zeros(grid, bool)
+  if count:
+    mask = blocks(NumpyRng(rng), grid, count, largest)
+    if spec.counts == 'exact':
+      mask = fill(mask, count, rng)
+  if spec.circular_shift:
+    shift = tuple(int(rng.integers(0, n)) for n in grid)
+    mask = np.roll(mask, shift, (0, 1))
+  return mask
+
+
+def collate(masks: np.ndarray,
+            size: int) -> tuple[np.ndarray, np.ndarray]:
+  """Positions and weights of the masked patches of one group.
+
+  Args:
+    masks: [r, p] bool.
+    size: entries of the result, at least the masked patches.
+
+  Returns:
+    index [m] int32 into the flattened rows, ascending, 0 where padding;
+    weight [m] float32, 1 / masked patches of the row, 0 where padding.
+  """
+  index = np.flatnonzero(masks.reshape(-1))
+  per_row = masks.sum(1)
+  weight = 1 / per_row[index // masks.shape[1]]
+  pad = size - len(index)
+  return (np.pad(index, (0, pad)).astype(np.int32),
+          np.pad(weight, (0, pad)).astype(np.float32))
