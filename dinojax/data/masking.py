@@ -29,8 +29,8 @@ class NumpyRng:
     self._generator = generator
 
   def uniform(self, low: float, high: float) -> float:
-    """A float in [low, high)."""
-    return float(self._generator.uniform(low, high))
+    """A float between the two, in either order, as Python's random draws."""
+    return low + (high - low) * self._generator.random()
 
   def randint(self, low: int, high: int) -> int:
     """An integer in [low, high], both included."""
