@@ -9,10 +9,12 @@ from typing import Any
 
 from etils import epath
 import jax
+import numpy as np
 
 from dinojax import __version__
 from dinojax.core import config as config_lib
 from dinojax.core import errors
+from dinojax.core import tree
 from dinojax.data import pipeline
 from dinojax.data import sources
 from dinojax.evals import online
@@ -59,7 +61,7 @@ def train(config: Any, workdir: str) -> loop.Result:
     epoch_steps = settings.train.epoch_steps or max(
         num_images // settings.train.batch_size, 1)
     recipe = recipe_lib.build(settings, mesh, epoch_steps)
-    evaluator = online.make(recipe, mesh, settings)
+    evaluator = online.make(recipe, mesh)
     steps = lambda d: d and d.steps(
         batch_size=settings.train.batch_size, epoch_steps=epoch_steps)
     describe(recipe, mesh, num_images, epoch_steps)
@@ -145,25 +147,23 @@ def describe(recipe: recipe_lib.Recipe, mesh, num_images: int,
   """Says what is about to be trained."""
   if not processes.is_first():
     return
-  from dinojax.core import tree
   s = recipe.settings
   count = {name: tree.num_elements(part) / 1e6
            for name, part in recipe.student.shapes.items()}
   parts = ', '.join(f'{name} {n:.1f} M' for name, n in count.items())
-  rate = float(recipe.schedules['lr'](0)), s.schedules.lr.peak
+  total = recipe_lib.total_steps(s, epoch_steps)
   print(
       f'{num_images} images · batch {s.train.batch_size} · {epoch_steps} '
-      f'steps an epoch · {recipe_lib.total_steps(s, epoch_steps)} steps · '
+      f'steps an epoch · {total} steps · '
       f'{mesh.size} × {mesh_lib.platform(mesh)} · {s.model.dtype} · '
       f'attention {s.model.attention}\nparameters: {parts} · peak lr '
-      f'{peak(recipe):.3g} (schedules.lr.peak={rate[1]} by rule '
+      f'{peak(recipe, total):.3g} (schedules.lr.peak={s.schedules.lr.peak} by rule '
       f'{s.schedules.lr_rule})', flush=True)
 
 
-def peak(recipe: recipe_lib.Recipe) -> float:
-  """The learning rate after the batch-size rule."""
-  lr = recipe.schedules['lr']
-  return max(float(lr(step)) for step in range(0, 1))
+def peak(recipe: recipe_lib.Recipe, total_steps: int) -> float:
+  """The largest learning rate, after the batch-size rule."""
+  return float(np.max(recipe.schedules['lr'](np.arange(total_steps + 1))))
 
 
 def write_results(folder: epath.Path, result: loop.Result):

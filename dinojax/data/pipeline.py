@@ -240,13 +240,11 @@ def eval_batches(
   mine = [i for start in starts
           for i in range(start + process_index * share,
                          start + (process_index + 1) * share)]
-  places = [i for i in mine if i < len(chosen)]
-  if not places:
-    places = [0]  # a process without rows still takes part, all invalid
-  data = grain.MapDataset.source(rows)
-  data = grain.MapDataset.source(places).map(lambda i: data[i])
-  ahead = iter(data.to_iter_dataset(grain.ReadOptions(
-      num_threads=num_threads, prefetch_buffer_size=2 * share)))
+  # A process without rows still takes part, with invalid ones.
+  places = [i for i in mine if i < len(chosen)] or [0]
+  ahead = iter(grain.MapDataset.source(places).map(
+      rows.__getitem__).to_iter_dataset(grain.ReadOptions(
+          num_threads=num_threads, prefetch_buffer_size=2 * share)))
   empty = {'image': np.zeros((crop_px, crop_px, 3), np.uint8),
            'label': np.int32(-1), 'index': np.int64(-1),
            'valid': np.bool_(False)}

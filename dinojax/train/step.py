@@ -47,13 +47,14 @@ def train_step(state: dict, batch: dict, *,
   grads, metrics = gradients(
       state['student'], rows | {'draws': drawn}, targets, sched, recipe)
   new, update_metrics = update(state, grads, metrics['loss'], sched, recipe)
-  new['counters']['bad_images'] += jnp.sum(
-      batch['bad'].astype(jnp.int32)) if 'bad' in batch else 0
+  if 'bad' in batch:
+    new['counters']['bad_images'] += jnp.sum(batch['bad'].astype(jnp.int32))
   if updates:
     new['centers'] = updates
   new['step'] = state['step'] + 1
   metrics |= update_metrics | seen | {
-      f'schedule/{name}': value for name, value in sched.items()}
+      'bad_images': new['counters']['bad_images'],
+      **{f'schedule/{name}': value for name, value in sched.items()}}
   return new, metrics
 
 

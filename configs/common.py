@@ -1,0 +1,161 @@
+"""What every config starts from, and how small batches are handled.
+
+A config file builds on `base` by assignments, one value a line. `:smoke`
+makes any of them end in seconds on a laptop: the same code, tiny numbers.
+"""
+
+import dataclasses
+import math
+
+from ml_collections import config_dict
+
+from dinojax.augment import photometric
+from dinojax.data import crops
+from dinojax.data import masking
+from dinojax.models import vit
+from dinojax.train import settings
+
+
+def section(cls, **values) -> dict:
+  """The keys of a settings dataclass: its defaults, then `values`.
+
+  A duration appears with all three units, so that a command line may set
+  another one than the file did.
+  """
+  out = {}
+  for field in dataclasses.fields(cls):
+    if field.name in ('steps',):
+      continue
+    default = field.default
+    if isinstance(default, settings.Duration) or 'Duration' in str(field.type):
+      out |= duration(field.name, default)
+    elif default is not dataclasses.MISSING and not (
+        dataclasses.is_dataclass(default)):
+      out[field.name] = _placeholder(default, field.type)
+  for name, value in values.items():
+    base, _, unit = name.rpartition('_')
+    if unit in ('steps', 'epochs', 'images') and f'{base}_steps' in out:
+      out |= {f'{base}_{u}': config_dict.placeholder(float)
+              for u in ('steps', 'epochs', 'images')}
+    out[name] = value
+  return out
+
+
+def duration(name: str, default) -> dict:
+  """Keys of a duration in each unit; only the default's unit is set."""
+  out = {f'{name}_{unit}': config_dict.placeholder(float)
+         for unit in ('steps', 'epochs', 'images')}
+  if isinstance(default, settings.Duration):
+    out[f'{name}_{default.unit}'] = float(default.value)
+  return out
+
+
+def _placeholder(value, kind):
+  """None can be overridden only as a typed placeholder."""
+  if value is not None:
+    return value
+  text = str(kind)
+  for name, cls in (('float', float), ('int', int), ('str', str)):
+    if name in text:
+      return config_dict.placeholder(cls)
+  return config_dict.placeholder(object)
+
+
+def base() -> config_dict.ConfigDict:
+  """Every section with its defaults."""
+  c = config_dict.ConfigDict()
+  c.seed = 0
+  c.data = section(settings.Data, train='photos:train')
+  c.model = section(vit.ViTConfig, embed_dim=384, depth=12, num_heads=6,
+                    patch_px=14)
+  c.model.dtype = 'auto'
+  c.model.packing = 'auto'
+  c.model.attention = 'auto'
+  c.crops = section(crops.Crops)
+  c.masks = section(masking.Masks)
+  c.augment = section(photometric.Photometric)
+  c.dino = section(settings.Dino)
+  c.ibot = section(settings.Ibot)
+  c.koleo = section(settings.Koleo)
+  c.teacher = section(settings.Teacher)
+  c.optimizer = section(settings.Optimizer)
+  c.schedules = section(settings.Schedules)
+  for name in ('lr', 'weight_decay', 'momentum', 'teacher_temperature'):
+    c.schedules[name] = curve(0.0, 0.0, 0.0)
+  c.schedules.dino_local_weight = curve(1.0, 1.0, 1.0)
+  c.train = section(settings.Train, batch_size=64)
+  c.mesh = section(settings.Mesh)
+  c.checkpoint = section(settings.Checkpoint)
+  c.log = section(settings.Log)
+  c.knn = section(settings.Knn)
+  return c
+
+
+def curve(start: float, peak: float, end: float, **durations) -> dict:
+  """A schedule: warm-up from start to peak, then cosine to end."""
+  return section(settings.Curve, start=start, peak=peak, end=end, **durations)
+
+
+def set_model(c: config_dict.ConfigDict, model: vit.ViTConfig):
+  """Writes a zoo model into the config, keeping platform choices."""
+  for field in dataclasses.fields(model):
+    if field.name not in ('dtype', 'packing', 'attention', 'remat'):
+      c.model[field.name] = getattr(model, field.name)
+
+
+def small_batch(c: config_dict.ConfigDict):
+  """Adapts a recipe to one GPU or a CPU: batches of 32 to 512.
+
+  Few samples cannot balance many prototypes: K ≤ 4 × batch, at least 1024. A
+  shorter EMA, a learning rate that falls with the batch and a longer freeze
+  of the last layer keep the start calm.
+  """
+  batch = c.train.batch_size
+  prototypes = max(1024, min(2 ** int(math.log2(4 * batch)), 65536))
+  c.dino.num_prototypes = prototypes
+  c.ibot.num_prototypes = prototypes
+  c.schedules.momentum.start = c.schedules.momentum.peak = 0.99
+  c.model.drop_path_rate = min(c.model.drop_path_rate, 0.1)
+
+
+def smoke(c: config_dict.ConfigDict) -> config_dict.ConfigDict:
+  """The same recipe with numbers that end in seconds on a laptop."""
+  patch = c.model.patch_px
+  c.model.embed_dim = 32
+  c.model.depth = 2
+  c.model.num_heads = 2
+  c.model.ffn_hidden = 64
+  c.model.image_px = 4 * patch
+  c.crops.global_px = 4 * patch
+  c.crops.local_px = 2 * patch
+  c.crops.num_local = 2
+  for head in (c.dino, c.ibot):
+    head.num_prototypes = 64
+    head.hidden_dim = 32
+    head.bottleneck_dim = 16
+  c.data.train = 'photos:train'
+  c.data.validation = 'photos:validation'
+  c.data.num_workers = 0
+  c.train.batch_size = 8
+  c.train.group_images = 4
+  c.train.num_micro_batches = 1
+  c.koleo.group_images = 4
+  c.train.epoch_steps = 2
+  for unit in ('epochs', 'images'):
+    c.train[f'total_{unit}'] = None
+  c.train.total_steps = 6.0
+  for name in ('lr', 'weight_decay', 'momentum', 'teacher_temperature'):
+    for unit in ('epochs', 'images'):
+      c.schedules[name][f'warmup_{unit}'] = None
+    c.schedules[name].warmup_steps = 2.0
+  for unit in ('epochs', 'images'):
+    c.schedules[f'freeze_last_layer_{unit}'] = None
+  c.schedules.freeze_last_layer_steps = 1.0
+  c.knn.max_train_images = 64
+  c.knn.max_validation_images = 32
+  c.knn.resize_px = 4 * patch
+  c.knn.crop_px = 4 * patch
+  c.log.every_steps = 1
+  c.mesh.data = -1
+  c.mesh.fsdp = 1
+  return c
