@@ -15,12 +15,12 @@ def get_config(arg: str = ''):
   c.data.train = 'photos:train'
   c.data.validation = 'photos:validation'
 
-  c.model.embed_dim = 192
-  c.model.depth = 6
-  c.model.num_heads = 3
+  c.model.embed_dim = 128
+  c.model.depth = 4
+  c.model.num_heads = 2
   c.model.patch_px = 8
   c.model.image_px = 48
-  c.model.layerscale = 0.1  # as deep networks need, 1e-5 is slow to leave
+  c.model.layerscale = 1.0  # 1e-5 is for depth; here it wastes minutes
   c.model.drop_path_rate = 0.0
 
   c.crops.global_px = 48
@@ -29,28 +29,28 @@ def get_config(arg: str = ''):
   c.crops.local_scale = (0.08, 0.32)
   c.crops.num_local = 4
 
-  c.dino.num_prototypes = 1024
+  c.dino.num_prototypes = 512
   c.dino.hidden_dim = 512
   c.dino.bottleneck_dim = 128
-  c.ibot.num_prototypes = 1024
+  c.ibot.num_prototypes = 512
   c.ibot.hidden_dim = 512
   c.ibot.bottleneck_dim = 128
 
   c.train.batch_size = 64
   c.train.group_images = 64
   c.koleo.group_images = 64
-  c.train.total_steps = 500.0
+  c.train.total_steps = 240.0
   c.schedules.lr_rule = 'none'
-  c.schedules.lr = common.curve(0.0, 1e-3, 1e-5, warmup_steps=50.0)
+  c.schedules.lr = common.curve(0.0, 1.5e-3, 1e-5, warmup_steps=20.0)
   c.schedules.weight_decay = common.curve(0.04, 0.04, 0.2)
-  c.schedules.momentum = common.curve(0.99, 0.99, 1.0)
+  c.schedules.momentum = common.curve(0.96, 0.96, 1.0)
   c.schedules.teacher_temperature = common.curve(
-      0.04, 0.07, 0.07, warmup_steps=150.0)
-  c.schedules.freeze_last_layer_steps = 20.0
+      0.04, 0.07, 0.07, warmup_steps=50.0)
+  c.schedules.freeze_last_layer_steps = 5.0
 
-  c.knn.every_steps = 250.0
+  c.knn.every_steps = 120.0
   c.knn.resize_px = 64
   c.knn.crop_px = 64
-  c.checkpoint.every_steps = 100.0
+  c.checkpoint.every_steps = 60.0
   c.log.every_steps = 10
   return common.smoke(c) if arg == 'smoke' else c

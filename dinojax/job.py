@@ -27,6 +27,7 @@ from dinojax.train import settings as settings_lib
 DEFAULT_COMPILE_CACHE = os.path.join(
     os.environ.get('XDG_CACHE_HOME', os.path.expanduser('~/.cache')),
     'dinojax', 'compiled')
+CONFIG = 'config.json'
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain',
              'numpy', 'pillow')
 
@@ -49,7 +50,7 @@ def train(config: Any, workdir: str) -> loop.Result:
     UserError: anything the user can mend, before work starts where possible.
   """
   settings = settings_lib.read(config)
-  folder = prepare_workdir(workdir, settings)
+  folder = prepare_workdir(workdir, config, settings)
   training = [(sources.open_source(spec), weight)
               for spec, weight in settings.data.mixture]
   homogeneous = [(sources.open_source(spec), probability)
@@ -96,37 +97,47 @@ def batches(settings: settings_lib.Settings, training: list,
       max_pixels=settings.data.max_pixels)
 
 
-def prepare_workdir(workdir: str,
+def prepare_workdir(workdir: str, config: Any,
                     settings: settings_lib.Settings) -> epath.Path:
   """Creates the workdir, or checks that it belongs to this config.
 
   Raises:
-    UserError: no permission, or a `result` field differs.
+    UserError: no permission, or a field that changes the result differs.
   """
   folder = epath.Path(workdir)
-  path = folder / 'config.json'
-  new = config_lib.flatten(settings)
-  fixed = config_lib.flatten(settings, results_only=True)
+  path = folder / CONFIG
   try:
     folder.mkdir(parents=True, exist_ok=True)
     if path.exists():
-      old = json.loads(path.read_text())
-      lines = config_lib.difference(
-          {k: v for k, v in old.items() if k in fixed or k not in new},
-          json.loads(json.dumps(fixed)))
+      old = settings_lib.read(json.loads(path.read_text()))
+      lines = config_lib.difference(*(
+          config_lib.flatten(s, results_only=True) for s in (old, settings)))
       if lines:
         text = '\n  '.join(lines)
         raise errors.UserError(
             f'{workdir} holds a run of another config; these fields change '
             f'the result:\n  {text}\nUse another --workdir, or set them back')
     if processes.is_first():
-      write_text(path, json.dumps(new, indent=1))
+      write_text(path, json.dumps(config_lib.plain(config), indent=1))
       write_text(folder / 'versions.json', json.dumps(versions(), indent=1))
   except OSError as error:
     raise errors.UserError(
         f'--workdir={workdir} cannot be written: {error.strerror or error}; '
         'choose a folder you may write to, with space left') from error
   return folder
+
+
+def read_workdir(workdir: str) -> settings_lib.Settings:
+  """The settings of an existing run.
+
+  Raises:
+    UserError: not the folder of a run.
+  """
+  path = epath.Path(workdir) / CONFIG
+  if not path.exists():
+    raise errors.UserError(
+        f'--workdir={workdir} holds no run: {CONFIG} is missing')
+  return settings_lib.read(json.loads(path.read_text()))
 
 
 def write_text(path: epath.Path, text: str):

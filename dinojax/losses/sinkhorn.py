@@ -3,7 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-_TINY = 1e-30  # a column that no sample uses: its factor must stay finite
+# A prototype that no sample uses, or a sample that none fits: factors stay
+# within 1e±30, so that products of two neither overflow nor vanish.
+_TINY = 1e-30
 
 
 def sinkhorn_knopp(logits: jax.Array, *, temperature: jax.Array,
@@ -39,7 +41,6 @@ def sinkhorn_knopp(logits: jax.Array, *, temperature: jax.Array,
   for _ in range(num_iterations):
     used = jnp.sum(kernel() * row[..., None], axis=samples)
     column = 1 / jnp.maximum(used, _TINY)
-    column = column / column.max()
     mass = jnp.sum(kernel() * column.reshape(*lead, -1), axis=-1)
     row = valid / jnp.maximum(mass, _TINY)
   return kernel() * row[..., None] * column.reshape(*lead, -1)

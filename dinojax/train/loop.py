@@ -337,7 +337,8 @@ def _compile(job: Run, state: dict, say: Callable[[str], None]) -> _Programs:
   batch = processes.to_devices(
       {k: v for k, v in next(job.batches(0)).items()
        if k not in ('problems', 'label')}, job.mesh)
-  prepare = jax.jit(job.recipe.prepare)
+  prepare = jax.jit(functools.partial(
+      recipe_lib.prepare, job.recipe.settings))
   prepared = jax.eval_shape(prepare, batch, jnp.int32(0))
   sharded = sharding.abstract_rows(prepared, job.mesh)
   keep = jax.tree.map(lambda x: x.sharding, state)

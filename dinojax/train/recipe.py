@@ -8,7 +8,6 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from dinojax.augment import photometric
 from dinojax.kernels import attention
@@ -47,17 +46,18 @@ class Recipe:
       rows['local'] = group * s.crops.num_local
     return draws.draw(key, s.model, num_groups=num_groups, rows=rows)
 
-  def prepare(self, batch: dict, step: jax.Array) -> dict:
-    """A batch of uint8 crops with photometric augmentation, normalised."""
-    s = self.settings
-    key = jax.random.fold_in(jax.random.key(s.seed), 1)
-    out = dict(batch)
-    for kind in ('global', 'local'):
-      if kind in batch:
-        out[kind] = photometric.augment(
-            batch[kind], key, step, batch['row'], kind=kind, spec=s.augment,
-            dtype=s.model.compute_dtype)
-    return out
+
+def prepare(settings: settings_lib.Settings, batch: dict,
+            step: jax.Array) -> dict:
+  """A batch of uint8 crops with photometric augmentation, normalised."""
+  key = jax.random.fold_in(jax.random.key(settings.seed), 1)
+  out = dict(batch)
+  for kind in ('global', 'local'):
+    if kind in batch:
+      out[kind] = photometric.augment(
+          batch[kind], key, step, batch['row'], kind=kind,
+          spec=settings.augment, dtype=settings.model.compute_dtype)
+  return out
 
 
 def build(settings: settings_lib.Settings, mesh: jax.sharding.Mesh,

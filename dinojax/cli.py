@@ -1,0 +1,36 @@
+"""The `dinojax` command: one word for each entry point.
+
+  dinojax train --config=configs/demo.py --workdir=runs/demo
+  dinojax crops --config=configs/demo.py --out=crops.png
+  dinojax convert records --source=folder:DIR --out=DIR
+"""
+
+import importlib
+import os
+import sys
+
+COMMANDS = {
+    'train': ('dinojax.main', 'train or resume a run'),
+    'crops': ('dinojax.crops', 'draw the first training batch as a picture'),
+    'pca': ('dinojax.pca', 'draw patch features of images in colour'),
+    'convert': ('dinojax.convert', 'write images as ArrayRecord shards'),
+}
+
+
+def main():
+  """Runs a subcommand; its flags follow."""
+  # `python -m` looks in the current folder; so does the installed command,
+  # which finds configs/ there.
+  sys.path.insert(0, os.getcwd())
+  words = sys.argv[1:]
+  if not words or words[0] not in COMMANDS:
+    width = max(map(len, COMMANDS))
+    lines = [f'  {name:{width}}  {text}'
+             for name, (_, text) in COMMANDS.items()]
+    asked = bool(words) and words[0] not in ('-h', '--help', 'help')
+    print('usage: dinojax COMMAND [--flags]\n' + '\n'.join(lines)
+          + '\n`dinojax COMMAND --help` lists the flags.',
+          file=sys.stderr if asked else sys.stdout)
+    sys.exit(2 if asked else 0)
+  sys.argv = [f'dinojax {words[0]}', *words[1:]]
+  importlib.import_module(COMMANDS[words[0]][0]).entry()

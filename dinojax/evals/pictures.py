@@ -1,0 +1,146 @@
+"""Pictures people look at: first batches, PCA of patches, similarity maps."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+from PIL import ImageDraw
+from PIL import ImageFont
+
+_MARGIN, _CAPTION = 8, 22
+_INK, _PAPER = (40, 40, 40), (250, 250, 248)
+# Seven points of a perceptually even ramp, dark blue to yellow.
+_RAMP = np.array([
+    (13, 8, 60), (70, 3, 130), (140, 20, 140), (200, 60, 100),
+    (235, 110, 60), (250, 170, 40), (245, 240, 110)], float)
+
+
+def pca_rgb(features: np.ndarray) -> np.ndarray:
+  """Three principal components of patch features as colours.
+
+  Args:
+    features: [b, y, x, d]; the components are of all images together.
+
+  Returns:
+    [b, y, x, 3] uint8: sigmoid of twice the whitened components.
+
+  Source: DINOv3's PCA notebook.
+  """
+  shape, d = features.shape[:3], features.shape[3]
+  flat = features.reshape(-1, d).astype(np.float64)
+  flat = flat - flat.mean(0)
+  _, _, axes = np.linalg.svd(flat, full_matrices=False)
+  axes = axes[:3]
+  # An axis and its opposite are the same: the larger side counts as positive.
+  biggest = np.abs(axes).argmax(1)
+  axes *= np.sign(axes[np.arange(len(axes)), biggest])[:, None]
+  parts = flat @ axes.T
+  parts /= parts.std(0) + 1e-12
+  colours = 1 / (1 + np.exp(-2 * parts))
+  return np.round(255 * colours).astype(np.uint8).reshape(*shape, 3)
+
+
+def similarity(features: np.ndarray, query: tuple[int, int]) -> np.ndarray:
+  """Cosine of every patch of [y, x, d] with the one at (row, column)."""
+  norm = np.linalg.norm(features, axis=-1, keepdims=True)
+  unit = features / np.maximum(norm, 1e-12)
+  return unit @ unit[query]
+
+
+def colorize(values: np.ndarray) -> np.ndarray:
+  """[y, x] numbers as colours, smallest dark, largest bright."""
+  span = max(float(np.ptp(values)), 1e-12)
+  place = (values - values.min()) / span * (len(_RAMP) - 1)
+  low = np.minimum(place.astype(int), len(_RAMP) - 2)
+  part = (place - low)[..., None]
+  colours = _RAMP[low] * (1 - part) + _RAMP[low + 1] * part
+  return np.round(colours).astype(np.uint8)
+
+
+def enlarge(image: np.ndarray, side: int, smooth: bool = False) -> Image.Image:
+  """An array as a picture whose longer side is about `side` pixels."""
+  picture = Image.fromarray(image)
+  factor = side / max(picture.size)
+  size = tuple(max(round(n * factor), 1) for n in picture.size)
+  how = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
+  return picture.resize(size, how)
+
+
+def mark(picture: Image.Image, at: tuple[float, float]) -> Image.Image:
+  """Rings the point (x, y)."""
+  out = picture.copy()
+  draw = ImageDraw.Draw(out)
+  x, y = at
+  for radius, ink in ((7, (0, 0, 0)), (5, (255, 255, 255))):
+    draw.ellipse((x - radius, y - radius, x + radius, y + radius),
+                 outline=ink, width=2)
+  return out
+
+
+def panel(rows: Sequence[Sequence[Image.Image]],
+          titles: Sequence[str] = ()) -> Image.Image:
+  """Pictures in rows, with a title over each column."""
+  columns = max(len(row) for row in rows)
+  widths = [max((row[i].width for row in rows if i < len(row)), default=0)
+            for i in range(columns)]
+  heights = [max(p.height for p in row) for row in rows]
+  top = _CAPTION if titles else 0
+  sheet = Image.new(
+      'RGB', (sum(widths) + _MARGIN * (columns + 1),
+              top + sum(heights) + _MARGIN * (len(rows) + 1)), _PAPER)
+  draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+  x = _MARGIN
+  for title, width in zip(titles, widths, strict=False):
+    draw.text((x, 5), title, _INK, font=font)
+    x += width + _MARGIN
+  y = top + _MARGIN
+  for row, height in zip(rows, heights, strict=True):
+    x = _MARGIN
+    for picture, width in zip(row, widths, strict=False):
+      sheet.paste(picture, (x, y))
+      x += width + _MARGIN
+    y += height + _MARGIN
+  return sheet
+
+
+def contact_sheet(batch: dict, mean: Sequence[float], std: Sequence[float],
+                  count: int = 8) -> Image.Image:
+  """The first samples of a training batch as the student sees them.
+
+  Args:
+    batch: global [b, v, y, x, c], local likewise or absent, normalised;
+      mask [b, v, p] or absent: masked patches are shown grey.
+    mean: of the normalisation.
+    std: of the normalisation.
+    count: samples.
+  """
+  def pixels(crops):
+    return np.round(np.clip(
+        (np.asarray(crops, np.float32) * std + mean) * 255, 0, 255)
+    ).astype(np.uint8)
+
+  views = batch['global'].shape[1]
+  titles = [f'global {i + 1}' for i in range(views)]
+  if 'mask' in batch:
+    titles += [f'masked {i + 1}' for i in range(views)]
+  if 'local' in batch:
+    titles += [f'local {i + 1}' for i in range(batch['local'].shape[1])]
+  rows = []
+  for i in range(min(count, len(batch['global']))):
+    crops = pixels(batch['global'][i])
+    row = [enlarge(crop, 112) for crop in crops]
+    if 'mask' in batch:
+      row += [enlarge(_hide(crop, mask), 112)
+              for crop, mask in zip(crops, batch['mask'][i], strict=True)]
+    if 'local' in batch:
+      row += [enlarge(crop, 72) for crop in pixels(batch['local'][i])]
+    rows.append(row)
+  return panel(rows, titles)
+
+
+def _hide(crop: np.ndarray, mask: np.ndarray) -> np.ndarray:
+  """Masked patches in grey."""
+  side = round(len(mask) ** 0.5)
+  patch = crop.shape[0] // side
+  hidden = np.kron(mask.reshape(side, side), np.ones((patch, patch), bool))
+  return np.where(hidden[..., None], np.uint8(120), crop)
