@@ -1,0 +1,130 @@
+"""Masks: exact numbers, the references' shapes, and their bookkeeping."""
+
+import random
+
+import numpy as np
+import pytest
+
+from dinojax.data import masking
+from tests import golden
+
+
+class PythonRandom:
+  """The references draw from Python's random module."""
+
+  def __init__(self, seed):
+    self._random = random.Random(seed)
+
+  def uniform(self, low, high):
+    return self._random.uniform(low, high)
+
+  def randint(self, low, high):
+    return self._random.randint(low, high)
+
+
+def exact_call(version):
+  case = golden.load('masking_generator')
+  call = next(c for c in case.meta['calls']
+              if c['id'] == f'{version}/exact_masks')
+  return case, call
+
+
+@pytest.mark.parametrize('version', ['v2', 'v3'])
+def test_seeded_masks_equal_reference(version):
+  case, call = exact_call(version)
+  rng = PythonRandom(call['random_seed'])
+  fill_rng = np.random.RandomState(call['numpy_seed'])
+  masks = []
+  for count in call['counts']:
+    mask = masking.blocks(
+        rng, tuple(call['input_size']), count, call['max_num_patches'])
+    masks.append(masking.fill(mask, count, fill_rng)
+                 if version == 'v3' else mask)
+  expected = case.outputs[f'{version}/exact_masks']
+  if version == 'v3':
+    # Which cells top up a mask is NumPy's choice; blocks and counts are ours.
+    assert [m.sum() for m in masks] == [m.sum() for m in expected]
+    assert np.mean(np.array(masks) == expected) > 0.99
+  else:
+    np.testing.assert_array_equal(masks, expected)
+
+
+@pytest.mark.parametrize('name', ['16x16_count77', '14x14_count58'])
+def test_mask_statistics_equal_reference(name):
+  case = golden.load('masking_generator')
+  call = next(c for c in case.meta['calls'] if c['id'] == f'v2/{name}')
+  rng = masking.NumpyRng(np.random.default_rng(0))
+  masks = np.array([masking.blocks(
+      rng, tuple(call['input_size']), call['num_masking_patches'],
+      call['max_num_patches']) for _ in range(1000)])
+  marginal = case.outputs[f'v2/{name}/marginal']
+  # Standard error of a marginal: 0.016 here, 0.011 there; 256 of them.
+  assert np.abs(masks.mean(0) - marginal).max() < 4.5 * 0.02
+  mean, std, *_ = case.outputs[f'v2/{name}/count_mean_std_min_max']
+  counts = masks.sum((1, 2))
+  assert abs(counts.mean() - mean) < 6 * max(std, 0.1) / np.sqrt(1000)
+  together = [np.mean(masks[:, :, 1:] & masks[:, :, :-1]),
+              np.mean(masks[:, 1:] & masks[:, :-1])]
+  np.testing.assert_allclose(
+      together, case.outputs[f'v2/{name}/adjacent_h_v'], atol=0.01)
+
+
+@pytest.mark.parametrize('call_id', ['v2', 'v3', 'v3_shift'])
+def test_collate_equals_reference(call_id):
+  case = golden.load('collate')
+  call = next(c for c in case.meta['calls'] if c['id'] == call_id)
+  given = case.inputs[f'{call_id}/given_masks_in_call_order']
+  if call_id == 'v3_shift':
+    shifts = case.inputs['v3_shift/shifts']
+    given = given.copy()
+    for i, shift in enumerate(shifts):
+      given[i] = np.roll(given[i], tuple(shift), (0, 1))
+  order = case.inputs[f'{call_id}/shuffle_order']
+  masks = given[order].reshape(len(order), -1)
+  case.check(f'{call_id}/collated_masks', masks)
+  spec = masking.Masks(
+      probability=call['mask_probability'],
+      ratio=tuple(call['mask_ratio_tuple']))
+  bound = sum(masking.upper_bounds(len(masks), call['n_tokens'], spec))
+  case.check(f'{call_id}/upperbound', bound)
+  index, weight = masking.collate(masks, bound)
+  count = int(case.outputs[f'{call_id}/n_masked_patches'][0])
+  case.check(f'{call_id}/mask_indices_list', index[:count])
+  case.check(f'{call_id}/masks_weight', weight[:count])
+  assert not weight[count:].any()
+
+
+@pytest.mark.parametrize('images, patches, total', [
+    (64, 196, 3771), (32, 196, 1906), (16, 256, 1274), (24, 256, 1883),
+    (40, 256, 3104), (8, 1024, 2659), (8, 2304, 5987), (4, 196, 273),
+    (2, 196, 156), (1, 196, 98)])
+def test_masked_patches_of_a_group_are_the_published_constants(
+    images, patches, total):
+  bounds = masking.upper_bounds(2 * images, patches, masking.Masks())
+  assert sum(bounds) == total
+
+
+def test_every_row_gets_exactly_its_count():
+  spec = masking.Masks()
+  rng = np.random.default_rng(0)
+  counts = masking.row_counts(16, 64, spec, rng)
+  assert sorted(counts)[:8] == [0] * 8
+  for count in counts:
+    mask = masking.row_mask(rng, (8, 8), int(count), 32, spec)
+    assert mask.sum() == count
+
+
+def test_undershooting_masks_fit_their_padding():
+  spec = masking.Masks(counts='undershooting')
+  rng = np.random.default_rng(0)
+  bound = sum(masking.upper_bounds(16, 64, spec))
+  for _ in range(20):
+    counts = masking.row_counts(16, 64, spec, rng)
+    assert counts.sum() <= bound
+
+
+@pytest.mark.parametrize('size, patch, expected', [
+    (224, 16, 98), (224, 14, 128), (256, 16, 128), (512, 16, 512),
+    (768, 16, 1152)])
+def test_largest_block(size, patch, expected):
+  assert masking.max_block(size, patch) == expected

@@ -1,0 +1,102 @@
+"""Every config reads, checks, and traces its full-size step."""
+
+import functools
+import importlib
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dinojax.core import tree
+from dinojax.data import masking
+from dinojax.parallel import mesh as mesh_lib
+from dinojax.train import recipe as recipe_lib
+from dinojax.train import settings as settings_lib
+from dinojax.train import state as state_lib
+from dinojax.train import step as step_lib
+
+NAMES = sorted(
+    p.stem for p in (pathlib.Path(__file__).parents[1] / 'configs').glob('*.py')
+    if p.stem not in ('__init__', 'common'))
+VARIANTS = [(name, '') for name in NAMES] + [('vitl', 'v3')]
+
+
+def load(name, arg=''):
+  return importlib.import_module(f'configs.{name}').get_config(arg)
+
+
+def abstract_batch(s):
+  b, group, p = s.train.batch_size, s.train.group_images, s.num_patches
+  rows = group * s.crops.num_global
+  m = sum(masking.upper_bounds(rows, p, s.masks))
+  sds = lambda shape, dtype: jax.ShapeDtypeStruct(
+      shape, dtype, sharding=jax.NamedSharding(
+          mesh_lib.make(devices=jax.devices()[:1]), mesh_lib.ROWS))
+  dtype = s.model.compute_dtype
+  crop = lambda views, px: sds((b, views, px, px, 3), dtype)
+  return {'global': crop(s.crops.num_global, s.crops.global_px),
+          'local': crop(s.crops.num_local, s.crops.local_px),
+          'mask': sds((b, s.crops.num_global, p), bool),
+          'mask_index': sds((b // group, m), jnp.int32),
+          'mask_weight': sds((b // group, m), jnp.float32),
+          'bad': sds((b,), bool)}
+
+
+@pytest.mark.parametrize('name, arg', VARIANTS)
+def test_full_size_step_traces(name, arg):
+  s = settings_lib.read(load(name, arg))
+  mesh = mesh_lib.make(devices=jax.devices()[:1])
+  with mesh_lib.activate(mesh):
+    recipe = recipe_lib.build(s, mesh, epoch_steps=100)
+    state = state_lib.abstract(recipe, mesh)
+    step = functools.partial(step_lib.train_step, recipe=recipe)
+    new, metrics = jax.eval_shape(step, state, abstract_batch(recipe.settings))
+  assert jax.tree.map(lambda x: x.shape, new) == jax.tree.map(
+      lambda x: x.shape, state)
+  assert metrics['loss'].shape == ()
+
+
+def test_vitg_has_the_published_size():
+  s = settings_lib.read(load('vitg'))
+  mesh = mesh_lib.make(devices=jax.devices()[:1])
+  with mesh_lib.activate(mesh):
+    recipe = recipe_lib.build(s, mesh, epoch_steps=1)
+  assert tree.num_elements(recipe.student.shapes['backbone']) == 1_134_771_200
+
+
+@pytest.mark.parametrize('arg, peak', [('', 5.65685e-3), ('v3', 5.65685e-3)])
+def test_vitl_reaches_the_published_learning_rate(arg, peak):
+  s = settings_lib.read(load('vitl', arg))
+  plan = recipe_lib.make_schedules(s, epoch_steps=1250)
+  np.testing.assert_allclose(plan['lr'](12_499), peak, rtol=1e-5)
+  np.testing.assert_allclose(plan['teacher_temperature'](37_499), 0.07)
+  assert plan['last_layer_lr'](1249) == 0 < plan['last_layer_lr'](1250)
+
+
+@pytest.mark.parametrize('name, arg', VARIANTS)
+def test_smoke_variant_reads(name, arg):
+  words = ','.join(filter(None, (arg, 'smoke')))
+  s = settings_lib.read(load(name, words))
+  assert s.train.batch_size == 8
+
+
+def test_all_mistakes_are_reported_at_once():
+  c = load('demo').unlock()
+  c.crops.global_px = 50
+  c.model.num_heads = 5
+  c.teacher.centering = 'sinkhorn'
+  c.koleo.group_images = 7
+  c.optimizer.betas = (0.9, 0.95)
+  with pytest.raises(settings_lib.errors.UserError) as caught:
+    settings_lib.read(c)
+  assert 'optimizer.betas is not a key' in str(caught.value)
+  del c.optimizer.betas
+  with pytest.raises(settings_lib.errors.UserError) as caught:
+    settings_lib.read(c)
+  text = str(caught.value)
+  for part in ('4 mistakes', 'crops.global_px=50', 'set it to 48 or 56',
+               'model.num_heads=5', "teacher.centering='sinkhorn'",
+               'koleo.group_images=7'):
+    assert part in text

@@ -1,0 +1,146 @@
+"""The program as a user runs it: resume, errors, what it leaves behind."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+COMMAND = [sys.executable, '-m', 'dinojax.main',
+           '--config=configs/demo.py:smoke',
+           f'--compile_cache={ROOT / ".jax_cache"}']
+
+
+def start(workdir, *flags):
+  return subprocess.Popen(
+      [*COMMAND, f'--workdir={workdir}', *flags], cwd=ROOT, text=True,
+      stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+      env=os.environ | {'JAX_PLATFORMS': 'cpu'})
+
+
+def run(workdir, *flags):
+  process = start(workdir, *flags)
+  text, _ = process.communicate(timeout=300)
+  return process.returncode, text
+
+
+def state(workdir):
+  """The last checkpoint, whole."""
+  from orbax.checkpoint import v1 as ocp
+  with ocp.training.Checkpointer(pathlib.Path(workdir) / 'checkpoints') as c:
+    step = c.latest.step
+    parts = c.load_checkpointables(step)
+  return step, jax.tree.map(
+      lambda x: np.asarray(jax.random.key_data(x)) if jax.dtypes.issubdtype(
+          x.dtype, jax.dtypes.prng_key) else np.asarray(x), parts)
+
+
+def rows(workdir):
+  text = (pathlib.Path(workdir) / 'metrics.jsonl').read_text()
+  return [json.loads(line) for line in text.splitlines()]
+
+
+LONG = ('--config.train.total_steps=40', '--config.checkpoint.every_steps=4',
+        '--config.data.num_threads=2')
+
+
+def test_killed_three_times_ends_in_the_same_weights(tmp_path):
+  code, text = run(tmp_path / 'whole', *LONG)
+  assert code == 0, text
+  clock = random.Random(0)
+  for _ in range(3):
+    process = start(tmp_path / 'killed', *LONG)
+    began = 0
+    while process.poll() is None and began < clock.randint(3, 12):
+      line = process.stdout.readline()
+      began += line.startswith('step')
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+  code, text = run(tmp_path / 'killed', *LONG)
+  assert code == 0, text
+  assert 'resumed from step' in text
+  (step, got), (end, want) = state(tmp_path / 'killed'), state(
+      tmp_path / 'whole')
+  assert step == end == 40
+  jax.tree.map(np.testing.assert_array_equal, got, want)
+  # The log reads as if the run had never stopped.
+  losses = lambda d: [(r['step'], r['loss']) for r in rows(d) if 'loss' in r]
+  assert losses(tmp_path / 'killed') == losses(tmp_path / 'whole')
+
+
+def test_sigterm_saves_and_exits_with_success(tmp_path):
+  process = start(tmp_path, '--config.train.total_steps=100000')
+  for line in process.stdout:
+    if line.startswith('step 3/'):
+      process.send_signal(signal.SIGTERM)
+      break
+  text = process.communicate(timeout=120)[0]
+  assert process.returncode == 0, text
+  assert 'stopped by a signal: saved step' in text
+  assert state(tmp_path)[0] >= 3
+
+
+def test_a_finished_run_leaves_its_results(tmp_path):
+  code, text = run(tmp_path)
+  assert code == 0, text
+  results = json.loads((tmp_path / 'results.json').read_text())
+  assert set(results['knn_top1_pct']) == {
+      'raw_pixels', 'untrained', 'trained'}
+  assert results['seconds'] > 0
+  last = [r for r in rows(tmp_path) if 'loss' in r][-1]
+  for name in ('loss/dino_global', 'loss/ibot', 'loss/koleo', 'weighted/koleo',
+               'grad_norm/backbone', 'schedule/lr', 'teacher/entropy',
+               'time/images_per_s', 'time/data_wait_pct',
+               'mem/process_peak_gib'):
+    assert name in last
+  began = time.monotonic()
+  code, text = run(tmp_path)  # again: nothing left to do
+  assert code == 0 and 'resumed from step 6' in text
+  assert time.monotonic() - began < 60
+
+
+def assert_error(code, text, *parts):
+  assert code == 2, text
+  assert 'Traceback' not in text
+  for part in parts:
+    assert part in text, text
+
+
+@pytest.mark.parametrize('flags, parts', [
+    (('--config.crops.global_px=30',), ('crops.global_px=30', '32')),
+    (('--config.train.batch_size=6', '--config.train.group_images=4'),
+     ('train.batch_size=6', 'set it to 4')),
+    (('--config.data.train=folder:/nowhere',), ('/nowhere', 'check the path')),
+    (('--config.data.train=webdataset:x',), ('webdataset:x', 'folder:DIR')),
+])
+def test_wrong_values_answer_in_a_sentence(tmp_path, flags, parts):
+  assert_error(*run(tmp_path / 'run', *flags), *parts)
+
+
+def test_folders_without_images_answer_in_a_sentence(tmp_path):
+  empty, other = tmp_path / 'empty', tmp_path / 'other'
+  empty.mkdir()
+  other.mkdir()
+  (other / 'notes.txt').write_text('no image')
+  assert_error(*run(tmp_path / 'a', f'--config.data.train=folder:{empty}'),
+               'is empty')
+  assert_error(*run(tmp_path / 'b', f'--config.data.train=folder:{other}'),
+               'no images', '1 × .txt')
+
+
+def test_a_workdir_of_another_config_shows_the_difference(tmp_path):
+  flags = ('--config.train.total_steps=1',)
+  code, text = run(tmp_path, *flags)
+  assert code == 0, text
+  code, text = run(tmp_path, *flags, '--config.schedules.lr.peak=0.5',
+                   '--config.log.every_steps=3')
+  assert_error(code, text, 'schedules.lr.peak', '0.5')
+  assert 'log.every_steps' not in text  # a free field may change

@@ -1,0 +1,153 @@
+"""The step: the same on any mesh, in any number of micro-batches."""
+
+import functools
+import os
+import pathlib
+import pickle
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from dinojax.core import tree
+from dinojax.parallel import mesh as mesh_lib
+from dinojax.parallel import processes
+from dinojax.train import settings as settings_lib
+from tests.train import tiny
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@functools.cache
+def one_device():
+  return tiny.run((1, 1))
+
+
+def assert_same(got, want, steps=5):
+  metrics, moments, student = got
+  want_metrics, want_moments, want_student = want
+  for a, b in zip(metrics, want_metrics, strict=True):
+    for name in a:
+      if name.startswith('loss'):
+        np.testing.assert_allclose(a[name], b[name], rtol=1e-5, err_msg=name)
+  for (name, a), (_, b) in zip(
+      tree.items(moments), tree.items(want_moments), strict=True):
+    if name.endswith('qkv/bias'):
+      # The gradient of the k third is zero: softmax ignores a shift of k.
+      a, b = (np.delete(x.reshape(*x.shape[:-1], 3, -1), 1, -2)
+              for x in (a, b))
+    np.testing.assert_allclose(
+        a, b, rtol=0, atol=1e-5 * np.abs(b).max(), err_msg=name)
+  for (name, a), (_, b) in zip(
+      tree.items(student), tree.items(want_student), strict=True):
+    # Adam turns the rounding of a zero gradient into whole steps.
+    bound = steps * tiny.LR if name.endswith('qkv/bias') else 2e-5
+    np.testing.assert_allclose(a, b, rtol=0, atol=bound, err_msg=name)
+
+
+@pytest.mark.parametrize('shape', [(8, 1), (2, 4), (1, 8)])
+def test_the_mesh_does_not_change_the_result(shape):
+  assert_same(tiny.run(shape), one_device())
+
+
+def test_two_processes_do_not_change_the_result(tmp_path):
+  with socket.socket() as s:
+    s.bind(('localhost', 0))
+    port = s.getsockname()[1]
+  out = tmp_path / 'result.pkl'
+  env = os.environ | {
+      'JAX_COORDINATOR_ADDRESS': f'localhost:{port}',
+      'JAX_NUM_PROCESSES': '2', 'JAX_PLATFORMS': 'cpu',
+      'CACHE': str(ROOT / '.jax_cache'), 'PYTHONPATH': str(ROOT)}
+  workers = [subprocess.Popen(
+      [sys.executable, '-m', 'tests.train.two_processes', str(out)], cwd=ROOT,
+      env=env | {'JAX_PROCESS_ID': str(i)}, stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT, text=True) for i in range(2)]
+  texts = [w.communicate(timeout=300)[0] for w in workers]
+  assert all(w.returncode == 0 for w in workers), '\n'.join(texts)
+  assert_same(pickle.loads(out.read_bytes()), one_device())
+
+
+@pytest.mark.parametrize('parts', [2, 4])
+def test_micro_batches_do_not_change_the_result(parts):
+  assert_same(tiny.run((1, 1), train__num_micro_batches=parts), one_device())
+
+
+def test_micro_batches_on_several_devices():
+  assert_same(tiny.run((2, 2), train__num_micro_batches=2), one_device())
+
+
+@pytest.mark.parametrize('changes', [
+    dict(teacher__centering='softmax', ibot__separate_head=False),
+    dict(model__position='learned', dino__weight_norm=True,
+         koleo__group_images=16, masks__counts='undershooting'),
+])
+def test_other_recipes_are_mesh_equal_too(changes):
+  small = dict(steps=2, model__depth=2, model__drop_path_rate=0.0) | changes
+  assert_same(tiny.run((2, 4), **small), tiny.run((1, 1), **small))
+
+
+def test_koleo_groups_may_span_devices():
+  a = tiny.run((8, 1), steps=1, model__depth=1, koleo__group_images=8)
+  b = tiny.run((1, 1), steps=1, model__depth=1, koleo__group_images=8)
+  np.testing.assert_allclose(
+      a[0][0]['loss/koleo'], b[0][0]['loss/koleo'], rtol=1e-5)
+
+
+@pytest.fixture
+def started():
+  settings = settings_lib.read(tiny.config(model__depth=1))
+  mesh = mesh_lib.make(devices=jax.devices()[:1])
+  with mesh_lib.activate(mesh):
+    yield settings, mesh, *tiny.program(settings, mesh)
+
+
+def test_a_non_finite_gradient_changes_nothing_but_the_counters(started):
+  settings, mesh, _, state, step = started
+  rows = tiny.batch(settings, 0)
+  rows['global'][3, 0, 2, 2, 1] = np.inf
+  new, metrics = step(state, processes.to_devices(rows, mesh))
+  for part in ('student', 'teacher', 'opt'):
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(new[part]),
+                 jax.device_get(state[part]))
+  assert int(metrics['nonfinite_in_row']) == 1
+  assert int(metrics['first_bad_leaf']) >= 0
+  assert int(new['step']) == 1
+  good = processes.to_devices(tiny.batch(settings, 1), mesh)
+  newer, metrics = step(new, good)
+  assert int(metrics['nonfinite_in_row']) == 0
+  assert int(newer['counters']['skipped_steps']) == 1
+
+
+def test_the_teacher_follows_the_student(started):
+  settings, mesh, recipe, state, step = started
+  new, metrics = step(
+      state, processes.to_devices(tiny.batch(settings, 0), mesh))
+  momentum = float(metrics['schedule/momentum'])
+  want = jax.tree.map(lambda t, s: momentum * t + (1 - momentum) * s,
+                      jax.device_get(state['teacher']),
+                      jax.device_get(new['student']))
+  jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-8),
+      jax.device_get(new['teacher']), want)
+
+
+def test_the_step_compiles_once_and_gathers_no_images():
+  settings = settings_lib.read(tiny.config())
+  mesh = mesh_lib.make(2, 4)
+  with mesh_lib.activate(mesh):
+    _, state, step = tiny.program(settings, mesh)
+    rows = processes.to_devices(tiny.batch(settings, 0), mesh)
+    compiled = step.lower(state, rows).compile()
+    text = compiled.as_text()
+    assert 'all-to-all' not in text
+    # No gather brings whole crops together: 16 images of 16 × 16 × 3.
+    assert 'f32[16,2,16,16,3]{' not in text
+    count = step._cache_size()
+    for i in range(3):
+      state, _ = step(state, processes.to_devices(
+          tiny.batch(settings, i), mesh))
+    assert step._cache_size() - count <= 1
