@@ -29,6 +29,11 @@ def get_config(arg: str = ''):
   c.crops.local_scale = (0.08, 0.32)
   c.crops.num_local = 4
 
+  # Colour tells these photographs apart: full jitter would unlearn it.
+  c.augment.jitter_probability = 0.4
+  c.augment.hue = 0.05
+  c.augment.grayscale_probability = 0.05
+
   c.dino.num_prototypes = 512
   c.dino.hidden_dim = 512
   c.dino.bottleneck_dim = 128
@@ -39,13 +44,12 @@ def get_config(arg: str = ''):
   c.train.batch_size = 64
   c.train.group_images = 64
   c.koleo.group_images = 64
-  c.train.total_steps = 240.0
+  c.train.total_steps = 220.0
   c.schedules.lr_rule = 'none'
   c.schedules.lr = common.curve(0.0, 1.5e-3, 1e-5, warmup_steps=20.0)
   c.schedules.weight_decay = common.curve(0.04, 0.04, 0.2)
   c.schedules.momentum = common.curve(0.96, 0.96, 1.0)
-  c.schedules.teacher_temperature = common.curve(
-      0.04, 0.07, 0.07, warmup_steps=50.0)
+  c.schedules.teacher_temperature = common.curve(0.04, 0.04, 0.04)
   c.schedules.freeze_last_layer_steps = 5.0
 
   c.knn.every_steps = 120.0

@@ -36,21 +36,23 @@ def get_config(arg: str = ''):
   c.ibot.hidden_dim = 512
   c.ibot.bottleneck_dim = 128
 
+  c.dino.weight_norm = True
+  c.ibot.weight_norm = True
+
   c.train.batch_size = 64
   c.train.group_images = 64
   c.koleo.group_images = 64
-  c.train.total_steps = 2400.0
+  c.train.total_steps = 1400.0
   c.schedules.lr_rule = 'none'
-  c.schedules.lr = common.curve(0.0, 1.5e-3, 1e-5, warmup_steps=100.0)
+  c.schedules.lr = common.curve(0.0, 1e-3, 1e-5, warmup_steps=50.0)
   c.schedules.weight_decay = common.curve(0.04, 0.04, 0.2)
   c.schedules.momentum = common.curve(0.98, 0.98, 1.0)
-  c.schedules.teacher_temperature = common.curve(
-      0.04, 0.07, 0.07, warmup_steps=300.0)
-  c.schedules.freeze_last_layer_steps = 50.0
+  c.schedules.teacher_temperature = common.curve(0.04, 0.04, 0.04)
+  c.schedules.freeze_last_layer_steps = 20.0
 
   c.augment.blur_sigma = (0.1, 0.5)  # pixels; 2.0 erases a 32-pixel image
 
-  c.knn.every_steps = 500.0
+  c.knn.every_steps = 200.0
   c.knn.resize_px = 32
   c.knn.crop_px = 32
   c.knn.batch_size = 256

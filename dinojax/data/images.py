@@ -9,9 +9,10 @@ import numpy as np
 from PIL import Image as PilImage
 from PIL import ImageOps
 
+PilImage.init()  # registers all formats; FORMATS picks among them
 # Raster formats only: no PostScript, no fonts, no video.
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'JPEG2000',
-           'MPO', 'TGA', 'ICO', 'AVIF')
+           'TGA', 'ICO', 'AVIF')
 DEFAULT_MAX_PIXELS = 178_956_970
 _ORIENTATION = 0x0112
 _SWAPS_AXES = (5, 6, 7, 8)

@@ -10,7 +10,9 @@ import functools
 import grain
 import numpy as np
 
-_BLOCK = 4096  # rows in which the mixture's shares are exact
+_BLOCK = 4096  # numbers that are dealt and shuffled at a time
+_CYCLE = 256  # blocks over which the shares are exact
+_SPREAD = 159  # odd, near the golden section of the cycle
 
 
 def generator(*key: int) -> np.random.Generator:
@@ -20,7 +22,11 @@ def generator(*key: int) -> np.random.Generator:
 
 
 class Mixture:
-  """Rows over weighted sources, with whole batches from some of them."""
+  """Rows over weighted sources, with whole batches from some of them.
+
+  Every source is read in its own order, each record once an epoch, whatever
+  the other sources and the whole batches take.
+  """
 
   def __init__(self, lengths: Sequence[int], weights: Sequence[float], *,
                homogeneous: Sequence[tuple[int, float]] = (), seed: int,
@@ -47,54 +53,76 @@ class Mixture:
       raise ValueError(
           f'data.homogeneous probabilities {odds} must be positive and sum '
           'to at most 1')
-    self._seed, self._batch = seed, batch_size
-    self._homogeneous = tuple(homogeneous)
-    self._counts = _largest_remainders(share / share.sum() * _BLOCK)
+    self._batch = batch_size
+    # Streams of steps: the mixture first, then each homogeneous source.
+    self._whole = [source for source, _ in homogeneous]
+    self._steps = _Dealer([1 - sum(odds), *odds], (seed, 2))
+    self._rows = _Dealer(share, (seed, 3))
     # Without replacement within an epoch, another order in each.
     self._orders = [
-        grain.MapDataset.range(length).seed(seed + 7919 * i).shuffle()
-        .repeat() for i, length in enumerate(lengths)]
+        grain.MapDataset.range(length).seed((seed + 7919 * i) % 2**32)
+        .shuffle().repeat() for i, length in enumerate(lengths)]
 
   def locate(self, row: int) -> tuple[int, int]:
     """(source, record) of a global row number, step · batch + row."""
-    step = row // self._batch
-    source = self._whole_batch(step)
-    if source is not None:
-      return source, int(self._orders[source][row])
-    block, place = divmod(row, _BLOCK)
-    order, rank = _block(self._seed, block, tuple(self._counts))
-    source = int(order[place])
-    position = block * int(self._counts[source]) + int(rank[place])
+    step, member = divmod(row, self._batch)
+    stream, step_rank = self._steps.deal(step)
+    position = step_rank * self._batch + member  # within the stream
+    if stream:
+      source = self._whole[stream - 1]
+    else:
+      source, position = self._rows.deal(position)
     return source, int(self._orders[source][position])
 
-  def _whole_batch(self, step: int) -> int | None:
-    """The source that fills the whole batch of a step, if one does."""
-    if not self._homogeneous:
-      return None
-    draw = generator(self._seed, 2, step).random()
-    for source, probability in self._homogeneous:
-      if draw < probability:
-        return source
-      draw -= probability
-    return None
+
+class _Dealer:
+  """Deals 0, 1, 2, … to components by share, in an order that looks random.
+
+  A block of numbers has a count for every component, within one of its
+  share, and is shuffled. The rounding moves from block to block so that the
+  counts of a cycle are exact, which keeps rare components.
+  """
+
+  def __init__(self, shares: Sequence[float], key: tuple[int, ...]):
+    """Prepares the counts of a cycle.
+
+    Raises:
+      ValueError: a share is positive and too small to ever be dealt.
+    """
+    shares = np.asarray(shares, float) / np.sum(shares)
+    edges = np.concatenate([[0], np.cumsum(shares)]) * _BLOCK
+    edges[-1] = _BLOCK
+    phases = np.arange(_CYCLE) * _SPREAD % _CYCLE / _CYCLE
+    counts = np.diff(np.floor(edges + phases[:, None]).astype(int), axis=1)
+    never = (shares > 0) & (counts.sum(0) == 0)
+    if never.any():
+      raise ValueError(
+          f'data share {shares[never][0]:.2g} is too small to be drawn: set '
+          f'it to {1 / (_BLOCK * _CYCLE):.1g} of the sum or more, or to 0')
+    self._key = key
+    self._counts = [tuple(map(int, row)) for row in counts]
+    self._before = np.concatenate([counts[:1] * 0, np.cumsum(counts, 0)])
+
+  def deal(self, number: int) -> tuple[int, int]:
+    """(component, how many numbers it was dealt before this one)."""
+    if len(self._counts[0]) == 1:
+      return 0, number
+    block, place = divmod(number, _BLOCK)
+    cycle, phase = divmod(block, _CYCLE)
+    order, rank = _block(self._key, block, self._counts[phase])
+    mine = int(order[place])
+    before = cycle * int(self._before[-1, mine]) + int(
+        self._before[phase, mine])
+    return mine, before + int(rank[place])
 
 
-def _largest_remainders(shares: np.ndarray) -> np.ndarray:
-  """Whole numbers with the same sum, each within one of its share."""
-  counts = np.floor(shares).astype(int)
-  missing = round(shares.sum()) - counts.sum()
-  counts[np.argsort(counts - shares, kind='stable')[:missing]] += 1
-  return counts
-
-
-@functools.lru_cache(maxsize=8)
-def _block(seed: int, block: int, counts: tuple[int, ...]):
-  """Source of each row of a block, and its rank among that source's rows."""
-  order = np.repeat(np.arange(len(counts)), counts)
-  if len(counts) > 1:
-    order = generator(seed, 3, block).permutation(order)
+@functools.lru_cache(maxsize=16)
+def _block(key: tuple[int, ...], block: int, counts: tuple[int, ...]):
+  """Component of each number of a block, and its rank in that component."""
+  order = generator(*key, block).permutation(
+      np.repeat(np.arange(len(counts)), counts))
   rank = np.empty_like(order)
-  for source in range(len(counts)):
-    mine = order == source
-    rank[mine] = np.arange(mine.sum())
+  first = np.concatenate([[0], np.cumsum(counts)[:-1]])
+  grouped = np.argsort(order, kind='stable')
+  rank[grouped] = np.arange(len(order)) - first[order[grouped]]
   return order, rank

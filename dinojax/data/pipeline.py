@@ -9,10 +9,12 @@ from its step.
 from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
+import logging
 
 import grain
 import numpy as np
 
+from dinojax.core import errors
 from dinojax.data import crops as crops_lib
 from dinojax.data import images
 from dinojax.data import masking
@@ -66,20 +68,21 @@ class Plan:
     problem = None
     chosen = self.sources[source]
     for _ in range(_MAX_REPLACEMENTS):
+      name = str(index)
       try:
         record = chosen[index]
+        name = record.name
         image = images.open_image(record.image, max_pixels=self.max_pixels)
         out = crops_lib.multi_crop(image, rng, self.crops)
         return out | {'label': np.int32(record.label)}, problem
       except (images.BadImage, OSError) as error:
-        reason = getattr(error, 'reason', None) or f'unreadable: {error}'
-        problem = problem or {
-            'source': chosen.spec, 'name': _name(chosen, index),
-            'reason': reason}
+        problem = problem or {'source': chosen.spec, 'name': name,
+                              'reason': _reason(error)}
         index = int(rng.integers(len(chosen)))
-    raise RuntimeError(
+    raise errors.UserError(
         f'{_MAX_REPLACEMENTS} records of {chosen.spec} in a row cannot be '
-        f'decoded, the first because: {problem["reason"]}')
+        f'decoded, the first ({problem["name"]}) because: '
+        f'{problem["reason"]}; check the source')
 
   def _masks(self, row: int) -> np.ndarray:
     """[v, p] bool. Mask sizes are dealt within a group, shapes per row."""
@@ -112,11 +115,23 @@ class Plan:
     return batch
 
 
-def _name(source: sources_lib.Source, index: int) -> str:
-  try:
-    return source[index].name
-  except OSError:
-    return str(index)
+def _reason(error: images.BadImage | OSError) -> str:
+  return getattr(error, 'reason', None) or f'unreadable: {error}'
+
+
+def _read_ahead(rows: grain.MapDataset, count: int, num_threads: int,
+                num_workers: int) -> grain.IterDataset:
+  """Makes about `count` rows in advance; the order is always the same."""
+  # The buffer is one of each worker: without the division, memory would grow
+  # with their number.
+  each = max(-(-count // max(num_workers, 1)), num_threads)
+  rows = rows.to_iter_dataset(grain.ReadOptions(
+      num_threads=num_threads, prefetch_buffer_size=each))
+  if num_workers:
+    # Workers before batches: the rows are the same for any number of them.
+    rows = rows.mp_prefetch(grain.MultiprocessingOptions(
+        num_workers=num_workers))
+  return rows
 
 
 class _Rows:
@@ -153,10 +168,10 @@ def train_batches(
   unless `masks` is None; problems, a list of what could not be read.
 
   Raises:
-    ValueError: batch, processes and groups do not divide.
+    UserError: batch, processes and groups do not divide.
   """
   if batch_size % (process_count * group_images):
-    raise ValueError(
+    raise errors.UserError(
         f'train.batch_size={batch_size} is not divisible by {process_count} '
         f'processes × train.group_images={group_images}: set it to a '
         f'multiple of {process_count * group_images}')
@@ -170,17 +185,9 @@ def train_batches(
       crops=crops, masks=masks, patch_px=patch_px, max_pixels=max_pixels)
   rows = grain.MapDataset.source(
       _Rows(plan, start_step, process_index, process_count))
-  # Two batches ahead; memory is bounded whatever the batch.
-  ahead = max(2 * batch_size // process_count, num_threads)
-  rows = rows.to_iter_dataset(grain.ReadOptions(
-      num_threads=num_threads, prefetch_buffer_size=ahead))
-  if num_workers:
-    # Workers before batches: the order is the same for any number of them.
-    rows = rows.mp_prefetch(grain.MultiprocessingOptions(
-        num_workers=num_workers))
-  return iter(rows.batch(
-      batch_size // process_count, drop_remainder=True,
-      batch_fn=plan.collate))
+  share = batch_size // process_count
+  return iter(_read_ahead(rows, 2 * share, num_threads, num_workers).batch(
+      share, drop_remainder=True, batch_fn=plan.collate))
 
 
 class _Centers:
@@ -194,61 +201,84 @@ class _Centers:
   def __len__(self) -> int:
     return len(self._indices)
 
+  def padding(self) -> dict:
+    """A row that fills up the last batch."""
+    return {'image': np.zeros((self._crop_px, self._crop_px, 3), np.uint8),
+            'label': np.int32(-1), 'index': np.int64(-1),
+            'valid': np.bool_(False), 'problem': None}
+
   def __getitem__(self, place: int) -> dict:
     index = int(self._indices[place])
-    record = self._source[index]
+    label, name, problem = -1, str(index), None
     try:
+      record = self._source[index]
+      label, name = record.label, record.name
       image = images.open_image(record.image, max_pixels=self._max_pixels)
       pixels = crops_lib.center_crop(
           image, resize_px=self._resize_px, crop_px=self._crop_px)
-      valid = True
-    except images.BadImage:
+    except (images.BadImage, OSError) as error:
       pixels = np.zeros((self._crop_px, self._crop_px, 3), np.uint8)
-      valid = False
-    return {'image': pixels, 'label': np.int32(record.label),
-            'index': np.int64(index), 'valid': np.bool_(valid)}
+      problem = {'source': self._source.spec, 'name': name,
+                 'reason': _reason(error)}
+    return {'image': pixels, 'label': np.int32(label),
+            'index': np.int64(index), 'valid': np.bool_(problem is None),
+            'problem': problem}
 
 
 def eval_batches(
     source: sources_lib.Source, *, batch_size: int, resize_px: int,
     crop_px: int, indices: Sequence[int] | None = None,
-    process_index: int = 0, process_count: int = 1, num_threads: int = 2,
-    max_pixels: int = images.DEFAULT_MAX_PIXELS) -> Iterator[dict]:
+    process_index: int = 0, process_count: int = 1, num_workers: int = 0,
+    num_threads: int = 2, max_pixels: int = images.DEFAULT_MAX_PIXELS
+) -> Iterator[dict]:
   """Records in order, each once, as evaluation reads them.
 
   Every process yields the same number of batches of the same size: its rows
-  of each global batch; padding and unreadable images have valid False.
+  of each global batch; padding and unreadable images have valid False, and
+  the latter are logged. `indices` are the records read, None: all.
 
-  Args:
-    source: records.
-    batch_size: of the global batch.
-    resize_px: short side before the centre crop.
-    crop_px: side of the crop.
-    indices: which records; None: all.
-    process_index: of this process.
-    process_count: processes.
-    num_threads: decoding ahead.
-    max_pixels: larger images are refused.
+  Yields numpy dicts: image [b, y, x, c] uint8; label int32, index int64,
+  valid bool [b].
 
-  Yields:
-    image [b, y, x, c] uint8, label, index, valid [b].
+  Raises:
+    UserError: the processes do not divide the batch.
   """
-  chosen = np.arange(len(source)) if indices is None else np.asarray(indices)
-  share = batch_size // process_count
-  rows = _Centers(source, chosen, resize_px, crop_px, max_pixels)
-  starts = range(0, len(chosen), batch_size)
-  mine = [i for start in starts
-          for i in range(start + process_index * share,
-                         start + (process_index + 1) * share)]
+  if batch_size % process_count:
+    raise errors.UserError(
+        f'evaluation batch_size={batch_size} is not divisible by '
+        f'{process_count} processes: set it to a multiple of '
+        f'{process_count}')
+  if indices is None:
+    indices = np.arange(len(source))
+  centers = _Centers(
+      source, np.asarray(indices), resize_px, crop_px, max_pixels)
+  return _eval_batches(
+      centers, batch_size // process_count, process_index, process_count,
+      num_threads, num_workers)
+
+
+def _eval_batches(centers: _Centers, share: int, process_index: int,
+                  process_count: int, num_threads: int,
+                  num_workers: int) -> Iterator[dict]:
+  count = len(centers)
+  starts = range(process_index * share,
+                 -(-count // (share * process_count)) * share * process_count,
+                 share * process_count)
+  mine = [i for start in starts for i in range(start, start + share)]
   # A process without rows still takes part, with invalid ones.
-  places = [i for i in mine if i < len(chosen)] or [0]
-  ahead = iter(grain.MapDataset.source(places).map(
-      rows.__getitem__).to_iter_dataset(grain.ReadOptions(
-          num_threads=num_threads, prefetch_buffer_size=2 * share)))
-  empty = {'image': np.zeros((crop_px, crop_px, 3), np.uint8),
-           'label': np.int32(-1), 'index': np.int64(-1),
-           'valid': np.bool_(False)}
-  for start in range(0, len(mine), share):
-    samples = [next(ahead) if i < len(chosen) else empty
-               for i in mine[start:start + share]]
-    yield {key: np.stack([s[key] for s in samples]) for key in empty}
+  places = [i for i in mine if i < count] or [0]
+  ahead = iter(_read_ahead(
+      grain.MapDataset.source(places).map(centers.__getitem__),
+      2 * share, num_threads, num_workers))
+  empty = centers.padding()
+  try:
+    for start in range(0, len(mine), share):
+      samples = [next(ahead) if i < count else empty
+                 for i in mine[start:start + share]]
+      for problem in filter(None, (s['problem'] for s in samples)):
+        logging.warning('%(source)s: %(name)s is left out of the '
+                        'evaluation: %(reason)s', problem)
+      yield {key: np.stack([s[key] for s in samples])
+             for key in empty if key != 'problem'}
+  finally:
+    ahead.close()

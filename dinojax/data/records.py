@@ -121,9 +121,12 @@ class ArrayRecords:
     self._paths = found
     self._readers: dict[int, array_record_module.ArrayRecordReader] = {}
     self._starts = [0]
-    for shard in range(len(found)):
-      self._starts.append(
-          self._starts[-1] + self._reader(shard).num_records())
+    for shard, path_name in enumerate(found):
+      count = self._reader(shard).num_records()
+      if not count:
+        raise errors.UserError(
+            f'{path_name} holds no records or is damaged: write it again')
+      self._starts.append(self._starts[-1] + count)
     note = path.parent / MANIFEST
     self.classes = tuple(
         json.loads(note.read_text())['classes']) if note.exists() else ()

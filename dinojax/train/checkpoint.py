@@ -87,13 +87,21 @@ class Checkpoints:
 
   def restore(self, abstract: dict, step: int | None = None) -> dict:
     """The state at `step`, the latest by default, on the given shardings."""
-    return state_lib.join(self._manager.load_checkpointables(
-        step, state_lib.split(abstract)))
+    return state_lib.join(self._load(step, state_lib.split(abstract)))
 
   def restore_part(self, name: str, abstract: dict,
                    step: int | None = None) -> dict:
     """One part alone: 'teacher' for an evaluation."""
-    return self._manager.load_checkpointables(step, {name: abstract})[name]
+    return self._load(step, {name: abstract})[name]
+
+  def _load(self, step: int | None, parts: dict) -> dict:
+    try:
+      return self._manager.load_checkpointables(step, parts)
+    except (ValueError, KeyError, OSError) as error:
+      raise errors.UserError(
+          f'the checkpoint of step {step or self.latest()} in {self.folder} '
+          f'does not fit this config ({first_line(error)[:200]}): use the '
+          'config it was made with, or another --workdir') from error
 
   def info(self, step: int | None = None) -> dict:
     """What was saved beside the state at `step`."""

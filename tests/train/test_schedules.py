@@ -86,4 +86,4 @@ def test_published_values():
   np.testing.assert_allclose(
       values(lambda i: lr([0, 1, 6250, 12499, 12500, 62500, 124999][i]), 7),
       [0, 4.5258e-7, 2.82865e-3, 5.65685e-3, 5.65685e-3, 3.31999e-3,
-       1.00000e-6], rtol=1e-5)
+       1.00000e-6], rtol=2e-5)  # published with five or six digits

@@ -1,0 +1,202 @@
+"""Batches are a function of (seed, step), whoever makes them."""
+
+import collections
+import io
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from dinojax.data import crops
+from dinojax.data import images
+from dinojax.data import masking
+from dinojax.data import mixture
+from dinojax.data import pipeline
+from dinojax.data import sources
+
+
+class Pictures:
+  """Deterministic little PNGs; record i has label i."""
+
+  def __init__(self, count, bad=(), spec='pictures:'):
+    self.spec, self.classes = spec, ()
+    self._count, self._bad = count, frozenset(bad)
+
+  def __len__(self):
+    return self._count
+
+  def __getitem__(self, index):
+    if index in self._bad:
+      return sources.Record(b'garbage', index, f'{index}.png')
+    rng = np.random.default_rng(index)
+    pixels = rng.integers(0, 256, (24, 20, 3), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, 'PNG')
+    return sources.Record(out.getvalue(), index, f'{index}.png')
+
+
+def batches(source=None, count=1, skip=0, **changes):
+  kwargs = dict(
+      weights=[1.0], seed=3, start_step=0, batch_size=8, group_images=2,
+      crops=crops.Crops(global_px=16, local_px=8, num_local=2),
+      masks=masking.Masks(), patch_px=4, num_threads=1) | changes
+  one = source if isinstance(source, list) else [source or Pictures(20)]
+  iterator = pipeline.train_batches(one, **kwargs)
+  out = [next(iterator) for _ in range(skip + count)]
+  iterator.close()
+  return out[skip:]
+
+
+def assert_equal(a, b):
+  assert a.keys() == b.keys()
+  for key in a:
+    np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+
+
+@pytest.mark.parametrize('processes', [2, 4])
+def test_processes_divide_the_rows_of_every_batch(processes):
+  whole = batches(count=8)
+  parts = [batches(count=8, process_index=p, process_count=processes)
+           for p in range(processes)]
+  for step in (0, 7):
+    for key in whole[step]:
+      joined = sum((p[step][key] for p in parts), []) if (
+          key == 'problems') else np.concatenate(
+              [p[step][key] for p in parts])
+      np.testing.assert_array_equal(joined, whole[step][key], err_msg=key)
+
+
+def test_a_restart_continues():
+  assert_equal(batches(start_step=5)[0], batches(skip=5)[0])
+
+
+@pytest.mark.parametrize('workers', [2, 3])
+def test_workers_do_not_change_batches(workers):
+  for a, b in zip(batches(count=2, num_workers=workers), batches(count=2),
+                  strict=True):
+    assert_equal(a, b)
+
+
+def test_seeds_change_batches():
+  a, b = batches(seed=1)[0], batches(seed=2)[0]
+  assert (a['global'] != b['global']).any()
+
+
+def test_an_epoch_has_every_record_once():
+  labels = np.concatenate(
+      [b['label'] for b in batches(Pictures(16), count=4)])
+  assert sorted(labels[:16]) == sorted(labels[16:]) == list(range(16))
+  assert (labels[:16] != labels[16:]).any()
+
+
+def test_masks_of_a_group_have_constant_size_and_point_at_masked_patches():
+  spec = masking.Masks()
+  total = sum(masking.upper_bounds(4, 16, spec))
+  for batch in batches(count=3):
+    masks = batch['mask'].reshape(4, -1)
+    for mask, index, weight in zip(
+        masks, batch['mask_index'], batch['mask_weight'], strict=True):
+      assert mask.sum() == total == len(index)
+      np.testing.assert_array_equal(np.flatnonzero(mask), index)
+      np.testing.assert_allclose(weight.sum(), 2, rtol=1e-6)  # masked rows
+
+
+def test_bad_images_are_replaced_and_reported_alike_everywhere():
+  bad = {1, 5, 7, 11}
+  whole = batches(Pictures(20, bad), count=4)
+  seen = {p['name'] for b in whole for p in b['problems']}
+  assert seen == {f'{i}.png' for i in bad}
+  assert all(p['reason'] and p['source'] == 'pictures:'
+             for b in whole for p in b['problems'])
+  for batch in whole:
+    assert batch['bad'].sum() == len(batch['problems'])
+    assert not set(batch['label'].tolist()) & bad
+  parts = [batches(Pictures(20, bad), count=4, process_index=p,
+                   process_count=2) for p in range(2)]
+  for step in range(4):
+    np.testing.assert_array_equal(
+        np.concatenate([p[step]['global'] for p in parts]),
+        whole[step]['global'])
+
+
+def test_a_source_of_nothing_but_bad_images_says_so():
+  with pytest.raises(RuntimeError, match='cannot be decoded'):
+    batches(Pictures(4, range(4)))
+
+
+def test_groups_must_divide():
+  with pytest.raises(ValueError, match='set it to a multiple of 12'):
+    batches(group_images=3, process_count=4)
+
+
+def test_weights_are_kept():
+  mixed = mixture.Mixture(
+      [100, 50], [3.0, 1.0], seed=0, batch_size=16)
+  found = [mixed.locate(row) for row in range(4096)]
+  counts = collections.Counter(source for source, _ in found)
+  assert counts[0] == 3072 and counts[1] == 1024
+  first = [record for source, record in found if source == 1][:50]
+  assert sorted(first) == list(range(50))  # an epoch of the second source
+  assert [mixed.locate(row) for row in (7, 4000)] == [found[7], found[4000]]
+
+
+def test_some_batches_come_from_one_source():
+  mixed = mixture.Mixture(
+      [100, 40], [1.0], homogeneous=[(1, 0.25)], seed=0, batch_size=8)
+  steps = [{mixed.locate(8 * step + i)[0] for i in range(8)}
+           for step in range(400)]
+  assert all(len(sources) == 1 for sources in steps)
+  share = np.mean([sources == {1} for sources in steps])
+  assert abs(share - 0.25) < 4 * np.sqrt(0.25 * 0.75 / 400)
+
+
+def test_random_boxes_follow_their_ranges():
+  rng = np.random.default_rng(0)
+  boxes = [crops.random_box((200, 120), (0.32, 1.0), (3 / 4, 4 / 3), rng)
+           for _ in range(500)]
+  for left, top, right, bottom in boxes:
+    assert 0 <= left < right <= 200 and 0 <= top < bottom <= 120
+    area = (right - left) * (bottom - top) / (200 * 120)
+    assert 0.3 <= area <= 1.0
+    assert 0.72 <= (right - left) / (bottom - top) <= 1.39
+  long = crops.random_box((1000, 10), (0.9, 1.0), (3 / 4, 4 / 3), rng)
+  assert long == (493, 0, 506, 10)  # centred, ratio cut to 4/3
+
+
+def test_a_reduced_jpeg_gives_nearly_the_same_crops():
+  rows, columns = np.mgrid[:800, :800]
+  smooth = np.stack([127 + 120 * np.sin(rows / 40), rows * 0.3,
+                     127 + 100 * np.cos(columns / 30)], -1)
+  out = io.BytesIO()
+  Image.fromarray(smooth.astype(np.uint8)).save(out, 'JPEG', quality=95)
+  spec = crops.Crops(global_px=64, local_px=32)
+  image = images.open_image(out.getvalue())
+  got = crops.multi_crop(image, np.random.default_rng(0), spec)
+  whole = images.open_image(out.getvalue())
+  whole.decode = lambda scale: images.Image.decode(whole, 1)
+  want = crops.multi_crop(whole, np.random.default_rng(0), spec)
+  for kind in got:
+    gap = np.abs(got[kind].astype(int) - want[kind].astype(int))
+    assert gap.mean() < 1.5 and gap.max() < 30
+
+
+def test_evaluation_reads_every_record_once_and_pads():
+  for count in (1, 3):
+    seen = []
+    for p in range(count):
+      for batch in pipeline.eval_batches(
+          Pictures(10), batch_size=6, resize_px=16, crop_px=12,
+          process_index=p, process_count=count):
+        assert batch['image'].shape == (6 // count, 12, 12, 3)
+        seen += batch['index'][batch['valid']].tolist()
+    assert sorted(seen) == list(range(10))
+
+
+def test_center_crop_rounds_as_torchvision():
+  gradient = np.tile(np.arange(100, dtype=np.uint8)[None, :, None], (61, 1, 3))
+  out = io.BytesIO()
+  Image.fromarray(gradient).save(out, 'PNG')
+  got = crops.center_crop(
+      images.open_image(out.getvalue()), resize_px=61, crop_px=40)
+  # 100 × 61 is not resized; the left border is round((100 − 40) / 2) = 30.
+  np.testing.assert_array_equal(got[0, :, 0], np.arange(30, 70))

@@ -1,0 +1,124 @@
+"""Sources: what is found, in what order, and what is said when nothing is."""
+
+import json
+import os
+import pickle
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from dinojax.core import errors
+from dinojax.data import photos
+from dinojax.data import records
+from dinojax.data import sources
+
+
+@pytest.fixture
+def folder(tmp_path):
+  root = tmp_path / 'images'
+  for label in ('dog', 'cat'):
+    (root / label / 'more').mkdir(parents=True)
+    for i, place in enumerate((root / label, root / label / 'more')):
+      Image.new('RGB', (9, 9), (i, 0, 0)).save(place / f'{i}.PNG')
+  Image.new('RGB', (9, 9)).save(root / 'loose.jpg')
+  (root / 'cat' / 'notes.txt').write_text('x')
+  (root / '.hidden.jpg').write_bytes(b'x')
+  os.symlink(root, root / 'dog' / 'loop')
+  return root
+
+
+def test_folder_is_sorted_labelled_and_survives_a_loop(folder):
+  source = sources.open_source(f'folder:{folder}')
+  assert source.classes == ('cat', 'dog')
+  assert [(source[i].name, source[i].label) for i in range(len(source))] == [
+      ('cat/0.PNG', 0), ('cat/more/1.PNG', 0), ('dog/0.PNG', 1),
+      ('dog/more/1.PNG', 1), ('loose.jpg', -1)]
+
+
+def test_sources_travel_to_workers(folder, tmp_path):
+  source = sources.open_source(f'folder:{folder}')
+  records.write(source, str(tmp_path / 'out'), num_shards=2)
+  packed = sources.open_source(
+      f'arrayrecord:{tmp_path}/out/*.arrayrecord')
+  packed[0]
+  for one in (source, packed, sources.open_source('photos:train')):
+    again = pickle.loads(pickle.dumps(one))
+    assert again[3] == one[3] and len(again) == len(one)
+
+
+@pytest.mark.parametrize('spec, text', [
+    ('folder:/no/such/place', 'check the path'),
+    ('arrayrecord:/no/such/*.arrayrecord', 'dinojax convert'),
+    ('tfds:mnist', 'has no split'),
+    ('tfds:no_such_data_set/train', 'cannot be opened'),
+    ('photos:test', 'photos:validation'), ('s3:x', 'folder:DIR')])
+def test_nothing_there_is_said_in_a_sentence(spec, text):
+  with pytest.raises(errors.UserError, match=text):
+    sources.open_source(spec)
+
+
+def test_tfds_that_is_not_prepared_names_the_command(tmp_path):
+  with pytest.raises(errors.UserError, match='tfds build mnist'):
+    sources.open_source(f'tfds:mnist/train?data_dir={tmp_path}')
+
+
+def test_records_hold_the_files_byte_for_byte(folder, tmp_path):
+  source = sources.open_source(f'folder:{folder}')
+  seen = []
+  records.write(source, str(tmp_path / 'out'), num_shards=2,
+                progress=lambda done, total: seen.append((done, total)))
+  assert seen[-1] == (5, 5)
+  packed = sources.open_source(f'arrayrecord:{tmp_path}/out/*.arrayrecord')
+  assert [packed[i] for i in range(5)] == [source[i] for i in range(5)]
+  assert packed.classes == source.classes
+
+
+def test_an_interrupted_conversion_continues(folder, tmp_path):
+  source = sources.open_source(f'folder:{folder}')
+  out = tmp_path / 'out'
+
+  class Stop(Exception):
+    pass
+
+  def stop(done, total):
+    if done == 3:
+      raise Stop
+
+  with pytest.raises(Stop):
+    records.write(source, str(out), num_shards=2, progress=stop)
+  assert not (out / 'records-00001-of-00002.arrayrecord').exists()
+  records.write(source, str(out), num_shards=2)
+  packed = sources.open_source(f'arrayrecord:{out}/*.arrayrecord')
+  assert len(packed) == 5
+  with pytest.raises(errors.UserError, match='another source'):
+    records.write(source, str(out), num_shards=3)
+  assert json.loads((out / 'manifest.json').read_text())['num_shards'] == 2
+
+
+def test_a_damaged_shard_is_named(folder, tmp_path):
+  (tmp_path / 'a.arrayrecord').write_bytes(b'not a record file' * 9)
+  with pytest.raises(errors.UserError, match=r'a\.arrayrecord'):
+    sources.open_source(f'arrayrecord:{tmp_path}/*.arrayrecord')
+
+
+def test_photo_tiles_of_the_two_splits_are_a_tile_apart():
+  for size in ((512, 384), (576, 384), (384, 384), (640, 427)):
+    train = photos.corners(size, 'train')
+    held = photos.corners(size, 'validation')
+    assert train and held
+    edge = max(left for left, _ in train) + photos.TILE_PX
+    assert min(left for left, _ in held) - edge >= photos.TILE_PX
+    for left, top in train + held:
+      assert left + photos.TILE_PX <= size[0]
+      assert top + photos.TILE_PX <= size[1]
+    assert len(set(train)) == len(train) and len(set(held)) == len(held)
+
+
+def test_photos_have_enough_tiles_of_every_photograph():
+  for split, least in (('train', 100), ('validation', 25)):
+    source = sources.open_source(f'photos:{split}')
+    labels = np.bincount([source[i].label for i in range(len(source))])
+    assert len(labels) == len(source.classes) == 16
+    assert labels.min() >= least
+  assert len(sources.open_source('photos:validation')) >= 400
