@@ -11,7 +11,7 @@ from dinojax.data import images
 Box = tuple[float, float, float, float]  # left, top, right, bottom; pixels
 _TRIES = 10
 # A reduced JPEG keeps this many pixels for each one of a crop, as Pillow's
-# own thumbnails do: the crops then differ by less than a grey level.
+# own thumbnails do: the crops then differ by about a grey level.
 _MARGIN = 2
 
 

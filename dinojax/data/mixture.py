@@ -90,15 +90,16 @@ class _Dealer:
       ValueError: a share is positive and too small to ever be dealt.
     """
     shares = np.asarray(shares, float) / np.sum(shares)
+    smallest = 1 / (_BLOCK * _CYCLE)
+    never = shares[(shares > 0) & (shares < smallest)]
+    if never.size:
+      raise ValueError(
+          f'data share {never[0]:.2g} of the sum of weights is too small to '
+          f'be drawn: raise it to {smallest:.1g} or more, or set it to 0')
     edges = np.concatenate([[0], np.cumsum(shares)]) * _BLOCK
     edges[-1] = _BLOCK
     phases = np.arange(_CYCLE) * _SPREAD % _CYCLE / _CYCLE
     counts = np.diff(np.floor(edges + phases[:, None]).astype(int), axis=1)
-    never = (shares > 0) & (counts.sum(0) == 0)
-    if never.any():
-      raise ValueError(
-          f'data share {shares[never][0]:.2g} is too small to be drawn: set '
-          f'it to {1 / (_BLOCK * _CYCLE):.1g} of the sum or more, or to 0')
     self._key = key
     self._counts = [tuple(map(int, row)) for row in counts]
     self._before = np.concatenate([counts[:1] * 0, np.cumsum(counts, 0)])

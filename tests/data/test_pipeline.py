@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from dinojax.core import errors
 from dinojax.data import crops
 from dinojax.data import images
 from dinojax.data import masking
@@ -72,7 +73,10 @@ def test_a_restart_continues():
 
 @pytest.mark.parametrize('workers', [2, 3])
 def test_workers_do_not_change_batches(workers):
-  for a, b in zip(batches(count=2, num_workers=workers), batches(count=2),
+  source = Pictures(20, bad={1, 5, 7})  # problems travel, too
+  here = batches(source, count=3)
+  assert any(b['problems'] for b in here)
+  for a, b in zip(batches(source, count=3, num_workers=workers), here,
                   strict=True):
     assert_equal(a, b)
 
@@ -120,8 +124,48 @@ def test_bad_images_are_replaced_and_reported_alike_everywhere():
 
 
 def test_a_source_of_nothing_but_bad_images_says_so():
-  with pytest.raises(RuntimeError, match='cannot be decoded'):
-    batches(Pictures(4, range(4)))
+  # Also from a worker: the user reads a sentence, not a stack trace.
+  for workers in (0, 1):
+    with pytest.raises(errors.UserError, match='cannot be decoded'):
+      batches(Pictures(4, range(4)), num_workers=workers)
+
+
+class Failing(Pictures):
+  """A disk that fails for some records."""
+
+  def __getitem__(self, index):
+    if index in self._bad:
+      raise OSError(5, 'Input/output error')
+    return super().__getitem__(index)
+
+
+def test_read_errors_are_replaced_and_reported():
+  whole = batches(Failing(20, {2, 3}), count=4)
+  problems = [p for b in whole for p in b['problems']]
+  assert {p['name'] for p in problems} == {'2', '3'}
+  assert all('Input/output error' in p['reason'] for p in problems)
+  assert sum(b['bad'].sum() for b in whole) == len(problems)
+
+
+def test_large_steps_do_not_overflow():
+  step = 10**7  # times the batch exceeds 32 bits
+  batch = batches(start_step=step, batch_size=1024, group_images=256,
+                  process_count=4, process_index=3)[0]
+  _, record = mixture.Mixture([20], [1.0], seed=3, batch_size=1024).locate(
+      step * 1024 + 768)
+  assert batch['row'][0] == 768 and batch['label'][0] == record
+
+
+def test_undershooting_masks_are_padded_to_the_static_size():
+  spec = masking.Masks(counts='undershooting')
+  size = sum(masking.upper_bounds(4, 16, spec))
+  for batch in batches(count=3, masks=spec):
+    assert batch['mask_index'].shape == (4, size)
+    masks = batch['mask'].reshape(4, -1)
+    for mask, index, weight in zip(
+        masks, batch['mask_index'], batch['mask_weight'], strict=True):
+      np.testing.assert_array_equal(
+          np.flatnonzero(mask), index[weight > 0])
 
 
 def test_groups_must_divide():
@@ -190,6 +234,31 @@ def test_evaluation_reads_every_record_once_and_pads():
         assert batch['image'].shape == (6 // count, 12, 12, 3)
         seen += batch['index'][batch['valid']].tolist()
     assert sorted(seen) == list(range(10))
+
+
+def test_evaluation_is_the_same_from_workers():
+  one, two = (list(pipeline.eval_batches(
+      Pictures(10, {4}), batch_size=4, resize_px=16, crop_px=12,
+      num_workers=workers)) for workers in (0, 2))
+  assert len(one) == len(two) == 3
+  for a, b in zip(one, two, strict=True):
+    assert_equal(a, b)
+
+
+def test_evaluation_leaves_out_what_it_cannot_read_and_says_so(caplog):
+  for source in (Pictures(5, {2}), Failing(5, {2})):
+    caplog.clear()
+    batch, = pipeline.eval_batches(
+        source, batch_size=6, resize_px=16, crop_px=12)
+    assert batch['valid'].tolist() == [True, True, False, True, True, False]
+    assert batch['index'].tolist() == [0, 1, 2, 3, 4, -1]
+    assert 'pictures:: 2' in caplog.text
+
+
+def test_evaluation_batches_must_divide():
+  with pytest.raises(ValueError, match='set it to a multiple of 4'):
+    pipeline.eval_batches(Pictures(10), batch_size=6, resize_px=16,
+                          crop_px=12, process_count=4)
 
 
 def test_center_crop_rounds_as_torchvision():

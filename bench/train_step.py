@@ -1,0 +1,342 @@
+"""A ViT-S/14 training step on CPU against the same step in PyTorch.
+
+  python -m bench.train_step [--steps=5] [--batch=4]
+
+Both sides: 2 × 224 + 8 × 98 crops, DINO and iBOT heads of K prototypes,
+Sinkhorn-Knopp, KoLeo, AdamW, EMA; drop path 0; the same weights, crops, masks
+and threads. The losses are compared before anything is timed; then the two
+take turns. Prints one JSON line; ratio > 1 means dinojax is faster.
+
+The peer is Hugging Face's Dinov2Model with heads and losses written here in
+PyTorch for this benchmark.
+"""
+
+import argparse
+import functools
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+K, HIDDEN, BOTTLENECK = 65536, 2048, 256
+LR, WEIGHT_DECAY, MOMENTUM, TAU_T, TAU_S = 1e-4, 0.04, 0.99, 0.05, 0.1
+
+
+def make_batch(batch: int, step: int) -> dict:
+  """Random crops and masks of a step; [b, v, y, x, c]."""
+  from dinojax.data import masking
+  rng = np.random.default_rng(step)
+  spec, rows, patches = masking.Masks(), 2 * batch, 256
+  counts = masking.row_counts(rows, patches, spec, rng)
+  masks = np.stack([
+      masking.row_mask(rng, (16, 16), int(n), 128, spec).reshape(-1)
+      for n in counts])
+  size = sum(masking.upper_bounds(rows, patches, spec))
+  index, weight = masking.collate(masks, size)
+  normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
+  return {'global': normal(batch, 2, 224, 224, 3),
+          'local': normal(batch, 8, 98, 98, 3),
+          'mask': masks.reshape(batch, 2, patches),
+          'mask_index': index[None], 'mask_weight': weight[None],
+          'bad': np.zeros(batch, bool)}
+
+
+class Jax:
+  """Our side."""
+
+  def __init__(self, batch: int, num_prototypes: int):
+    import jax
+    from configs import common
+    from dinojax.models import zoo
+    from dinojax.parallel import mesh as mesh_lib
+    from dinojax.parallel import processes
+    from dinojax.train import recipe as recipe_lib
+    from dinojax.train import settings as settings_lib
+    from dinojax.train import state as state_lib
+    from dinojax.train import step as step_lib
+    c = common.base()
+    common.set_model(c, zoo.vit_config('dinov2_vits14', image_px=224))
+    c.crops.local_px = 98
+    for head in (c.dino, c.ibot):
+      head.num_prototypes = num_prototypes
+    c.train.batch_size = c.train.group_images = batch
+    c.koleo.group_images = batch
+    c.train.total_steps = 1000.0
+    c.schedules.lr_rule = 'none'
+    c.schedules.style = 'v3'
+    c.schedules.lr = common.curve(LR, LR, LR)
+    c.schedules.weight_decay = common.curve(*[WEIGHT_DECAY] * 3)
+    c.schedules.momentum = common.curve(*[MOMENTUM] * 3)
+    c.schedules.teacher_temperature = common.curve(*[TAU_T] * 3)
+    c.optimizer.patch_embed_lr_factor = 1.0
+    settings = settings_lib.read(c)
+    mesh = mesh_lib.make(devices=jax.devices()[:1])
+    mesh_lib.activate(mesh)
+    recipe = recipe_lib.build(settings, mesh, epoch_steps=1000)
+    self.state = state_lib.create(recipe, mesh, 0)
+    keep = jax.tree.map(lambda x: x.sharding, self.state)
+    self.put = lambda rows: processes.to_devices(rows, mesh)
+    step = jax.jit(functools.partial(step_lib.train_step, recipe=recipe),
+                   donate_argnums=0, out_shardings=(keep, None))
+    self.compiled = step.lower(
+        self.state, self.put(make_batch(batch, 0))).compile()
+
+  def weights(self) -> dict:
+    """The student's, on the host."""
+    import jax
+    return jax.device_get(self.state['student'])
+
+  def step(self, rows: dict) -> float:
+    """One step; the loss."""
+    self.state, metrics = self.compiled(self.state, self.put(rows))
+    return float(metrics['loss'])
+
+
+class Torch:
+  """The peer: the same step on Hugging Face's Dinov2Model."""
+
+  def __init__(self, weights: dict, num_prototypes: int, threads: int):
+    import copy
+    import torch
+    import transformers
+    torch.set_num_threads(threads)
+    self.torch = torch
+    config = transformers.Dinov2Config(
+        hidden_size=384, num_hidden_layers=12, num_attention_heads=6,
+        image_size=224, patch_size=14, layerscale_value=1e-5,
+        drop_path_rate=0.0, attn_implementation='sdpa')
+
+    class Student(torch.nn.Module):
+      """Backbone and two heads."""
+
+      def __init__(self):
+        super().__init__()
+        self.backbone = transformers.Dinov2Model(config)
+        self.dino, self.ibot = (head(torch, num_prototypes) for _ in 'ab')
+
+    self.student = Student()
+    load(torch, self.student, weights)
+    self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+    decayed, rest = [], []
+    for name, p in self.student.named_parameters():
+      exempt = name.endswith('bias') or 'norm' in name or 'lambda1' in name
+      (rest if exempt else decayed).append(p)
+    self.optimizer = torch.optim.AdamW(
+        [{'params': decayed, 'weight_decay': WEIGHT_DECAY},
+         {'params': rest, 'weight_decay': 0.0}], lr=LR)
+
+  def step(self, rows: dict) -> float:
+    """One step; the loss."""
+    torch = self.torch
+    nchw = lambda x: torch.from_numpy(np.ascontiguousarray(
+        x.reshape(-1, *x.shape[2:]).transpose(0, 3, 1, 2)))
+    crops, local = nchw(rows['global']), nchw(rows['local'])
+    mask = torch.from_numpy(rows['mask'].reshape(-1, 256))
+    index = torch.from_numpy(rows['mask_index'][0].astype(np.int64))
+    weight = torch.from_numpy(rows['mask_weight'][0])
+    with torch.no_grad():
+      out = self.teacher.backbone(crops).last_hidden_state
+      t_cls = sinkhorn(torch, self.teacher.dino(out[:, 0]))
+      t_patch = sinkhorn(torch, self.teacher.ibot(
+          out[:, 1:].flatten(0, 1)[index]))
+    s_out = self.student.backbone(
+        crops, bool_masked_pos=mask).last_hidden_state
+    l_out = self.student.backbone(
+        local, interpolate_pos_encoding=True).last_hidden_state
+    logits = self.student.dino(torch.cat([s_out[:, 0], l_out[:, 0]]))
+    patch = self.student.ibot(s_out[:, 1:].flatten(0, 1)[index])
+    loss = losses(torch, logits, t_cls, patch, t_patch, weight,
+                  s_out[:, 0], len(crops))
+    self.optimizer.zero_grad()
+    loss.backward()
+    for part in (self.student.backbone, self.student.dino, self.student.ibot):
+      torch.nn.utils.clip_grad_norm_(part.parameters(), 3.0)
+    self.optimizer.step()
+    with torch.no_grad():
+      for t, s in zip(self.teacher.parameters(), self.student.parameters(),
+                      strict=True):
+        t.mul_(MOMENTUM).add_(s, alpha=1 - MOMENTUM)
+    return float(loss)
+
+
+def head(torch, num_prototypes: int):
+  """MLP, unit vectors, prototypes."""
+  class Unit(torch.nn.Module):
+    def forward(self, x):
+      return torch.nn.functional.normalize(x, dim=-1)
+
+  linear = torch.nn.Linear
+  return torch.nn.Sequential(
+      linear(384, HIDDEN), torch.nn.GELU(), linear(HIDDEN, HIDDEN),
+      torch.nn.GELU(), linear(HIDDEN, BOTTLENECK), Unit(),
+      linear(BOTTLENECK, num_prototypes, bias=False))
+
+
+def sinkhorn(torch, logits):
+  """Three iterations."""
+  q = torch.exp((logits - logits.max()) / TAU_T).T
+  q /= q.sum()
+  for _ in range(3):
+    q /= q.sum(1, keepdim=True)
+    q /= q.shape[0]
+    q /= q.sum(0, keepdim=True)
+    q /= q.shape[1]
+  return (q * q.shape[1]).T
+
+
+def losses(torch, logits, t_cls, patch, t_patch, weight, cls, num_global):
+  """DINO, iBOT and KoLeo, weighted as the recipe does."""
+  log_p = torch.log_softmax(logits / TAU_S, -1)
+  b = num_global // 2
+  t = t_cls.view(b, 2, -1)
+  glob, local = log_p[:num_global].view(b, 2, -1), log_p[num_global:].view(
+      b, 8, -1)
+  total = -(glob * t.flip(1)).sum() / b - (
+      local.sum(1) * t.sum(1)).sum() / b
+  dino = total / 18
+  ibot = -((torch.log_softmax(patch / TAU_S, -1) * t_patch).sum(-1)
+           * weight).sum() / num_global
+  x = torch.nn.functional.normalize(cls.view(b, 2, -1), eps=1e-8, dim=-1)
+  koleo = 0
+  for view in range(2):
+    rows = x[:, view]
+    dots = rows @ rows.T
+    dots.fill_diagonal_(-1)
+    near = rows[dots.argmax(1)]
+    distance = torch.nn.functional.pairwise_distance(rows, near, eps=1e-8)
+    koleo = koleo - torch.log(distance + 1e-8).mean()
+  return dino + ibot + 0.1 * koleo
+
+
+def load(torch, student, weights: dict):
+  """Copies our parameters into the peer."""
+  tensor = lambda x: torch.from_numpy(np.array(x))
+  b, state = weights['backbone'], {}
+  state['embeddings.cls_token'] = tensor(b['cls_token'])[None, None]
+  state['embeddings.mask_token'] = tensor(b['mask_token'])[None]
+  state['embeddings.position_embeddings'] = tensor(b['pos_embed'])[None]
+  state['embeddings.patch_embeddings.projection.weight'] = tensor(
+      b['patch_embed']['kernel'].transpose(3, 2, 0, 1))
+  state['embeddings.patch_embeddings.projection.bias'] = tensor(
+      b['patch_embed']['bias'])
+  state['layernorm.weight'] = tensor(b['norm']['scale'])
+  state['layernorm.bias'] = tensor(b['norm']['bias'])
+  names = list(student.backbone.state_dict())
+  prefix = next(n for n in names if '.norm1.weight' in n).split('0.norm1')[0]
+  blocks = b['blocks']
+  for i in range(12):
+    at = f'{prefix}{i}.'
+    for n in ('norm1', 'norm2'):
+      state[f'{at}{n}.weight'] = tensor(blocks[n]['scale'][i])
+      state[f'{at}{n}.bias'] = tensor(blocks[n]['bias'][i])
+    for n in ('1', '2'):
+      state[f'{at}layer_scale{n}.lambda1'] = tensor(
+          blocks[f'ls{n}']['gamma'][i])
+      state[f'{at}mlp.fc{n}.weight'] = tensor(
+          blocks['mlp'][f'fc{n}']['kernel'][i].T)
+      state[f'{at}mlp.fc{n}.bias'] = tensor(blocks['mlp'][f'fc{n}']['bias'][i])
+    qkv = blocks['attn']['qkv']
+    for j, n in enumerate('qkv'):
+      part = slice(384 * j, 384 * (j + 1))
+      state[f'{at}attention.{n}_proj.weight'] = tensor(
+          qkv['kernel'][i][:, part].T)
+      state[f'{at}attention.{n}_proj.bias'] = tensor(qkv['bias'][i][part])
+    state[f'{at}attention.o_proj.weight'] = tensor(
+        blocks['attn']['proj']['kernel'][i].T)
+    state[f'{at}attention.o_proj.bias'] = tensor(
+        blocks['attn']['proj']['bias'][i])
+  student.backbone.load_state_dict(state)
+  for ours, theirs in (('dino_head', student.dino),
+                       ('ibot_head', student.ibot)):
+    mlp = weights[ours]['mlp']
+    for i, layer in enumerate((0, 2, 4)):
+      theirs[layer].weight.data = tensor(mlp[f'fc{i}']['kernel'].T)
+      theirs[layer].bias.data = tensor(mlp[f'fc{i}']['bias'])
+    theirs[6].weight.data = tensor(weights[ours]['last_layer']['kernel'].T)
+
+
+def peak_gib(side: str, options) -> float:
+  """Peak memory of one side alone, in a process of its own."""
+  command = [sys.executable, '-m', 'bench.train_step', f'--only={side}',
+             f'--batch={options.batch}', f'--prototypes={options.prototypes}',
+             '--steps=2']
+  text = subprocess.run(
+      command, check=True, capture_output=True, text=True).stdout
+  return json.loads(text.splitlines()[-1])['peak_rss_gib']
+
+
+def main():
+  """Compares, then prints one JSON line."""
+  parser = argparse.ArgumentParser()
+  parser.add_argument('--batch', type=int, default=4)
+  parser.add_argument('--steps', type=int, default=5)
+  parser.add_argument('--prototypes', type=int, default=K)
+  parser.add_argument('--threads', type=int, default=2)
+  parser.add_argument('--only', choices=('jax', 'torch'))
+  options = parser.parse_args()
+  ours = None if options.only == 'torch' else Jax(
+      options.batch, options.prototypes)
+  peer = None
+  if options.only != 'jax':
+    weights = ours.weights() if ours else random_weights(options)
+    peer = Torch(weights, options.prototypes, options.threads)
+  sides = {n: s for n, s in (('jax', ours), ('torch', peer)) if s}
+  loss, times = {}, {name: [] for name in sides}
+  for i in range(options.steps + 1):
+    rows = make_batch(options.batch, i)
+    for name, side in sides.items():
+      began = time.perf_counter()
+      value = side.step(rows)
+      if i == 0:
+        loss[name] = value  # equal weights; not timed
+      else:
+        times[name].append(time.perf_counter() - began)
+  if options.only:
+    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(json.dumps({'side': options.only, 'peak_rss_gib': round(rss, 3)}))
+    return
+  gap = abs(loss['jax'] - loss['torch']) / abs(loss['torch'])
+  if gap > 1e-4:
+    raise SystemExit(f'the losses differ by {gap:.1e}: {loss}')
+  seconds = {name: statistics.median(t) for name, t in times.items()}
+  memory = {name: peak_gib(name, options) for name in sides}
+  print(json.dumps({
+      'bench': 'train_step', 'model': 'ViT-S/14', 'batch': options.batch,
+      'prototypes': options.prototypes, 'loss_gap': gap,
+      'step_s': {n: round(s, 3) for n, s in seconds.items()},
+      'images_per_s': {n: round(options.batch / s, 3)
+                       for n, s in seconds.items()},
+      'speed_ratio': round(seconds['torch'] / seconds['jax'], 3),
+      'peak_rss_gib': memory,
+      'memory_ratio': round(memory['jax'] / memory['torch'], 3),
+      'steps': options.steps, 'threads': options.threads}))
+
+
+def random_weights(options) -> dict:
+  """Parameters for a side that runs alone."""
+  rng = np.random.default_rng(0)
+  n = lambda *shape: (0.02 * rng.normal(size=shape)).astype(np.float32)
+  norm = lambda *lead: {'scale': 1 + n(*lead, 384), 'bias': n(*lead, 384)}
+  linear = lambda a, b, *lead: {'kernel': n(*lead, a, b), 'bias': n(*lead, b)}
+  head_ = lambda: {
+      'mlp': {'fc0': linear(384, HIDDEN), 'fc1': linear(HIDDEN, HIDDEN),
+              'fc2': linear(HIDDEN, BOTTLENECK)},
+      'last_layer': {'kernel': n(BOTTLENECK, options.prototypes)}}
+  blocks = {
+      'norm1': norm(12), 'norm2': norm(12),
+      'attn': {'qkv': linear(384, 1152, 12), 'proj': linear(384, 384, 12)},
+      'mlp': {'fc1': linear(384, 1536, 12), 'fc2': linear(1536, 384, 12)},
+      'ls1': {'gamma': n(12, 384)}, 'ls2': {'gamma': n(12, 384)}}
+  return {'backbone': {
+      'cls_token': n(384), 'mask_token': n(384), 'pos_embed': n(257, 384),
+      'patch_embed': {'kernel': n(14, 14, 3, 384), 'bias': n(384)},
+      'norm': norm(), 'blocks': blocks}, 'dino_head': head_(),
+          'ibot_head': head_()}
+
+
+if __name__ == '__main__':
+  main()
