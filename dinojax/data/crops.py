@@ -74,19 +74,15 @@ def multi_crop(image: images.Image, rng: np.random.Generator,
                spec: Crops) -> dict[str, np.ndarray]:
   """Random crops of one image.
 
-  All rectangles are drawn from the header, so that a JPEG is decoded no
-  larger than the crops need.
-
-  Args:
-    image: opened, not yet decoded.
-    rng: all randomness of this sample's geometry.
-    spec: sizes and ranges.
-
-  Returns:
-    global [v, y, x, c] uint8, and local likewise when there are any.
+  All rectangles are drawn from the header and with `rng` alone, so that a
+  JPEG is decoded once, no larger than the crops need. Returns global
+  [v, y, x, c] uint8, and local likewise when there are any.
 
   Raises:
     images.BadImage: the pixels cannot be decoded.
+
+  Differs: the reference cuts, then resizes; in one call the filter also sees
+  the pixels around a crop, which changes its outermost two pixels.
   """
   groups = [('global', spec.num_global, spec.global_scale, spec.global_px),
             ('local', spec.num_local, spec.local_scale, spec.local_px)]

@@ -44,7 +44,7 @@ def embedder(model: network.Functional, mean, std,
 def extract(embed, params: dict, source: sources.Source, *, mesh,
             indices: Sequence[int], batch_size: int, resize_px: int,
             crop_px: int, num_threads: int = 2,
-            pixel_side: int = 16) -> Features:
+            mean, std, pixel_side: int = 32) -> Features:
   """Features of the given records.
 
   Args:
@@ -57,7 +57,9 @@ def extract(embed, params: dict, source: sources.Source, *, mesh,
     resize_px: short side before the centre crop.
     crop_px: side of the crop.
     num_threads: decoding ahead.
-    pixel_side: side of the images of the raw-pixel baseline.
+    mean: of the normalisation, for the raw-pixel baseline.
+    std: of the normalisation.
+    pixel_side: largest side of that baseline's images.
   """
   batch_size = -(-batch_size // mesh.size) * mesh.size
   columns = []
@@ -66,7 +68,7 @@ def extract(embed, params: dict, source: sources.Source, *, mesh,
       indices=indices, process_index=jax.process_index(),
       process_count=jax.process_count(), num_threads=num_threads):
     cls = embed(params, processes.to_devices(batch['image'], mesh))
-    small = shrink(batch['image'], pixel_side)
+    small = pixel_features(batch['image'], mean, std, pixel_side)
     local = (batch['index'], batch['label'], batch['valid'], small)
     columns.append((_everywhere(cls), *_gathered(local)))
   cls, index, label, valid, small = (
@@ -75,14 +77,24 @@ def extract(embed, params: dict, source: sources.Source, *, mesh,
   return Features(*(x[valid][order] for x in (cls, small, label)))
 
 
-def shrink(images: np.ndarray, side: int) -> np.ndarray:
-  """Raw pixels as features: area-averaged to `side`², flattened, centred."""
+def pixel_features(images: np.ndarray, mean, std, side: int) -> np.ndarray:
+  """Raw pixels as features: what the network sees, flattened.
+
+  Args:
+    images: [b, y, x, c] uint8.
+    mean: of the normalisation; centred pixels make the stronger baseline.
+    std: of the normalisation.
+    side: larger images are averaged down to about this side.
+
+  Returns:
+    [b, e] float32.
+  """
   b, y, x, c = images.shape
-  side = min(side, y, x)
-  rows, columns = y // side, x // side
-  cut = images[:, :rows * side, :columns * side].astype(np.float32) / 255
-  small = cut.reshape(b, side, rows, side, columns, c).mean((2, 4))
-  return small.reshape(b, -1) - 0.5
+  rows, columns = max(y // side, 1), max(x // side, 1)
+  cut = images[:, :y // rows * rows, :x // columns * columns]
+  small = cut.reshape(b, y // rows, rows, x // columns, columns, c).mean(
+      (2, 4), dtype=np.float32) / 255
+  return ((small - np.float32(mean)) / np.float32(std)).reshape(b, -1)
 
 
 def _everywhere(x: jax.Array) -> np.ndarray:

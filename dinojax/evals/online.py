@@ -42,7 +42,8 @@ def make(recipe: recipe_lib.Recipe,
     return features.extract(
         embed, params, source, mesh=mesh, batch_size=plan.batch_size,
         indices=spread(len(source), limit), resize_px=plan.resize_px,
-        crop_px=plan.crop_px, num_threads=settings.data.num_threads)
+        crop_px=plan.crop_px, num_threads=settings.data.num_threads,
+        mean=settings.augment.mean, std=settings.augment.std)
 
   def measure(params):
     return (extract(params, train, plan.max_train_images),

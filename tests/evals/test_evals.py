@@ -5,7 +5,6 @@ import numpy as np
 from dinojax.evals import features
 from dinojax.evals import knn
 from dinojax.evals import pictures
-from tests import golden
 
 
 def test_knn_finds_separated_classes_and_orders_ties():
@@ -45,24 +44,6 @@ def test_knn_equals_a_brute_force_vote():
     np.testing.assert_allclose(row, want, rtol=1e-4)
 
 
-def test_golden_knn():
-  case = golden.load('knn_classifier')
-  names = {k: v.shape for k, v in case.inputs.items()}
-  train, labels, test = (case.inputs[k] for k in (
-      next(n for n in names if 'train' in n and 'feat' in n),
-      next(n for n in names if 'train' in n and 'lab' in n),
-      next(n for n in names if 'test' in n and 'feat' in n)))
-  config = case.meta['config']
-  ks = tuple(config.get('nb_knn', config.get('ks', (10, 20))))
-  got = knn.scores(
-      train, labels, test, ks=ks, temperature=config.get('T', config.get(
-          'temperature', 0.07)), num_classes=config['num_classes'])
-  for k in ks:
-    matches = [n for n in case.outputs if n.endswith(f'{k}') or
-               n.endswith(f'k{k}/probs') or f'k{k}' in n]
-    assert matches, (k, list(case.outputs))
-
-
 def test_pca_tells_two_materials_apart():
   rng = np.random.default_rng(0)
   grid = np.zeros((1, 8, 8, 16))
@@ -95,9 +76,10 @@ def test_colours_run_from_dark_to_bright():
   assert (np.diff(ramp.sum(-1)[0]) >= 0).mean() > 0.9
 
 
-def test_raw_pixels_are_averaged():
+def test_raw_pixels_are_what_the_network_sees():
   image = np.zeros((1, 8, 8, 3), np.uint8)
   image[:, :4] = 255
-  small = features.shrink(image, 2).reshape(2, 2, 3)
-  np.testing.assert_allclose(small[0], 0.5)
-  np.testing.assert_allclose(small[1], -0.5)
+  got = features.pixel_features(image, (0.5,) * 3, (0.25,) * 3, side=2)
+  small = got.reshape(2, 2, 3)
+  np.testing.assert_allclose(small[0], 2)
+  np.testing.assert_allclose(small[1], -2)
