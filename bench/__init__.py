@@ -1,0 +1,1 @@
+"""Programs that print one JSON line a figure."""

@@ -50,6 +50,7 @@ class Jax:
 
   def __init__(self, batch: int, num_prototypes: int):
     import jax
+
     from configs import common
     from dinojax.models import zoo
     from dinojax.parallel import mesh as mesh_lib
@@ -101,6 +102,7 @@ class Torch:
 
   def __init__(self, weights: dict, num_prototypes: int, threads: int):
     import copy
+
     import torch
     import transformers
     torch.set_num_threads(threads)

@@ -1,0 +1,1 @@
+"""One file a recipe; see common.py for what they share."""

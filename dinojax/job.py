@@ -168,8 +168,8 @@ def describe(recipe: recipe_lib.Recipe, mesh, num_images: int,
       f'steps an epoch · {total} steps · '
       f'{mesh.size} × {mesh_lib.platform(mesh)} · {s.model.dtype} · '
       f'attention {s.model.attention}\nparameters: {parts} · peak lr '
-      f'{peak(recipe, total):.3g} (schedules.lr.peak={s.schedules.lr.peak} by rule '
-      f'{s.schedules.lr_rule})', flush=True)
+      f'{peak(recipe, total):.3g} (schedules.lr.peak='
+      f'{s.schedules.lr.peak} by rule {s.schedules.lr_rule})', flush=True)
 
 
 def peak(recipe: recipe_lib.Recipe, total_steps: int) -> float:

@@ -4,9 +4,12 @@ import os
 import pathlib
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+# Tiny programs, many compilations: optimising them costs more than it saves.
+os.environ['XLA_FLAGS'] = (
+    os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0')
 
-import jax
 from absl import flags
+import jax
 
 _CACHE = pathlib.Path(__file__).parents[1] / '.jax_cache'
 

@@ -1,1 +1,1 @@
-
+"""Photometric augmentation on the device."""

@@ -43,6 +43,8 @@ class Photometric:
 def view_probabilities(spec: Photometric, kind: str,
                        views: int) -> tuple[tuple, tuple]:
   """(blur, solarize) probabilities of the views of 'global' or 'local'."""
+  if kind not in ('global', 'local'):
+    raise ValueError(f'crops are global or local, not {kind!r}')
   tables = BLUR_PROBABILITIES[spec.blur], spec.solarize_probability
   if kind == 'local':
     return tuple((table[2],) * views for table in tables)

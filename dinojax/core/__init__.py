@@ -1,1 +1,1 @@
-
+"""Config machinery, trees, logs, errors."""

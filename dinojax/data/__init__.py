@@ -1,1 +1,1 @@
-
+"""Images to batches on the host; no jax here."""

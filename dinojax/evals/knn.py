@@ -57,7 +57,7 @@ def scores(train: np.ndarray, labels: np.ndarray, test: np.ndarray, *,
 
 def _nearest(rows: jax.Array, train: jax.Array,
              k: int) -> tuple[np.ndarray, np.ndarray]:
-  """Similarities and indices of the k nearest, tile by tile of the train set."""
+  """Similarities and indices of the k nearest, tile by tile."""
   best = index = None
   for start in range(0, len(train), _TRAIN_TILE):
     tile = train[start:start + _TRAIN_TILE]

@@ -27,6 +27,8 @@ def pca_rgb(features: np.ndarray) -> np.ndarray:
   Source: DINOv3's PCA notebook.
   """
   shape, d = features.shape[:3], features.shape[3]
+  if d < 3:
+    raise ValueError(f'PCA colours need 3 features of a patch, not {d}')
   flat = features.reshape(-1, d).astype(np.float64)
   flat = flat - flat.mean(0)
   _, _, axes = np.linalg.svd(flat, full_matrices=False)

@@ -1,1 +1,1 @@
-
+"""Attention and resampling."""

@@ -1,1 +1,1 @@
-
+"""Losses as functions; they know no models."""

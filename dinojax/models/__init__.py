@@ -1,1 +1,1 @@
-
+"""Vision transformers, heads, published sizes."""

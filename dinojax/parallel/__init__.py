@@ -1,1 +1,1 @@
-
+"""Mesh, sharding, processes: the one room that names mesh axes."""

@@ -11,8 +11,8 @@ import math
 
 from flax import nnx
 import jax
-import jax.numpy as jnp
 from jax import P
+import jax.numpy as jnp
 
 from dinojax.core import tree
 from dinojax.parallel import mesh as mesh_lib

@@ -1,1 +1,1 @@
-
+"""Settings, recipe, state, step and loop."""

@@ -302,6 +302,8 @@ def _check_choices(s: Settings, problems: config_lib.Errors):
       ('model.packing', s.model.packing, ('auto', 'tuple', 'stream')),
       ('model.attention', s.model.attention, ('auto', 'xla', 'per_image')),
       ('masks.counts', s.masks.counts, ('exact', 'undershooting')),
+      ('augment.blur', s.augment.blur,
+       tuple(photometric.BLUR_PROBABILITIES)),
   ]
   for key, value, known in choices:
     problems.check(

@@ -1,7 +1,9 @@
 """The references' host augmentation: Pillow, one operation at a time."""
 
 import numpy as np
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image
+from PIL import ImageEnhance
+from PIL import ImageOps
 
 
 def brightness(image, factor):
