@@ -50,6 +50,13 @@ def duration(name: str, default) -> dict:
   return out
 
 
+def set_duration(c, name: str, **length):
+  """Sets one unit of a duration and clears the others: epochs=10."""
+  (unit, value), = length.items()
+  for other in ('steps', 'epochs', 'images'):
+    c[f'{name}_{other}'] = float(value) if other == unit else None
+
+
 def _placeholder(value, kind):
   """None can be overridden only as a typed placeholder."""
   if value is not None:
@@ -141,16 +148,12 @@ def smoke(c: config_dict.ConfigDict) -> config_dict.ConfigDict:
   c.train.num_micro_batches = 1
   c.koleo.group_images = 4
   c.train.epoch_steps = 2
-  for unit in ('epochs', 'images'):
-    c.train[f'total_{unit}'] = None
-  c.train.total_steps = 6.0
+  set_duration(c.train, 'total', steps=6)
   for name in ('lr', 'weight_decay', 'momentum', 'teacher_temperature'):
-    for unit in ('epochs', 'images'):
-      c.schedules[name][f'warmup_{unit}'] = None
-    c.schedules[name].warmup_steps = 2.0
-  for unit in ('epochs', 'images'):
-    c.schedules[f'freeze_last_layer_{unit}'] = None
-  c.schedules.freeze_last_layer_steps = 1.0
+    set_duration(c.schedules[name], 'warmup', steps=2)
+  set_duration(c.schedules, 'freeze_last_layer', steps=1)
+  set_duration(c.checkpoint, 'every', steps=4)
+  set_duration(c.knn, 'every', steps=4)
   c.knn.max_train_images = 64
   c.knn.max_validation_images = 32
   c.knn.resize_px = 4 * patch

@@ -28,7 +28,7 @@ def get_config(arg: str = ''):
   c.train.group_images = 32
   c.koleo.group_images = 32
   c.train.total_epochs = 100.0
-  c.schedules.freeze_last_layer_epochs = 1.0
+  common.set_duration(c.schedules, 'freeze_last_layer', epochs=1)
   c.schedules.lr = common.curve(0.0, 0.002, 1e-6, warmup_epochs=10.0)
   c.schedules.lr_rule = 'sqrt_1024'  # actual peak 0.001
   c.schedules.weight_decay = common.curve(0.04, 0.04, 0.4)
@@ -37,6 +37,6 @@ def get_config(arg: str = ''):
       0.04, 0.07, 0.07, warmup_epochs=30.0)
   c.optimizer.layerwise_decay = 0.9
   c.knn.every_epochs = 5.0
-  c.checkpoint.every_epochs = 1.0
+  common.set_duration(c.checkpoint, 'every', epochs=1)
   common.small_batch(c)
   return common.smoke(c) if arg == 'smoke' else c

@@ -37,7 +37,7 @@ def get_config(arg: str = ''):
   c.koleo.group_images = 12
   c.train.epoch_steps = 1250
   c.train.total_epochs = 500.0
-  c.schedules.freeze_last_layer_epochs = 1.0
+  common.set_duration(c.schedules, 'freeze_last_layer', epochs=1)
   c.schedules.lr = common.curve(0.0, 2e-4, 1e-6, warmup_epochs=80.0)
   c.schedules.lr_rule = 'sqrt_1024'  # actual peak 3.464e-4
   c.schedules.weight_decay = common.curve(0.04, 0.04, 0.2)
