@@ -60,8 +60,8 @@ class Mixture:
     self._rows = _Dealer(share, (seed, 3))
     # Without replacement within an epoch, another order in each.
     self._orders = [
-        grain.MapDataset.range(length).seed((seed + 7919 * i) % 2**32)
-        .shuffle().repeat() for i, length in enumerate(lengths)]
+        grain.MapDataset.range(length).seed(seed + 7919 * i).shuffle()
+        .repeat() for i, length in enumerate(lengths)]
 
   def locate(self, row: int) -> tuple[int, int]:
     """(source, record) of a global row number, step · batch + row."""

@@ -8,14 +8,15 @@ the data and all random keys are functions of (seed, step).
 """
 
 from collections.abc import Callable, Iterator
+import contextlib
 import dataclasses
 import functools
+import json
 import math
 import time
 
 from etils import epath
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dinojax.core import errors
@@ -103,11 +104,16 @@ def run(job: Run) -> Result:
     state = saved.restore(state_lib.abstract(job.recipe, job.mesh))
     seconds = saved.info().get('seconds', 0.0)
   with processes.StopSignal() as stop:
-    session = _Session(job, saved, start, seconds)
     try:
-      return session.train(state, stop)
-    finally:
-      session.close()
+      with contextlib.closing(
+          _Session(job, saved, start, seconds)) as session:
+        return session.train(state, stop)
+    except OSError as error:
+      raise errors.UserError(
+          f'{job.workdir} could not be written: '
+          f'{error.strerror or checkpoint.first_line(error)}; free space or '
+          'fix the permissions, and start the same command again: it resumes '
+          f'from step {saved.latest() or 0}') from error
 
 
 class _Session:
@@ -154,15 +160,20 @@ class _Session:
     if step >= job.total_steps:
       self.evaluate(step, state)
       return Result(state, step, True, self.seconds, self.evaluation)
-    programs = _compile(job, state, self.say)
     batches = job.batches(step)
+    batch = self.next_batch(batches)
+    programs = _compile(job, state, batch, self.say)
     previous = None
     while True:
       if step % job.checkpoint_steps == 0 and step > self.start:
+        # First the log: a resumed run never writes this step again.
+        self.read(step, previous)
+        previous = None
         self.saved.save(step, state, self.info())
       if step == job.total_steps:
         break
-      batch = self.next_batch(batches)
+      if step > self.start:
+        batch = self.next_batch(batches)
       self.profile(step)
       with jax.profiler.StepTraceAnnotation('train', step_num=step):
         state, metrics = programs.step(
@@ -181,7 +192,8 @@ class _Session:
         self.say(f'stopped by a signal: saved step {step}; the same command '
                  'continues')
         return Result(state, step, False, self.seconds, {})
-    self.read(step, previous)
+    if previous is not None:
+      self.read(step, previous)
     self.saved.save(step, state, self.info())
     self.evaluate(step, state)
     self.saved.wait()
@@ -331,21 +343,20 @@ class _Programs:
   step: Callable[[dict, dict], tuple[dict, dict]]
 
 
-def _compile(job: Run, state: dict, say: Callable[[str], None]) -> _Programs:
-  """Compiles the step before it is needed, and says how long it took."""
+def _compile(job: Run, state: dict, batch: dict,
+             say: Callable[[str], None]) -> _Programs:
+  """Compiles all programs before the first step; says how long it took."""
   began = time.monotonic()
-  batch = processes.to_devices(
-      {k: v for k, v in next(job.batches(0)).items()
-       if k not in ('problems', 'label')}, job.mesh)
   prepare = jax.jit(functools.partial(
       recipe_lib.prepare, job.recipe.settings))
-  prepared = jax.eval_shape(prepare, batch, jnp.int32(0))
-  sharded = sharding.abstract_rows(prepared, job.mesh)
+  prepare = prepare.lower(batch, np.int32(0)).compile()
+  rows = sharding.abstract_rows(jax.eval_shape(functools.partial(
+      recipe_lib.prepare, job.recipe.settings), batch, np.int32(0)), job.mesh)
   keep = jax.tree.map(lambda x: x.sharding, state)
   step = jax.jit(
       functools.partial(step_lib.train_step, recipe=job.recipe),
       donate_argnums=0, out_shardings=(keep, None))
-  step = step.lower(state, sharded).compile()
+  step = step.lower(state, rows).compile()
   say(f'compiled in {time.monotonic() - began:.1f}s for '
       f'{job.mesh.size} × {mesh_lib.platform(job.mesh)}')
   return _Programs(prepare, step)
@@ -362,7 +373,6 @@ def memory() -> dict[str, float]:
 
 
 def _bad_names(path: epath.Path) -> set[tuple[str, str]]:
-  import json
   if not path.exists():
     return set()
   rows = [json.loads(line) for line in path.read_text().splitlines()]

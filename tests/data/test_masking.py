@@ -1,5 +1,6 @@
 """Masks: exact numbers, the references' shapes, and their bookkeeping."""
 
+import math
 import random
 
 import numpy as np
@@ -129,6 +130,14 @@ def test_a_block_is_where_its_draws_say():
   # Area 6, aspect exp(0): 2 × 2 after rounding, at row 1, column 3.
   mask = masking.blocks(Scripted(6.0, 0.0, 1, 3), (6, 6), 4, 18)
   assert np.argwhere(mask).tolist() == [[1, 3], [1, 4], [2, 3], [2, 4]]
+
+
+@pytest.mark.parametrize('aspect', [2.0, 0.5])
+def test_a_block_never_spans_the_image(aspect):
+  # 6 × 3 or 3 × 6 is refused; then 1 × 4 is found, and nothing after it.
+  rng = Scripted(18.0, math.log(aspect))
+  mask = masking.blocks(rng, (6, 6), 18, 18)
+  assert np.argwhere(mask).tolist() == [[0, 0], [0, 1], [0, 2], [0, 3]]
 
 
 def test_circular_shifts_keep_the_count_and_reach_the_border():

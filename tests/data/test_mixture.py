@@ -44,6 +44,13 @@ def test_shares_are_exact_over_a_block():
   assert [len(found[i]) for i in range(3)] == [2560, 1024, 512]
 
 
+def test_blocks_are_shuffled_each_in_its_own_way():
+  mixed = make([99, 99], [1.0, 1.0])
+  first, second = ([mixed.locate(row)[0] for row in range(start, start + 4096)]
+                   for start in (0, 4096))
+  assert first != second and sum(first) == sum(second) == 2048
+
+
 def test_rare_sources_get_their_share_too():
   # 0.41 rows of a block of 4096: a rounded count would be none at all.
   weight = 1e-4
