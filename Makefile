@@ -5,8 +5,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH ?= 1
-TEST_EXTRAS := test$(if $(filter 1,$(TORCH)),$(comma)torch)
 comma := ,
+TEST_EXTRAS := test$(if $(filter 1,$(TORCH)),$(comma)torch)
 FILES := pyproject.toml requirements.txt
 
 .PHONY: install demo test test-all lint clean

@@ -34,6 +34,8 @@ def get_config(arg: str = ''):
   c.augment.hue = 0.05
   c.augment.grayscale_probability = 0.05
 
+  c.augment.blur_sigma = (0.1, 0.5)  # pixels; 2.0 is for 224-pixel crops
+
   c.dino.num_prototypes = 512
   c.dino.hidden_dim = 512
   c.dino.bottleneck_dim = 128
@@ -44,7 +46,7 @@ def get_config(arg: str = ''):
   c.train.batch_size = 64
   c.train.group_images = 64
   c.koleo.group_images = 64
-  c.train.total_steps = 220.0
+  c.train.total_steps = 160.0
   c.schedules.lr_rule = 'none'
   c.schedules.lr = common.curve(0.0, 1.5e-3, 1e-5, warmup_steps=20.0)
   c.schedules.weight_decay = common.curve(0.04, 0.04, 0.2)
@@ -52,9 +54,9 @@ def get_config(arg: str = ''):
   c.schedules.teacher_temperature = common.curve(0.04, 0.04, 0.04)
   c.schedules.freeze_last_layer_steps = 5.0
 
-  c.knn.every_steps = 120.0
+  c.knn.every_steps = 80.0
   c.knn.resize_px = 64
   c.knn.crop_px = 64
-  c.checkpoint.every_steps = 60.0
+  c.checkpoint.every_steps = 40.0
   c.log.every_steps = 10
   return common.smoke(c) if arg == 'smoke' else c

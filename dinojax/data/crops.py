@@ -47,9 +47,8 @@ def random_box(size: tuple[int, int], scale: tuple[float, float],
     ratio: range of width over height, drawn log-uniformly.
     rng: randomness.
 
-  Returns:
-    (left, top, right, bottom); after ten misses the largest centred
-    rectangle within the ratio.
+  Returns (left, top, right, bottom); after ten misses the largest centred
+  rectangle within the ratio.
 
   Source: torchvision's RandomResizedCrop.
   """

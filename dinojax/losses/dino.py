@@ -6,7 +6,10 @@ import jax.numpy as jnp
 
 def cross_entropy(logits: jax.Array, targets: jax.Array,
                   temperature: float) -> jax.Array:
-  """−Σ_k t log softmax(s/τ) of [..., k]; targets need not sum to one."""
+  """−Σ_k t log softmax(s/τ) of [..., k]; float32, nats.
+
+  Targets need not sum to one; the logits' normaliser is counted as often.
+  """
   logits = logits.astype(jnp.float32) / temperature
   targets = targets.astype(jnp.float32)
   normalizer = jax.nn.logsumexp(logits, axis=-1)
@@ -24,27 +27,52 @@ def dino(logits: jax.Array, targets: jax.Array, *,
     student_temperature: τ of the student.
     ignore_diagonal: leaves out the pairs (i, i): the same crop.
 
-  Source: DINOv3's DINOLoss; DINOv2's is the sum over pairs.
+  Raises:
+    ValueError: no pair is left.
+
+  Source: DINOv3's DINOLoss; DINOv2's is this times `num_pairs`.
   """
-  b, s, _ = logits.shape
-  t = targets.shape[1]
+  s, t = logits.shape[1], targets.shape[1]
+  pairs = num_pairs(s, t, ignore_diagonal)
   # Every student crop meets the sum of its targets: pairs are never formed.
-  total = targets.astype(jnp.float32).sum(1, keepdims=True)
+  targets = targets.astype(jnp.float32)
+  total = targets.sum(1, keepdims=True)
   total = jnp.broadcast_to(total, logits.shape)
-  pairs = s * t
   if ignore_diagonal:
     same = min(s, t)
-    own = targets[:, :same].astype(jnp.float32)
-    own = jnp.pad(own, ((0, 0), (0, s - same), (0, 0)))
-    total, pairs = total - own, pairs - same
-  return jnp.sum(cross_entropy(logits, total, student_temperature)) / (
-      b * pairs)
+    total -= jnp.pad(targets[:, :same], ((0, 0), (0, s - same), (0, 0)))
+  values = cross_entropy(logits, total, student_temperature)
+  return jnp.sum(values) / (logits.shape[0] * pairs)
+
+
+def num_pairs(num_student: int, num_teacher: int,
+              ignore_diagonal: bool) -> int:
+  """Pairs of crops that `dino` averages over.
+
+  Raises:
+    ValueError: there is none.
+  """
+  pairs = num_student * num_teacher
+  pairs -= min(num_student, num_teacher) if ignore_diagonal else 0
+  if pairs < 1:
+    raise ValueError(
+        f'{num_student} student and {num_teacher} teacher crops make no pair'
+        f'{" of different crops" if ignore_diagonal else ""}: use at least '
+        'two global crops (crops.num_global)')
+  return pairs
 
 
 def dino_weights(num_global: int, num_local: int,
                  ignore_diagonal: bool) -> tuple[float, float]:
-  """Shares of the global and the local part: every pair weighs the same."""
-  pairs_global = num_global * (num_global - (1 if ignore_diagonal else 0))
+  """Shares of the global and the local part: every pair weighs the same.
+
+  Loss = global share · global mean + ω · local share · local mean; ω is a
+  schedule and, as in DINOv3, does not change the shares.
+
+  Raises:
+    ValueError: no pair of global crops.
+  """
+  pairs_global = num_pairs(num_global, num_global, ignore_diagonal)
   pairs_local = num_global * num_local
   total = pairs_global + pairs_local
   return pairs_global / total, pairs_local / total

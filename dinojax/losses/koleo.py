@@ -3,7 +3,13 @@
 import jax
 import jax.numpy as jnp
 
+from dinojax.losses import unit
+
 _EPSILON = 1e-8
+# Unit vectors of float32 are this far apart by rounding alone. The gradient
+# grows as 1/distance: that of a duplicate would be 1e7 in a direction without
+# meaning, and clipping by norm would leave nothing of the other losses.
+_SAME = 1e-6
 
 
 def koleo(x: jax.Array, *, topk: int = 1) -> jax.Array:
@@ -18,26 +24,35 @@ def koleo(x: jax.Array, *, topk: int = 1) -> jax.Array:
 
   Source: Sablayrolles et al. 2018; DINOv2's KoLeoLoss and DINOv3's
     distributed one.
-  Differs: float32, so that duplicates give a large but finite loss; a group
-    is a number of images, whatever the devices.
+  Differs: float32, so that duplicates give a large but finite loss, and no
+    gradient; a group is a number of images, whatever the devices.
   """
   return jnp.mean(koleo_per_row(x, topk=topk))
 
 
 def koleo_per_row(x: jax.Array, *, topk: int = 1) -> jax.Array:
-  """[g, n, topk] terms of `koleo`, one per row and neighbour."""
+  """[g, n, topk] terms of `koleo`, one per row and neighbour.
+
+  Their mean over the rows of one rank is that rank's loss in DINOv3.
+  """
   n = x.shape[1]
   if n <= topk:
     raise ValueError(
         f'a KoLeo group of {n} rows has no {topk} neighbours: use larger '
         'groups (koleo.group_images)')
-  x = x.astype(jnp.float32)
-  norm = jnp.sqrt(jnp.sum(x * x, axis=-1, keepdims=True))
-  x = x / jnp.maximum(norm, _EPSILON)
-  dots = jnp.einsum('gnd,gmd->gnm', x, x, precision='highest')
-  dots = jnp.where(jnp.eye(n, dtype=bool)[None], -1.0, dots)
-  index = jax.lax.top_k(jax.lax.stop_gradient(dots), topk)[1]  # [g, n, topk]
-  nearest = jax.vmap(lambda rows, i: rows[i])(x, index)
-  gap = x[:, :, None] - nearest + _EPSILON
-  distance = jnp.sqrt(jnp.sum(gap * gap, axis=-1))
+  x = unit.normalize(x, _EPSILON)
+  nearest = jax.vmap(lambda rows, i: rows[i])(x, neighbours(x, topk))
+  gap = x[:, :, None] - nearest  # [g, n, topk, d]
+  same = jnp.sum(gap * gap, axis=-1, keepdims=True) < _SAME**2
+  gap = jnp.where(same, jax.lax.stop_gradient(gap), gap)
+  # On every component, as torch's PairwiseDistance does: never a root of 0.
+  distance = jnp.sqrt(jnp.sum((gap + _EPSILON) ** 2, axis=-1))
   return -jnp.log(distance + _EPSILON)
+
+
+def neighbours(x: jax.Array, topk: int) -> jax.Array:
+  """Indices [g, n, topk] of the largest dot products of [g, n, d]."""
+  x = jax.lax.stop_gradient(x)
+  dots = jnp.einsum('gnd,gmd->gnm', x, x, precision=jax.lax.Precision.HIGHEST)
+  dots = jnp.where(jnp.eye(x.shape[1], dtype=bool)[None], -1.0, dots)
+  return jax.lax.top_k(dots, topk)[1]

@@ -23,7 +23,24 @@ class Multipliers:
   last_layer: Tree
 
 
-_TOKENS = ('cls_token', 'mask_token', 'pos_embed', 'registers')
+# Every parameter of a backbone by its path, and of which kind it is.
+_BACKBONE = (
+    (r'cls_token|mask_token|pos_embed|registers', 'token'),
+    (r'patch_embed/(kernel|bias)', 'patch_embed'),
+    (r'blocks/(norm[12]/(scale|bias)|ls[12]/gamma'
+     r'|attn/(qkv|proj)/(kernel|bias)'
+     r'|mlp/(fc[12]|w12|w[123])/(kernel|bias))', 'block'),
+    (r'((local_)?cls_)?norm/(scale|bias)', 'plain'),
+    # ConvNeXt has no blocks to count, so nothing of it is slowed down.
+    (r'(downsample_layers|stages)/.+/(kernel|bias|scale|gamma)|'
+     r'stages/.+/gamma', 'plain'))
+_HEAD = ((r'mlp/fc\d+/(kernel|bias)', 'plain'),
+         (r'last_layer/(kernel|g|v)', 'last_layer'))
+# Not decayed. The references go by name, and ConvNeXt's norms between stages
+# have an index for a name: their scales are decayed. So are all tokens, the
+# position grid and the weight norm of the prototypes.
+_NOT_DECAYED = re.compile(
+    r'.*/(bias|gamma)|(?!downsample_layers/)(.*/)?\w*norm\d?/scale')
 
 
 def multipliers(params: Tree, *, depth: int, layerwise_decay: float = 1.0,
@@ -31,46 +48,62 @@ def multipliers(params: Tree, *, depth: int, layerwise_decay: float = 1.0,
   """Factors by path; every path is covered or named in the error.
 
   Args:
-    params: {part: tree} of arrays or shapes, parts as in models.network.
+    params: {part: tree} of arrays or shapes: 'backbone' and '…_head'.
     depth: blocks of the backbone.
     layerwise_decay: γ: block i gets γ^(depth−i), tokens γ^(depth+1).
     patch_embed_lr_mult: on top, for the patch embedding.
 
   Raises:
-    ValueError: a path that no rule covers.
+    ValueError: a path that no rule covers, or blocks of another depth.
 
   Source: get_params_groups_with_decay of DINOv2 and DINOv3.
   """
-  def lr(name, leaf):
-    part, _, rest = name.partition('/')
-    first = rest.split('/')[0]
-    if part.endswith('_head'):
-      return np.float32(1)
-    if first in _TOKENS:
-      return np.float32(layerwise_decay ** (depth + 1))
-    if first == 'patch_embed':
-      return np.float32(
-          layerwise_decay ** (depth + 1) * patch_embed_lr_mult)
-    if first == 'blocks':
-      factors = layerwise_decay ** (depth - np.arange(depth, dtype=float))
-      return factors.astype(np.float32).reshape(
-          depth, *[1] * (len(leaf.shape) - 1))
-    if first in ('norm', 'cls_norm', 'local_cls_norm'):
-      return np.float32(1)
-    raise ValueError(f'no learning-rate rule for parameter {name}')
+  first = layerwise_decay ** (depth + 1)
+  factors = {'token': first, 'patch_embed': first * patch_embed_lr_mult,
+             'plain': 1.0, 'last_layer': 1.0}
 
-  def decay(name, leaf):
-    exempt = re.search(r'(/bias$|norm\w*/|/gamma$)', name)
-    return np.float32(0 if exempt else 1)
+  def lr(name, leaf):
+    kind = _kind(name)
+    if kind != 'block':
+      return np.float32(factors[kind])
+    if leaf.shape[0] != depth:
+      raise ValueError(
+          f'parameter {name} of shape {tuple(leaf.shape)} does not stack '
+          f'depth={depth} blocks: give the depth of this backbone')
+    blocks = layerwise_decay ** (depth - np.arange(depth, dtype=np.float64))
+    return blocks.astype(np.float32).reshape(
+        depth, *[1] * (len(leaf.shape) - 1))
+
+  def decay(name, _):
+    rest = name.partition('/')[2]
+    return np.float32(0 if _NOT_DECAYED.fullmatch(rest) else 1)
 
   return Multipliers(
       tree.map_with_name(lr, params), tree.map_with_name(decay, params),
-      tree.map_with_name(lambda name, _: 'last_layer/' in name, params))
+      tree.map_with_name(lambda name, _: _kind(name) == 'last_layer', params))
+
+
+def _kind(name: str) -> str:
+  part, _, rest = name.partition('/')
+  rules = _HEAD if part.endswith('_head') else (
+      _BACKBONE if part == 'backbone' else ())
+  for pattern, kind in rules:
+    if re.fullmatch(pattern, rest):
+      return kind
+  raise ValueError(
+      f'no learning-rate rule covers parameter {name}: add one to '
+      'train/optimizer.py')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AdamW:
-  """Decoupled weight decay; rates come with each update."""
+  """AdamW with decoupled weight decay; rates come with each update.
+
+  The only clock is the step of the state: rates are values, not schedules,
+  and `count` serves the bias correction alone.
+
+  Source: torch.optim.AdamW, one parameter group per factor.
+  """
 
   multipliers: Multipliers
   b1: float = 0.9

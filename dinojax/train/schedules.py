@@ -1,5 +1,13 @@
-"""Functions of the step: Python and numpy in float64, traced in float32."""
+"""Functions of the step: Python and numpy in float64, traced in float32.
 
+A schedule is a frozen dataclass, so it is hashable, printable and static
+under jit; `schedule(step)` takes an int, an array or a traced step.
+
+Cosines are squared sines, measured from the smaller of their two ends: with
+½(1 + cos) in float32 a value that falls from 1 to 1e-6 ends 5 % off.
+"""
+
+from collections.abc import Iterable
 import dataclasses
 import math
 
@@ -7,14 +15,52 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+LR_RULES = ('none', 'sqrt_1024', 'sqrt_1024_x4', 'linear_256')
 
-def _library(step):
-  return jnp if isinstance(step, jax.Array) else np
+
+def _number(step):
+  """The step as float32 (traced) or float64, and its library."""
+  if isinstance(step, jax.Array):
+    return jnp.asarray(step, jnp.float32), jnp
+  return np.asarray(step, np.float64), np
+
+
+def _ease(xp, start: float, end: float, index, length: int, cut: int = 0):
+  """Half a cosine from `start` at index 0 to `end` at index `length`.
+
+  With `cut`, half a cosine of length + cut, without its last `cut` steps and
+  stretched to reach `end` all the same.
+  """
+  half = math.pi / 2 / (length + cut)
+  whole = math.sin(half * length) ** 2
+  if abs(start) < abs(end):
+    return start + (end - start) * xp.sin(half * index) ** 2 / whole
+  left = length - index
+  # sin²(a) − sin²(b) = sin(a − b) sin(a + b)
+  fall = xp.sin(half * left) * xp.sin(half * (left + 2 * cut))
+  return end + (start - end) * fall / whole
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+  """The same value for ever."""
+
+  value: float
+
+  def __call__(self, step):
+    """The value at a step (int, array or traced)."""
+    step, xp = _number(step)
+    return xp.full_like(step, self.value)
 
 
 @dataclasses.dataclass(frozen=True)
 class Cosine:
-  """Linear warm-up reaching the base value, cosine, then the final value."""
+  """0 while frozen, linear warm-up, cosine, then the final value.
+
+  The warm-up reaches the base value at its last step and the cosine starts
+  with it once more; the final value comes only after the last step, unless
+  `trunc_extra` stretches the cosine and cuts it there.
+  """
 
   base: float
   final: float
@@ -26,59 +72,53 @@ class Cosine:
 
   def __call__(self, step):
     """The value at a step (int, array or traced)."""
-    xp = _library(step)
+    step, xp = _number(step)
     index = step - self.freeze_steps
-    ramp = max(self.warmup_steps - 1, 1)
-    slope = (self.base - self.start_warmup) / ramp
+    slope = (self.base - self.start_warmup) / max(self.warmup_steps - 1, 1)
     warm = self.start_warmup + slope * index
-    if self.warmup_steps == 1:
-      warm = xp.full_like(index, self.start_warmup, dtype=float)
-    length = self.total_steps - self.warmup_steps - self.freeze_steps
-    cosine = self.final + (self.base - self.final) * self._fall(
-        xp, index - self.warmup_steps, length)
-    value = xp.where(index < self.warmup_steps, warm, cosine)
+    value = self._fall(xp, index - self.warmup_steps)
+    value = xp.where(index < self.warmup_steps, warm, value)
     value = xp.where(step >= self.total_steps, self.final, value)
     return xp.where(step < self.freeze_steps, 0.0, value)
 
-  def _fall(self, xp, index, length: int):
-    """From 1 at index 0 towards 0."""
-    if not self.trunc_extra:
-      return 0.5 * (1 + xp.cos(math.pi * index / max(length, 1)))
-    points = int((1 + self.trunc_extra) * length)
-    at = lambda i: 0.5 * (1 + np.cos(math.pi * i / max(points - 1, 1)))
-    last = at(length - 1)
-    value = 0.5 * (1 + xp.cos(math.pi * index / max(points - 1, 1)))
-    return (value - last) / (1 - last)
+  def _fall(self, xp, index):
+    """From base at index 0 towards final."""
+    length = self.total_steps - self.warmup_steps - self.freeze_steps
+    if not self.trunc_extra or length < 2:
+      return _ease(xp, self.base, self.final, index, max(length, 1))
+    cut = int((1 + self.trunc_extra) * length) - length
+    return _ease(xp, self.base, self.final, index, length - 1, cut)
 
 
 def cosine(base: float, final: float, *, total_steps: int,
            warmup_steps: int = 0, start_warmup: float = 0.0,
            freeze_steps: int = 0, trunc_extra: float = 0.0) -> Cosine:
-  """DINOv2's CosineScheduler; the warm-up includes the base value."""
+  """DINOv2's CosineScheduler, and DINOv3's without a `schedules` section."""
   return Cosine(base, final, total_steps, warmup_steps, start_warmup,
                 freeze_steps, trunc_extra)
 
 
 @dataclasses.dataclass(frozen=True)
 class WarmupCosine:
-  """Linear from start to peak, cosine to end, then end."""
+  """Linear from start to peak, cosine to end, then end.
+
+  The warm-up stops one step short of the peak; the cosine has both ends.
+  """
 
   start: float
   peak: float
   end: float
   warmup_steps: int
-  total_steps: int
   cosine_steps: int
 
   def __call__(self, step):
     """The value at a step (int, array or traced)."""
-    xp = _library(step)
-    warm = self.start + (self.peak - self.start) * (
-        step / max(self.warmup_steps, 1))
+    step, xp = _number(step)
+    slope = (self.peak - self.start) / max(self.warmup_steps, 1)
+    warm = self.start + slope * step
     index = step - self.warmup_steps
-    fall = 0.5 * (1 + xp.cos(
-        math.pi * index / max(self.cosine_steps - 1, 1)))
-    value = self.end + (self.peak - self.end) * fall
+    value = _ease(
+        xp, self.peak, self.end, index, max(self.cosine_steps - 1, 1))
     value = xp.where(index >= self.cosine_steps, self.end, value)
     return xp.where(step < self.warmup_steps, warm, value)
 
@@ -86,24 +126,38 @@ class WarmupCosine:
 def linear_warmup_cosine_decay(
     start: float, peak: float, end: float, *, warmup_steps: int,
     total_steps: int, cosine_steps: int | None = None) -> WarmupCosine:
-  """DINOv3's schedule; the warm-up excludes the peak, the cosine has both."""
+  """DINOv3's schedule; the cosine takes the rest unless its steps are given.
+
+  Differs: `end` for ever after the last step, where DINOv3 raises.
+  """
   if cosine_steps is None:
-    cosine_steps = total_steps - warmup_steps
-  return WarmupCosine(
-      start, peak, end, warmup_steps, total_steps, cosine_steps)
+    cosine_steps = max(total_steps - warmup_steps, 0)
+  return WarmupCosine(start, peak, end, warmup_steps, cosine_steps)
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """Given values; the last one for ever."""
+  """Given values, one a step; the last one for ever."""
 
   values: tuple[float, ...]
 
   def __call__(self, step):
     """The value at a step (int, array or traced)."""
-    xp = _library(step)
-    table = xp.asarray(self.values)
-    return table[xp.minimum(step, len(self.values) - 1)]
+    xp = jnp if isinstance(step, jax.Array) else np
+    values = xp.asarray(self.values, jnp.float32 if xp is jnp else float)
+    return values[xp.clip(step, 0, len(self.values) - 1)]
+
+
+def table(values: Iterable[float]) -> Table:
+  """A schedule of explicit values.
+
+  Raises:
+    ValueError: there are none.
+  """
+  values = tuple(float(v) for v in values)
+  if not values:
+    raise ValueError('a table schedule needs at least one value: got none')
+  return Table(values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,18 +169,13 @@ class FrozenUntil:
 
   def __call__(self, step):
     """The value at a step (int, array or traced)."""
-    xp = _library(step)
-    return xp.where(step < self.first_step, 0.0, self.schedule(step))
+    number, xp = _number(step)
+    return xp.where(number < self.first_step, 0.0, self.schedule(step))
 
 
 def frozen_until(schedule, first_step: int) -> FrozenUntil:
-  """`schedule`, but 0 for the first `first_step` steps."""
+  """`schedule`, but 0 for the first `first_step` steps: the last layer's."""
   return FrozenUntil(schedule, first_step)
-
-
-def table(values) -> Table:
-  """A schedule of explicit values."""
-  return Table(tuple(float(v) for v in values))
 
 
 def scale_lr(lr: float, batch_size: int, rule: str) -> float:
@@ -135,9 +184,17 @@ def scale_lr(lr: float, batch_size: int, rule: str) -> float:
   Args:
     lr: of the config.
     batch_size: global images per step.
-    rule: 'sqrt_1024' (DINOv2), 'sqrt_1024_x4' (DINOv3), 'linear_256', 'none'.
+    rule: 'sqrt_1024' (DINOv2's sqrt_wrt_1024), 'sqrt_1024_x4' (DINOv3's:
+      four times that), 'linear_256' or 'none'.
+
+  Raises:
+    ValueError: another rule.
   """
-  factors = {'sqrt_1024': math.sqrt(batch_size / 1024),
-             'sqrt_1024_x4': 4 * math.sqrt(batch_size / 1024),
-             'linear_256': batch_size / 256, 'none': 1.0}
+  root = math.sqrt(batch_size / 1024)
+  factors = dict(zip(
+      LR_RULES, (1.0, root, 4 * root, batch_size / 256), strict=True))
+  if rule not in factors:
+    raise ValueError(
+        f'learning-rate rule {rule!r} is not known: use one of '
+        f'{", ".join(LR_RULES)}')
   return lr * factors[rule]

@@ -105,6 +105,13 @@ def test_masks_of_a_group_have_constant_size_and_point_at_masked_patches():
       np.testing.assert_allclose(weight.sum(), 2, rtol=1e-6)  # masked rows
 
 
+def test_every_group_deals_its_own_mask_sizes():
+  sizes = np.concatenate([b['mask'].sum(-1).reshape(4, -1)
+                          for b in batches(count=4)])  # [g, r]
+  assert len({tuple(sorted(group)) for group in sizes.tolist()}) == 1
+  assert len({tuple(group) for group in sizes.tolist()}) > 4
+
+
 def test_bad_images_are_replaced_and_reported_alike_everywhere():
   bad = {1, 5, 7, 11}
   whole = batches(Pictures(20, bad), count=4)
