@@ -62,8 +62,7 @@ class Image:
     try:
       if scale > 1 and self._file.format in ('JPEG', 'MPO'):
         width, height = self._file.size
-        self._file.draft(
-            None, (-(-width // scale), -(-height // scale)))
+        self._file.draft(None, (width // scale, height // scale))
       self._file.load()
       image = ImageOps.exif_transpose(self._file) if (
           self._turn != 1) else self._file

@@ -151,5 +151,11 @@ class ArrayRecords:
 
   def __getitem__(self, index: int) -> sources.Record:
     shard = bisect.bisect_right(self._starts, index) - 1
-    data = self._reader(shard).read([index - self._starts[shard]])[0]
-    return unpack(data)
+    try:
+      data = self._reader(shard).read([index - self._starts[shard]])[0]
+      return unpack(data)
+    except (RuntimeError, ValueError) as error:
+      # To the pipeline, a damaged record is an image that cannot be read.
+      raise OSError(
+          f'record {index} of {self._paths[shard]}: '
+          f'{(str(error).splitlines() or [""])[0]}') from error

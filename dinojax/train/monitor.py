@@ -7,77 +7,147 @@ import math
 import jax
 import jax.numpy as jnp
 
+from dinojax.losses import unit
+
+# A row looks uniform when loss / ln K is this near to 1. A student that
+# answers uniformly is within 1e-4; one that learns leaves this band in a few
+# hundred steps.
+_UNIFORM_BAND = 2e-3
+# Spread of the features over an isotropic one. Random weights have 0.02 to
+# 0.1, trained ones above 0.5, collapsed ones below 1e-3.
+_LEAST_STD = 0.01
+# Prototypes in use, as exp(entropy): one means the same answer to all images.
+_LEAST_PROTOTYPES = 2.0
+# Once these were passed, the run had left its start, warm-up or not.
+_LEFT_UNIFORM, _LEFT_CONSTANT = 0.97, 0.1
+
 
 def target_metrics(targets: jax.Array) -> dict[str, jax.Array]:
-  """Entropy and usage of teacher targets [b, v, k].
+  """Entropy and usage of teacher targets [..., k].
 
   Returns:
     teacher/entropy: mean entropy of a target over ln K, 1 is uniform;
     teacher/usage: exp(entropy of the mean target) / K, 1 when all prototypes
-    are used alike.
+    are used alike, 1/K when all images get the same one.
   """
   k = targets.shape[-1]
+  targets = targets.astype(jnp.float32)
   entropy = lambda p: -jnp.sum(p * jnp.log(p + 1e-20), axis=-1)
-  mean = targets.mean((0, 1))
+  mean = targets.mean(tuple(range(targets.ndim - 1)))
   return {'teacher/entropy': entropy(targets).mean() / math.log(k),
           'teacher/usage': jnp.exp(entropy(mean)) / k}
 
 
 def feature_metrics(cls: jax.Array) -> dict[str, jax.Array]:
-  """Spread of CLS features [r, d]: 1 isotropic, 0 all the same."""
-  cls = cls.astype(jnp.float32)
-  norm = jnp.sqrt(jnp.sum(cls * cls, axis=-1, keepdims=True))
-  unit = cls / jnp.maximum(norm, 1e-8)
-  variance = jnp.mean((unit - unit.mean(0, keepdims=True)) ** 2, axis=0)
-  return {'teacher/feature_std': jnp.sqrt(
-      variance.mean() * cls.shape[-1])}
+  """Spread of CLS features [r, d]: 1 isotropic, 0 all the same.
+
+  teacher/feature_std: root of the summed variance of the features at length
+  one, which is the deviation per dimension times √d.
+  """
+  cls = unit.normalize(cls, 1e-8)
+  gap = cls - cls.mean(0, keepdims=True)
+  return {'teacher/feature_std': jnp.sqrt(jnp.mean(jnp.sum(gap * gap, -1)))}
+
+
+def loss_metrics(loss, entropy, num_prototypes: int) -> dict:
+  """A cross-entropy in units of ln K, arrays or floats.
+
+  Args:
+    loss: mean cross-entropy, nats.
+    entropy: teacher/entropy, of ln K.
+    num_prototypes: K.
+
+  Returns:
+    dino/loss_over_log_k: 1 for a uniform student, whatever the targets;
+    dino/divergence: of student from teacher, what can still be learned.
+  """
+  ratio = loss / math.log(num_prototypes)
+  return {'dino/loss_over_log_k': ratio, 'dino/divergence': ratio - entropy}
 
 
 class Monitor:
-  """Says in words when the last rows of metrics look collapsed."""
+  """Says in words when the last rows of metrics look collapsed.
+
+  At the start every run looks so: a row counts only when the learning rate
+  has stopped rising and the last layer moves, or when the run had looked
+  healthy before.
+  """
 
   def __init__(self, num_prototypes: int, window: int = 20):
-    """Watches `window` logged rows at a time."""
-    self._log_k, self._k = math.log(num_prototypes), num_prototypes
-    self._rows = collections.deque(maxlen=window)
+    """Watches `window` logged rows at a time: one alone says nothing."""
+    self._k = num_prototypes
+    self._signs = collections.deque(maxlen=window)
     self._said: set[str] = set()
+    self._healthy: set[str] = set()
+    self._lr = 0.0
 
   def check(self, row: Mapping[str, float]) -> str | None:
-    """A sentence for the user, once for each kind of collapse."""
-    self._rows.append(row)
-    if len(self._rows) < self._rows.maxlen:
+    """A sentence for the user, once for each collapse; None when healthy.
+
+    Args:
+      row: logged metrics; loss/dino_global, teacher/entropy, teacher/usage,
+        teacher/feature_std, schedule/lr and schedule/last_layer_lr are read,
+        and any may be absent.
+    """
+    numbers = self._numbers(row)
+    if numbers['ratio'] < _LEFT_UNIFORM:
+      self._healthy.add('uniform')
+    if numbers['std'] > _LEFT_CONSTANT:
+      self._healthy.add('constant')
+    started = self._started(row)
+    self._signs.append({
+        kind for kind in _look(numbers) if started or kind in self._healthy})
+    if len(self._signs) < self._signs.maxlen:
       return None
-    for kind, holds, words in (
-        ('constant', self._constant, _CONSTANT),
-        ('uniform', self._uniform, _UNIFORM)):
-      if kind not in self._said and all(map(holds, self._rows)):
+    self._said &= set.union(*self._signs)  # over: may be said again
+    for kind in ('constant', 'uniform'):
+      if kind not in self._said and all(kind in s for s in self._signs):
         self._said.add(kind)
-        last = self._rows[-1]
-        return words.format(
-            loss=last.get('loss/dino_global', float('nan')),
-            log_k=self._log_k, k=self._k,
-            std=last.get('teacher/feature_std', float('nan')),
-            usage=last.get('teacher/usage', float('nan')))
+        return _WORDS[kind].format(rows=len(self._signs), **numbers)
     return None
 
-  def _uniform(self, row: Mapping[str, float]) -> bool:
-    loss = row.get('loss/dino_global')
-    return loss is not None and abs(loss / self._log_k - 1) < 1e-3
+  def _started(self, row: Mapping[str, float]) -> bool:
+    lr = row.get('schedule/lr', 0.0)
+    rising, self._lr = lr > self._lr, lr
+    return not rising and row.get('schedule/last_layer_lr', 1.0) > 0
 
-  def _constant(self, row: Mapping[str, float]) -> bool:
-    std = row.get('teacher/feature_std')
-    return std is not None and std < 0.02
+  def _numbers(self, row: Mapping[str, float]) -> dict[str, float]:
+    absent = math.nan  # compares as False: an absent metric shows nothing
+    loss = row.get('loss/dino_global', absent)
+    entropy = row.get('teacher/entropy', absent)
+    metrics = loss_metrics(loss, entropy, self._k)
+    return {'k': self._k, 'log_k': math.log(self._k), 'loss': loss,
+            'entropy': entropy, 'ratio': metrics['dino/loss_over_log_k'],
+            'divergence': metrics['dino/divergence'],
+            'std': row.get('teacher/feature_std', absent),
+            'used': row.get('teacher/usage', absent) * self._k}
 
 
-_UNIFORM = (
-    'the student answers every image with the uniform distribution: the DINO '
-    'loss {loss:.4f} stays at ln K = {log_k:.4f} (K = {k}). Early in training '
-    'this is normal; if it lasts, try a longer schedules.freeze_last_layer, '
-    'fewer prototypes (K ≤ 4 × batch), a lower teacher temperature, or half '
-    'the learning rate')
-_CONSTANT = (
-    'the features of all images are nearly the same: their spread is '
-    '{std:.4f} of an isotropic one, and {usage:.4f} of the prototypes are '
-    'used. Try teacher.centering=sinkhorn_knopp, half the learning rate, '
-    'model.drop_path_rate ≤ 0.1, and check the augmentations with `dinojax '
-    'crops`')
+def _look(numbers: Mapping[str, float]) -> set[str]:
+  """The kinds of collapse that one row looks like."""
+  kinds = set()
+  if abs(numbers['ratio'] - 1) < _UNIFORM_BAND:
+    kinds.add('uniform')
+  if numbers['std'] < _LEAST_STD or numbers['used'] < _LEAST_PROTOTYPES:
+    kinds.add('constant')
+  return kinds
+
+
+_WORDS = {
+    'uniform': (
+        'the student answers every image with the uniform distribution: over '
+        'the last {rows} rows the DINO loss, now {loss:.4f}, stayed at '
+        'ln K = {log_k:.4f} (K = {k}; the teacher\'s entropy is {entropy:.3f} '
+        'ln K, so {divergence:.3f} ln K could be learned). Try half the '
+        'learning rate (schedules.lr.peak), a longer '
+        'schedules.freeze_last_layer, fewer prototypes for a small batch '
+        '(dino.num_prototypes ≤ 4 × train.batch_size), or a lower teacher '
+        'temperature'),
+    'constant': (
+        'all images get nearly the same features: over the last {rows} rows '
+        'their spread, now {std:.4f} of an isotropic one, or the number of '
+        'prototypes in use, now {used:.1f} of {k}, stayed near its least. Try '
+        'teacher.centering=sinkhorn_knopp, half the learning rate '
+        '(schedules.lr.peak), optimizer.beta2=0.99, model.drop_path_rate ≤ '
+        '0.1, and look at the augmented crops with `dinojax crops`'),
+}

@@ -32,8 +32,7 @@ _BACKBONE = (
      r'|mlp/(fc[12]|w12|w[123])/(kernel|bias))', 'block'),
     (r'((local_)?cls_)?norm/(scale|bias)', 'plain'),
     # ConvNeXt has no blocks to count, so nothing of it is slowed down.
-    (r'(downsample_layers|stages)/.+/(kernel|bias|scale|gamma)|'
-     r'stages/.+/gamma', 'plain'))
+    (r'(downsample_layers|stages)/.+/(kernel|bias|scale|gamma)', 'plain'))
 _HEAD = ((r'mlp/fc\d+/(kernel|bias)', 'plain'),
          (r'last_layer/(kernel|g|v)', 'last_layer'))
 # Not decayed. The references go by name, and ConvNeXt's norms between stages
