@@ -54,5 +54,12 @@ def neighbours(x: jax.Array, topk: int) -> jax.Array:
   """Indices [g, n, topk] of the largest dot products of [g, n, d]."""
   x = jax.lax.stop_gradient(x)
   dots = jnp.einsum('gnd,gmd->gnm', x, x, precision=jax.lax.Precision.HIGHEST)
-  dots = jnp.where(jnp.eye(x.shape[1], dtype=bool)[None], -1.0, dots)
-  return jax.lax.top_k(dots, topk)[1]
+  columns = jnp.arange(x.shape[1])[None, None]
+  without = lambda dots, i: jnp.where(columns == i, -jnp.inf, dots)
+  dots = without(dots, jnp.arange(x.shape[1])[None, :, None])
+  found = []
+  # Not lax.top_k: on a mesh it gathers the products of all groups.
+  for _ in range(topk):
+    found.append(jnp.argmax(dots, axis=-1))
+    dots = without(dots, found[-1][..., None])
+  return jnp.stack(found, axis=-1)

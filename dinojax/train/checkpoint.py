@@ -19,6 +19,11 @@ from dinojax.train import state as state_lib
 FOLDER = 'checkpoints'
 
 
+def _not_orbax(record: logging.LogRecord) -> bool:
+  """Orbax logs its every move, and each error once a thread; we say it once."""
+  return 'orbax' not in record.pathname
+
+
 class Checkpoints:
   """The checkpoints of one workdir."""
 
@@ -31,8 +36,9 @@ class Checkpoints:
       keep: how many of the latest are kept.
       archive_every: steps whose multiples are kept for ever.
     """
-    # Orbax tells its every move at INFO.
-    logging.getLogger('absl').setLevel(logging.WARNING)
+    absl = logging.getLogger('absl')
+    if _not_orbax not in absl.filters:
+      absl.addFilter(_not_orbax)
     policies = ocp.training.preservation_policies
     kept = [policies.LatestN(keep)]
     if archive_every:
@@ -87,7 +93,11 @@ class Checkpoints:
 
   def restore(self, abstract: dict, step: int | None = None) -> dict:
     """The state at `step`, the latest by default, on the given shardings."""
-    return state_lib.join(self._load(step, state_lib.split(abstract)))
+    state = state_lib.join(self._load(step, state_lib.split(abstract)))
+    # A typed key comes back with the sharding of its two words.
+    return jax.tree.map(
+        lambda x, want: x if x.sharding == want.sharding
+        else jax.device_put(x, want.sharding), state, abstract)
 
   def restore_part(self, name: str, abstract: dict,
                    step: int | None = None) -> dict:

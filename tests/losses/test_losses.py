@@ -9,6 +9,7 @@ import pytest
 
 from dinojax.losses import centering
 from dinojax.losses import dino
+from dinojax.losses import gram
 from dinojax.losses import ibot
 from dinojax.losses import koleo
 from dinojax.losses import sinkhorn
@@ -65,6 +66,61 @@ def test_sinkhorn_survives_a_prototype_nobody_uses():
   np.testing.assert_allclose(got.sum(1), 1, rtol=1e-5)
 
 
+def rewriting(logits, temperature, num_iterations=3):
+  """The references' form: the matrix is rewritten; float64."""
+  q = np.exp(np.asarray(logits, np.float64) / temperature)
+  q /= q.sum()
+  for _ in range(num_iterations):
+    q /= q.sum(0, keepdims=True) * q.shape[1]
+    q /= q.sum(1, keepdims=True) * q.shape[0]
+  return q * q.shape[0]
+
+
+@pytest.mark.parametrize('temperature', [0.04, 0.07])
+@pytest.mark.parametrize('scale', [0.1, 0.45, 1.0])
+def test_sinkhorn_equals_the_rewriting_form(temperature, scale):
+  # Cosine-like logits: those of unit-norm heads lie in [-1, 1].
+  logits = scale * jnp.tanh(jax.random.normal(jax.random.key(1), (64, 96)))
+  got = sinkhorn.sinkhorn_knopp(logits, temperature=temperature)
+  np.testing.assert_allclose(
+      got, rewriting(logits, temperature), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize('junk', [1e4, -1e4, jnp.inf, jnp.nan])
+def test_sinkhorn_padding_may_hold_anything(junk):
+  logits = jax.random.normal(jax.random.key(0), (8, 16))
+  weight = jnp.ones(8).at[6:].set(0)
+  got = sinkhorn.sinkhorn_knopp(
+      logits.at[6:].set(junk), temperature=0.05, weight=weight)
+  assert not got[6:].any()
+  np.testing.assert_allclose(got[:6], sinkhorn.sinkhorn_knopp(
+      logits[:6], temperature=0.05), rtol=1e-6)
+
+
+def test_sinkhorn_of_padding_alone_is_zero():
+  got = sinkhorn.sinkhorn_knopp(
+      jnp.ones((4, 8)), temperature=0.05, weight=jnp.zeros(4))
+  np.testing.assert_array_equal(got, 0)
+
+
+def test_sinkhorn_keeps_a_prototype_that_one_low_row_wants():
+  # The row's peak is e^-200 of the largest: its first factor is 0, but its
+  # own prototype must find it again.
+  logits = jnp.zeros((6, 4)).at[:5, 3].set(-400.0).at[5].set(
+      jnp.asarray([-400.0, -400.0, -400.0, -10.0]))
+  got = sinkhorn.sinkhorn_knopp(logits, temperature=0.05)
+  np.testing.assert_allclose(got[5], [0, 0, 0, 1], atol=1e-6)
+  np.testing.assert_allclose(got[:5], [[1 / 3] * 3 + [0]] * 5, atol=1e-6)
+
+
+def test_targets_carry_no_gradient():
+  logits = jax.random.normal(jax.random.key(0), (6, 8))
+  for f in (lambda x: sinkhorn.sinkhorn_knopp(x, temperature=0.1),
+            lambda x: centering.softmax_center(x, jnp.zeros(8), 0.1)):
+    grad = jax.grad(lambda x, f=f: (f(x) ** 2).sum())(logits)
+    np.testing.assert_array_equal(grad, 0)
+
+
 def test_sinkhorn_rows_may_have_several_axes():
   logits = jax.random.normal(jax.random.key(0), (3, 4, 16))
   flat = sinkhorn.sinkhorn_knopp(logits.reshape(12, 16), temperature=0.1)
@@ -86,14 +142,28 @@ def test_softmax_centring_equals_reference(version):
                  center.reshape(shape))
       case.check(f'{version}/{head}_probs{i}', centering.softmax_center(
           logits, center, case.inputs[f'{version}/temp{i}']))
-      mean = (logits.mean(0) if head == 'dino' else centering.group_mean(
-          logits, jnp.ones(logits.shape[:2])))
+      mean = (centering.row_mean(logits) if head == 'dino' else
+              centering.group_mean(logits, jnp.ones(logits.shape[:2])))
       center = centering.update_center(center, mean, momentum)
     case.check(f'{version}/{head}_center_final', center.reshape(shape))
 
 
+def test_softmax_centring_known_rows():
+  logits = wave(6, 5, 0.9, 0.3)
+  center = jnp.zeros(5)
+  np.testing.assert_allclose(
+      centering.softmax_center(logits, center, 0.07)[0],
+      [8.18e-5, 0.7276929, 0.2722163, 9.0e-6, 0], atol=1e-7)
+  center = centering.update_center(center, centering.row_mean(logits))
+  np.testing.assert_allclose(center, [
+      -0.0146383, -0.0019991, 0.0121530, 0.0171079, 0.0091159], atol=1e-7)
+  np.testing.assert_allclose(
+      centering.softmax_center(logits, center, 0.07)[0],
+      [1.031e-4, 0.7658424, 0.2340472, 7.2e-6, 0], atol=1e-7)
+
+
 def test_group_mean_weighs_groups_alike():
-  logits = jnp.asarray([[[2.0], [4.0]], [[10.0], [99.0]]])
+  logits = jnp.asarray([[[2.0], [4.0]], [[10.0], [jnp.inf]]])
   valid = jnp.asarray([[1.0, 1.0], [1.0, 0.0]])
   assert centering.group_mean(logits, valid)[0] == (3 + 10) / 2
 
@@ -105,7 +175,7 @@ def test_dino_equals_reference():
     student = jnp.asarray(case.inputs[f'{name}/student']).transpose(1, 0, 2)
     teacher = jnp.asarray(case.inputs[f'{name}/teacher']).transpose(1, 0, 2)
     # DINOv2 sums over pairs what DINOv3 averages.
-    pairs = student.shape[1] * teacher.shape[1] if (
+    pairs = dino.num_pairs(student.shape[1], teacher.shape[1], False) if (
         name.startswith('v2')) else 1
     mean = functools.partial(
         dino.dino, student_temperature=call['student_temp'],
@@ -136,7 +206,16 @@ def test_every_pair_weighs_the_same(views, expected):
   np.testing.assert_allclose(dino.dino_weights(*views), expected)
 
 
-@pytest.mark.parametrize('variant', ['v2_torch_path', 'v3'])
+def test_a_single_global_crop_makes_no_pair():
+  with pytest.raises(ValueError, match='crops.num_global'):
+    dino.dino_weights(1, 8, True)
+  x = jnp.ones((2, 1, 4))
+  with pytest.raises(ValueError, match='crops.num_global'):
+    dino.dino(x, x, ignore_diagonal=True)
+
+
+@pytest.mark.parametrize('variant', [
+    'v2_xformers_path', 'v2_torch_path', 'v3'])
 def test_ibot_equals_reference(variant):
   case = golden.load('ibot_patch_loss')
   masks, count = case.inputs['masks'], int(case.inputs['n_masked'])
@@ -149,7 +228,15 @@ def test_ibot_equals_reference(variant):
   loss, grad = jax.value_and_grad(f)(buffer[:count], probs, weight)
   case.check(f'{variant}/sliced/loss', loss)
   case.check(f'{variant}/sliced/grad_student', grad)
+  weight = ibot.mask_weight(masks)[masks]
+  loss, grad = jax.value_and_grad(f)(buffer[:count], probs, weight)
   case.check(f'{variant}/noweight/loss', loss)
+  case.check(f'{variant}/noweight/grad_student', grad)
+  loss, grad = jax.value_and_grad(f)(
+      *(jnp.asarray(case.inputs[f'dense_{x}']) for x in (
+          'student', 'teacher')), ibot.mask_weight(masks))
+  case.check(f'{variant}/dense/loss', loss)
+  case.check(f'{variant}/dense/grad_student', grad)
   pad = len(buffer) - count
   loss, grad = jax.value_and_grad(f)(
       buffer, jnp.pad(probs, ((0, pad), (0, 0))), jnp.pad(weight, (0, pad)))
@@ -157,40 +244,75 @@ def test_ibot_equals_reference(variant):
   case.check(f'{variant}/padded/grad_student', grad)
 
 
-def test_ibot_padding_may_hold_anything():
-  logits = jnp.asarray([[1.0, 2.0], [jnp.inf, jnp.nan]])
-  targets = jnp.asarray([[0.5, 0.5], [0.5, 0.5]])
-  f = lambda weight: ibot.ibot(logits, targets, weight, num_rows=1)
-  assert jnp.isfinite(f(jnp.asarray([1.0, 0.0])))
+def test_ibot_known_value():
+  masks = np.zeros((4, 6), bool)
+  masks[0, [1, 2]] = masks[2, [0, 3, 4]] = True
+  weight = ibot.mask_weight(masks)[masks]
+  np.testing.assert_allclose(weight, [1 / 2] * 2 + [1 / 3] * 3)
+  targets = sinkhorn.sinkhorn_knopp(wave(5, 5, 0.6, 0.2), temperature=0.05)
+  np.testing.assert_allclose(ibot.ibot(
+      wave(5, 5, 1.1, 0.7), targets, weight, num_rows=4), 3.583828, rtol=1e-6)
 
 
-def test_koleo_equals_reference():
+@pytest.mark.parametrize('junk', [1e38, jnp.inf, jnp.nan])
+def test_ibot_padding_may_hold_anything(junk):
+  logits = jnp.asarray([[1.0, 2.0], [junk, junk]])
+  targets = jnp.asarray([[0.5, 0.5], [junk, 0.5]])
+  f = lambda logits, targets, weight: ibot.ibot(
+      logits, targets, jnp.asarray(weight), num_rows=1)
+  loss, grad = jax.value_and_grad(f)(logits, targets, [1.0, 0.0])
+  want, want_grad = jax.value_and_grad(f)(logits[:1], targets[:1], [1.0])
+  np.testing.assert_array_equal(loss, want)
+  np.testing.assert_array_equal(grad[:1], want_grad)
+  np.testing.assert_array_equal(grad[1:], 0)
+
+
+@pytest.mark.parametrize('f', [
+    lambda x: sinkhorn.sinkhorn_knopp(x, temperature=0.1),
+    lambda x: centering.softmax_center(x, x[0], 0.1),
+    lambda x: centering.row_mean(x),
+    lambda x: dino.dino(x[None], abs(x)[None]),
+    lambda x: ibot.ibot(x, abs(x), jnp.ones(8), num_rows=2),
+    lambda x: koleo.koleo(x[None]),
+    lambda x: gram.gram(x[None], x[None, ::-1])],
+    ids=['sinkhorn', 'center', 'mean', 'dino', 'ibot', 'koleo', 'gram'])
+def test_bfloat16_is_read_but_not_computed_in(f):
+  half = jax.random.normal(jax.random.key(0), (8, 16), jnp.bfloat16)
+  whole = half.astype(jnp.float32)
+  got, want = f(half), f(whole)
+  assert got.dtype == jnp.float32
+  np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+def check_koleo(case, name, x, f, grad_name='grad'):
+  loss, grad = jax.jit(jax.value_and_grad(f))(x)
+  case.check(f'{name}/loss', loss)
+  want = case.outputs[f'{name}/{grad_name}']
+  case.check(f'{name}/{grad_name}', grad, rtol=0,
+             atol=1e-5 * np.abs(want).max())
+
+
+@pytest.mark.parametrize('name', ['c0', 'c1'])
+def test_koleo_equals_reference(name):
   case = golden.load('koleo_loss')
-  top = lambda k: lambda x: koleo.koleo(x[None], topk=k)
-  for name in ('c0', 'c1'):
-    x = jnp.asarray(case.inputs[f'{name}/x'])
-    for variant, f in (('v2', top(1)), ('v3', top(1)),
-                       ('v3_dist_top1', top(1)), ('v3_dist_top2', top(2))):
-      loss, grad = jax.value_and_grad(f)(x)
-      case.check(f'{name}/{variant}/loss', loss)
-      case.check(f'{name}/{variant}/grad', grad, atol=1e-3 * abs(
-          case.outputs[f'{name}/{variant}/grad']).max(), rtol=0)
+  x = jnp.asarray(case.inputs[f'{name}/x'])
+  for variant, topk in (('v2', 1), ('v3', 1), ('v3_dist_top1', 1),
+                        ('v3_dist_top2', 2), ('v3_dist_top3_group', 3)):
+    check_koleo(case, f'{name}/{variant}', x,
+                lambda x, topk=topk: koleo.koleo(x[None], topk=topk))
 
 
-def test_koleo_of_one_rank_equals_reference():
+@pytest.mark.parametrize('group, size', [('groupall', 16), ('group8', 8)])
+@pytest.mark.parametrize('topk', [1, 2])
+def test_koleo_of_one_rank_equals_reference(group, size, topk):
   case = golden.load('koleo_loss')
   x = jnp.asarray(case.inputs['dist/global_x'])
-  for group, size in (('groupall', 16), ('group8', 8)):
-    for topk in (1, 2):
-      for rank in range(4):
-        def f(x, rank=rank, size=size, topk=topk):
-          terms = koleo.koleo_per_row(x.reshape(-1, size, 32), topk=topk)
-          return terms.reshape(4, -1)[rank].mean()
-        name = f'dist/{group}_top{topk}/rank{rank}'
-        loss, grad = jax.value_and_grad(f)(x)
-        case.check(f'{name}/loss', loss)
-        case.check(f'{name}/grad_global_x', grad, atol=1e-3 * abs(
-            case.outputs[f'{name}/grad_global_x']).max(), rtol=0)
+  for rank in range(4):
+    def f(x, rank=rank):
+      terms = koleo.koleo_per_row(x.reshape(-1, size, 32), topk=topk)
+      return terms.reshape(4, -1)[rank].mean()
+    check_koleo(case, f'dist/{group}_top{topk}/rank{rank}', x, f,
+                'grad_global_x')
 
 
 def test_koleo_known_values():
@@ -199,11 +321,27 @@ def test_koleo_known_values():
   np.testing.assert_allclose(koleo.koleo(x, topk=2), 0.2392928, rtol=1e-5)
 
 
-def test_koleo_survives_duplicates():
-  x = jnp.ones((1, 4, 4))
-  loss, grad = jax.value_and_grad(koleo.koleo)(x)
-  np.testing.assert_allclose(loss, 17.32, atol=0.01)  # −ln(1e-8 (1 + √4))
-  assert jnp.isfinite(grad).all()
+@pytest.mark.parametrize('copies', [2, 3, 4])
+def test_koleo_survives_duplicates(copies):
+  rows = jax.random.normal(jax.random.key(0), (4, 4))
+  x = rows.at[:copies].set(rows[0])[None]
+  terms = koleo.koleo_per_row(x)[0, :, 0]
+  # −ln(1e-8 (1 + √4))
+  np.testing.assert_allclose(terms[:copies], 17.32, atol=0.01)
+  grad = jax.grad(koleo.koleo)(x)
+  # Only rows with a real neighbour pull; their gaps are of order one.
+  assert np.abs(grad).max() < 1.0
+
+
+def test_koleo_keeps_the_gradient_of_near_neighbours():
+  x = jnp.asarray([[[1.0, 0.0], [1.0, 1e-4], [-1.0, 0.0]]])
+  grad = jax.grad(lambda x: koleo.koleo_per_row(x)[0, 0, 0])(x)
+  np.testing.assert_allclose(grad[0, 1], [0, -1e4], rtol=1e-3, atol=2)
+
+
+def test_koleo_of_a_zero_row_has_a_gradient():
+  x = jax.random.normal(jax.random.key(0), (1, 4, 4)).at[0, 1].set(0)
+  assert jnp.isfinite(jax.grad(koleo.koleo)(x)).all()
 
 
 def test_koleo_needs_a_neighbour():

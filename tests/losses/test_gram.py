@@ -1,0 +1,82 @@
+"""Gram anchoring against the reference's values and gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dinojax.losses import gram
+from tests import golden
+
+CASE = golden.load('gram_loss')
+MODES = {'none': {}, 'remove_neg': dict(remove_negative=True),
+         'remove_only_teacher_neg': dict(remove_only_teacher_negative=True)}
+
+
+def check(name, **options):
+  student, teacher = (jnp.asarray(CASE.inputs[x])
+                      for x in ('student', 'teacher'))
+  loss, grad = jax.jit(jax.value_and_grad(
+      lambda s: gram.gram(s, teacher, **options)))(student)
+  CASE.check(f'{name}/loss', loss)
+  want = CASE.outputs[f'{name}/grad_student']
+  CASE.check(f'{name}/grad_student', grad, rtol=0,
+             atol=1e-5 * np.abs(want).max())
+
+
+@pytest.mark.parametrize('normalize', [True, False])
+@pytest.mark.parametrize('mode', MODES)
+def test_gram_equals_reference(mode, normalize):
+  name = f'norm{int(normalize)}_{mode}'
+  options = dict(normalize=normalize) | MODES[mode]
+  check(f'{name}_img1', per_image=True, **options)
+  check(f'{name}_img0', per_image=False, **options)
+  check(f'{name}_masked_tokens', per_image=False,
+        weight=jnp.asarray(CASE.inputs['token_mask']), **options)
+
+
+@pytest.mark.parametrize('options, want', [
+    ({}, 0.1273976), (dict(per_image=False), 0.3664419),
+    (dict(remove_negative=True), 0.0217332),
+    (dict(remove_only_teacher_negative=True), 0.2199901),
+    (dict(normalize=False), 0.4376765)])
+def test_gram_known_values(options, want):
+  wave = lambda b, c: jnp.asarray(
+      np.sin(b * np.arange(24) + c).reshape(2, 4, 3), jnp.float32)
+  np.testing.assert_allclose(
+      gram.gram(wave(1.3, 0), wave(0.7, 0.5), **options), want, rtol=1e-5)
+
+
+def test_groups_are_averaged():
+  student, teacher = jax.random.normal(jax.random.key(0), (2, 3, 2, 4, 5))
+  weight = jnp.asarray([[[1, 1, 0, 1]] * 2, [[1, 0, 0, 0]] * 2,
+                        [[0, 1, 1, 1]] * 2])
+  for options in (dict(), dict(weight=weight)):
+    got = gram.gram(student, teacher, per_image=False, **options)
+    each = [gram.gram(s, t, per_image=False, **(
+        dict(weight=w) if options else {}))
+            for s, t, w in zip(student, teacher, weight, strict=True)]
+    np.testing.assert_allclose(got, np.mean(each), rtol=1e-6)
+
+
+def test_the_teacher_and_a_zero_token_are_harmless():
+  student = jax.random.normal(jax.random.key(0), (1, 4, 5)).at[0, 2].set(0)
+  teacher = jax.random.normal(jax.random.key(1), (1, 4, 5))
+  grads = jax.grad(gram.gram, (0, 1))(student, teacher)
+  assert jnp.isfinite(grads[0]).all()
+  np.testing.assert_array_equal(grads[1], 0)
+
+
+@pytest.mark.parametrize('options, message', [
+    (dict(weight=jnp.ones((1, 4))), 'per_image=False'),
+    (dict(remove_negative=True, remove_only_teacher_negative=True),
+     'exclude each other')])
+def test_options_that_exclude_each_other(options, message):
+  x = jnp.ones((1, 4, 2))
+  with pytest.raises(ValueError, match=message):
+    gram.gram(x, x, **options)
+
+
+def test_token_counts_must_agree():
+  with pytest.raises(ValueError, match='resize'):
+    gram.gram(jnp.ones((1, 4, 2)), jnp.ones((1, 16, 2)))
