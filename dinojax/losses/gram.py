@@ -15,18 +15,16 @@ def gram(student: jax.Array, teacher: jax.Array, *,
   """Mean squared difference of the Gram matrices, diagonal included.
 
   Args:
-    student: [..., b, n, d] patches; axes before b are groups.
-    teacher: the same shape, already resized; no gradient.
-    weight: [..., b, n] positive for tokens that take part; only batch-level.
+    student, teacher: [..., b, n, d] patches, the teacher's already resized;
+      axes before b are groups, averaged.
+    weight: [..., b, n] 0 for tokens left out; with per_image=False only.
     normalize: tokens to length one.
     per_image: a matrix [n, n] per image; else [(b n), (b n)] per group.
-    remove_negative: negative similarities of both count as 0.
-    remove_only_teacher_negative: those of the teacher alone.
+    remove_negative, remove_only_teacher_negative: similarities < 0 count as
+      0, of both or of the teacher alone.
 
-  Raises:
-    ValueError: shapes differ, or options that exclude each other.
-
-  Source: DINOv3's GramLoss. Differs: the mean over groups, not per device.
+  Raises: ValueError, where shapes differ or options exclude each other.
+  Source: DINOv3's GramLoss, on each device; here on each group.
   """
   _check(student, teacher, weight, per_image, remove_negative,
          remove_only_teacher_negative)

@@ -16,18 +16,15 @@ def sinkhorn_knopp(logits: jax.Array, *, temperature: jax.Array,
   """Soft assignments of samples to prototypes with balanced prototypes.
 
   Args:
-    logits: [..., k]; all leading axes are samples, split as they may be.
+    logits: [..., k]; all leading axes are samples.
     temperature: τ of the teacher.
-    weight: [...] positive for samples, 0 for padding: it takes no part, and
-      its logits may hold anything.
+    weight: [...] 0 for padding, which takes no part and may hold anything.
     num_iterations: prototype and sample normalisations; samples come last.
 
-  Returns:
-    [..., k] float32, rows sum to 1 (0 where padding); no gradient.
+  Returns: [..., k] float32, rows sum to 1 (0 where padding); no gradient.
 
-  Source: DINOv2's and DINOv3's sinkhorn_knopp_teacher.
-  Differs: scaling form, exp(logits/τ) is never rewritten, only a factor per
-    row and one per prototype; no overflow, no 0/0.
+  Source: DINOv2's and DINOv3's sinkhorn_knopp_teacher. Differs: exp(logits/τ)
+    is scaled by a factor per row and column, never rewritten; no 0/0.
   """
   logits = jax.lax.stop_gradient(logits).astype(jnp.float32) / temperature
   if weight is None:

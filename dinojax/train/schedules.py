@@ -53,6 +53,11 @@ class Constant:
     return xp.full_like(step, self.value)
 
 
+def constant(value: float) -> Constant:
+  """A schedule that does not change."""
+  return Constant(float(value))
+
+
 @dataclasses.dataclass(frozen=True)
 class Cosine:
   """0 while frozen, linear warm-up, cosine, then the final value.
