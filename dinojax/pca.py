@@ -29,13 +29,14 @@ from dinojax.train import state as state_lib
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
 _IMAGES = flags.DEFINE_string(
-    'images', None, 'Folder of images; default: embedded photographs.')
+    'images', None, 'Folder of images; default: regions of the embedded '
+    'photographs far from every training tile.')
 _OUT = flags.DEFINE_string(
     'out', None, 'Picture to write; default: pca.png in the workdir.')
 _COUNT = flags.DEFINE_integer('count', 4, 'Images shown.', lower_bound=1)
 _GRID = flags.DEFINE_integer(
     'grid', 32, 'Patches along the side of an image.', lower_bound=2)
-_PHOTOS = ('chelsea', 'coffee', 'astronaut', 'rocket')
+_PHOTOS = ('chelsea', 'coffee', 'rocket', 'astronaut')
 
 
 def main(argv: list[str]) -> int:
@@ -96,7 +97,7 @@ def sheet(shown: np.ndarray, grids: np.ndarray) -> Image.Image:
 
 def _images() -> list[Image.Image]:
   if _IMAGES.value is None:
-    return [Image.fromarray(photos.photograph(name))
+    return [Image.fromarray(photos.held_out(name))
             for name in _PHOTOS[:_COUNT.value]]
   source = sources.open_source(f'folder:{os.path.expanduser(_IMAGES.value)}')
   chosen = range(min(len(source), _COUNT.value))

@@ -124,8 +124,17 @@ class Photos:
 
 
 def photograph(name: str) -> np.ndarray:
-  """A whole photograph by name, [y, x, c] uint8; for pictures."""
+  """A whole photograph by name, [y, x, c] uint8."""
   for package, path in PHOTOS:
     if os.path.splitext(os.path.basename(path))[0] == name:
       return np.asarray(_load(package, path))
   raise ValueError(f'no embedded photograph {name!r}')
+
+
+def held_out(name: str) -> np.ndarray:
+  """The largest square of a photograph that no training tile is near."""
+  photo = photograph(name)
+  left = min(x for x, _ in corners(photo.shape[1::-1], 'validation'))
+  side = min(photo.shape[1] - left, photo.shape[0])
+  top = (photo.shape[0] - side) // 2
+  return photo[top:top + side, left:left + side]
