@@ -60,7 +60,9 @@ class Jax:
     from dinojax.train import state as state_lib
     from dinojax.train import step as step_lib
     c = common.base()
-    common.set_model(c, zoo.vit_config('dinov2_vits14', image_px=224))
+    # Hugging Face's model resamples positions without DINOv2's offset.
+    common.set_model(c, zoo.vit_config(
+        'dinov2_vits14', image_px=224, interpolate_offset=0.0))
     c.crops.local_px = 98
     for head in (c.dino, c.ibot):
       head.num_prototypes = num_prototypes
@@ -162,7 +164,7 @@ class Torch:
       for t, s in zip(self.teacher.parameters(), self.student.parameters(),
                       strict=True):
         t.mul_(MOMENTUM).add_(s, alpha=1 - MOMENTUM)
-    return float(loss)
+    return float(loss.detach())
 
 
 def head(torch, num_prototypes: int):
