@@ -57,8 +57,7 @@ def vit_config(name: str, **overrides) -> vit.ViTConfig:
   Raises:
     UserError: unknown name.
 
-  Source: training.md 1.1 and 1.2 of the project's notes: DINOv2's hub
-    constructors, DINOv3's hub constructors.
+  Source: the hub constructors of DINOv2 and DINOv3.
   """
   family, _, rest = name.partition('_')
   if name not in names():
