@@ -62,7 +62,10 @@ class Jax:
     c = common.base()
     # Hugging Face's model resamples positions without DINOv2's offset.
     common.set_model(c, zoo.vit_config(
-        'dinov2_vits14', image_px=224, interpolate_offset=0.0))
+        'dinov2_vits14', image_px=224, interpolate_offset=0.0,
+        # Away from the start, where all CLS features are alike and KoLeo is
+        # the logarithm of a rounding error.
+        layerscale=1.0, token_std=0.02))
     c.crops.local_px = 98
     for head in (c.dino, c.ibot):
       head.num_prototypes = num_prototypes
