@@ -86,17 +86,17 @@ def open_image(data: bytes, *,
     raise BadImage('empty file')
   try:
     file = PilImage.open(io.BytesIO(data), formats=FORMATS)
-    image = Image(file)
   except _DECODER_ERRORS as error:
     raise BadImage(_reason(error)) from error
-  width, height = image.size
+  width, height = file.size
   if width * height > max_pixels:
     raise BadImage(
         f'{width} × {height} pixels are more than data.max_pixels='
         f'{max_pixels}')
   if min(width, height) < 1:
     raise BadImage(f'{width} × {height} pixels')
-  return image
+  # Only now: the orientation of a PNG may lie behind its pixels.
+  return Image(file)
 
 
 def _orientation(file: PilImage.Image) -> int:

@@ -7,6 +7,7 @@ label, name), and the image bytes untouched.
 import bisect
 from collections.abc import Callable
 import json
+import logging
 import struct
 
 from array_record.python import array_record_module
@@ -55,6 +56,9 @@ def write(source: sources.Source, folder: str, *, num_shards: int,
     num_shards: files.
     progress: called with records done and in all.
 
+  A record that cannot be read is logged and stored empty, so that the others
+  keep their numbers; training counts it as a bad image.
+
   Returns:
     Paths of the shards.
 
@@ -95,10 +99,19 @@ def _write_shard(source, indices: range, path: epath.Path, done):
   writer = array_record_module.ArrayRecordWriter(
       str(temporary), 'group_size:1')
   for index in indices:
-    writer.write(pack(source[index]))
+    writer.write(pack(_read(source, index)))
     done(index)
   writer.close()
   temporary.rename(path)
+
+
+def _read(source: sources.Source, index: int) -> sources.Record:
+  try:
+    return source[index]
+  except OSError as error:
+    logging.warning('%s: record %d is stored empty: %s',
+                    source.spec, index, error)
+    return sources.Record(b'', -1, f'unreadable/{index}')
 
 
 class ArrayRecords:

@@ -164,7 +164,7 @@ class Tfds:
     """Opens NAME/SPLIT, or NAME/SPLIT?data_dir=DIR.
 
     Raises:
-      UserError: malformed, or not prepared on this machine.
+      UserError: malformed, not prepared on this machine, or without images.
     """
     self.spec = f'tfds:{rest}'
     place, _, query = rest.partition('?')
@@ -177,7 +177,12 @@ class Tfds:
     self._data_dir = dict(parse.parse_qsl(query)).get('data_dir')
     self._source = None
     features = self._builder().info.features
-    self.classes = tuple(getattr(features.get('label'), 'names', ()) or ())
+    if 'image' not in features:
+      raise errors.UserError(
+          f'{self.spec} has no feature named image, only '
+          f'{", ".join(features)}: choose a data set of images')
+    label = features['label'] if 'label' in features else None
+    self.classes = tuple(getattr(label, 'names', None) or ())
     self._length = len(self._open())
 
   def _builder(self):

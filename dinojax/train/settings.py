@@ -300,7 +300,7 @@ def _check_choices(s: Settings, problems: config_lib.Errors):
       ('model.remat', s.model.remat, ('none', 'blocks')),
       ('model.dtype', s.model.dtype, ('auto', 'float32', 'bfloat16')),
       ('model.packing', s.model.packing, ('auto', 'tuple', 'stream')),
-      ('model.attention', s.model.attention, ('auto', 'xla', 'per_image')),
+      ('model.attention', s.model.attention, ('auto', 'xla', 'head_major')),
       ('masks.counts', s.masks.counts, ('exact', 'undershooting')),
       ('augment.blur', s.augment.blur,
        tuple(photometric.BLUR_PROBABILITIES)),

@@ -1,8 +1,11 @@
 """Sources: what is found, in what order, and what is said when nothing is."""
 
+import io
 import json
 import os
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 from PIL import Image
@@ -12,6 +15,7 @@ from dinojax.core import errors
 from dinojax.data import photos
 from dinojax.data import records
 from dinojax.data import sources
+from tests.data import tiny_tfds
 
 
 @pytest.fixture
@@ -61,6 +65,55 @@ def test_nothing_there_is_said_in_a_sentence(spec, text):
 def test_tfds_that_is_not_prepared_names_the_command(tmp_path):
   with pytest.raises(errors.UserError, match='tfds build mnist'):
     sources.open_source(f'tfds:mnist/train?data_dir={tmp_path}')
+
+
+def prepare(builder, folder):
+  builder(data_dir=folder, file_format='array_record').download_and_prepare()
+
+
+def test_tfds_gives_encoded_images_in_any_process(tmp_path):
+  prepare(tiny_tfds.TinyPictures, tmp_path)
+  source = sources.open_source(
+      f'tfds:tiny_pictures/train?data_dir={tmp_path}')
+  assert source.classes == ('dark', 'light')
+  colours = sorted(
+      (np.asarray(Image.open(io.BytesIO(record.image)))[0, 0, 0],
+       record.label) for record in (source[i] for i in range(len(source))))
+  assert colours == [(40 * i, i // 3) for i in range(6)]
+  # A worker process has not imported the builder: the files must do.
+  code = ('import pickle, sys; s = pickle.load(sys.stdin.buffer); '
+          'sys.stdout.buffer.write(s[2].image)')
+  out = subprocess.run([sys.executable, '-c', code], check=True,
+                       input=pickle.dumps(source), capture_output=True)
+  assert out.stdout == source[2].image
+
+
+def test_tfds_slices_a_split(tmp_path):
+  prepare(tiny_tfds.TinyPictures, tmp_path)
+  half, whole = (sources.open_source(
+      f'tfds:tiny_pictures/{split}?data_dir={tmp_path}')
+                 for split in ('train[:50%]', 'train'))
+  assert [half[i].image for i in range(len(half))] == [
+      whole[i].image for i in range(3)]
+
+
+@pytest.mark.parametrize('spec, text', [
+    ('tiny_numbers/train', 'no feature named image, only value'),
+    ('tiny_numbers/test', 'tfds build tiny_numbers')])
+def test_tfds_that_cannot_serve_is_refused(tmp_path, spec, text):
+  prepare(tiny_tfds.TinyNumbers, tmp_path)
+  with pytest.raises(errors.UserError, match=text):
+    sources.open_source(f'tfds:{spec}?data_dir={tmp_path}')
+
+
+def test_records_keep_their_numbers_past_an_unreadable_file(
+    folder, tmp_path, caplog):
+  source = sources.open_source(f'folder:{folder}')
+  os.remove(folder / 'cat' / 'more' / '1.PNG')
+  records.write(source, str(tmp_path / 'out'), num_shards=2)
+  packed = sources.open_source(f'arrayrecord:{tmp_path}/out/*.arrayrecord')
+  assert packed[1].image == b'' and packed[2] == source[2]
+  assert 'cat/more/1.PNG' in caplog.text
 
 
 def test_records_hold_the_files_byte_for_byte(folder, tmp_path):

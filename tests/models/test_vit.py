@@ -99,7 +99,7 @@ def check(case, prefix, features):
 
 @pytest.mark.parametrize('name', CASES)
 @pytest.mark.parametrize('options', [
-    dict(), dict(attention='per_image', packing='stream', remat='blocks')],
+    dict(), dict(attention='head_major', packing='stream', remat='blocks')],
     ids=['plain', 'cpu'])
 def test_forward_equals_reference(name, options):
   case = golden.load(name)

@@ -25,7 +25,7 @@ def config(**changes) -> dict:
           embed_dim=64, depth=4, num_heads=2, patch_px=4, image_px=16,
           position='rope', rope_rescale=2.0, rope_shift=0.1, num_registers=2,
           drop_path_rate=0.25, layerscale=1.0, dtype='float32',
-          packing='stream', attention='per_image'),
+          packing='stream', attention='head_major'),
       data=dict(train='photos'),
       crops=dict(global_px=16, local_px=8, num_local=2),
       masks={}, augment={}, teacher={}, dino=dict(head), ibot=dict(head),
