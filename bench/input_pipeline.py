@@ -1,13 +1,11 @@
 """The host's share of the input pipeline against doing everything there.
 
-  python -m bench.input_pipeline [--repeats=7] [--peer=pillow|torchvision]
+  python -m bench.input_pipeline [--repeats=7]
 
 Ours: decode, 2 × 224 + 8 × 98 crops, flips, uint8; the rest runs on device.
-The peer makes the same ten crops as the references do, wholly on the host:
-crop and resize, flip, colour jitter, grayscale, blur, solarize, float32,
-normalised. `pillow` is torchvision's chain on Pillow images, written out here
-with a separable blur, which is cheaper than torchvision's own; `torchvision`
-is the package, where it can be imported.
+The peer makes the same ten crops as the references do, wholly on the host,
+with torchvision: crop and resize, flip, colour jitter, grayscale, blur,
+solarize, float32, normalised. It needs the extra `torch`.
 
 One process, one thread, the two in turns, CPU time, so that other programs on
 the machine matter little. Prints one JSON line; ratio > 1: ours is faster.
@@ -25,9 +23,9 @@ import time
 
 import numpy as np
 from PIL import Image
-from PIL import ImageEnhance
-from PIL import ImageOps
 
+from bench import peers
+from dinojax.augment import photometric
 from dinojax.data import crops
 from dinojax.data import images
 from dinojax.data import photos
@@ -41,9 +39,7 @@ PHOTOGRAPHS = ('astronaut', 'chelsea', 'coffee', 'motorcycle_left', 'rocket',
 VIEWS = [(SPEC.global_scale, SPEC.global_px, 0.0, 0.0),
          (SPEC.global_scale, SPEC.global_px, 0.9, 0.2),
          *[(SPEC.local_scale, SPEC.local_px, 0.5, 0.0)] * SPEC.num_local]
-MEAN = np.array([0.485, 0.456, 0.406], np.float32)[:, None, None]
-STD = np.array([0.229, 0.224, 0.225], np.float32)[:, None, None]
-PACKAGES = ('numpy', 'pillow')
+PACKAGES = ('numpy', 'pillow', 'torch', 'torchvision')
 
 
 def jpegs() -> list[bytes]:
@@ -66,65 +62,10 @@ def ours(data: bytes, seed: int) -> dict[str, np.ndarray]:
       images.open_image(data), np.random.default_rng(seed), SPEC)
 
 
-def with_pillow(data: bytes, seed: int) -> list[np.ndarray]:
-  """Ten crops, [c, y, x] float32 each, as torchvision makes them."""
-  rng = np.random.default_rng(seed)
-  image = Image.open(io.BytesIO(data)).convert('RGB')
-  return [_view(image, rng, *view) for view in VIEWS]
-
-
-def _view(image: Image.Image, rng: np.random.Generator, scale, size: int,
-          blur: float, solarize: float) -> np.ndarray:
-  box = crops.random_box(image.size, scale, SPEC.ratio, rng)
-  out = image.crop(box).resize((size, size), Image.Resampling.BICUBIC)
-  if rng.random() < 0.5:
-    out = out.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-  if rng.random() < 0.8:
-    out = _jitter(out, rng)
-  if rng.random() < 0.2:
-    grey = np.array(out.convert('L'))
-    out = Image.fromarray(np.dstack([grey, grey, grey]))
-  if rng.random() < blur:
-    out = _blur(out, rng.uniform(0.1, 2.0))
-  if rng.random() < solarize:
-    out = ImageOps.solarize(out, 128)
-  array = np.array(out).transpose(2, 0, 1).astype(np.float32, order='C')
-  return (array / 255 - MEAN) / STD
-
-
-def _jitter(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-  for op in rng.permutation(4):
-    if op == 3:
-      image = _hue(image, rng.uniform(-0.1, 0.1))
-    else:
-      enhance = (ImageEnhance.Brightness, ImageEnhance.Contrast,
-                 ImageEnhance.Color)[op]
-      amount = (0.4, 0.4, 0.2)[op]
-      image = enhance(image).enhance(rng.uniform(1 - amount, 1 + amount))
-  return image
-
-
-def _hue(image: Image.Image, shift: float) -> Image.Image:
-  h, s, v = image.convert('HSV').split()
-  turned = np.array(h) + np.uint8(int(shift * 255) % 256)  # wraps around
-  return Image.merge('HSV', (Image.fromarray(turned), s, v)).convert('RGB')
-
-
-def _blur(image: Image.Image, sigma: float) -> Image.Image:
-  taps = np.exp(-0.5 * (np.arange(-4, 5) / sigma) ** 2).astype(np.float32)
-  taps /= taps.sum()
-  x = np.pad(np.asarray(image), ((4, 4), (4, 4), (0, 0)), 'reflect').astype(
-      np.float32)
-  height, width = image.size[1], image.size[0]
-  x = sum(t * x[i:i + height] for i, t in enumerate(taps))
-  x = sum(t * x[:, i:i + width] for i, t in enumerate(taps))
-  return Image.fromarray(np.round(x).astype(np.uint8))
-
-
-def with_torchvision() -> Callable[[bytes, int], list]:
-  """The same ten crops with the package's own transforms."""
+def torchvision() -> Callable[[bytes, int], list]:
+  """Makes ten crops, [c, y, x] float32 each, with torchvision."""
+  t = peers.torchvision().transforms
   import torch
-  from torchvision import transforms as t
   torch.set_num_threads(1)
   bicubic = t.InterpolationMode.BICUBIC
 
@@ -136,7 +77,7 @@ def with_torchvision() -> Callable[[bytes, int], list]:
         t.RandomGrayscale(0.2),
         t.RandomApply([t.GaussianBlur(9, (0.1, 2.0))], blur),
         t.RandomSolarize(128, solarize), t.ToTensor(),
-        t.Normalize(MEAN.ravel().tolist(), STD.ravel().tolist())])
+        t.Normalize(photometric.IMAGENET_MEAN, photometric.IMAGENET_STD)])
 
   chains = [view(*v) for v in VIEWS]
 
@@ -183,17 +124,12 @@ def main():
   """Measures and prints."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--repeats', type=int, default=7)
-  parser.add_argument(
-      '--peer', choices=('pillow', 'torchvision'), default='pillow')
   args = parser.parse_args()
-  peer, packages = with_pillow, PACKAGES
-  if args.peer == 'torchvision':
-    peer, packages = with_torchvision(), (*PACKAGES, 'torch', 'torchvision')
-  result = measure(peer, args.repeats)
+  result = measure(torchvision(), args.repeats)
   print(json.dumps({
       'bench': 'input_pipeline', 'unit': 'images/s per core, CPU time',
-      'peer': args.peer, **result, 'repeats': args.repeats,
-      'versions': {p: importlib.metadata.version(p) for p in packages},
+      'peer': 'torchvision', **result, 'repeats': args.repeats,
+      'versions': {p: importlib.metadata.version(p) for p in PACKAGES},
       'cpus': os.cpu_count()}))
 
 

@@ -21,6 +21,8 @@ import time
 
 import numpy as np
 
+from bench import peers
+
 K, HIDDEN, BOTTLENECK = 65536, 2048, 256
 LR, WEIGHT_DECAY, MOMENTUM, TAU_T, TAU_S = 1e-4, 0.04, 0.99, 0.05, 0.1
 
@@ -47,7 +49,7 @@ def make_batch(batch: int, step: int) -> dict:
 class Jax:
   """Our side."""
 
-  def __init__(self, batch: int, num_prototypes: int):
+  def __init__(self, batch: int, num_prototypes: int, depth: int = 12):
     import jax
 
     from configs import common
@@ -61,7 +63,7 @@ class Jax:
     c = common.base()
     # Hugging Face's model resamples positions without DINOv2's offset.
     common.set_model(c, zoo.vit_config(
-        'dinov2_vits14', image_px=224, interpolate_offset=0.0,
+        'dinov2_vits14', image_px=224, depth=depth, interpolate_offset=0.0,
         # Away from the start, where all CLS features are alike and KoLeo is
         # the logarithm of a rounding error.
         layerscale=1.0, token_std=0.02))
@@ -88,7 +90,8 @@ class Jax:
     step = jax.jit(functools.partial(step_lib.train_step, recipe=recipe),
                    donate_argnums=0, out_shardings=(keep, None))
     self.compiled = step.lower(
-        self.state, self.put(make_batch(batch, 0))).compile()
+        self.state, self.put(make_batch(batch, 0))).compile(
+            mesh_lib.compiler_options(mesh))
 
   def weights(self) -> dict:
     """The student's, on the host."""
@@ -108,11 +111,12 @@ class Torch:
     import copy
 
     import torch
-    import transformers
+    transformers = peers.transformers()
     torch.set_num_threads(threads)
     self.torch = torch
+    depth = len(weights['backbone']['blocks']['norm1']['scale'])
     config = transformers.Dinov2Config(
-        hidden_size=384, num_hidden_layers=12, num_attention_heads=6,
+        hidden_size=384, num_hidden_layers=depth, num_attention_heads=6,
         image_size=224, patch_size=14, layerscale_value=1e-5,
         drop_path_rate=0.0, attn_implementation='sdpa')
 
@@ -234,7 +238,7 @@ def load(torch, student, weights: dict):
   names = list(student.backbone.state_dict())
   prefix = next(n for n in names if '.norm1.weight' in n).split('0.norm1')[0]
   blocks = b['blocks']
-  for i in range(12):
+  for i in range(len(blocks['norm1']['scale'])):
     at = f'{prefix}{i}.'
     for n in ('norm1', 'norm2'):
       state[f'{at}{n}.weight'] = tensor(blocks[n]['scale'][i])

@@ -1,42 +1,14 @@
-"""ViT-B/14 from your own images on one GPU: DINOv2's losses, small batch.
+"""ViT-B/14 from your own images on one GPU: the recipe of configs/vits.py.
 
   python -m dinojax.main --config=configs/vitb.py --workdir=runs/vitb \
     --config.data.train=folder:DIR --config.data.validation=folder:VAL
 
-The references give no recipe for this size or batch: this one scales their
-learning rate by the square root of the batch, takes fewer prototypes and a
-shorter EMA (common.small_batch). Leave data.validation unset without labels.
-Hardware: one GPU of 24 GB or more.
-First loss: ln K of the prototypes chosen (8.32 for 4096).
+Hardware: one GPU of 80 GB, or of 24 GB with train.num_micro_batches=4.
 """
 
-from configs import common
-from dinojax.models import zoo
+from configs import vits
 
 
 def get_config(arg: str = ''):
   """`:smoke` ends in seconds."""
-  c = common.base()
-  c.data.train = 'folder:images'
-  c.data.num_workers = 8
-  common.set_model(c, zoo.vit_config('dinov2_vitb14', image_px=224))
-  c.model.drop_path_rate = 0.1
-  c.model.layerscale = 1e-5
-  c.crops.local_px = 98
-
-  c.train.batch_size = 256
-  c.train.group_images = 32
-  c.koleo.group_images = 32
-  c.train.total_epochs = 100.0
-  common.set_duration(c.schedules, 'freeze_last_layer', epochs=1)
-  c.schedules.lr = common.curve(0.0, 0.002, 1e-6, warmup_epochs=10.0)
-  c.schedules.lr_rule = 'sqrt_1024'  # actual peak 0.001
-  c.schedules.weight_decay = common.curve(0.04, 0.04, 0.4)
-  c.schedules.momentum = common.curve(0.992, 0.992, 1.0)
-  c.schedules.teacher_temperature = common.curve(
-      0.04, 0.07, 0.07, warmup_epochs=30.0)
-  c.optimizer.layerwise_decay = 0.9
-  c.knn.every_epochs = 5.0
-  common.set_duration(c.checkpoint, 'every', epochs=1)
-  common.small_batch(c)
-  return common.smoke(c) if arg == 'smoke' else c
+  return vits.get_config(arg, model='dinov2_vitb14')

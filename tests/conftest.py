@@ -22,3 +22,22 @@ jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 
 # grain's worker processes read absl flags, which pytest never parses.
 flags.FLAGS.mark_as_parsed()
+
+# Tests marked `torch` compare with PyTorch packages; TORCH=0 does without.
+_LEFT_OUT = []
+
+
+def pytest_collection_modifyitems(config, items):
+  if os.environ.get('DINOJAX_TORCH') != '0':
+    return
+  _LEFT_OUT.extend(
+      item for item in items if item.get_closest_marker('torch'))
+  items[:] = [item for item in items if item not in _LEFT_OUT]
+  config.hook.pytest_deselected(items=_LEFT_OUT)
+
+
+def pytest_terminal_summary(terminalreporter):
+  if _LEFT_OUT:
+    terminalreporter.section(f'{len(_LEFT_OUT)} tests left out: TORCH=0')
+    for item in _LEFT_OUT:
+      terminalreporter.line(item.nodeid)

@@ -107,6 +107,37 @@ def test_a_finished_run_leaves_its_results(tmp_path):
   assert time.monotonic() - began < 60
 
 
+def test_board_and_profile_are_written(tmp_path):
+  code, text = run(
+      tmp_path, '--config.log.profile_start=2', '--config.log.profile_steps=2',
+      '--config.log.tensorboard=True')
+  assert code == 0, text
+  assert 'profile written to' in text
+  trace, = (tmp_path / 'profile').rglob('*.xplane.pb')
+  planes = jax.profiler.ProfileData.from_file(str(trace)).planes
+  steps = {dict(event.stats).get('step_num') for plane in planes
+           for line in plane.lines for event in line.events
+           if event.name == 'train'}
+  assert steps == {2, 3}
+  events, = (tmp_path / 'tensorboard').iterdir()
+  for name in (b'loss/dino_global', b'knn/trained', b'time/images_per_s'):
+    assert name in events.read_bytes()
+
+
+def test_a_second_start_compiles_nothing(tmp_path):
+  cache = f'--compile_cache={tmp_path / "cache"}'
+  for workdir in ('first', 'second'):
+    code, text = run(tmp_path / workdir, cache,
+                     '--config.train.total_steps=1')
+    assert code == 0, text
+    entries = {p.name for p in (tmp_path / 'cache').iterdir()
+               if p.name.endswith('-cache')}
+    if workdir == 'first':
+      known = entries
+      assert any('train_step' in name for name in known)
+  assert entries == known
+
+
 def assert_error(code, text, *parts):
   assert code == 2, text
   assert 'Traceback' not in text

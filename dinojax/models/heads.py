@@ -77,7 +77,7 @@ class HeadMlp(nnx.Module):
     for i in range(self.num_layers):
       x = getattr(self, f'fc{i}')(x)
       if i < self.num_layers - 1:
-        x = jax.nn.gelu(x, approximate=False)
+        x = layers.gelu(x)
     return x
 
 

@@ -31,7 +31,7 @@ def split_axis(name: str, shape: tuple[int, ...], size: int) -> int | None:
   stacked blocks, which the scan walks over. None: the leaf is replicated.
   """
   first = 1 if 'blocks/' in name else 0
-  if math.prod(shape) < MIN_ELEMENTS:
+  if size == 1 or math.prod(shape) < MIN_ELEMENTS:
     return None
   axes = [i for i in range(first, len(shape)) if shape[i] % size == 0]
   if not axes:

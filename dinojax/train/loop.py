@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
 import functools
-import json
-import math
 import time
 
 from etils import epath
@@ -20,14 +18,12 @@ import jax
 import numpy as np
 
 from dinojax.core import errors
-from dinojax.core import log
-from dinojax.core import tree
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
 from dinojax.parallel import sharding
 from dinojax.train import checkpoint
-from dinojax.train import monitor
 from dinojax.train import recipe as recipe_lib
+from dinojax.train import report
 from dinojax.train import state as state_lib
 from dinojax.train import step as step_lib
 
@@ -117,52 +113,33 @@ def run(job: Run) -> Result:
 
 
 class _Session:
-  """One start of a run: its log, clock and compiled programs."""
+  """One start of a run: its clock and what is written while it lasts."""
 
   def __init__(self, job: Run, saved: checkpoint.Checkpoints, start: int,
                seconds: float):
     self.job, self.saved, self.start = job, saved, start
     self.clock = time.monotonic() - seconds
-    self.first = processes.is_first()
-    settings = job.recipe.settings
-    self.every = settings.log.every_steps
-    self.progress = log.Progress(job.total_steps, start)
-    self.monitor = monitor.Monitor(settings.dino.num_prototypes)
+    self.report = report.Report(
+        job.recipe, job.workdir, total_steps=job.total_steps, start=start)
     self.evaluation: dict[str, float] = {}
-    self.waited = self.rested = 0.0
-    self.logged = (start, time.monotonic())
-    name = 'bad_images.jsonl' if self.first else (
-        f'bad_images.{jax.process_index()}.jsonl')
-    self.bad_images = log.JsonLines(job.workdir / name)
-    self.bad_names = _bad_names(job.workdir / name)
-    if self.first:
-      self.metrics = log.JsonLines(
-          job.workdir / 'metrics.jsonl', cut_after=start)
-      self.board = log.TensorBoard(
-          job.workdir / 'tensorboard', step=start,
-          enabled=settings.log.tensorboard)
+    self.profiling = False
 
   @property
   def seconds(self) -> float:
     """Seconds of training, all starts together."""
     return time.monotonic() - self.clock
 
-  def say(self, text: str):
-    """One line to the user, from the first process."""
-    if self.first:
-      self.progress.say(text)
-
   def train(self, state: dict, stop: processes.StopSignal) -> Result:
     """The loop, in the order of the module's docstring."""
-    job, step = self.job, self.start
+    job, step, say = self.job, self.start, self.report.say
     if step:
-      self.say(f'resumed from step {step} of {job.workdir}')
+      say(f'resumed from step {step} of {job.workdir}')
     if step >= job.total_steps:
       self.evaluate(step, state)
       return Result(state, step, True, self.seconds, self.evaluation)
     batches = job.batches(step)
     batch = self.next_batch(batches)
-    programs = _compile(job, state, batch, self.say)
+    programs = _compile(job, state, batch, say)
     previous = None
     while True:
       if step % job.checkpoint_steps == 0 and step > self.start:
@@ -189,8 +166,8 @@ class _Session:
         self.read(step, previous)
         self.saved.save(step, state, self.info())
         self.saved.wait()
-        self.say(f'stopped by a signal: saved step {step}; the same command '
-                 'continues')
+        say(f'stopped by a signal: saved step {step}; the same command '
+            'continues')
         return Result(state, step, False, self.seconds, {})
     if previous is not None:
       self.read(step, previous)
@@ -207,96 +184,14 @@ class _Session:
     """The next batch on the devices; bad images are written down."""
     began = time.monotonic()
     batch = dict(next(batches))
-    self.waited += time.monotonic() - began
-    for problem in batch.pop('problems', ()):
-      name = (problem['source'], problem['name'])
-      if name not in self.bad_names:
-        self.bad_names.add(name)
-        self.bad_images.write(problem)
+    self.report.waited += time.monotonic() - began
+    self.report.problems(batch.pop('problems', ()))
     batch.pop('label', None)
     return processes.to_devices(batch, self.job.mesh)
 
   def read(self, step: int, metrics: dict):
-    """Checks the metrics of a step, and logs them when it is time."""
-    due = step % self.every == 0 or step == self.job.total_steps
-    watched = ('nonfinite_in_row', 'bad_images')
-    values = jax.device_get(
-        metrics if due else {k: metrics[k] for k in watched})
-    if values['nonfinite_in_row']:
-      values = jax.device_get(metrics)
-      self.check_finite(step, values)
-    self.check_images(step, int(values['bad_images']))
-    if due:
-      self.write(step, values)
-
-  def check_finite(self, step: int, values: dict):
-    """Stops after several non-finite steps in a row."""
-    settings = self.job.recipe.settings
-    names = tree.names(self.job.recipe.student.shapes)
-    first = int(values['first_bad_leaf'])
-    where = (f'the gradient of {names[first]}' if first >= 0 else 'the loss')
-    terms = [name for name, value in values.items()
-             if name.startswith('loss/') and not np.isfinite(value)]
-    count, limit = int(values['nonfinite_in_row']), (
-        settings.train.max_nonfinite_steps)
-    text = (f'step {step}: {where} is not finite'
-            + (f' ({", ".join(terms)})' if terms else '')
-            + f'; the update was skipped ({count} in a row)')
-    if count >= limit:
-      raise errors.UserError(
-          f'{text}: stopped. The weights are those before the first of '
-          'these steps; try a lower schedules.lr.peak or a smaller '
-          'optimizer.clip_norm')
-    self.say(text)
-
-  def check_images(self, step: int, bad: int):
-    """Stops when too many images could not be read."""
-    settings = self.job.recipe.settings
-    seen = step * settings.train.batch_size
-    limit = settings.data.max_bad_fraction
-    # Ten images of the first thousand are noise whatever the fraction.
-    if bad > limit * max(seen, 1000):
-      raise errors.UserError(
-          f'{bad} of {seen} images could not be read, more than '
-          f'data.max_bad_fraction={limit}: see '
-          f'{self.job.workdir / "bad_images.jsonl"} for which and why, repair '
-          'them or raise data.max_bad_fraction')
-
-  def write(self, step: int, values: dict):
-    """One row of metrics, the progress line, and warnings of collapse."""
-    if not self.first:
-      return
-    values = {name: float(value) for name, value in values.items()}
-    since, then = self.logged
-    now = time.monotonic()
-    steps = max(step - since, 1)
-    step_s = max(now - then - self.rested, 1e-9) / steps
-    batch = self.job.recipe.settings.train.batch_size
-    row = {'step': step, **values,
-           'time/step_ms': 1e3 * step_s,
-           'time/images_per_s': batch / step_s,
-           'time/data_wait_pct': 100 * self.waited / steps / step_s,
-           'time/seconds': self.seconds, **memory()}
-    self.logged, self.waited, self.rested = (step, now), 0.0, 0.0
-    self.metrics.write(row)
-    self.board.write(step, row)
-    self.progress.show(step, self.line(row))
-    warning = self.monitor.check(row)
-    if warning:
-      self.say(f'step {step}: {warning}')
-
-  def line(self, row: dict) -> dict[str, str]:
-    """The parts of the progress line."""
-    prototypes = self.job.recipe.settings.dino.num_prototypes
-    parts = {'loss': f'{row["loss"]:.3f}'}
-    if 'loss/dino_global' in row:
-      parts['loss/ln K'] = (
-          f'{row["loss/dino_global"] / math.log(prototypes):.3f}')
-    if 'knn/trained' in self.evaluation:
-      parts['k-NN'] = f'{self.evaluation["knn/trained"]:.1f}%'
-    return parts | {
-        'images/s': f'{row["time/images_per_s"]:.1f}',
-        'data wait': f'{row["time/data_wait_pct"]:.0f}%'}
+    """The metrics of a step, for the log."""
+    self.report.read(step, metrics, seconds=self.seconds)
 
   def evaluate(self, step: int, state: dict):
     """Runs the evaluators on the EMA teacher."""
@@ -304,15 +199,8 @@ class _Session:
       return
     began = time.monotonic()
     self.evaluation = self.job.evaluate(step, state['teacher'])
-    seconds = time.monotonic() - began
-    self.rested += seconds
-    if self.first:
-      self.metrics.write({'step': step, **self.evaluation,
-                          'time/evaluation_s': seconds})
-      self.board.write(step, self.evaluation)
-      text = ' · '.join(f'{name} {value:.2f}'
-                        for name, value in self.evaluation.items())
-      self.say(f'step {step}: {text}')
+    self.report.evaluated(
+        step, self.evaluation, seconds=time.monotonic() - began)
 
   def profile(self, step: int):
     """Opens and closes the profiler window."""
@@ -321,17 +209,22 @@ class _Session:
       return
     if step == settings.profile_start:
       jax.profiler.start_trace(str(self.job.workdir / 'profile'))
+      self.profiling = True
     elif step == settings.profile_start + settings.profile_steps:
+      self.end_profile()
+
+  def end_profile(self):
+    """Writes the profile, if one is being taken."""
+    if self.profiling:
+      self.profiling = False
       jax.profiler.stop_trace()
-      self.say(f'profile written to {self.job.workdir / "profile"}')
+      self.report.say(
+          f'profile written to {self.job.workdir / "profile"}')
 
   def close(self):
     """Ends pending writes."""
-    self.progress.end()
-    self.bad_images.close()
-    if self.first:
-      self.metrics.close()
-      self.board.close()
+    self.end_profile()
+    self.report.close()
     self.saved.close()
 
 
@@ -356,24 +249,7 @@ def _compile(job: Run, state: dict, batch: dict,
   step = jax.jit(
       functools.partial(step_lib.train_step, recipe=job.recipe),
       donate_argnums=0, out_shardings=(keep, None))
-  step = step.lower(state, rows).compile()
+  step = step.lower(state, rows).compile(mesh_lib.compiler_options(job.mesh))
   say(f'compiled in {time.monotonic() - began:.1f}s for '
       f'{job.mesh.size} × {mesh_lib.platform(job.mesh)}')
   return _Programs(prepare, step)
-
-
-def memory() -> dict[str, float]:
-  """Peak memory of the device, or of the process on CPU, in GiB."""
-  stats = jax.local_devices()[0].memory_stats()
-  if stats and 'peak_bytes_in_use' in stats:
-    return {'mem/device_peak_gib': stats['peak_bytes_in_use'] / 2**30}
-  import resource  # Unix only, and needed only here
-  peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  return {'mem/process_peak_gib': peak_kib / 2**20}
-
-
-def _bad_names(path: epath.Path) -> set[tuple[str, str]]:
-  if not path.exists():
-    return set()
-  rows = [json.loads(line) for line in path.read_text().splitlines()]
-  return {(row['source'], row['name']) for row in rows}

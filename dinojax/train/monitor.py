@@ -49,8 +49,9 @@ def feature_metrics(cls: jax.Array) -> dict[str, jax.Array]:
   return {'teacher/feature_std': jnp.sqrt(jnp.mean(jnp.sum(gap * gap, -1)))}
 
 
-def loss_metrics(loss, entropy, num_prototypes: int) -> dict:
-  """A cross-entropy in units of ln K, arrays or floats.
+def loss_metrics(loss: jax.Array, entropy: jax.Array,
+                 num_prototypes: int) -> dict[str, jax.Array]:
+  """A cross-entropy in units of ln K.
 
   Args:
     loss: mean cross-entropy, nats.
@@ -85,9 +86,8 @@ class Monitor:
     """A sentence for the user, once for each collapse; None when healthy.
 
     Args:
-      row: logged metrics; loss/dino_global, teacher/entropy, teacher/usage,
-        teacher/feature_std, schedule/lr and schedule/last_layer_lr are read,
-        and any may be absent.
+      row: logged metrics; those of this module, loss/dino_global,
+        schedule/lr and schedule/last_layer_lr are read; any may be absent.
     """
     numbers = self._numbers(row)
     if numbers['ratio'] < _LEFT_UNIFORM:
@@ -113,14 +113,14 @@ class Monitor:
 
   def _numbers(self, row: Mapping[str, float]) -> dict[str, float]:
     absent = math.nan  # compares as False: an absent metric shows nothing
-    loss = row.get('loss/dino_global', absent)
-    entropy = row.get('teacher/entropy', absent)
-    metrics = loss_metrics(loss, entropy, self._k)
-    return {'k': self._k, 'log_k': math.log(self._k), 'loss': loss,
-            'entropy': entropy, 'ratio': metrics['dino/loss_over_log_k'],
-            'divergence': metrics['dino/divergence'],
-            'std': row.get('teacher/feature_std', absent),
-            'used': row.get('teacher/usage', absent) * self._k}
+    get = lambda name: row.get(name, absent)
+    return {'k': self._k, 'log_k': math.log(self._k),
+            'loss': get('loss/dino_global'),
+            'entropy': get('teacher/entropy'),
+            'ratio': get('dino/loss_over_log_k'),
+            'divergence': get('dino/divergence'),
+            'std': get('teacher/feature_std'),
+            'used': get('teacher/usage') * self._k}
 
 
 def _look(numbers: Mapping[str, float]) -> set[str]:

@@ -297,7 +297,7 @@ def _check_choices(s: Settings, problems: config_lib.Errors):
       ('model.position', s.model.position, ('learned', 'rope')),
       ('model.norm', s.model.norm, ('layernorm', 'rmsnorm')),
       ('model.ffn', s.model.ffn, ('mlp', 'swiglu')),
-      ('model.remat', s.model.remat, ('none', 'blocks')),
+      ('model.remat', s.model.remat, ('none', 'elementwise', 'blocks')),
       ('model.dtype', s.model.dtype, ('auto', 'float32', 'bfloat16')),
       ('model.packing', s.model.packing, ('auto', 'tuple', 'stream')),
       ('model.attention', s.model.attention, ('auto', 'xla', 'head_major')),

@@ -46,6 +46,10 @@ def train_step(state: dict, batch: dict, *,
   targets, updates, seen = make_targets(state, rows, sched, recipe)
   grads, metrics = gradients(
       state['student'], rows | {'draws': drawn}, targets, sched, recipe)
+  if 'loss/dino_global' in metrics:
+    seen |= monitor.loss_metrics(
+        metrics['loss/dino_global'], seen['teacher/entropy'],
+        recipe.settings.dino.num_prototypes)
   new, update_metrics = update(state, grads, metrics['loss'], sched, recipe)
   if 'bad' in batch:
     new['counters']['bad_images'] += jnp.sum(batch['bad'].astype(jnp.int32))

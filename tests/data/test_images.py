@@ -8,6 +8,7 @@ import zlib
 
 import numpy as np
 from PIL import Image
+from PIL import PngImagePlugin
 import pytest
 
 from dinojax.data import images
@@ -99,6 +100,15 @@ def test_a_bomb_is_refused_before_decoding():
           + chunk(b'IDAT', zlib.compress(b'\0' * 100)) + chunk(b'IEND', b''))
   with pytest.raises(images.BadImage, match='pixels|exceeds'):
     images.open_image(data)
+  with pytest.raises(images.BadImage, match='max_pixels=100'):
+    images.open_image(encode(photo(), 'PNG'), max_pixels=100)
+
+
+def test_an_image_above_the_limit_is_never_decoded(monkeypatch):
+  # The EXIF block of a PNG may follow its pixels: reading it decodes them.
+  def fail(self):
+    raise AssertionError('decoded')
+  monkeypatch.setattr(PngImagePlugin.PngImageFile, 'load', fail)
   with pytest.raises(images.BadImage, match='max_pixels=100'):
     images.open_image(encode(photo(), 'PNG'), max_pixels=100)
 
