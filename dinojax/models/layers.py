@@ -20,6 +20,34 @@ def linear(num_in: int, num_out: int, *, dtype, rngs: nnx.Rngs,
       kernel_init=normal(0.02), rngs=rngs)
 
 
+def conv(num_in: int, num_out: int, size: int, *, stride: int = 1,
+         groups: int = 1, padding: int = 0, dtype, rngs: nnx.Rngs):
+  """A square convolution of [r, y, x, c], initialised like `linear`."""
+  return nnx.Conv(
+      num_in, num_out, (size, size), strides=stride, padding=padding,
+      feature_group_count=groups, dtype=dtype, kernel_init=normal(0.02),
+      rngs=rngs)
+
+
+# What the backward pass finds stored; the rest is computed again.
+_SAVED = {
+    'elementwise': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    'blocks': jax.checkpoint_policies.nothing_saveable}
+
+
+def remat(body: Callable, kind: str) -> Callable:
+  """The body of a scan over blocks, with less kept for the backward pass.
+
+  Args:
+    body: of jax.lax.scan.
+    kind: 'none' keeps all, 'elementwise' only products with weights,
+      'blocks' only the inputs of blocks.
+  """
+  if kind == 'none':
+    return body
+  return jax.checkpoint(body, prevent_cse=False, policy=_SAVED[kind])
+
+
 class RMSNorm(nnx.Module):
   """x / rms(x) · scale; statistics in float32, cast back before the scale."""
 

@@ -58,9 +58,7 @@ class ViTConfig:
   rope_dtype: str = 'float32'
   token_std: float = 0.02  # of CLS and registers at the start; DINOv2: 1e-6
   dtype: str = 'float32'
-  # What the backward pass computes again: 'none', 'elementwise' (all but
-  # products with weights), 'blocks' (everything).
-  remat: str = 'elementwise'
+  remat: str = 'elementwise'  # or 'none' or 'blocks', see layers.remat
   packing: str = 'tuple'  # or 'stream', see layers.tokenwise
   attention: str = 'xla'  # see kernels.attention
 
@@ -72,12 +70,6 @@ class ViTConfig:
   def grid(self, image_px: tuple[int, int]) -> tuple[int, int]:
     """Rows and columns of patches of an image."""
     return image_px[0] // self.patch_px, image_px[1] // self.patch_px
-
-
-# What the backward pass finds stored, by `ViTConfig.remat`.
-_SAVED = {
-    'elementwise': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    'blocks': jax.checkpoint_policies.nothing_saveable}
 
 
 class Attention(nnx.Module):
@@ -251,9 +243,7 @@ class ViT(nnx.Module):
           for grid, d, rope in zip(grids, drawn, fixed, strict=True)]
       return sharding.gather(block, dtype)(tokens, ropes, drawn), None
 
-    if self.config.remat != 'none':
-      body = jax.checkpoint(
-          body, prevent_cse=False, policy=_SAVED[self.config.remat])
+    body = layers.remat(body, self.config.remat)
     tokens, _ = jax.lax.scan(body, tokens, (self.blocks, layer_draws))
     return {kind: self._features(x, kind, train)
             for kind, x in zip(kinds, tokens, strict=True)}

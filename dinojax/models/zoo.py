@@ -46,6 +46,20 @@ def size(letter: str) -> dict[str, int]:
   return dict(embed_dim=embed_dim, depth=depth, num_heads=num_heads)
 
 
+def num_heads(embed_dim: int, depth: int) -> int:
+  """Heads of the published model of this width and depth.
+
+  Raises:
+    UserError: there is none, so the number has to be given.
+  """
+  for width, layers, heads in _SIZES.values():
+    if (width, layers) == (embed_dim, depth):
+      return heads
+  raise errors.UserError(
+      f'no published model is {embed_dim} wide and {depth} deep, so its '
+      'number of heads is not known: give it (num_heads)')
+
+
 def vit_config(name: str, **overrides) -> vit.ViTConfig:
   """The configuration of a published ViT.
 

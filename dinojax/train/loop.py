@@ -122,6 +122,7 @@ class _Session:
     self.report = report.Report(
         job.recipe, job.workdir, total_steps=job.total_steps, start=start)
     self.evaluation: dict[str, float] = {}
+    self.running: jax.Array | None = None  # of the step in flight
     self.profiling = False
 
   @property
@@ -155,6 +156,7 @@ class _Session:
       with jax.profiler.StepTraceAnnotation('train', step_num=step):
         state, metrics = programs.step(
             state, programs.prepare(batch, np.int32(step)))
+      self.running = metrics['loss']
       step += 1
       if previous is not None:
         self.read(step - 1, previous)
@@ -184,7 +186,9 @@ class _Session:
     """The next batch on the devices; bad images are written down."""
     began = time.monotonic()
     batch = dict(next(batches))
-    self.report.waited += time.monotonic() - began
+    if self.running is None or self.running.is_ready():
+      # Else the devices had work all the while, and nothing was lost.
+      self.report.waited += time.monotonic() - began
     self.report.problems(batch.pop('problems', ()))
     batch.pop('label', None)
     return processes.to_devices(batch, self.job.mesh)

@@ -21,7 +21,8 @@ class Report:
   """The log of one start of a run; only the first process writes metrics.
 
   Attributes:
-    waited: seconds spent waiting for data since the last row.
+    waited: seconds that devices were idle for want of data since the last
+      row, at most.
     rested: seconds spent on other things than training since the last row.
   """
 

@@ -1,0 +1,166 @@
+"""Files of DINOv2 and DINOv3 themselves: hub weights and teacher checkpoints.
+
+Beside parameters they hold buffers (the mask of the qkv bias, RoPE periods)
+and, for ConvNeXt, one norm twice. These are kept as entries of their own, so
+that a file comes back bit for bit.
+"""
+
+import re
+
+import numpy as np
+
+from dinojax.interop import names
+from dinojax.models import convnext
+from dinojax.models import positions
+from dinojax.models import vit
+from dinojax.models import zoo
+
+State = dict[str, np.ndarray]
+_CHUNKED = re.compile(r'^(backbone\.)?blocks\.\d+\.(\d+)\.')
+_BUFFERS = ('.bias_mask', 'rope_embed.periods')
+_TWICE = 'norms.3.'  # the final norm of a ConvNeXt, a second time
+
+
+def recognises(state: State) -> bool:
+  """Whether the names are those of DINOv2's or DINOv3's own files."""
+  state = unprefixed(state)
+  return ('mask_token' in state and 'patch_embed.proj.weight' in state) or (
+      'downsample_layers.0.0.weight' in state)
+
+
+def unprefixed(state: State) -> State:
+  """The backbone of a file: training files name it, hub files do not."""
+  state = {key.removeprefix('module.'): value for key, value in state.items()}
+  inside = {key.removeprefix('backbone.'): value
+            for key, value in state.items() if key.startswith('backbone.')}
+  state = inside or state
+  return {_CHUNKED.sub(r'blocks.\2.', key): value
+          for key, value in state.items()}
+
+
+def part(state: State, name: str) -> State:
+  """The tensors of 'dino_head' or 'ibot_head' of a training file."""
+  return {key.removeprefix(f'{name}.'): value
+          for key, value in state.items() if key.startswith(f'{name}.')}
+
+
+def table(config: vit.ViTConfig | convnext.ConvNeXtConfig) -> names.Table:
+  """Which tensor of a backbone is which."""
+  if isinstance(config, convnext.ConvNeXtConfig):
+    return names.meta_convnext(config)
+  return names.vit_table(
+      config, names.META_V3 if config.position == 'rope' else names.META_V2)
+
+
+def complete(state: State) -> tuple[State, State]:
+  """Splits a backbone's tensors into parameters and entries.
+
+  Returns:
+    What the table names, the qkv bias multiplied by its mask; and what has to
+    be kept to write the file again: buffers, and biases that their mask
+    changes.
+  """
+  params, entries = {}, {}
+  for key, value in unprefixed(state).items():
+    if key.endswith(_BUFFERS) or key.startswith(_TWICE):
+      entries[key] = value
+    else:
+      params[key] = value
+  for key, mask in entries.items():
+    if key.endswith('.bias_mask'):
+      bias = key.removesuffix('_mask')
+      effective = np.where(mask == 0, 0, params[bias] * mask).astype(
+          np.float32)
+      if not np.array_equal(effective, params[bias]):
+        entries = entries | {bias: params[bias]}
+        params[bias] = effective
+  return params, entries
+
+
+def config(state: State, num_heads: int | None = None
+           ) -> vit.ViTConfig | convnext.ConvNeXtConfig:
+  """What a backbone's tensors say about its configuration.
+
+  Args:
+    state: as `complete` returns parameters.
+    num_heads: for sizes that were never published.
+
+  Raises:
+    UserError: the number of heads is not known.
+  """
+  if 'downsample_layers.0.0.weight' in state:
+    return _convnext_config(state)
+  v3 = 'pos_embed' not in state
+  hidden, embed_dim, depth = _sizes(state)
+  swiglu = 'blocks.0.mlp.w3.weight' in state
+  registers = state.get('storage_tokens' if v3 else 'register_tokens')
+  patch_px = state['patch_embed.proj.weight'].shape[-1]
+  has = lambda name: f'blocks.0.{name}' in state
+  options = dict(
+      ffn='swiglu' if swiglu else 'mlp', ffn_hidden=hidden,
+      num_registers=0 if registers is None else registers.shape[1],
+      qkv_bias=has('attn.qkv.bias'), proj_bias=has('attn.proj.bias'),
+      ffn_bias=has('mlp.w3.bias' if swiglu else 'mlp.fc2.bias'),
+      norm='layernorm' if has('norm1.bias') else 'rmsnorm',
+      layerscale=1e-5 if has('ls1.gamma') else None,
+      untie_cls_and_patch_norms='cls_norm.weight' in state,
+      untie_global_and_local_cls_norm='local_cls_norm.weight' in state)
+  if v3:
+    options |= dict(position='rope', norm_epsilon=1e-5, rope_rescale=2.0,
+                    mask_k_bias=options['qkv_bias'])
+  else:
+    side = round((state['pos_embed'].shape[1] - 1) ** 0.5)
+    with_registers = options['num_registers'] > 0
+    options |= dict(
+        image_px=side * patch_px, token_std=1e-6,
+        interpolate_offset=0.0 if with_registers else 0.1,
+        interpolate_antialias=with_registers)
+  return vit.ViTConfig(
+      embed_dim=embed_dim, depth=depth, patch_px=patch_px,
+      num_channels=state['patch_embed.proj.weight'].shape[1],
+      num_heads=num_heads or zoo.num_heads(embed_dim, depth), **options)
+
+
+def _sizes(state: State) -> tuple[int, int, int]:
+  """Hidden width, width and depth of a ViT."""
+  last = ('w3' if 'blocks.0.mlp.w3.weight' in state else 'fc2')
+  embed_dim, hidden = state[f'blocks.0.mlp.{last}.weight'].shape
+  depth = 1 + max(int(key.split('.')[1]) for key in state
+                  if key.startswith('blocks.'))
+  return hidden, embed_dim, depth
+
+
+def _convnext_config(state: State) -> convnext.ConvNeXtConfig:
+  depths, dims = [], []
+  for stage in range(4):
+    blocks = {key.split('.')[2] for key in state
+              if key.startswith(f'stages.{stage}.')}
+    depths.append(len(blocks))
+    dims.append(state[f'stages.{stage}.0.gamma'].shape[0])
+  return convnext.ConvNeXtConfig(tuple(depths), tuple(dims))
+
+
+def restore(state: State, entries: State,
+            config: vit.ViTConfig | convnext.ConvNeXtConfig) -> State:
+  """A whole file again: parameters, buffers and what appears twice.
+
+  Args:
+    state: as the table writes it.
+    entries: as `complete` returned them; empty for a model of our own, whose
+      buffers follow from its configuration.
+    config: of the backbone.
+  """
+  if isinstance(config, convnext.ConvNeXtConfig):
+    return state | {_TWICE + end: state[f'norm.{end}']
+                    for end in ('weight', 'bias')}
+  if config.position != 'rope':
+    return state | entries
+  made = {'rope_embed.periods': np.asarray(positions.rope_periods(
+      config.embed_dim // config.num_heads, base=config.rope_base,
+      min_period=config.rope_min_period, max_period=config.rope_max_period,
+      dtype=config.rope_dtype), np.float32)}
+  if config.mask_k_bias and config.qkv_bias:
+    mask = np.repeat(np.float32([1, 0, 1]), config.embed_dim)
+    made |= {f'blocks.{i}.attn.qkv.bias_mask': mask
+             for i in range(config.depth)}
+  return state | made | entries

@@ -1,0 +1,143 @@
+"""The ConvNeXt of DINOv3: a student without attention.
+
+Same outputs as the ViT: CLS is the mean of the last map, patches are its
+positions, at a stride of 32 pixels. Masks and draws do not apply to it.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from dinojax.models import layers
+from dinojax.parallel import sharding
+
+Array = jax.Array
+Features = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvNeXtConfig:
+  """Everything that shapes a ConvNeXt; sizes by name are in `zoo`."""
+
+  depths: tuple[int, int, int, int]
+  dims: tuple[int, int, int, int]
+  patch_px: int | None = None  # intermediate maps are resized to this grid
+  num_channels: int = 3
+  norm_epsilon: float = 1e-6
+  layerscale: float = 1e-6
+  dtype: str = 'float32'
+  remat: str = 'elementwise'  # as in ViTConfig
+
+  @property
+  def compute_dtype(self):
+    """The dtype of activations."""
+    return jnp.dtype(self.dtype)
+
+  @property
+  def embed_dim(self) -> int:
+    """Width of the features."""
+    return self.dims[-1]
+
+  @property
+  def depth(self) -> int:
+    """Stages, which count as layers."""
+    return len(self.depths)
+
+
+class Block(nnx.Module):
+  """x + gamma · pw2(gelu(pw1(norm(dwconv x))))."""
+
+  def __init__(self, width: int, config: ConvNeXtConfig, *, rngs: nnx.Rngs):
+    dtype = config.compute_dtype
+    self.dwconv = layers.conv(width, width, 7, groups=width, padding=3,
+                              dtype=dtype, rngs=rngs)
+    self.norm = layers.norm('layernorm', width, epsilon=config.norm_epsilon,
+                            dtype=dtype, rngs=rngs)
+    self.pwconv1 = layers.linear(width, 4 * width, dtype=dtype, rngs=rngs)
+    self.pwconv2 = layers.linear(4 * width, width, dtype=dtype, rngs=rngs)
+    self.scale = layers.LayerScale(width, config.layerscale, dtype=dtype)
+
+  def __call__(self, x: Array) -> Array:
+    y = self.pwconv1(self.norm(self.dwconv(x)))
+    return x + self.scale(self.pwconv2(layers.gelu(y)))
+
+
+class Stage(nnx.Module):
+  """A reduction of the map, then blocks of one width."""
+
+  def __init__(self, index: int, config: ConvNeXtConfig, *, rngs: nnx.Rngs):
+    self.config, self.is_stem = config, index == 0
+    dtype, width = config.compute_dtype, config.dims[index]
+    last = config.num_channels if index == 0 else config.dims[index - 1]
+    step = 4 if index == 0 else 2
+    self.reduce = layers.conv(last, width, step, stride=step, dtype=dtype,
+                              rngs=rngs)
+    self.norm = layers.norm(
+        'layernorm', width if index == 0 else last,
+        epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs)
+    self.blocks = nnx.vmap(lambda r: Block(width, config, rngs=r))(
+        rngs.split(config.depths[index]))
+
+  def __call__(self, x: Array) -> Array:
+    dtype = self.config.compute_dtype
+    reduce = sharding.gather(self.reduce, dtype)
+    norm = sharding.gather(self.norm, dtype)
+    x = norm(reduce(x)) if self.is_stem else reduce(norm(x))
+
+    def body(x, block):
+      return sharding.gather(block, dtype)(x), None
+
+    body = layers.remat(body, self.config.remat)
+    return jax.lax.scan(body, x, self.blocks)[0]
+
+
+class ConvNeXt(nnx.Module):
+  """Four stages, and one norm for CLS and patches.
+
+  Source: ConvNeXt-v1 as DINOv3 distils it.
+  """
+
+  def __init__(self, config: ConvNeXtConfig, *, rngs: nnx.Rngs):
+    self.config = config
+    for i in range(len(config.depths)):
+      setattr(self, f'stage{i}', Stage(i, config, rngs=rngs))
+    self.norm = layers.norm(
+        'layernorm', config.embed_dim, epsilon=config.norm_epsilon,
+        dtype=config.compute_dtype, rngs=rngs)
+
+  def __call__(self, crops: Mapping[str, Array], *,
+               masks: Mapping[str, Array] | None = None,
+               draws: Mapping[str, dict[str, Array]] | None = None,
+               train: bool = False) -> dict[str, Features]:
+    """Features of the crops of every size, as `vit.ViT` returns them.
+
+    Args:
+      crops: by kind, [r, y, x, c] normalised images.
+      masks: ignored: there is no masked modelling without tokens.
+      draws: ignored.
+      train: ignored.
+
+    Returns:
+      By kind: cls [r, d] and patches [r, p, d] after the final norm,
+      registers [r, 0, d], prenorm [r, p, d].
+    """
+    return {kind: self._features(self.maps(images)[-1])
+            for kind, images in crops.items()}
+
+  def maps(self, images: Array) -> list[Array]:
+    """[r, y, x, c] images to the map [r, y', x', d] of every stage."""
+    x, out = images.astype(self.config.compute_dtype), []
+    for i in range(len(self.config.depths)):
+      x = getattr(self, f'stage{i}')(x)
+      out.append(x)
+    return out
+
+  def _features(self, x: Array) -> Features:
+    norm = sharding.gather(self.norm, self.config.compute_dtype)
+    tokens = x.reshape(x.shape[0], -1, x.shape[-1])
+    # The mean comes first, then the norm that the positions get as well.
+    return {'cls': norm(x.mean((1, 2))), 'registers': tokens[:, :0],
+            'patches': norm(tokens), 'prenorm': tokens}
