@@ -14,7 +14,8 @@ ALLOWED = {
     'parallel': BASE | {'parallel'}, 'losses': BASE | {'losses', 'parallel'},
     'data': BASE | {'data'}, 'augment': BASE | {'augment'},
     'models': LOWER | {'models'}, 'train': LOWER | {'models', 'train'},
-    'evals': LOWER | {'models', 'train', 'evals'}}
+    'evals': LOWER | {'models', 'train', 'evals'},
+    'interop': LOWER | {'models', 'interop'}}
 
 
 def modules():
@@ -47,6 +48,13 @@ def test_workers_and_core_open_no_device():
       if path.relative_to(PACKAGE).parts[0] == room:
         assert not any(re.match(r'(jax|flax)(\.|$)', n)
                        for n in imports(tree)), path
+
+
+def test_torch_is_imported_only_where_weights_are_exchanged():
+  for path, tree in modules():
+    if path.relative_to(PACKAGE).parts[0] != 'interop':
+      assert not any(re.match(r'(torch|transformers|timm)(\.|$)', n)
+                     for n in imports(tree)), path
 
 
 def test_devices_are_asked_for_only_where_the_mesh_is_made():

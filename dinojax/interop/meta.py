@@ -77,12 +77,13 @@ def complete(state: State) -> tuple[State, State]:
   return params, entries
 
 
-def config(state: State, num_heads: int | None = None
+def config(state: State, entries: State, num_heads: int | None = None
            ) -> vit.ViTConfig | convnext.ConvNeXtConfig:
   """What a backbone's tensors say about its configuration.
 
   Args:
-    state: as `complete` returns parameters.
+    state: parameters as `complete` returns them.
+    entries: what it returns beside them.
     num_heads: for sizes that were never published.
 
   Raises:
@@ -107,7 +108,8 @@ def config(state: State, num_heads: int | None = None
       untie_global_and_local_cls_norm='local_cls_norm.weight' in state)
   if v3:
     options |= dict(position='rope', norm_epsilon=1e-5, rope_rescale=2.0,
-                    mask_k_bias=options['qkv_bias'])
+                    mask_k_bias=any(
+                        key.endswith('.bias_mask') for key in entries))
   else:
     side = round((state['pos_embed'].shape[1] - 1) ** 0.5)
     with_registers = options['num_registers'] > 0

@@ -1,0 +1,159 @@
+"""Folders of Hugging Face transformers: names, config.json, preprocessing.
+
+Files on the Hub keep older names than transformers 5 uses in memory; both are
+read, the newer ones are written.
+"""
+
+import dataclasses
+import re
+
+import numpy as np
+
+from dinojax.core import errors
+from dinojax.interop import names
+from dinojax.models import convnext
+from dinojax.models import vit
+
+State = dict[str, np.ndarray]
+Config = vit.ViTConfig | convnext.ConvNeXtConfig
+
+_LEGACY = (
+    (r'attention\.attention\.query\.', 'attention.q_proj.'),
+    (r'attention\.attention\.key\.', 'attention.k_proj.'),
+    (r'attention\.attention\.value\.', 'attention.v_proj.'),
+    (r'attention\.output\.dense\.', 'attention.o_proj.'),
+    (r'mlp\.weights_out\.', 'mlp.down_proj.'),
+    (r'^(?:dinov2|dinov2_with_registers|dinov3_vit|dinov3_convnext)\.', ''),
+    (r'^model\.', ''),
+)
+_MODELS = {'dinov2': 'Dinov2Model',
+           'dinov2_with_registers': 'Dinov2WithRegistersModel',
+           'dinov3_vit': 'DINOv3ViTModel',
+           'dinov3_convnext': 'DINOv3ConvNextModel'}
+
+
+def recognises(state: State) -> bool:
+  """Whether the names are those of transformers."""
+  return any('embeddings.cls_token' in key
+             or 'stages.0.downsample_layers.0.weight' in key for key in state)
+
+
+def table(config: Config) -> names.Table:
+  """Which tensor is which, in the newer names without `model.`."""
+  if isinstance(config, convnext.ConvNeXtConfig):
+    return names.hf_convnext(config)
+  return names.vit_table(
+      config, names.HF_V3 if config.position == 'rope' else names.HF_V2)
+
+
+def complete(state: State) -> State:
+  """Newer names, halves apart, and the zero k bias that v3 leaves out."""
+  out = {}
+  for key, value in state.items():
+    for pattern, new in _LEGACY:
+      key = re.sub(pattern, new, key)
+    if '.mlp.weights_in.' in key:
+      gate, up = np.split(value, 2)
+      out[key.replace('weights_in', 'gate_proj')] = gate
+      out[key.replace('weights_in', 'up_proj')] = up
+    else:
+      out[key] = value
+  for key in list(out):
+    other = key.replace('.q_proj.bias', '.k_proj.bias')
+    if key.endswith('.q_proj.bias') and other not in out:
+      out[other] = np.zeros_like(out[key])
+  return out
+
+
+def reduce(state: State, config: Config, *,
+           lossy: bool = False) -> tuple[State, list[str]]:
+  """What the format can hold of a state dict that `table` wrote.
+
+  Returns:
+    The state dict of a file, and a sentence for everything left out.
+
+  Raises:
+    UserError: what is left out is not zero, unless `lossy`.
+  """
+  if isinstance(config, convnext.ConvNeXtConfig):
+    # Only this class keeps its stages under `model.`.
+    return {f'model.{key}' if key.startswith('stages.') else key: value
+            for key, value in state.items()}, []
+  if config.position != 'rope':
+    return state, []
+  dropped, out = [], {}
+  for key, value in state.items():
+    if key.startswith('local_cls_norm.'):
+      dropped.append(key)
+    elif key.endswith('.k_proj.bias'):
+      if np.any(value) and not lossy:
+        raise errors.UserError(
+            f'{key} is not zero, and transformers\' DINOv3 has no bias of '
+            'keys: use --format=meta, or --lossy to leave it out')
+      dropped.append(key)
+    else:
+      out[f'model.{key}' if key.startswith('layer.') else key] = value
+  if any(key.startswith('local_cls_norm') for key in dropped) and not lossy:
+    raise errors.UserError(
+        'the model has a norm of its own for local crops (local_cls_norm), '
+        'which transformers cannot hold: use --format=meta, or --lossy to '
+        'leave it out; features do not use it')
+  return out, dropped
+
+
+def config(values: dict) -> Config:
+  """The configuration that a config.json describes.
+
+  Args:
+    values: its contents.
+
+  Raises:
+    UserError: another kind of model.
+  """
+  kind = values.get('model_type')
+  if kind not in _MODELS:
+    raise errors.UserError(
+        f'config.json says model_type={kind!r}: only '
+        f'{", ".join(_MODELS)} can be read')
+  if kind == 'dinov3_convnext':
+    return convnext.ConvNeXtConfig(
+        tuple(values['depths']), tuple(values['hidden_sizes']),
+        num_channels=values.get('num_channels', 3),
+        norm_epsilon=values.get('layer_norm_eps', 1e-6))
+  shared = dict(
+      embed_dim=values['hidden_size'], depth=values['num_hidden_layers'],
+      num_heads=values['num_attention_heads'],
+      patch_px=values['patch_size'],
+      num_channels=values.get('num_channels', 3),
+      num_registers=values.get('num_register_tokens', 0),
+      norm_epsilon=values['layer_norm_eps'],
+      layerscale=values.get('layerscale_value', 1.0))
+  if kind == 'dinov3_vit':
+    return vit.ViTConfig(
+        **shared, position='rope',
+        ffn='swiglu' if values['use_gated_mlp'] else 'mlp',
+        ffn_hidden=values['intermediate_size'],
+        qkv_bias=values['query_bias'], mask_k_bias=values['query_bias'],
+        proj_bias=values['proj_bias'], ffn_bias=values['mlp_bias'],
+        rope_base=values['rope_theta'],
+        rope_rescale=values.get('pos_embed_rescale'),
+        rope_shift=values.get('pos_embed_shift'),
+        rope_jitter=values.get('pos_embed_jitter'))
+  registers = kind == 'dinov2_with_registers'
+  hidden = int(values['hidden_size'] * values['mlp_ratio'])
+  swiglu = values['use_swiglu_ffn']
+  if swiglu:
+    hidden = (int(hidden * 2 / 3) + 7) // 8 * 8
+  return vit.ViTConfig(
+      **shared, ffn='swiglu' if swiglu else 'mlp', ffn_hidden=hidden,
+      qkv_bias=values['qkv_bias'], image_px=values['image_size'],
+      token_std=1e-6,
+      # transformers' Dinov2Model leaves DINOv2's offset of 0.1 out.
+      interpolate_offset=0.0, interpolate_antialias=registers)
+
+
+def with_upstream_offset(config: vit.ViTConfig) -> vit.ViTConfig:
+  """The same weights with DINOv2's own resampling of positions."""
+  if config.position != 'learned' or config.num_registers:
+    return config
+  return dataclasses.replace(config, interpolate_offset=0.1)

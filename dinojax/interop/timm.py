@@ -1,0 +1,155 @@
+"""timm's state dicts of DINOv2 and DINOv3: what they fold, merge or drop."""
+
+import dataclasses
+
+import numpy as np
+
+from dinojax.core import errors
+from dinojax.interop import meta
+from dinojax.interop import names
+from dinojax.models import convnext
+from dinojax.models import vit
+
+State = dict[str, np.ndarray]
+Config = vit.ViTConfig | convnext.ConvNeXtConfig
+
+
+def recognises(state: State) -> bool:
+  """Whether the names are timm's: there is no mask token in its ViTs."""
+  return 'stem.0.weight' in state or (
+      'patch_embed.proj.weight' in state and 'mask_token' not in state)
+
+
+def table(config: Config) -> names.Table:
+  """Which tensor is which, of what `complete` returns."""
+  if isinstance(config, convnext.ConvNeXtConfig):
+    return names.timm_convnext(config)
+  return names.vit_table(
+      config, names.TIMM_V3 if config.position == 'rope' else names.TIMM_V2)
+
+
+def complete(state: State) -> State:
+  """Adds what timm drops: mask token, CLS position, the bias of k."""
+  if 'stem.0.weight' in state:
+    return dict(state)
+  out = dict(state)
+  embed_dim = state['cls_token'].shape[-1]
+  out['mask_token'] = np.zeros((1, embed_dim), np.float32)
+  if 'pos_embed' in state and 'reg_token' in state:
+    # timm adds the position of CLS to the CLS token itself.
+    out['pos_embed'] = np.concatenate(
+        [np.zeros((1, 1, embed_dim), np.float32), state['pos_embed']], axis=1)
+  for key in [key for key in out if key.endswith('.q_bias')]:
+    q, v = out.pop(key), out.pop(key.replace('.q_bias', '.v_bias'))
+    out.pop(key.replace('.q_bias', '.k_bias'), None)  # a buffer of zeros
+    out[key.replace('.q_bias', '.qkv.bias')] = np.concatenate(
+        [q, np.zeros_like(q), v])
+  return out
+
+
+def config(state: State, num_heads: int | None = None) -> Config:
+  """What the tensors of `complete` say about the configuration."""
+  if 'stem.0.weight' in state:
+    blocks = lambda s: {key.split('.')[3] for key in state
+                        if key.startswith(f'stages.{s}.blocks.')}
+    return convnext.ConvNeXtConfig(
+        tuple(len(blocks(s)) for s in range(4)),
+        tuple(state[f'stages.{s}.blocks.0.gamma'].shape[0]
+              for s in range(4)))
+  config = meta.config(_as_meta(state), {}, num_heads)
+  # timm's DINOv3 has no bias of keys.
+  return dataclasses.replace(
+      config, mask_k_bias=config.position == 'rope' and config.qkv_bias)
+
+
+def reduce(state: State, config: Config, *,
+           lossy: bool = False) -> tuple[State, list[str]]:
+  """What timm can hold of a state dict that `table` wrote.
+
+  Returns:
+    The state dict of timm's model, and the names of what is left out.
+
+  Raises:
+    UserError: what is left out changes features, unless `lossy`.
+  """
+  if isinstance(config, convnext.ConvNeXtConfig):
+    return dict(state), []
+  out, dropped = dict(state), ['mask_token']
+  del out['mask_token']
+  if config.position == 'learned':
+    if config.num_registers:
+      position = out['pos_embed']
+      out['cls_token'] = out['cls_token'] + position[:, :1]
+      out['pos_embed'] = position[:, 1:]
+    return out, dropped
+  for key in list(out):
+    if key.startswith('local_cls_norm.'):
+      del out[key]
+      dropped.append(key)
+    elif key.endswith('.qkv.bias'):
+      q, k, v = np.split(out.pop(key), 3)
+      if np.any(k) and not lossy:
+        raise errors.UserError(
+            f'{key} has a bias of keys that is not zero, and timm\'s DINOv3 '
+            'has none: use --format=meta, or --lossy to leave it out')
+      if np.any(q) or np.any(v):
+        out[key.replace('.qkv.bias', '.q_bias')] = q
+        out[key.replace('.qkv.bias', '.v_bias')] = v
+      else:
+        dropped.append(key)
+  biases = [key for key in out if key.endswith('.q_bias')]
+  if biases and len(biases) < config.depth:
+    for i in range(config.depth):  # some layers are zero: keep them all
+      for part in 'qv':
+        out.setdefault(f'blocks.{i}.attn.{part}_bias',
+                       np.zeros(config.embed_dim, np.float32))
+    dropped = [key for key in dropped if not key.endswith('.qkv.bias')]
+  return out, dropped
+
+
+def model_name(config: Config, state: State) -> str:
+  """The timm architecture that a state dict of `reduce` belongs to.
+
+  Raises:
+    UserError: timm has no such size.
+  """
+  if isinstance(config, convnext.ConvNeXtConfig):
+    known = {((3, 3, 9, 3), 96): 'tiny', ((3, 3, 27, 3), 96): 'small',
+             ((3, 3, 27, 3), 128): 'base', ((3, 3, 27, 3), 192): 'large'}
+    size = known.get((config.depths, config.dims[0]))
+    name = f'convnext_{size}.dinov3_lvd1689m'
+  else:
+    known = {(384, 12): 'small', (768, 12): 'base', (1024, 24): 'large',
+             (1280, 32): 'huge', (1536, 40): 'giant', (4096, 40): '7b'}
+    size = known.get((config.embed_dim, config.depth))
+    plus = '_plus' if config.ffn == 'swiglu' and size in (
+        'small', 'large', 'huge') else ''
+    if config.position == 'rope':
+      with_bias = any(key.endswith('.q_bias') for key in state)
+      name = (f'vit_{size}{plus}_patch{config.patch_px}_dinov3'
+              + ('_qkvb' if with_bias else ''))
+    else:
+      registers = '_reg4' if config.num_registers else ''
+      name = f'vit_{size}_patch{config.patch_px}{registers}_dinov2'
+  if size is None:
+    raise errors.UserError(
+        'timm has no DINO model of this size: use --format=meta or hf')
+  return name
+
+
+def _as_meta(state: State) -> State:
+  """The names that `meta.config` reads."""
+  v3 = 'pos_embed' not in state
+  ends = {'gamma_1': 'ls1.gamma', 'gamma_2': 'ls2.gamma'}
+  swiglu = v3 and 'blocks.0.mlp.fc1_g.weight' in state or (
+      not v3 and state['blocks.0.mlp.fc1.weight'].shape[0]
+      != state['blocks.0.mlp.fc2.weight'].shape[1])
+  out = {}
+  for key, value in state.items():
+    for old, new in ends.items():
+      key = key.replace(old, new)
+    if swiglu:
+      key = key.replace('mlp.fc2.', 'mlp.w3.')
+    out[key.replace(
+        'reg_token', 'storage_tokens' if v3 else 'register_tokens')] = value
+  return out

@@ -1,0 +1,203 @@
+"""Files of every family: features equal, and every tensor comes back."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from dinojax.core import errors
+from dinojax.interop import hf
+from dinojax.interop import meta
+from dinojax.interop import timm
+from dinojax.interop import translate
+from dinojax.models import convnext
+from dinojax.models import network
+from dinojax.models import vit
+from dinojax.parallel import mesh as mesh_lib
+from dinojax.parallel import processes
+from tests import golden
+from tests.models import test_vit
+
+META = [name for name, case in golden.catalogue().items()
+        if case['kind'] in ('v2_vit', 'v3_vit', 'v3_convnext')]
+HF = [name for name, case in golden.catalogue().items()
+      if case['kind'].startswith('hf_')]
+TIMM = [name for name, case in golden.catalogue().items()
+        if case['kind'].startswith('timm_')]
+
+
+@pytest.fixture(autouse=True)
+def mesh():
+  mesh = mesh_lib.make(devices=jax.devices()[:1])
+  with mesh_lib.activate(mesh):
+    yield mesh
+
+
+def functional(config, mesh):
+  module = (vit.ViT if isinstance(config, vit.ViTConfig)
+            else convnext.ConvNeXt)
+  return network.Functional(lambda rngs: module(config, rngs=rngs), mesh)
+
+
+def features(model, params, images, mesh):
+  """[b, n, d] of [b, c, y, x]: CLS, registers, patches."""
+  rows = processes.to_devices({'global': images.transpose(0, 2, 3, 1)}, mesh)
+  out = jax.jit(lambda params, rows: model.apply(
+      params, rows, lambda net, rows: net(rows)))(params, rows)['global']
+  return np.concatenate(
+      [out['cls'][:, None], out['registers'], out['patches']], axis=1)
+
+
+def assert_same(got, want):
+  assert set(got) == set(want)
+  for key, value in want.items():
+    np.testing.assert_array_equal(got[key], value, err_msg=key)
+
+
+@pytest.mark.parametrize('name', META)
+def test_meta_files_come_back_bit_for_bit(name, mesh):
+  case = golden.load(name)
+  params, entries = meta.complete(case.weights[''])
+  heads = case.meta['config'].get('num_heads')
+  config = meta.config(params, entries, heads)
+  table = meta.table(config)
+  tree = translate.to_ours(params, table, functional(config, mesh).shapes)
+  written = meta.restore(translate.to_theirs(tree, table), entries, config)
+  assert_same(written, meta.unprefixed(case.weights['']))
+
+
+@pytest.mark.parametrize('name', [n for n in META if 'convnext' not in n])
+def test_meta_files_say_what_they_hold(name):
+  case = golden.load(name)
+  want = test_vit.vit_config({**case.meta['config']})
+  got = meta.config(*meta.complete(case.weights['']), want.num_heads)
+  for field in ('embed_dim', 'depth', 'patch_px', 'ffn', 'ffn_hidden',
+                'num_registers', 'qkv_bias', 'proj_bias', 'ffn_bias', 'norm',
+                'mask_k_bias', 'position', 'untie_cls_and_patch_norms',
+                'untie_global_and_local_cls_norm'):
+    assert getattr(got, field) == getattr(want, field), field
+
+
+@pytest.mark.parametrize(
+    'name', [n for n in META if 'convnext' in n])
+def test_convnext_features_equal_the_reference(name, mesh):
+  case = golden.load(name)
+  params, entries = meta.complete(case.weights[''])
+  config = meta.config(params, entries)
+  model = functional(config, mesh)
+  tree = translate.to_ours(params, meta.table(config), model.shapes)
+  for call, images in (('base', 'x'), ('res0', 'x_res0')):
+    got = features(model, tree, case.inputs[images], mesh)
+    case.check(f'{call}/x_norm_clstoken', got[:, 0], rtol=1e-4, atol=1e-5)
+    case.check(f'{call}/x_norm_patchtokens', got[:, 1:], rtol=1e-4,
+               atol=1e-5)
+
+
+@pytest.mark.parametrize('name', HF)
+def test_transformers_files_travel_both_ways(name, mesh):
+  case = golden.load(name)
+  config = hf.config(case.meta['config'])
+  model, table = functional(config, mesh), hf.table(config)
+  tree = translate.to_ours(
+      hf.complete(case.weights['']), table, model.shapes)
+  written, _ = hf.reduce(translate.to_theirs(tree, table), config)
+  assert_same(written, case.weights[''])
+  for i in (0, 1):  # at the native size and at another, not square
+    got = features(model, tree, case.inputs[f'pixel_values{i}'], mesh)
+    case.check(f's{i}/last_hidden_state', got, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', [n for n in HF if 'dinov2' in n])
+def test_older_names_of_transformers_are_read(name):
+  state = golden.load(name).weights['']
+  old = {}
+  for key, value in state.items():
+    for new, before in (('q_proj', 'attention.query'),
+                        ('k_proj', 'attention.key'),
+                        ('v_proj', 'attention.value'),
+                        ('o_proj', 'output.dense'),
+                        ('mlp.down_proj', 'mlp.weights_out')):
+      key = key.replace(new, before)
+    old[f'dinov2.{key}'] = value
+  for key in [k for k in old if 'gate_proj' in k]:
+    up = old.pop(key.replace('gate_proj', 'up_proj'))
+    old[key.replace('gate_proj', 'weights_in')] = np.concatenate(
+        [old.pop(key), up])
+  assert_same(hf.complete(old), state)
+
+
+@pytest.mark.parametrize('name', TIMM)
+def test_timm_files_travel_both_ways(name, mesh):
+  case = golden.load(name)
+  state = timm.complete(case.weights[''])
+  heads = case.meta['config']['overrides'].get('num_heads')
+  config = timm.config(state, heads)
+  model, table = functional(config, mesh), timm.table(config)
+  tree = translate.to_ours(state, table, model.shapes)
+  written, _ = timm.reduce(translate.to_theirs(tree, table), config)
+  assert_same(written, case.weights[''])
+  got = features(model, tree, case.inputs['x'], mesh)
+  if isinstance(config, vit.ViTConfig):
+    case.check('forward_features', got, rtol=1e-4, atol=1e-5)
+  else:
+    case.check('forward', got[:, 0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('module', [meta, hf, timm])
+def test_every_family_knows_its_own_files(module):
+  kinds = {meta: META, hf: HF, timm: TIMM}
+  for other, cases in kinds.items():
+    for name in cases:
+      state = golden.load(name).weights['']
+      assert module.recognises(state) == (other is module), name
+
+
+def test_all_mistakes_are_named_at_once(mesh):
+  params, _ = meta.complete(golden.load('v2_vit_p14_mlp').weights[''])
+  config = meta.config(params, {}, 2)
+  params.pop('cls_token')
+  params['norm.weight'] = params['norm.weight'][:3]
+  params['norm.bias'] = params['norm.bias'] * np.nan
+  params['head.weight'] = np.zeros(3)
+  with pytest.raises(errors.UserError) as caught:
+    translate.to_ours(params, meta.table(config),
+                      functional(config, mesh).shapes, source='a.pth')
+  text = str(caught.value)
+  for part in ('a.pth', '1 missing: cls_token', 'norm.weight (3,) instead of',
+               '1 not finite: norm.bias', '1 unexpected: head.weight'):
+    assert part in text
+
+
+def test_a_masked_bias_has_no_effect_and_is_kept():
+  state = dict(golden.load('v3_vit_p16_mlp_reg4_maskk').weights[''])
+  bias, mask = (f'blocks.0.attn.qkv.{end}' for end in ('bias', 'bias_mask'))
+  state[bias] = np.ones_like(state[bias])
+  state[mask] = np.zeros_like(state[mask])
+  params, entries = meta.complete(state)
+  assert not params[bias].any()
+  np.testing.assert_array_equal(entries[bias], state[bias])
+
+
+@pytest.mark.parametrize('module', [hf, timm])
+def test_what_a_format_cannot_hold_is_refused(module):
+  config = vit.ViTConfig(8, 1, 2, 4, position='rope', ffn_hidden=8)
+  state = {key: np.ones((24,), np.float32) for rule in module.table(config)
+           for key in rule.keys}
+  with pytest.raises(errors.UserError, match='--lossy'):
+    module.reduce(state, config)
+  _, dropped = module.reduce(state, config, lossy=True)
+  if module is hf:
+    assert dropped == ['layer.0.attention.k_proj.bias']
+
+
+def test_tables_cover_every_parameter_once(mesh):
+  config = vit.ViTConfig(16, 2, 2, 4, num_registers=2, image_px=8)
+  shapes = functional(config, mesh).shapes
+  from dinojax.core import tree
+  for table in (meta.table(config), hf.table(config), timm.table(config)):
+    paths = [rule.path for rule in table if rule.layer in (None, 0)]
+    assert sorted(paths) == sorted(tree.names(shapes))
+    keys = [key for rule in table for key in rule.keys]
+    assert len(keys) == len(set(keys))
+    assert not any(re.search(r'[{}]', key) for key in keys)
