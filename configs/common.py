@@ -13,7 +13,7 @@ from dinojax.augment import photometric
 from dinojax.data import crops
 from dinojax.data import masking
 from dinojax.models import vit
-from dinojax.train import settings
+from dinojax.train import sections
 
 
 def section(cls, **values) -> dict:
@@ -27,7 +27,7 @@ def section(cls, **values) -> dict:
     if field.name in ('steps',):
       continue
     default = field.default
-    if isinstance(default, settings.Duration) or 'Duration' in str(field.type):
+    if isinstance(default, sections.Duration) or 'Duration' in str(field.type):
       out |= duration(field.name, default)
     elif default is not dataclasses.MISSING and not (
         dataclasses.is_dataclass(default)):
@@ -45,7 +45,7 @@ def duration(name: str, default) -> dict:
   """Keys of a duration in each unit; only the default's unit is set."""
   out = {f'{name}_{unit}': config_dict.placeholder(float)
          for unit in ('steps', 'epochs', 'images')}
-  if isinstance(default, settings.Duration):
+  if isinstance(default, sections.Duration):
     out[f'{name}_{default.unit}'] = float(default.value)
   return out
 
@@ -72,7 +72,7 @@ def base() -> config_dict.ConfigDict:
   """Every section with its defaults."""
   c = config_dict.ConfigDict()
   c.seed = 0
-  c.data = section(settings.Data, train='photos:train')
+  c.data = section(sections.Data, train='photos:train')
   c.model = section(vit.ViTConfig, embed_dim=384, depth=12, num_heads=6,
                     patch_px=14)
   c.model.dtype = 'auto'
@@ -81,26 +81,28 @@ def base() -> config_dict.ConfigDict:
   c.crops = section(crops.Crops)
   c.masks = section(masking.Masks)
   c.augment = section(photometric.Photometric)
-  c.dino = section(settings.Dino)
-  c.ibot = section(settings.Ibot)
-  c.koleo = section(settings.Koleo)
-  c.teacher = section(settings.Teacher)
-  c.optimizer = section(settings.Optimizer)
-  c.schedules = section(settings.Schedules)
+  c.dino = section(sections.Dino)
+  c.ibot = section(sections.Ibot)
+  c.koleo = section(sections.Koleo)
+  c.gram = section(sections.Gram)
+  c.teacher = section(sections.Teacher)
+  c.optimizer = section(sections.Optimizer)
+  c.schedules = section(sections.Schedules)
   for name in ('lr', 'weight_decay', 'momentum', 'teacher_temperature'):
     c.schedules[name] = curve(0.0, 0.0, 0.0)
   c.schedules.dino_local_weight = curve(1.0, 1.0, 1.0)
-  c.train = section(settings.Train, batch_size=64)
-  c.mesh = section(settings.Mesh)
-  c.checkpoint = section(settings.Checkpoint)
-  c.log = section(settings.Log)
-  c.knn = section(settings.Knn)
+  c.schedules.gram_weight = curve(1.0, 1.0, 1.0)
+  c.train = section(sections.Train, batch_size=64)
+  c.mesh = section(sections.Mesh)
+  c.checkpoint = section(sections.Checkpoint)
+  c.log = section(sections.Log)
+  c.knn = section(sections.Knn)
   return c
 
 
 def curve(start: float, peak: float, end: float, **durations) -> dict:
   """A schedule: warm-up from start to peak, then cosine to end."""
-  return section(settings.Curve, start=start, peak=peak, end=end, **durations)
+  return section(sections.Curve, start=start, peak=peak, end=end, **durations)
 
 
 def set_model(c: config_dict.ConfigDict, model: vit.ViTConfig):

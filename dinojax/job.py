@@ -50,6 +50,11 @@ def train(config: Any, workdir: str) -> loop.Result:
     UserError: anything the user can mend, before work starts where possible.
   """
   settings = settings_lib.read(config)
+  if settings.gram.has_backbone:
+    raise errors.UserError(
+        f'gram.teacher={settings.gram.teacher} needs weights and crops for a '
+        'Gram teacher of its own, which a config cannot name: set '
+        'gram.teacher=ema, or gram.loss_weight=0')
   folder = prepare_workdir(workdir, config, settings)
   training = [(sources.open_source(spec), weight)
               for spec, weight in settings.data.mixture]

@@ -63,8 +63,9 @@ def draw(workdir: str, out: str):
     saved = checkpoint.Checkpoints(workdir)
     if saved.latest() is None:
       raise errors.UserError(f'--workdir={workdir} has no checkpoint yet')
-    teacher = saved.restore_part('teacher', checkpoint.abstract_part(
-        state_lib.abstract(recipe, mesh), 'teacher'))
+    state = state_lib.abstract(recipe, mesh)
+    part = state_lib.ema_part(state)
+    teacher = saved.restore_part(part, checkpoint.abstract_part(state, part))
     dtype = recipe.settings.model.compute_dtype
 
     def call(net, rows):

@@ -149,6 +149,7 @@ def assert_error(code, text, *parts):
     (('--config.crops.global_px=30',), ('crops.global_px=30', '32')),
     (('--config.train.batch_size=6', '--config.train.group_images=4'),
      ('train.batch_size=6', 'set it to 4')),
+    (('--config.gram.loss_weight=1.0',), ('gram.teacher=ema',)),
     (('--config.data.train=folder:/nowhere',), ('/nowhere', 'check the path')),
     (('--config.data.train=webdataset:x',), ('webdataset:x', 'folder:DIR')),
 ])

@@ -1,6 +1,7 @@
 """Cubic resampling of grids, equal to PyTorch's, as two constant matrices."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -68,3 +69,14 @@ def resize(grid: jax.Array, size: tuple[int, int],
   return jnp.einsum(
       'oy,px,...yxc->...opc', rows, columns, grid.astype(jnp.float32),
       precision=jax.lax.Precision.HIGHEST)
+
+
+def resize_tokens(tokens: jax.Array, grid: tuple[int, int], *,
+                  antialias: bool = False) -> jax.Array:
+  """Tokens [r, n·n, d] of a square grid on another, [r, rows·columns, d]."""
+  side = math.isqrt(tokens.shape[1])
+  if side * side != tokens.shape[1]:
+    raise ValueError(f'{tokens.shape[1]} tokens are not a square grid')
+  out = resize(tokens.reshape(-1, side, side, tokens.shape[-1]), grid,
+               antialias=antialias)
+  return out.reshape(tokens.shape[0], -1, tokens.shape[-1])

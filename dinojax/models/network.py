@@ -38,7 +38,8 @@ class Network(nnx.Module):
       self.ibot_head = heads.Head(
           width, config.ibot_head, dtype=dtype, rngs=rngs)
 
-  def __call__(self, rows: dict, *, train: bool) -> dict:
+  def __call__(self, rows: dict, *, train: bool,
+               patches: bool = False) -> dict:
     """One process's rows through backbone and heads.
 
     Args:
@@ -46,16 +47,19 @@ class Network(nnx.Module):
         (see models.draws) or absent; mask_index [g, m], positions in the
         patches (row by row) of each group's global crops, or absent.
       train: as the student runs.
+      patches: whether all patches of the global crops are wanted too.
 
     Returns:
       cls {kind: [r, d]} normed, float32; dino {kind: [r, k]} logits; ibot
-      [g, m, k] logits of the masked patches.
+      [g, m, k] logits of the masked patches; patches [r, p, d] normed.
     """
     features = self.backbone(
         rows['crops'], masks=rows.get('masks'), draws=rows.get('draws'),
         train=train)
     out = {'cls': {kind: f['cls'].astype(jnp.float32)
                    for kind, f in features.items()}}
+    if patches:
+      out['patches'] = features['global']['patches']
     if self.config.dino_head:
       out['dino'] = self._by_kind(
           self.dino_head, {k: f['cls'] for k, f in features.items()})

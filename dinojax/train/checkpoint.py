@@ -1,8 +1,8 @@
 """Checkpoints of a run: named parts, written behind the training.
 
 A step is complete or absent: orbax writes to a temporary folder and renames
-it. Parts are student, teacher, opt and meta, so that an evaluation reads the
-teacher alone.
+it. Parts are student, teacher, opt, meta and what else a state holds, so that
+an evaluation reads one of them alone.
 """
 
 from collections.abc import Iterable
@@ -101,7 +101,7 @@ class Checkpoints:
 
   def restore_part(self, name: str, abstract: dict,
                    step: int | None = None) -> dict:
-    """One part alone: 'teacher' for an evaluation."""
+    """One part alone: `state.ema_part` for an evaluation."""
     return self._load(step, {name: abstract})[name]
 
   def _load(self, step: int | None, parts: dict) -> dict:

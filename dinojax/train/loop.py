@@ -202,7 +202,8 @@ class _Session:
     if self.job.evaluate is None:
       return
     began = time.monotonic()
-    self.evaluation = self.job.evaluate(step, state['teacher'])
+    self.evaluation = self.job.evaluate(
+        step, state[state_lib.ema_part(state)])
     self.report.evaluated(
         step, self.evaluation, seconds=time.monotonic() - began)
 

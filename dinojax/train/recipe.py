@@ -13,9 +13,11 @@ from dinojax.augment import photometric
 from dinojax.kernels import attention
 from dinojax.models import draws
 from dinojax.models import network
+from dinojax.models import vit
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.train import optimizer
 from dinojax.train import schedules
+from dinojax.train import sections
 from dinojax.train import settings as settings_lib
 
 
@@ -26,7 +28,12 @@ class Recipe:
   Attributes:
     settings: the checked config, platform choices resolved.
     student: network with stochastic depth and RoPE augmentation.
-    teacher: the same network without them.
+    teacher: what makes the targets: the same network without them, or a
+      larger one.
+    has_frozen_teacher: whether the teacher is given and stays as it is; then
+      the student's EMA is kept beside it.
+    gram: the backbone of the Gram teacher, if it has one of its own.
+    gram_refresh: when that is renewed, or None for never.
     schedules: named functions of the step.
     optimizer: AdamW with per-parameter factors.
   """
@@ -36,6 +43,9 @@ class Recipe:
   teacher: network.Functional
   schedules: dict[str, Any]
   optimizer: optimizer.AdamW
+  has_frozen_teacher: bool = False
+  gram: network.Functional | None = None
+  gram_refresh: 'Refresh | None' = None
 
   def draw(self, key: jax.Array, num_groups: int) -> draws.Draws:
     """What the student draws in one step."""
@@ -45,6 +55,15 @@ class Recipe:
     if s.crops.num_local:
       rows['local'] = group * s.crops.num_local
     return draws.draw(key, s.model, num_groups=num_groups, rows=rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Refresh:
+  """After every `every` steps from `start` on, at most `limit` times."""
+
+  start: int
+  every: int
+  limit: int | None
 
 
 def prepare(settings: settings_lib.Settings, batch: dict,
@@ -61,13 +80,15 @@ def prepare(settings: settings_lib.Settings, batch: dict,
 
 
 def build(settings: settings_lib.Settings, mesh: jax.sharding.Mesh,
-          epoch_steps: int) -> Recipe:
+          epoch_steps: int,
+          frozen_teacher: network.NetworkConfig | None = None) -> Recipe:
   """Resolves platform choices and builds networks, schedules, optimizer.
 
   Args:
     settings: from `settings.read`.
     mesh: decides 'auto' values by its platform.
     epoch_steps: steps of one epoch, for durations given in epochs.
+    frozen_teacher: what is distilled; None: the EMA of the student teaches.
   """
   settings = resolve(settings, mesh_lib.platform(mesh))
   student = network_config(settings)
@@ -78,10 +99,25 @@ def build(settings: settings_lib.Settings, mesh: jax.sharding.Mesh,
   make = lambda config: network.Functional(
       lambda rngs: network.Network(config, rngs=rngs), mesh)
   student = make(student)
+  gram = None
+  if settings.gram.has_backbone:
+    gram = network.Functional(lambda rngs: vit.ViT(still, rngs=rngs), mesh)
   return Recipe(
-      settings=settings, student=student, teacher=make(teacher),
+      settings=settings, student=student,
+      teacher=make(frozen_teacher or teacher),
+      has_frozen_teacher=frozen_teacher is not None,
+      gram=gram, gram_refresh=_refresh(settings, epoch_steps),
       schedules=make_schedules(settings, epoch_steps),
       optimizer=make_optimizer(settings, student.shapes))
+
+
+def _refresh(s: settings_lib.Settings, epoch_steps: int) -> Refresh | None:
+  if not s.gram.has_backbone or s.gram.refresh_every is None:
+    return None
+  start, every = (
+      d.steps(batch_size=s.train.batch_size, epoch_steps=epoch_steps)
+      for d in (s.gram.refresh_start, s.gram.refresh_every))
+  return Refresh(start, every, s.gram.max_refreshes)
 
 
 def resolve(settings: settings_lib.Settings,
@@ -129,7 +165,7 @@ def make_schedules(s: settings_lib.Settings, epoch_steps: int) -> dict:
   steps = lambda d: d.steps(
       batch_size=s.train.batch_size, epoch_steps=epoch_steps)
 
-  def curve(c: settings_lib.Curve, factor=1.0, end_factor=1.0):
+  def curve(c: sections.Curve, factor=1.0, end_factor=1.0):
     peak, end = c.peak * factor, c.end * end_factor
     if s.schedules.style == 'v2':
       return schedules.cosine(
@@ -151,4 +187,5 @@ def make_schedules(s: settings_lib.Settings, epoch_steps: int) -> dict:
       'momentum': curve(plan.momentum),
       'teacher_temperature': curve(plan.teacher_temperature),
       'dino_local_weight': curve(plan.dino_local_weight),
+      'gram_weight': curve(plan.gram_weight),
   }

@@ -1,7 +1,7 @@
-"""Everything a run is: the sections of a config and what must agree.
+"""Everything a run is: a config as settings, and what must agree in it.
 
-A config (configs/*.py) has one section per dataclass here; keys are field
-names. `read` builds and checks them, and reports all mistakes at once.
+A config (configs/*.py) has the sections of `Settings`; keys are field names.
+`read` builds and checks them, and reports all mistakes at once.
 """
 
 import dataclasses
@@ -14,178 +14,10 @@ from dinojax.core import config as config_lib
 from dinojax.core import errors
 from dinojax.data import crops
 from dinojax.data import masking
-from dinojax.models import heads
 from dinojax.models import vit
+from dinojax.train import sections
 
-Duration = config_lib.Duration
 free = config_lib.free
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-  """Where images come from; several sources are (spec, weight) pairs."""
-
-  train: str | tuple
-  # (spec, probability): whole batches from one source, DINOv3's ImageNet.
-  homogeneous: tuple = ()
-  validation: str | None = None
-  max_bad_fraction: float = 0.01
-  max_pixels: int = 178_956_970
-  num_workers: int = free(0)
-  num_threads: int = free(2)
-
-  @property
-  def mixture(self) -> tuple[tuple[str, float], ...]:
-    """The training sources with their weights."""
-    if isinstance(self.train, str):
-      return ((self.train, 1.0),)
-    return tuple((spec, float(weight)) for spec, weight in self.train)
-
-
-@dataclasses.dataclass(frozen=True)
-class Head:
-  """A loss on prototypes and the head it reads."""
-
-  loss_weight: float = 1.0
-  num_prototypes: int = 65536
-  hidden_dim: int = 2048
-  bottleneck_dim: int = 256
-  num_layers: int = 3
-  weight_norm: bool = False
-  student_temperature: float = 0.1
-
-  @property
-  def head(self) -> heads.HeadConfig:
-    """The sizes of the head."""
-    names = {f.name for f in dataclasses.fields(heads.HeadConfig)}
-    values = {f.name: getattr(self, f.name)
-              for f in dataclasses.fields(self) if f.name in names}
-    return heads.HeadConfig(**values)
-
-
-@dataclasses.dataclass(frozen=True)
-class Dino(Head):
-  """Cross-entropy of CLS tokens between crops."""
-
-  ignore_diagonal: bool = True  # a global crop is not compared with itself
-
-
-@dataclasses.dataclass(frozen=True)
-class Ibot(Head):
-  """Cross-entropy of masked patches."""
-
-  separate_head: bool = True
-
-
-@dataclasses.dataclass(frozen=True)
-class Koleo:
-  """Spread of the CLS features; groups may span devices."""
-
-  loss_weight: float = 0.1
-  group_images: int = 2
-  topk: int = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Teacher:
-  """How teacher logits become targets."""
-
-  centering: str = 'sinkhorn_knopp'  # or 'softmax'
-  num_iterations: int = 3
-  center_momentum: float = 0.9
-
-
-@dataclasses.dataclass(frozen=True)
-class Optimizer:
-  """AdamW and its per-layer factors."""
-
-  beta1: float = 0.9
-  beta2: float = 0.999
-  epsilon: float = 1e-8
-  clip_norm: float | None = 3.0  # backbone and each head separately
-  layerwise_decay: float = 1.0
-  patch_embed_lr_factor: float = 0.2
-
-
-@dataclasses.dataclass(frozen=True)
-class Curve:
-  """A schedule: warm-up from start to peak, then cosine to end."""
-
-  start: float
-  peak: float
-  end: float
-  warmup: Duration = Duration(0, 'steps')
-  cosine: Duration | None = None  # None: the rest of training
-
-
-@dataclasses.dataclass(frozen=True)
-class Schedules:
-  """What changes over training; `style` decides endpoints (see schedules)."""
-
-  lr: Curve
-  weight_decay: Curve
-  momentum: Curve
-  teacher_temperature: Curve
-  dino_local_weight: Curve = Curve(1.0, 1.0, 1.0)
-  freeze_last_layer: Duration = Duration(0, 'steps')
-  lr_rule: str = 'sqrt_1024'
-  style: str = 'v2'  # or 'v3'
-
-
-@dataclasses.dataclass(frozen=True)
-class Train:
-  """Length, batch and groups."""
-
-  batch_size: int
-  total: Duration
-  epoch_steps: int | None = None  # None: one pass over the training images
-  group_images: int = 2
-  num_micro_batches: int = 1
-  max_nonfinite_steps: int = 3
-  deterministic: bool = True
-
-
-@dataclasses.dataclass(frozen=True)
-class Mesh:
-  """Devices: parameters are split over fsdp, replicated over data."""
-
-  data: int = -1
-  fsdp: int = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-  """When the state is saved and how much of it is kept."""
-
-  every: Duration = Duration(1000, 'steps')
-  keep: int = 2
-  archive_every: Duration | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Log:
-  """When a row of metrics is written."""
-
-  every_steps: int = 10
-  tensorboard: bool = True
-  profile_start: int | None = None  # step at which a trace begins
-  profile_steps: int = 5
-
-
-@dataclasses.dataclass(frozen=True)
-class Knn:
-  """k-NN of the EMA teacher, while training and at the end."""
-
-  every: Duration | None = None
-  k: int = 20
-  temperature: float = 0.07
-  train: str | None = None  # None: data.train
-  validation: str | None = None  # None: data.validation
-  max_train_images: int = 50_000
-  max_validation_images: int = 10_000
-  resize_px: int = 256
-  crop_px: int = 224
-  batch_size: int = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,21 +25,22 @@ class Settings:
   """A whole config."""
 
   model: vit.ViTConfig
-  data: Data
+  data: sections.Data
   crops: crops.Crops
   masks: masking.Masks
   augment: photometric.Photometric
-  dino: Dino
-  ibot: Ibot
-  koleo: Koleo
-  teacher: Teacher
-  optimizer: Optimizer
-  schedules: Schedules
-  train: Train
-  mesh: Mesh = free(Mesh())
-  checkpoint: Checkpoint = free(Checkpoint())
-  log: Log = free(Log())
-  knn: Knn = free(Knn())
+  dino: sections.Dino
+  ibot: sections.Ibot
+  koleo: sections.Koleo
+  teacher: sections.Teacher
+  optimizer: sections.Optimizer
+  schedules: sections.Schedules
+  train: sections.Train
+  mesh: sections.Mesh = free(sections.Mesh())
+  checkpoint: sections.Checkpoint = free(sections.Checkpoint())
+  log: sections.Log = free(sections.Log())
+  knn: sections.Knn = free(sections.Knn())
+  gram: sections.Gram = sections.Gram()
   seed: int = 0
 
   @property
@@ -233,6 +66,7 @@ def read(config: Any) -> Settings:
   _check_model(settings, problems)
   _check_batch(settings, problems)
   _check_choices(settings, problems)
+  _check_gram(settings, problems)
   problems.raise_any()
   return settings
 
@@ -301,6 +135,8 @@ def _check_choices(s: Settings, problems: config_lib.Errors):
       ('model.dtype', s.model.dtype, ('auto', 'float32', 'bfloat16')),
       ('model.packing', s.model.packing, ('auto', 'tuple', 'stream')),
       ('model.attention', s.model.attention, ('auto', 'xla', 'head_major')),
+      ('gram.teacher', s.gram.teacher, ('frozen', 'ema')),
+      ('gram.tokens', s.gram.tokens, ('all', 'masked', 'unmasked')),
       ('masks.counts', s.masks.counts, ('exact', 'undershooting')),
       ('augment.blur', s.augment.blur,
        tuple(photometric.BLUR_PROBABILITIES)),
@@ -320,6 +156,22 @@ def _check_choices(s: Settings, problems: config_lib.Errors):
   problems.check(
       0 < s.data.max_bad_fraction <= 1,
       f'data.max_bad_fraction={s.data.max_bad_fraction} is not in (0, 1]')
+
+
+def _check_gram(s: Settings, problems: config_lib.Errors):
+  gram = s.gram
+  problems.check(
+      not (gram.remove_negative and gram.remove_only_teacher_negative),
+      'gram.remove_negative and gram.remove_only_teacher_negative exclude '
+      'each other: set one to False')
+  problems.check(
+      gram.tokens == 'all' or not gram.per_image,
+      f'gram.tokens={gram.tokens!r} compares tokens of several images: set '
+      'gram.per_image=False, or gram.tokens=all')
+  problems.check(
+      gram.teacher == 'frozen' or gram.refresh_every is None,
+      'gram.refresh_every renews a teacher of its own, but gram.teacher is '
+      'ema: leave it unset')
 
 
 def check_devices(settings: Settings, num_devices: int):

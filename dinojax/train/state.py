@@ -7,8 +7,9 @@ from dinojax.core import tree
 from dinojax.parallel import sharding
 from dinojax.train import recipe as recipe_lib
 
-# What one checkpoint part holds; evaluations read 'teacher' alone.
-PARTS = ('student', 'teacher', 'opt', 'meta')
+# What a checkpoint part of its own holds; the rest is 'meta'. Evaluations read
+# one part alone, see `ema_part`.
+PARTS = ('student', 'teacher', 'ema', 'gram', 'opt')
 
 
 def init(recipe: recipe_lib.Recipe, key: jax.Array) -> dict:
@@ -20,7 +21,9 @@ def init(recipe: recipe_lib.Recipe, key: jax.Array) -> dict:
 
   Returns:
     step, key, student, teacher (the EMA, equal to the student), opt,
-    counters, and centers when targets are softmax-centred.
+    counters; centers when targets are softmax-centred; ema when the teacher
+    is a frozen one, and gram, a Gram teacher's own backbone, both of which
+    start at random until weights are put in.
   """
   student = recipe.student.init(jax.random.fold_in(key, 0))
   zero = lambda: jnp.zeros((), jnp.int32)
@@ -30,6 +33,12 @@ def init(recipe: recipe_lib.Recipe, key: jax.Array) -> dict:
       'opt': recipe.optimizer.init(student),
       'counters': {'bad_images': zero(), 'skipped_steps': zero(),
                    'nonfinite_in_row': zero()}}
+  if recipe.has_frozen_teacher:
+    state['ema'] = state['teacher']
+    state['teacher'] = recipe.teacher.init(jax.random.fold_in(key, 2))
+  if recipe.gram:
+    state['gram'] = recipe.gram.init(jax.random.fold_in(key, 3))
+    state['counters']['gram_refreshes'] = zero()
   settings = recipe.settings
   if settings.teacher.centering == 'softmax':
     heads = [(name, getattr(settings, name)) for name in ('dino', 'ibot')]
@@ -58,16 +67,21 @@ def abstract(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh) -> dict:
       shapes, sharding.shardings(shapes, mesh))
 
 
+def ema_part(state: dict) -> str:
+  """The part that is evaluated and exported: the EMA of the student."""
+  return 'ema' if 'ema' in state else 'teacher'
+
+
 def split(state: dict) -> dict:
   """The state as named checkpoint parts; small entries are 'meta'."""
-  parts = {name: state[name] for name in PARTS[:3]}
+  parts = {name: state[name] for name in PARTS if name in state}
   parts['meta'] = {k: v for k, v in state.items() if k not in parts}
   return parts
 
 
 def join(parts: dict) -> dict:
   """The inverse of `split`."""
-  return {name: parts[name] for name in PARTS[:3]} | parts['meta']
+  return {k: v for k, v in parts.items() if k != 'meta'} | parts['meta']
 
 
 def num_parameters(state: dict) -> dict[str, int]:

@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dinojax.kernels import resample
 from dinojax.losses import centering
 from dinojax.losses import dino
+from dinojax.losses import gram
 from dinojax.losses import ibot
 from dinojax.losses import koleo
 from dinojax.losses import sinkhorn
@@ -19,6 +21,7 @@ from dinojax.parallel import sharding
 from dinojax.train import monitor
 from dinojax.train import optimizer
 from dinojax.train import recipe as recipe_lib
+from dinojax.train import state as state_lib
 
 Array = jax.Array
 
@@ -29,7 +32,8 @@ def train_step(state: dict, batch: dict, *,
 
   Args:
     state: see state.init.
-    batch: global [b, v, y, x, c], local (may be absent): normalised crops;
+    batch: global [b, v, y, x, c], local and gram (may be absent): normalised
+      crops;
       mask [b, v, p], mask_index and mask_weight [g, m] (see data.masking);
       bad [b]: images that were replaced.
     recipe: what is trained.
@@ -67,6 +71,8 @@ def network_rows(batch: dict) -> dict:
   flat = lambda x: x.reshape(-1, *x.shape[2:])
   rows = {'crops': {kind: flat(batch[kind])
                     for kind in ('global', 'local') if kind in batch}}
+  if 'gram' in batch:
+    rows['gram'] = flat(batch['gram'])
   if 'mask' in batch:
     rows['masks'] = {'global': flat(batch['mask'])}
     rows['mask_index'] = batch['mask_index']
@@ -76,18 +82,20 @@ def network_rows(batch: dict) -> dict:
 
 def make_targets(state: dict, rows: dict, sched: dict,
                  recipe: recipe_lib.Recipe) -> tuple[dict, dict, dict]:
-  """Targets of the whole batch from the EMA teacher's global crops.
+  """Targets of the whole batch from the teacher's global crops.
 
   Returns:
-    targets {dino: [b, v, k], ibot: [g, m, k]}; the next centers (empty
-    without softmax centring); metrics of teacher and targets.
+    targets {dino: [b, v, k], ibot: [g, m, k], gram: [r, p, d]}; the next
+    centers (empty without softmax centring); metrics of teacher and targets.
   """
   settings = recipe.settings
   seen = {'crops': {'global': rows['crops']['global']}}
   if 'mask_index' in rows:
     seen['mask_index'] = rows['mask_index']
+  anchored = settings.gram.loss_weight > 0
   run = lambda part: recipe.teacher.apply(
-      state['teacher'], part, lambda net, rows: net(rows, train=False))
+      state['teacher'], part, lambda net, rows: net(
+          rows, train=False, patches=anchored and recipe.gram is None))
   out = in_parts(run, seen, settings.train.num_micro_batches)
   out = jax.lax.stop_gradient(out)
   logits = {}
@@ -103,10 +111,38 @@ def make_targets(state: dict, rows: dict, sched: dict,
     targets[name], centers[name] = center(
         values, weight, state.get('centers', {}).get(name),
         sched['teacher_temperature'], recipe)
+  if anchored:
+    targets['gram'] = gram_targets(state, rows, out.get('patches'), recipe)
   metrics = monitor.feature_metrics(out['cls']['global'])
   if 'dino' in targets:
     metrics |= monitor.target_metrics(targets['dino'])
   return targets, centers if 'centers' in state else {}, metrics
+
+
+def gram_targets(state: dict, rows: dict, patches: Array | None,
+                 recipe: recipe_lib.Recipe) -> Array:
+  """[r, p, d] patches of the Gram teacher on the student's grid.
+
+  Args:
+    state: holds the Gram teacher's backbone, if it has one.
+    rows: gram [r, y, x, c] crops for it.
+    patches: of the EMA teacher, when that is the Gram teacher.
+    recipe: what is trained.
+
+  Source: DINOv3; the grids are square.
+  """
+  settings = recipe.settings
+  if recipe.gram is not None:
+    run = lambda crops: recipe.gram.apply(
+        state['gram'], {'global': crops},
+        lambda net, crops: net(crops)['global']['patches'])
+    patches = in_parts(run, rows['gram'], settings.train.num_micro_batches)
+  patches = jax.lax.stop_gradient(patches)
+  if patches.shape[1] == settings.num_patches:
+    return patches
+  grid = settings.model.grid((settings.crops.global_px,) * 2)
+  return resample.resize_tokens(
+      patches, grid, antialias=settings.gram.antialias)
 
 
 def center(logits: Array, weight: Array | None, mean: Array | None,
@@ -169,8 +205,12 @@ def terms(student: dict, rows: dict, targets: dict, sched: dict,
           recipe: recipe_lib.Recipe) -> dict[str, tuple[Array, Array]]:
   """(weight, value) of every loss term, by name."""
   s = recipe.settings
+  # DINOv3 distils whole images: then masks choose patches and hide none.
+  hidden = () if not recipe.has_frozen_teacher else ('masks',)
+  seen = {k: v for k, v in rows.items() if k not in hidden}
   out = recipe.student.apply(
-      student, rows, lambda net, rows: net(rows, train=True))
+      student, seen, lambda net, rows: net(
+          rows, train=True, patches='gram' in targets))
   views = {'global': s.crops.num_global, 'local': s.crops.num_local}
   values = {}
   if s.dino.loss_weight:
@@ -193,7 +233,30 @@ def terms(student: dict, rows: dict, targets: dict, sched: dict,
   if s.koleo.loss_weight:
     values['koleo'] = (s.koleo.loss_weight * views['global'],
                        spread(out['cls']['global'], views['global'], s.koleo))
+  if 'gram' in targets:
+    values['gram'] = (
+        s.gram.loss_weight * sched['gram_weight'],
+        anchor(out['patches'], targets['gram'],
+               rows.get('masks', {}).get('global'), s))
   return values
+
+
+def anchor(patches: Array, targets: Array, mask: Array | None,
+           settings) -> Array:
+  """Gram loss of patches [r, p, d], per image or within groups of images."""
+  weight = None
+  if settings.gram.tokens != 'all':
+    chosen = mask if settings.gram.tokens == 'masked' else ~mask
+    weight = chosen.astype(jnp.float32)
+  if not settings.gram.per_image:
+    rows = settings.train.group_images * settings.crops.num_global
+    patches, targets, weight = jax.tree.map(
+        lambda x: sharding.group(x, rows), (patches, targets, weight))
+  return gram.gram(
+      patches, targets, weight=weight, normalize=settings.gram.normalize,
+      per_image=settings.gram.per_image,
+      remove_negative=settings.gram.remove_negative,
+      remove_only_teacher_negative=settings.gram.remove_only_teacher_negative)
 
 
 def spread(cls: Array, views: int, settings) -> Array:
@@ -216,20 +279,36 @@ def update(state: dict, grads: dict, loss: Array, sched: dict,
       grads, state['opt'], state['student'], lr=sched['lr'],
       last_layer_lr=sched['last_layer_lr'],
       weight_decay=sched['weight_decay'])
-  teacher = optax.incremental_update(
-      student, state['teacher'], 1 - sched['momentum'])
+  name = state_lib.ema_part(state)
+  ema = optax.incremental_update(
+      student, state[name], 1 - sched['momentum'])
   keep = lambda new, old: optimizer.select(finite, new, old)
   skipped = 1 - finite.astype(jnp.int32)
   counters = state['counters']
   in_row = (counters['nonfinite_in_row'] + 1) * skipped
   new = state | {
       'student': keep(student, state['student']),
-      'teacher': keep(teacher, state['teacher']),
+      name: keep(ema, state[name]),
       'opt': keep(opt, state['opt']),
       'counters': counters | {
           'skipped_steps': counters['skipped_steps'] + skipped,
           'nonfinite_in_row': in_row}}
+  if recipe.gram_refresh:
+    new = refresh_gram(new, new[name]['backbone'], recipe.gram_refresh)
   metrics = {f'grad_norm/{name}': norm for name, norm in norms.items()}
   return new, metrics | {
       'nonfinite_in_row': in_row, 'first_bad_leaf': first_bad,
       'skipped_steps': new['counters']['skipped_steps']}
+
+
+def refresh_gram(state: dict, backbone: dict,
+                 refresh: recipe_lib.Refresh) -> dict:
+  """The state with the Gram teacher renewed from the EMA, when it is time."""
+  done, next_step = state['counters']['gram_refreshes'], state['step'] + 1
+  due = (next_step >= refresh.start) & (next_step % refresh.every == 0)
+  if refresh.limit is not None:
+    due &= done < refresh.limit
+  return state | {
+      'gram': optimizer.select(due, backbone, state['gram']),
+      'counters': state['counters'] | {
+          'gram_refreshes': done + due.astype(jnp.int32)}}

@@ -85,6 +85,9 @@ def test_micro_batches_on_several_devices():
     dict(teacher__centering='softmax', ibot__separate_head=False),
     dict(model__position='learned', dino__weight_norm=True,
          koleo__group_images=16, masks__counts='undershooting'),
+    dict(gram__loss_weight=2.0, gram__teacher='ema'),
+    dict(gram__loss_weight=2.0, gram__teacher='ema', gram__tokens='masked',
+         gram__per_image=False),
 ])
 def test_other_recipes_are_mesh_equal_too(changes):
   small = dict(steps=2, model__depth=2, model__drop_path_rate=0.0) | changes

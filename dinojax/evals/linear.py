@@ -1,0 +1,62 @@
+"""The linear probe: what its classifiers see, and which are trained."""
+
+from collections.abc import Sequence
+import itertools
+
+import jax
+import jax.numpy as jnp
+
+# The references' grid, before scaling by the batch.
+LEARNING_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2,
+                  2e-2, 5e-2, 1e-1)
+
+
+def probe_input(layers: Sequence[dict[str, jax.Array]], num_layers: int,
+                average_patches: bool) -> jax.Array:
+  """[b, n·d (+ d)] features of a probe, float32.
+
+  Args:
+    layers: of the last blocks, oldest first: cls [b, d], patches [b, p, d].
+    num_layers: n, how many of the last are joined.
+    average_patches: whether the mean patch of the last block is appended.
+  """
+  parts = [layer['cls'] for layer in layers[-num_layers:]]
+  if average_patches:
+    parts.append(layers[-1]['patches'].mean(axis=1))
+  return jnp.concatenate(parts, axis=-1).astype(jnp.float32)
+
+
+def logits(features: jax.Array, kernel: jax.Array,
+           bias: jax.Array) -> jax.Array:
+  """[b, k] of features [b, e], kernel [e, k] and bias [k]."""
+  return jnp.dot(features, kernel, precision='highest') + bias[None]
+
+
+def grid(generation: str, batch_size: int, learning_rates: Sequence[float]
+         = LEARNING_RATES) -> list[dict]:
+  """The classifiers that are trained side by side.
+
+  Args:
+    generation: 'v2' varies layers and mean patches; 'v3' takes one layer
+      with them.
+    batch_size: of all devices together.
+    learning_rates: for a batch of 256.
+
+  Returns:
+    num_layers, average_patches and lr of each.
+
+  Source: setup_linear_classifiers of DINOv2 and DINOv3.
+  """
+  layers, averages = {'v2': ((1, 4), (False, True)),
+                      'v3': ((1, 4), (True,))}[generation]
+  return [dict(num_layers=n, average_patches=average,
+               lr=rate * batch_size / 256)
+          for n, average, rate in itertools.product(
+              layers, averages, learning_rates)]
+
+
+def name(classifier: dict) -> str:
+  """'classifier_4_blocks_avgpool_True_lr_0_00100', as the references log."""
+  lr = f'{classifier["lr"]:.5f}'.replace('.', '_')
+  return (f'classifier_{classifier["num_layers"]}_blocks_avgpool_'
+          f'{classifier["average_patches"]}_lr_{lr}')
