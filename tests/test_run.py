@@ -15,19 +15,19 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 COMMAND = [sys.executable, '-m', 'dinojax.main',
-           '--config=configs/demo.py:smoke',
+           f'--config={ROOT}/configs/demo.py:smoke',
            f'--compile_cache={ROOT / ".jax_cache"}']
 
 
-def start(workdir, *flags):
+def start(workdir, *flags, cwd=ROOT):
   return subprocess.Popen(
-      [*COMMAND, f'--workdir={workdir}', *flags], cwd=ROOT, text=True,
+      [*COMMAND, f'--workdir={workdir}', *flags], cwd=cwd, text=True,
       stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-      env=os.environ | {'JAX_PLATFORMS': 'cpu'})
+      env=os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)})
 
 
-def run(workdir, *flags):
-  process = start(workdir, *flags)
+def run(workdir, *flags, cwd=ROOT):
+  process = start(workdir, *flags, cwd=cwd)
   text, _ = process.communicate(timeout=300)
   return process.returncode, text
 
@@ -89,20 +89,20 @@ def test_sigterm_saves_and_exits_with_success(tmp_path):
 
 
 def test_a_finished_run_leaves_its_results(tmp_path):
-  code, text = run(tmp_path)
+  code, text = run('here', cwd=tmp_path)  # a relative folder
   assert code == 0, text
-  results = json.loads((tmp_path / 'results.json').read_text())
+  results = json.loads((tmp_path / 'here' / 'results.json').read_text())
   assert set(results['knn_top1_pct']) == {
       'raw_pixels', 'untrained', 'trained'}
   assert results['seconds'] > 0
-  last = [r for r in rows(tmp_path) if 'loss' in r][-1]
+  last = [r for r in rows(tmp_path / 'here') if 'loss' in r][-1]
   for name in ('loss/dino_global', 'loss/ibot', 'loss/koleo', 'weighted/koleo',
                'grad_norm/backbone', 'schedule/lr', 'teacher/entropy',
                'time/images_per_s', 'time/data_wait_pct',
                'mem/process_peak_gib'):
     assert name in last
   began = time.monotonic()
-  code, text = run(tmp_path)  # again: nothing left to do
+  code, text = run('here', cwd=tmp_path)  # again: nothing left to do
   assert code == 0 and 'resumed from step 6' in text
   assert time.monotonic() - began < 60
 

@@ -4,7 +4,7 @@ Same outputs as the ViT: CLS is the mean of the last map, patches are its
 positions, at a stride of 32 pixels. Masks and draws do not apply to it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 
 from flax import nnx
@@ -133,6 +133,36 @@ class ConvNeXt(nnx.Module):
     for i in range(len(self.config.depths)):
       x = getattr(self, f'stage{i}')(x)
       out.append(x)
+    return out
+
+  def intermediate(self, images: Array, indices: Sequence[int], *,
+                   norm: bool = True) -> list[Features]:
+    """Features after some of the stages, in the order of their depth.
+
+    Args:
+      images: [r, y, x, c] normalised.
+      indices: which stages, counted from 0; their widths differ.
+      norm: whether the final norm is applied to the last stage; the others
+        have none.
+
+    Source: DINOv3: with `patch_px`, positions are resized to the grid of
+      patches of that size (bilinear, antialiased); CLS is the mean before.
+    """
+    maps, out = self.maps(images), []
+    for index in sorted(indices):
+      x = maps[index]
+      cls = x.mean((1, 2))
+      if self.config.patch_px:
+        grid = tuple(n // self.config.patch_px for n in images.shape[1:3])
+        x = jax.image.resize(
+            x, (x.shape[0], *grid, x.shape[-1]), 'linear', antialias=True)
+      tokens = x.reshape(x.shape[0], -1, x.shape[-1])
+      features = {'cls': cls, 'registers': tokens[:, :0], 'patches': tokens,
+                  'prenorm': tokens}
+      if norm and index == len(maps) - 1:
+        final = sharding.gather(self.norm, self.config.compute_dtype)
+        features |= {'cls': final(cls), 'patches': final(tokens)}
+      out.append(features)
     return out
 
   def _features(self, x: Array) -> Features:

@@ -5,7 +5,7 @@ block is gathered once for all of them. What is random is drawn first (`draw`)
 and passed in, so a forward is a function of its arguments.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 
 from flax import nnx
@@ -91,16 +91,20 @@ class Attention(nnx.Module):
     out = x @ self.qkv.kernel[...].astype(x.dtype)
     return out + bias.reshape((1,) * (x.ndim - 1) + (-1,)).astype(x.dtype)
 
-  def mix(self, qkv: Array, rope: positions.Rope | None) -> Array:
-    """[r, n, 3·d] to the attended values [r, n, d]."""
-    r, n, _ = qkv.shape
-    qkv = qkv.reshape(r, n, 3, self.config.num_heads, -1)
+  def heads(self, qkv: Array, rope: positions.Rope | None
+            ) -> tuple[Array, Array, Array]:
+    """[r, n, 3·d] to queries, keys and values, [r, n, h, d] each."""
+    qkv = qkv.reshape(*qkv.shape[:2], 3, self.config.num_heads, -1)
     q, k, v = (qkv[:, :, i] for i in range(3))
     if rope is not None:
       q, k = positions.rotate(q, rope), positions.rotate(k, rope)
+    return q, k, v
+
+  def mix(self, qkv: Array, rope: positions.Rope | None) -> Array:
+    """[r, n, 3·d] to the attended values [r, n, d]."""
     out = attention.attend(
-        q, k, v, implementation=self.config.attention)
-    return out.reshape(r, n, -1)
+        *self.heads(qkv, rope), implementation=self.config.attention)
+    return out.reshape(*qkv.shape[:2], -1)
 
 
 class Block(nnx.Module):
@@ -226,7 +230,6 @@ class ViT(nnx.Module):
       final norm; prenorm [r, n, d], all tokens before it.
     """
     masks, draws = masks or {}, draws or {}
-    dtype = self.config.compute_dtype
     kinds = list(crops)
     tokens = [self._tokens(crops[kind], masks.get(kind)) for kind in kinds]
     grids = [self.config.grid(crops[kind].shape[1:3]) for kind in kinds]
@@ -236,17 +239,67 @@ class ViT(nnx.Module):
         jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), draws.get(kind, {}))
         for kind in kinds]
 
-    def body(tokens, layer):
-      block, drawn = layer
-      ropes = [
-          self._rope(grid, d['rope']) if 'rope' in d else rope
-          for grid, d, rope in zip(grids, drawn, fixed, strict=True)]
-      return sharding.gather(block, dtype)(tokens, ropes, drawn), None
-
-    body = layers.remat(body, self.config.remat)
-    tokens, _ = jax.lax.scan(body, tokens, (self.blocks, layer_draws))
+    tokens = self._run(tokens, fixed, grids, layer_draws)
     return {kind: self._features(x, kind, train)
             for kind, x in zip(kinds, tokens, strict=True)}
+
+  def intermediate(self, images: Array, indices: Sequence[int], *,
+                   norm: bool = True) -> list[Features]:
+    """Features after some of the blocks, in the order of their depth.
+
+    Args:
+      images: [r, y, x, c] normalised.
+      indices: which blocks, counted from 0.
+      norm: whether the final norm is applied to each.
+
+    Returns:
+      cls, registers, patches and prenorm of each, see `__call__`.
+    """
+    grid = self.config.grid(images.shape[1:3])
+    tokens, ropes = [self._tokens(images, None)], [self._rope(grid, None)]
+    out, start = [], 0
+    for index in sorted(indices):
+      tokens = self._run(tokens, ropes, [grid], [{}], start, index + 1)
+      start = index + 1
+      out.append(self._features(tokens[0], 'global', False, norm))
+    return out
+
+  def attention_map(self, images: Array, layer: int) -> Array:
+    """[r, h, n, n] attention of a block; rows sum to one.
+
+    Args:
+      images: [r, y, x, c] normalised.
+      layer: which block, counted from 0.
+    """
+    grid = self.config.grid(images.shape[1:3])
+    rope = self._rope(grid, None)
+    tokens = self._run([self._tokens(images, None)], [rope], [grid], [{}], 0,
+                       layer)
+    block = sharding.gather(
+        jax.tree.map(lambda x: x[layer], self.blocks),
+        self.config.compute_dtype)
+    q, k, _ = block.attn.heads(
+        block.attn.project(block.norm1(tokens[0])), rope)
+    scores = jnp.einsum('rnhd,rmhd->rhnm', q, k,
+                        preferred_element_type=jnp.float32)
+    return jax.nn.softmax(scores * q.shape[-1] ** -0.5, axis=-1)
+
+  def _run(self, tokens: list[Array], ropes: list, grids: list, draws: list,
+           start: int = 0, stop: int | None = None) -> list[Array]:
+    """Tokens after the blocks from `start` to before `stop`."""
+    dtype = self.config.compute_dtype
+
+    def body(tokens, layer):
+      block, drawn = layer
+      now = [self._rope(grid, d['rope']) if 'rope' in d else rope
+             for grid, d, rope in zip(grids, drawn, ropes, strict=True)]
+      return sharding.gather(block, dtype)(tokens, now, drawn), None
+
+    body = layers.remat(body, self.config.remat)
+    part = (self.blocks, draws)
+    if (start, stop) != (0, None):
+      part = jax.tree.map(lambda x: x[start:stop], part)
+    return jax.lax.scan(body, tokens, part)[0]
 
   def _tokens(self, images: Array, mask: Array | None) -> Array:
     """[r, y, x, c] to [r, n, d]: CLS, registers, patches."""
@@ -286,18 +339,21 @@ class ViT(nnx.Module):
         grid, periods, normalize=config.rope_normalize,
         dtype=jnp.dtype(config.rope_dtype), draw=draw)
 
-  def _features(self, x: Array, kind: str, train: bool) -> Features:
+  def _features(self, x: Array, kind: str, train: bool,
+                normed: bool = True) -> Features:
     config, dtype = self.config, self.config.compute_dtype
     norm = sharding.gather(self.norm, dtype)
     first = 1 + config.num_registers
-    if config.untie_global_and_local_cls_norm and train and kind == 'local':
+    if not normed:
+      lead, patches = x[:, :first], x[:, first:]
+    elif config.untie_global_and_local_cls_norm and train and kind == 'local':
       lead = sharding.gather(self.local_cls_norm, dtype)(x[:, :first])
       patches = norm(x[:, first:])
     elif config.untie_cls_and_patch_norms:
       lead = sharding.gather(self.cls_norm, dtype)(x[:, :first])
       patches = norm(x[:, first:])
     else:
-      normed = norm(x)
-      lead, patches = normed[:, :first], normed[:, first:]
+      x_normed = norm(x)
+      lead, patches = x_normed[:, :first], x_normed[:, first:]
     return {'cls': lead[:, 0], 'registers': lead[:, 1:], 'patches': patches,
             'prenorm': x}

@@ -7,6 +7,7 @@ an evaluation reads one of them alone.
 
 from collections.abc import Iterable
 import logging
+import os
 import time
 
 from etils import epath
@@ -43,7 +44,10 @@ class Checkpoints:
     kept = [policies.LatestN(keep)]
     if archive_every:
       kept.append(policies.EveryNSteps(archive_every))
-    self.folder = epath.Path(workdir) / FOLDER
+    # Orbax refuses relative paths, and only when it writes.
+    self.folder = epath.Path(
+        workdir if '://' in str(workdir) else os.path.abspath(workdir)
+    ) / FOLDER
     self._manager = ocp.training.Checkpointer(
         self.folder, preservation_policy=policies.AnyPreservationPolicy(kept),
         cleanup_tmp_directories=True)
