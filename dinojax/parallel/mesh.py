@@ -37,6 +37,11 @@ def make(data: int = -1, fsdp: int = 1,
   return jax.make_mesh((data, fsdp), AXES, devices=devices)
 
 
+def one_device() -> list[jax.Device]:
+  """The first device of this process, for work that needs no other."""
+  return jax.local_devices()[:1]
+
+
 def platform(mesh: jax.sharding.Mesh) -> str:
   """'cpu', 'gpu' or 'tpu': of the mesh, not of the host that compiles."""
   return mesh.devices.flat[0].platform

@@ -1,0 +1,79 @@
+"""A converted model on disk: model.safetensors and model.json.
+
+Tensors carry our own names, under `params/`; `entries/` are what another
+library's file held besides, so that it can be written again.
+"""
+
+import dataclasses
+import json
+import pathlib
+
+from dinojax.core import errors
+from dinojax.core import tree
+from dinojax.interop import files
+from dinojax.interop import reading
+from dinojax.models import convnext
+from dinojax.models import vit
+
+TENSORS, DESCRIPTION = 'model.safetensors', 'model.json'
+_KINDS = {'vit': vit.ViTConfig, 'convnext': convnext.ConvNeXtConfig}
+_VERSION = 1
+
+
+def is_ours(folder: str) -> bool:
+  """Whether a folder holds a model that `save` wrote."""
+  return (pathlib.Path(folder).expanduser() / DESCRIPTION).exists()
+
+
+def save(folder: str, weights: reading.Weights):
+  """Writes a model; an existing one is replaced when all is written."""
+  place = pathlib.Path(folder).expanduser()
+  place.mkdir(parents=True, exist_ok=True)
+  state = {f'params/{name}': value
+           for name, value in tree.items(weights.params)}
+  state |= {f'entries/{name}': value
+            for name, value in weights.entries.items()}
+  kind, = (k for k, cls in _KINDS.items() if isinstance(weights.config, cls))
+  temporary = place / f'{TENSORS}.tmp'
+  files.write_safetensors(str(temporary), state)
+  temporary.replace(place / TENSORS)
+  (place / DESCRIPTION).write_text(json.dumps({
+      'version': _VERSION, 'kind': kind, 'family': weights.family,
+      'config': dataclasses.asdict(weights.config)}, indent=1))
+
+
+def load(folder: str) -> reading.Weights:
+  """Reads what `save` wrote.
+
+  Raises:
+    UserError: missing or damaged files, or of a later version.
+  """
+  place = pathlib.Path(folder).expanduser()
+  if not is_ours(folder):
+    raise errors.UserError(
+        f'{folder} holds no model: {DESCRIPTION} is missing; convert weights '
+        'with `dinojax convert import`')
+  told = json.loads((place / DESCRIPTION).read_text())
+  if told.get('version') != _VERSION or told.get('kind') not in _KINDS:
+    raise errors.UserError(
+        f'{place / DESCRIPTION} is of version {told.get("version")}, kind '
+        f'{told.get("kind")!r}: this dinojax reads version {_VERSION} of '
+        f'{", ".join(_KINDS)}')
+  values = {key: tuple(value) if isinstance(value, list) else value
+            for key, value in told['config'].items()}
+  config = _KINDS[told['kind']](**values)
+  state = files.read(str(place / TENSORS))
+  pick = lambda prefix: {
+      key.removeprefix(prefix): value for key, value in state.items()
+      if key.startswith(prefix)}
+  flat = pick('params/')
+  wanted = dict(tree.items(reading.shapes(config)))
+  wrong = [name for name in {**wanted, **flat} if name not in flat
+           or name not in wanted or flat[name].shape != wanted[name].shape]
+  if wrong:
+    raise errors.UserError(
+        f'{place / TENSORS} does not fit {DESCRIPTION}: '
+        f'{", ".join(sorted(wrong)[:5])}; convert the weights again')
+  params = tree.map_with_name(
+      lambda name, _: flat[name], reading.shapes(config))
+  return reading.Weights(config, params, pick('entries/'), told['family'])
