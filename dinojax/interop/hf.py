@@ -9,6 +9,7 @@ import re
 
 import numpy as np
 
+from dinojax.augment import photometric
 from dinojax.core import errors
 from dinojax.interop import names
 from dinojax.models import convnext
@@ -150,6 +151,86 @@ def config(values: dict) -> Config:
       token_std=1e-6,
       # transformers' Dinov2Model leaves DINOv2's offset of 0.1 out.
       interpolate_offset=0.0, interpolate_antialias=registers)
+
+
+def describe(config: Config) -> dict:
+  """The contents of config.json: the inverse of `config`.
+
+  Raises:
+    UserError: an option that transformers does not have.
+  """
+  if isinstance(config, convnext.ConvNeXtConfig):
+    return _named('dinov3_convnext', {
+        'depths': list(config.depths), 'hidden_sizes': list(config.dims),
+        'num_channels': config.num_channels, 'image_size': 224,
+        'layer_norm_eps': config.norm_epsilon,
+        'layer_scale_init_value': config.layerscale, 'hidden_act': 'gelu'})
+  _refuse_options(config)
+  shared = {
+      'hidden_size': config.embed_dim, 'num_hidden_layers': config.depth,
+      'num_attention_heads': config.num_heads, 'patch_size': config.patch_px,
+      'num_channels': config.num_channels, 'image_size': config.image_px,
+      'layer_norm_eps': config.norm_epsilon, 'hidden_act': 'gelu',
+      'layerscale_value': config.layerscale,
+      'drop_path_rate': config.drop_path_rate}
+  swiglu = config.ffn == 'swiglu'
+  hidden = config.ffn_hidden or 4 * config.embed_dim
+  if config.position == 'rope':
+    return _named('dinov3_vit', shared | {
+        'num_register_tokens': config.num_registers,
+        'intermediate_size': hidden, 'use_gated_mlp': swiglu,
+        'hidden_act': 'silu' if swiglu else 'gelu',
+        'query_bias': config.qkv_bias, 'key_bias': False,
+        'value_bias': config.qkv_bias, 'proj_bias': config.proj_bias,
+        'mlp_bias': config.ffn_bias, 'rope_theta': config.rope_base,
+        'pos_embed_rescale': config.rope_rescale,
+        'pos_embed_shift': config.rope_shift,
+        'pos_embed_jitter': config.rope_jitter})
+  shared |= {'qkv_bias': config.qkv_bias, 'use_swiglu_ffn': swiglu,
+             'mlp_ratio': 4 if swiglu else hidden // config.embed_dim}
+  if config.num_registers:
+    return _named('dinov2_with_registers', shared | {
+        'num_register_tokens': config.num_registers})
+  return _named('dinov2', shared)
+
+
+def preprocessor(image_px: int = 224) -> dict:
+  """preprocessor_config.json: resize, centre crop, ImageNet's statistics."""
+  return {
+      'image_processor_type': 'BitImageProcessor', 'do_resize': True,
+      'size': {'shortest_edge': round(image_px * 256 / 224)}, 'resample': 3,
+      'do_center_crop': True,
+      'crop_size': {'height': image_px, 'width': image_px},
+      'do_rescale': True, 'rescale_factor': 1 / 255, 'do_normalize': True,
+      'image_mean': list(photometric.IMAGENET_MEAN),
+      'image_std': list(photometric.IMAGENET_STD), 'do_convert_rgb': True}
+
+
+def _named(kind: str, values: dict) -> dict:
+  return {'model_type': kind, 'architectures': [_MODELS[kind]],
+          'torch_dtype': 'float32', **values}
+
+
+def _refuse_options(config: vit.ViTConfig):
+  v3 = config.position == 'rope'
+  wanted = {'norm': 'layernorm', 'untie_cls_and_patch_norms': False,
+            'rope_min_period': None, 'rope_normalize': 'separate'}
+  if not v3:
+    wanted |= {'proj_bias': True, 'ffn_bias': True}
+  for name, value in wanted.items():
+    got = getattr(config, name)
+    if got != value:
+      raise errors.UserError(
+          f'{name}={got!r} is not an option of transformers\' models: use '
+          '--format=meta')
+  hidden = config.ffn_hidden or 4 * config.embed_dim
+  usual = ((int(4 * config.embed_dim * 2 / 3) + 7) // 8 * 8
+           if config.ffn == 'swiglu' else
+           hidden // config.embed_dim * config.embed_dim)
+  if not v3 and hidden != usual:
+    raise errors.UserError(
+        f'ffn_hidden={hidden} is not what transformers computes for a width '
+        f'of {config.embed_dim}, {usual}: use --format=meta')
 
 
 def with_upstream_offset(config: vit.ViTConfig) -> vit.ViTConfig:

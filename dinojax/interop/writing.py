@@ -1,0 +1,103 @@
+"""Weights as files of other libraries."""
+
+import json
+import pathlib
+
+import numpy as np
+
+from dinojax.core import errors
+from dinojax.interop import files
+from dinojax.interop import hf
+from dinojax.interop import meta
+from dinojax.interop import reading
+from dinojax.interop import timm
+from dinojax.interop import translate
+
+FORMATS = ('meta', 'hf', 'timm')
+
+
+def write(folder: str, weights: reading.Weights, kind: str, *,
+          lossy: bool = False) -> list[str]:
+  """Writes a backbone in a format.
+
+  Args:
+    folder: made when missing.
+    weights: what to write.
+    kind: 'meta': backbone.pth (where PyTorch is installed) and
+      backbone.safetensors, as DINOv2's and DINOv3's modules load them
+      strictly; 'hf': a folder for AutoModel.from_pretrained; 'timm': a state
+      dict for timm.create_model.
+    lossy: leaves out what the format cannot hold, even if it is not zero.
+
+  Returns:
+    Sentences about what was written, left out or merged.
+
+  Raises:
+    UserError: unknown format, or a model that it cannot hold.
+  """
+  if kind not in FORMATS:
+    raise errors.UserError(
+        f'--format={kind} is not known: use one of {", ".join(FORMATS)}')
+  place = pathlib.Path(folder).expanduser()
+  place.mkdir(parents=True, exist_ok=True)
+  writer = {'meta': _meta, 'hf': _hf, 'timm': _timm}[kind]
+  return writer(place, weights, lossy)
+
+
+def meta_state(weights: reading.Weights) -> dict[str, np.ndarray]:
+  """The state dict of DINOv2's or DINOv3's own module."""
+  state = translate.to_theirs(weights.params, meta.table(weights.config))
+  return meta.restore(state, weights.entries, weights.config)
+
+
+def _meta(place, weights, lossy) -> list[str]:
+  del lossy  # it holds everything
+  state = meta_state(weights)
+  files.write_safetensors(str(place / 'backbone.safetensors'), state)
+  said = [f'{len(state)} tensors in {place / "backbone.safetensors"}']
+  try:
+    import torch
+  except ImportError:
+    return [*said, 'no backbone.pth: PyTorch is not installed']
+  torch.save({key: torch.from_numpy(value.copy())
+              for key, value in state.items()}, place / 'backbone.pth')
+  return [*said, f'the same in {place / "backbone.pth"}']
+
+
+def _hf(place, weights, lossy) -> list[str]:
+  config = weights.config
+  description = hf.describe(config)
+  state, dropped = hf.reduce(
+      translate.to_theirs(weights.params, hf.table(config)), config,
+      lossy=lossy)
+  files.write_safetensors(str(place / 'model.safetensors'), state)
+  for name, values in (('config.json', description),
+                       ('preprocessor_config.json', hf.preprocessor())):
+    (place / name).write_text(json.dumps(values, indent=2) + '\n')
+  said = [f'{len(state)} tensors in {place}, for '
+          f'{description["architectures"][0]}', *_left_out(dropped)]
+  if getattr(config, 'interpolate_offset', 0):
+    said.append(
+        'transformers resamples positions without DINOv2\'s offset of 0.1: '
+        f'features differ away from {config.image_px} pixels')
+  return said
+
+
+def _timm(place, weights, lossy) -> list[str]:
+  config = weights.config
+  state, dropped = timm.reduce(
+      translate.to_theirs(weights.params, timm.table(config)), config,
+      lossy=lossy)
+  files.write_safetensors(str(place / 'model.safetensors'), state)
+  said = [f'{len(state)} tensors in {place / "model.safetensors"}',
+          *_left_out(dropped)]
+  if getattr(config, 'num_registers', 0) and config.position == 'learned':
+    said.append('merged: the position of CLS into the CLS token')
+  return said
+
+
+def _left_out(dropped: list[str]) -> list[str]:
+  if not dropped:
+    return []
+  shown = ', '.join(dropped[:4]) + (' and more' if len(dropped) > 4 else '')
+  return [f'left out, {len(dropped)} tensors: {shown}']
