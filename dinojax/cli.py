@@ -13,7 +13,7 @@ COMMANDS = {
     'train': ('dinojax.main', 'train or resume a run'),
     'crops': ('dinojax.crops', 'draw the first training batch as a picture'),
     'pca': ('dinojax.pca', 'draw patch features of images in colour'),
-    'convert': ('dinojax.convert', 'write images as ArrayRecord shards'),
+    'convert': ('dinojax.convert', 'images to records, weights in and out'),
 }
 
 

@@ -1,4 +1,9 @@
-"""`dinojax convert records --source=folder:DIR --out=DIR`."""
+"""Images to records, weights in and weights out.
+
+  dinojax convert records --source=folder:DIR --out=DIR
+  dinojax convert import --source=FILE_OR_FOLDER --out=DIR
+  dinojax convert export --source=DIR --out=DIR --format=meta|hf|timm
+"""
 
 import sys
 
@@ -7,36 +12,73 @@ from absl import flags
 from rich import progress
 
 from dinojax.core import errors
+from dinojax.core import tree
 from dinojax.data import records
 from dinojax.data import sources
+from dinojax.interop import reading
+from dinojax.interop import store
+from dinojax.interop import writing
 
 _SOURCE = flags.DEFINE_string(
-    'source', None, 'What to convert, such as folder:DIR.')
-_OUT = flags.DEFINE_string('out', None, 'Folder of the shards.')
+    'source', None, 'What to convert: folder:DIR for records, a weight file '
+    'or folder for import, a folder that import wrote for export.')
+_OUT = flags.DEFINE_string('out', None, 'Folder of the result.')
 _IMAGES_PER_SHARD = flags.DEFINE_integer(
     'images_per_shard', 10_000, 'Images in a shard, about.', lower_bound=1)
+_FORMAT = flags.DEFINE_enum(
+    'format', 'meta', writing.FORMATS, 'Of exported weights.')
+_NUM_HEADS = flags.DEFINE_integer(
+    'num_heads', None, 'Of imported sizes that were never published.')
+_IMAGE_PX = flags.DEFINE_integer(
+    'image_px', None, 'Side of square images that imported learned positions '
+    'are resampled to.')
+_LOSSY = flags.DEFINE_bool(
+    'lossy', False, 'Leave out what a format cannot hold, zero or not.')
 
 
 def main(argv: list[str]) -> int:
-  """Writes ArrayRecord shards; the same command continues."""
-  if argv[1:] != ['records']:
-    raise app.UsageError('use: dinojax convert records --source=… --out=…')
+  """Runs the conversion; the same command continues or overwrites."""
+  commands = {'records': to_records, 'import': bring_in, 'export': take_out}
+  if len(argv) != 2 or argv[1] not in commands:
+    raise app.UsageError(__doc__.strip())
   try:
-    source = sources.open_source(_SOURCE.value)
-    shards = max(1, round(len(source) / _IMAGES_PER_SHARD.value))
-    with progress.Progress(
-        *progress.Progress.get_default_columns(),
-        progress.MofNCompleteColumn()) as bar:
-      task = bar.add_task('records', total=len(source))
-      paths = records.write(
-          source, _OUT.value, num_shards=shards,
-          progress=lambda done, _: bar.update(task, completed=done))
+    commands[argv[1]](_SOURCE.value, _OUT.value)
   except errors.UserError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
-  print(f'{len(source)} images in {len(paths)} shards: '
-        f'--config.data.train="arrayrecord:{_OUT.value}/*.arrayrecord"')
   return 0
+
+
+def to_records(spec: str, out: str):
+  """Writes ArrayRecord shards; the same command continues."""
+  source = sources.open_source(spec)
+  shards = max(1, round(len(source) / _IMAGES_PER_SHARD.value))
+  with progress.Progress(
+      *progress.Progress.get_default_columns(),
+      progress.MofNCompleteColumn()) as bar:
+    task = bar.add_task('records', total=len(source))
+    paths = records.write(
+        source, out, num_shards=shards,
+        progress=lambda done, _: bar.update(task, completed=done))
+  print(f'{len(source)} images in {len(paths)} shards: '
+        f'--config.data.train="arrayrecord:{out}/*.arrayrecord"')
+
+
+def bring_in(path: str, out: str):
+  """Reads weights of another library into a folder of ours."""
+  weights = reading.read(
+      path, num_heads=_NUM_HEADS.value, image_px=_IMAGE_PX.value)
+  store.save(out, weights)
+  size = tree.num_elements(weights.params) / 1e6
+  print(f'{size:.1f} M parameters ({weights.family}) in {out}: '
+        f'dinojax.load({out!r})')
+
+
+def take_out(folder: str, out: str):
+  """Writes a folder of ours in a format of another library."""
+  for text in writing.write(
+      out, store.load(folder), _FORMAT.value, lossy=_LOSSY.value):
+    print(text)
 
 
 def entry():
