@@ -32,7 +32,7 @@ def sides(name: str, batch: int, threads: int):
   from dinojax.parallel import mesh as mesh_lib
   config = zoo.vit_config(
       f'dinov2_vit{name}14', image_px=224, interpolate_offset=0.0,
-      attention='head_major', layerscale=1.0, token_std=0.02)
+      layerscale=1.0, token_std=0.02)
   mesh = mesh_lib.make(devices=jax.devices()[:1])
   with mesh_lib.activate(mesh):
     params = jax.device_get(

@@ -20,6 +20,7 @@ from dinojax.data import crops
 from dinojax.data import images as images_lib
 from dinojax.interop import reading
 from dinojax.interop import store
+from dinojax.kernels import attention
 from dinojax.models import vit
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
@@ -46,8 +47,12 @@ class Model:
   def __init__(self, weights: reading.Weights,
                mesh: jax.sharding.Mesh | None = None):
     """Puts the parameters on `mesh`; None: the first device."""
-    self.config = weights.config
     self._mesh = mesh or mesh_lib.make(devices=mesh_lib.one_device())
+    self.config = weights.config
+    if isinstance(self.config, vit.ViTConfig):
+      self.config = dataclasses.replace(
+          self.config,
+          attention=attention.choose(mesh_lib.platform(self._mesh)))
     with mesh_lib.activate(self._mesh):
       self._net = reading.functional(self.config, self._mesh)
       self.params = jax.device_put(weights.params, jax.tree.map(
@@ -143,7 +148,8 @@ class Model:
 
   def _program(self, key, call):
     return self._programs.setdefault(key, jax.jit(
-        lambda params, rows: self._net.apply(params, rows, call)))
+        lambda params, rows: self._net.apply(params, rows, call),
+        compiler_options=mesh_lib.compiler_options(self._mesh)))
 
   @functools.cached_property
   def _programs(self) -> dict:

@@ -1,0 +1,123 @@
+"""Semantic segmentation: sliding windows, the linear head, mean IoU."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+IGNORED = 255  # of label maps
+
+
+def areas(predicted: np.ndarray, labels: np.ndarray, num_classes: int, *,
+          zero_is_background: bool = False) -> np.ndarray:
+  """[4, k] pixels of intersection, union, prediction and label.
+
+  Args:
+    predicted: [y, x] classes.
+    labels: [y, x] classes, IGNORED where nothing counts.
+    num_classes: k.
+    zero_is_background: label 0 is ignored and the others move down by one, as
+      ADE20K is evaluated.
+  """
+  labels = np.asarray(labels).astype(np.int64)
+  if zero_is_background:
+    labels = np.where(
+        (labels == 0) | (labels == IGNORED), IGNORED, labels - 1)
+  counted = labels != IGNORED
+  predicted, labels = np.asarray(predicted)[counted], labels[counted]
+  count = lambda x: np.bincount(
+      x[(x >= 0) & (x < num_classes)], minlength=num_classes)
+  shared = count(predicted[predicted == labels])
+  of_prediction, of_label = count(predicted), count(labels)
+  return np.stack([shared, of_prediction + of_label - shared, of_prediction,
+                   of_label])
+
+
+def scores(total: np.ndarray) -> dict[str, np.ndarray]:
+  """Metrics of areas [4, k] summed over images; NaN where a class is absent.
+
+  Returns:
+    per_class_iou and per_class_acc [k]; their means mIoU and acc over the
+    classes that occur; aAcc of pixels; dice, fscore, precision and recall.
+
+  Source: mmseg's metrics as DINOv3 evaluates them.
+  """
+  shared, union, predicted, labels = np.asarray(total, np.float64)
+  ratio = lambda a, b: np.divide(
+      a, b, out=np.full_like(a, np.nan), where=b > 0)
+  iou, accuracy = ratio(shared, union), ratio(shared, labels)
+  precision = ratio(shared, predicted)
+  both = precision + accuracy
+  fscore = ratio(2 * precision * accuracy, both)
+  mean = lambda x: float(np.nanmean(x)) if np.isfinite(x).any() else np.nan
+  return {
+      'per_class_iou': iou, 'per_class_acc': accuracy, 'mIoU': mean(iou),
+      'acc': mean(accuracy), 'aAcc': float(shared.sum() / labels.sum()),
+      'dice': mean(ratio(2 * shared, predicted + labels)),
+      'fscore': mean(fscore), 'precision': mean(precision),
+      'recall': mean(accuracy)}
+
+
+def windows(size: int, crop: int, stride: int) -> list[int]:
+  """Starts of the windows along an axis; the last is moved inside."""
+  count = max(size - crop + stride - 1, 0) // stride + 1
+  return [max(min(i * stride, size - crop), 0) for i in range(count)]
+
+
+def slide(predict: Callable[[jax.Array], jax.Array], image: jax.Array, *,
+          crop_px: int, stride_px: int) -> jax.Array:
+  """[b, y, x, k] mean of the predictions of overlapping windows.
+
+  Args:
+    predict: maps [b, crop, crop, c] to [b, crop, crop, k].
+    image: [b, y, x, c].
+    crop_px: side of a window; smaller images are one window.
+    stride_px: from window to window.
+  """
+  height, width = image.shape[1:3]
+  total, count = None, np.zeros((height, width, 1), np.float32)
+  for top in windows(height, crop_px, stride_px):
+    for left in windows(width, crop_px, stride_px):
+      rows = slice(top, min(top + crop_px, height))
+      columns = slice(left, min(left + crop_px, width))
+      part = predict(image[:, rows, columns])
+      if total is None:
+        total = jnp.zeros((*image.shape[:3], part.shape[-1]), jnp.float32)
+      total = total.at[:, rows, columns].add(part)
+      count[rows, columns] += 1
+  return total / jnp.asarray(count)[None]
+
+
+def linear_head(maps: list[jax.Array], *, mean, variance, scale, bias, kernel,
+                kernel_bias, epsilon: float = 1e-5) -> jax.Array:
+  """[b, y, x, k] logits of joined feature maps, as evaluated.
+
+  Args:
+    maps: [b, y_i, x_i, d_i]; resized to the first one's grid.
+    mean: [Σ d_i] running statistics of the batch norm, with
+    variance: the other one.
+    scale: [Σ d_i] of the batch norm, with
+    bias: its shift.
+    kernel: [Σ d_i, k] of the 1 × 1 convolution, with
+    kernel_bias: [k].
+    epsilon: of the batch norm.
+
+  Source: DINOv3's LinearHead.
+  """
+  size = maps[0].shape[1:3]
+  joined = jnp.concatenate([resize(x, size) for x in maps], axis=-1)
+  row = lambda x: jnp.asarray(x)[None, None, None]
+  normed = (joined - row(mean)) * jax.lax.rsqrt(
+      row(variance) + epsilon) * row(scale) + row(bias)
+  return jnp.einsum(
+      'byxd,dk->byxk', normed, kernel, precision='highest') + row(kernel_bias)
+
+
+def resize(maps: jax.Array, size: tuple[int, int]) -> jax.Array:
+  """Bilinear [b, y, x, d] to `size`, as PyTorch without antialias."""
+  if maps.shape[1:3] == size:
+    return maps
+  return jax.image.resize(
+      maps, (maps.shape[0], *size, maps.shape[-1]), 'linear',
+      antialias=False)
