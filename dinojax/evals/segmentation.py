@@ -25,7 +25,8 @@ def areas(predicted: np.ndarray, labels: np.ndarray, num_classes: int, *,
     labels = np.where(
         (labels == 0) | (labels == IGNORED), IGNORED, labels - 1)
   counted = labels != IGNORED
-  predicted, labels = np.asarray(predicted)[counted], labels[counted]
+  predicted = np.asarray(predicted).astype(np.int64)[counted]
+  labels = labels[counted]
   count = lambda x: np.bincount(
       x[(x >= 0) & (x < num_classes)], minlength=num_classes)
   shared = count(predicted[predicted == labels])
