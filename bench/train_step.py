@@ -14,9 +14,8 @@ PyTorch for this benchmark.
 import argparse
 import functools
 import json
+import multiprocessing
 import statistics
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -280,54 +279,61 @@ def own_peak_gib() -> float:
   return int(line.split()[1]) / 2**20
 
 
-def peak_gib(side: str, options) -> float:
-  """Peak memory of one side alone, in a process of its own."""
-  command = [sys.executable, '-m', 'bench.train_step', f'--only={side}',
-             f'--batch={options.batch}', f'--prototypes={options.prototypes}',
-             '--steps=2']
-  text = subprocess.run(
-      command, check=True, capture_output=True, text=True).stdout
-  return json.loads(text.splitlines()[-1])['peak_rss_gib']
+def serve(connection, side: str, options):
+  """One side in a process of its own: steps on request."""
+  if side == 'jax':
+    program = Jax(options.batch, options.prototypes)
+    connection.send(program.weights())
+  else:
+    program = Torch(connection.recv(), options.prototypes, options.threads)
+  while (step := connection.recv()) is not None:
+    rows = make_batch(options.batch, step)
+    began = time.perf_counter()
+    loss = program.step(rows)
+    connection.send((loss, time.perf_counter() - began))
+  connection.send(own_peak_gib())
 
 
 def main():
-  """Compares, then prints one JSON line."""
+  """Compares, then prints one JSON line.
+
+  The sides are two processes that take turns: in one process, each would
+  share its cores with the other's idle threads.
+  """
   parser = argparse.ArgumentParser()
   parser.add_argument('--batch', type=int, default=4)
   parser.add_argument('--steps', type=int, default=5)
   parser.add_argument('--prototypes', type=int, default=K)
   parser.add_argument('--threads', type=int, default=2)
-  parser.add_argument('--only', choices=('jax', 'torch'))
   options = parser.parse_args()
-  ours = None if options.only == 'torch' else Jax(
-      options.batch, options.prototypes)
-  peer = None
-  if options.only != 'jax':
-    weights = ours.weights() if ours else random_weights(options)
-    peer = Torch(weights, options.prototypes, options.threads)
-  sides = {n: s for n, s in (('jax', ours), ('torch', peer)) if s}
-  loss, times = {}, {name: [] for name in sides}
+  spawn, pipes = multiprocessing.get_context('spawn'), {}
+  for side in ('jax', 'torch'):
+    pipes[side], theirs = spawn.Pipe()
+    spawn.Process(
+        target=serve, args=(theirs, side, options), daemon=True).start()
+  pipes['torch'].send(pipes['jax'].recv())
+  losses, times = [], {side: [] for side in pipes}
   for i in range(options.steps + 1):
-    rows = make_batch(options.batch, i)
-    for name, side in sides.items():
-      began = time.perf_counter()
-      value = side.step(rows)
-      if i == 0:
-        loss[name] = value  # equal weights; not timed
-      else:
-        times[name].append(time.perf_counter() - began)
-  if options.only:
-    print(json.dumps(
-        {'side': options.only, 'peak_rss_gib': round(own_peak_gib(), 3)}))
-    return
-  gap = abs(loss['jax'] - loss['torch']) / abs(loss['torch'])
+    loss = {}
+    for side, pipe in pipes.items():
+      pipe.send(i)
+      loss[side], seconds = pipe.recv()
+      if i:  # the first, from equal weights, is not timed
+        times[side].append(seconds)
+    losses.append(loss)
+  memory = {}
+  for side, pipe in pipes.items():
+    pipe.send(None)
+    memory[side] = round(pipe.recv(), 3)
+  first = losses[0]
+  gap = abs(first['jax'] - first['torch']) / abs(first['torch'])
   if not gap <= 1e-4:  # NaN too
-    raise SystemExit(f'the losses differ by {gap:.1e}: {loss}')
-  seconds = {name: statistics.median(t) for name, t in times.items()}
-  memory = {name: peak_gib(name, options) for name in sides}
+    raise SystemExit(f'the losses differ by {gap:.1e}: {first}')
+  seconds = {side: statistics.median(t) for side, t in times.items()}
   print(json.dumps({
       'bench': 'train_step', 'model': 'ViT-S/14', 'batch': options.batch,
-      'prototypes': options.prototypes, 'loss': loss, 'loss_gap': gap,
+      'prototypes': options.prototypes, 'loss': first, 'loss_gap': gap,
+      'last_loss': losses[-1],
       'step_s': {n: round(s, 3) for n, s in seconds.items()},
       'images_per_s': {n: round(options.batch / s, 3)
                        for n, s in seconds.items()},
@@ -335,28 +341,6 @@ def main():
       'peak_rss_gib': memory,
       'memory_ratio': round(memory['jax'] / memory['torch'], 3),
       'steps': options.steps, 'threads': options.threads}))
-
-
-def random_weights(options) -> dict:
-  """Parameters for a side that runs alone."""
-  rng = np.random.default_rng(0)
-  n = lambda *shape: (0.02 * rng.normal(size=shape)).astype(np.float32)
-  norm = lambda *lead: {'scale': 1 + n(*lead, 384), 'bias': n(*lead, 384)}
-  linear = lambda a, b, *lead: {'kernel': n(*lead, a, b), 'bias': n(*lead, b)}
-  head_ = lambda: {
-      'mlp': {'fc0': linear(384, HIDDEN), 'fc1': linear(HIDDEN, HIDDEN),
-              'fc2': linear(HIDDEN, BOTTLENECK)},
-      'last_layer': {'kernel': n(BOTTLENECK, options.prototypes)}}
-  blocks = {
-      'norm1': norm(12), 'norm2': norm(12),
-      'attn': {'qkv': linear(384, 1152, 12), 'proj': linear(384, 384, 12)},
-      'mlp': {'fc1': linear(384, 1536, 12), 'fc2': linear(1536, 384, 12)},
-      'ls1': {'gamma': n(12, 384)}, 'ls2': {'gamma': n(12, 384)}}
-  return {'backbone': {
-      'cls_token': n(384), 'mask_token': n(384), 'pos_embed': n(257, 384),
-      'patch_embed': {'kernel': n(14, 14, 3, 384), 'bias': n(384)},
-      'norm': norm(), 'blocks': blocks}, 'dino_head': head_(),
-          'ibot_head': head_()}
 
 
 if __name__ == '__main__':
