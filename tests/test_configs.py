@@ -100,3 +100,14 @@ def test_all_mistakes_are_reported_at_once():
                'model.num_heads=5', "teacher.centering='sinkhorn'",
                'koleo.group_images=7'):
     assert part in text
+
+
+def test_another_unit_of_a_duration_from_the_command_line():
+  c = load('vits')
+  c.train.total_steps = 8.0
+  with pytest.raises(settings_lib.errors.UserError,
+                     match='train.total_epochs are both set.*other to 0'):
+    settings_lib.read(c)
+  c.train.total_epochs = 0.0
+  total = settings_lib.read(c).train.total
+  assert (total.value, total.unit) == (8.0, 'steps')

@@ -119,9 +119,12 @@ def _has_default(field: dataclasses.Field) -> bool:
 def _duration(field, key: str, hint, values, problems: Errors):
   given = {unit: values.get(f'{field.name}_{unit}') for unit in UNITS}
   given = {unit: v for unit, v in given.items() if v is not None}
+  # A command line cannot say None, so 0 gives way to another unit.
+  given = {unit: v for unit, v in given.items() if v != 0} or dict(
+      list(given.items())[:1])
   if len(given) > 1:
     keys = ' and '.join(f'{key}_{unit}' for unit in given)
-    problems.add(f'{keys} are both set: set one, and the other to None')
+    problems.add(f'{keys} are both set: set one, and the other to 0')
   for unit, value in given.items():
     if isinstance(value, bool) or not isinstance(value, int | float):
       problems.add(f'{key}_{unit}={value!r} is not a number')
