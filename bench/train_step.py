@@ -297,8 +297,8 @@ def serve(connection, side: str, options):
 def main():
   """Compares, then prints one JSON line.
 
-  The sides are two processes that take turns: in one process, each would
-  share its cores with the other's idle threads.
+  The sides are two processes that take turns: threads and peak memory are
+  each one's own.
   """
   parser = argparse.ArgumentParser()
   parser.add_argument('--batch', type=int, default=4)

@@ -3,7 +3,7 @@
   python -m dinojax.main --config=configs/vitb.py --workdir=runs/vitb \
     --config.data.train=folder:DIR --config.data.validation=folder:VAL
 
-Hardware: one GPU of 80 GB, or of 24 GB with train.num_micro_batches=4.
+Hardware: one GPU; train.num_micro_batches=4 needs less memory (not measured).
 """
 
 from configs import vits

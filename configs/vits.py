@@ -6,7 +6,7 @@
 The references give no recipe for this size or batch: this one scales their
 learning rate by the square root of the batch, takes fewer prototypes and a
 shorter EMA (common.small_batch). Leave data.validation unset without labels.
-Hardware: one GPU of 24 GB or more.
+Hardware: one GPU (memory not measured; train.num_micro_batches needs less).
 First loss: 6.93 = ln 1024 for both DINO parts, half of it for iBOT.
 """
 

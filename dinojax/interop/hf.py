@@ -4,7 +4,6 @@ Files on the Hub keep older names than transformers 5 uses in memory; both are
 read, the newer ones are written.
 """
 
-import dataclasses
 import re
 
 import numpy as np
@@ -231,10 +230,3 @@ def _refuse_options(config: vit.ViTConfig):
     raise errors.UserError(
         f'ffn_hidden={hidden} is not what transformers computes for a width '
         f'of {config.embed_dim}, {usual}: use --format=meta')
-
-
-def with_upstream_offset(config: vit.ViTConfig) -> vit.ViTConfig:
-  """The same weights with DINOv2's own resampling of positions."""
-  if config.position != 'learned' or config.num_registers:
-    return config
-  return dataclasses.replace(config, interpolate_offset=0.1)

@@ -38,12 +38,6 @@ def unprefixed(state: State) -> State:
           for key, value in state.items()}
 
 
-def part(state: State, name: str) -> State:
-  """The tensors of 'dino_head' or 'ibot_head' of a training file."""
-  return {key.removeprefix(f'{name}.'): value
-          for key, value in state.items() if key.startswith(f'{name}.')}
-
-
 def table(config: vit.ViTConfig | convnext.ConvNeXtConfig) -> names.Table:
   """Which tensor of a backbone is which."""
   if isinstance(config, convnext.ConvNeXtConfig):

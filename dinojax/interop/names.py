@@ -10,7 +10,6 @@ import dataclasses
 import numpy as np
 
 from dinojax.models import convnext
-from dinojax.models import heads
 from dinojax.models import vit
 
 
@@ -148,21 +147,6 @@ def _block(config: vit.ViTConfig, names: VitNames, i: int) -> Table:
   return table
 
 
-def meta_head(config: heads.HeadConfig) -> Table:
-  """A DINO or iBOT head of either generation."""
-  table = []
-  for i in range(config.num_layers):
-    name = f'mlp.{2 * i}' if config.num_layers > 1 else 'mlp'
-    table += [Rule(f'mlp/fc{i}/kernel', (f'{name}.weight',), LINEAR)]
-    if config.mlp_bias:
-      table += [Rule(f'mlp/fc{i}/bias', (f'{name}.bias',))]
-  if config.weight_norm:
-    return table + [
-        Rule('last_layer/v', ('last_layer.weight_v',), LINEAR),
-        Rule('last_layer/g', ('last_layer.weight_g',), COLUMN)]
-  return table + [Rule('last_layer/kernel', ('last_layer.weight',), LINEAR)]
-
-
 def meta_convnext(config: convnext.ConvNeXtConfig) -> Table:
   """DINOv3's names; the stem's norm follows its conv, elsewhere it leads."""
   return _convnext(config, reduce=lambda s, j: f'downsample_layers.{s}.{j}',
@@ -209,13 +193,6 @@ def _convnext(config, *, reduce, block: str, norm: str,
             Rule(f'{ours}/{part}/bias', (f'{name(part)}.bias',), SAME, k)]
       table.append(Rule(f'{ours}/scale/gamma', (f'{at}.gamma',), SAME, k))
   return table
-
-
-def prefixed(table: Table, ours: str, theirs: str) -> Table:
-  """The table of a part of a larger tree and file."""
-  return [dataclasses.replace(
-      rule, path=f'{ours}{rule.path}',
-      keys=tuple(f'{theirs}{key}' for key in rule.keys)) for rule in table]
 
 
 def _final_norms(config: vit.ViTConfig) -> Iterator[str]:
