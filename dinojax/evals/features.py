@@ -10,6 +10,7 @@ import numpy as np
 from dinojax.augment import photometric
 from dinojax.data import pipeline
 from dinojax.data import sources
+from dinojax.kernels import resample
 from dinojax.models import network
 from dinojax.parallel import processes
 
@@ -95,6 +96,27 @@ def pixel_features(images: np.ndarray, mean, std, side: int) -> np.ndarray:
   small = cut.reshape(b, y // rows, rows, x // columns, columns, c).mean(
       (2, 4), dtype=np.float32) / 255
   return ((small - np.float32(mean)) / np.float32(std)).reshape(b, -1)
+
+
+def multi_scale(model: Callable[[jax.Array], jax.Array], images: jax.Array,
+                scales: Sequence[float] = (1.0, 0.5 ** 0.5, 0.5)) -> jax.Array:
+  """[b, d] mean of the features of images at several sizes.
+
+  Args:
+    model: maps [b, y, x, c] to [b, d], whatever the size.
+    images: [b, y, x, c].
+    scales: of the sides, rounded down to whole pixels.
+
+  Source: multi-scale evaluation of DINO and DINOv2; linear resize by the
+    scale itself, not by the ratio of the rounded sides.
+  """
+  total = 0.0
+  for scale in scales:
+    size = tuple(int(n * scale) for n in images.shape[1:3])
+    same = size == images.shape[1:3]
+    total += model(images if same else resample.resize_linear(
+        images, size, (scale, scale)))
+  return total / len(scales)
 
 
 def _everywhere(x: jax.Array) -> np.ndarray:

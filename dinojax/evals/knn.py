@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dinojax.evals import metrics
+
 _TEST_TILE, _TRAIN_TILE = 1024, 65536
 
 
@@ -17,18 +19,43 @@ def unit(features: jax.Array) -> jax.Array:
   return features / jnp.maximum(norm, 1e-12)
 
 
+def nearest(train: np.ndarray, test: np.ndarray,
+            k: int) -> tuple[np.ndarray, np.ndarray]:
+  """Cosine similarities and rows of the k nearest train features.
+
+  Args:
+    train: [r, d] features.
+    test: [q, d] features.
+    k: neighbours, at most r.
+
+  Returns:
+    [q, k] float32 by falling similarity, the earlier of equal ones first, and
+    [q, k] int32.
+  """
+  train = unit(jnp.asarray(train))
+  parts = []
+  for start in range(0, len(test), _TEST_TILE):
+    rows = unit(jnp.asarray(test[start:start + _TEST_TILE]))
+    parts.append(_nearest(rows, train, k))
+  similarity, index = (np.concatenate(p) for p in zip(*parts, strict=True))
+  return similarity, index
+
+
 def scores(train: np.ndarray, labels: np.ndarray, test: np.ndarray, *,
-           ks: Sequence[int], temperature: float = 0.07,
-           num_classes: int) -> dict[int, np.ndarray]:
+           ks: Sequence[int], temperature: float = 0.07, num_classes: int,
+           skip_first: bool = False) -> dict[int, np.ndarray]:
   """Class scores of every test row, for several k from one search.
 
   Args:
     train: [r, d] features; normalised here.
-    labels: [r] of the train features, 0..num_classes − 1.
+    labels: [r] of the train features, 0..num_classes − 1; or [r, k], how much
+      of each class a feature is (several labels, or soft ones).
     test: [q, d] features.
     ks: neighbours; each is cut to the number of train features.
     temperature: of the softmax over the neighbours' cosine similarities.
     num_classes: classes.
+    skip_first: leaves the nearest out, which is the row itself when `test` is
+      part of `train`.
 
   Returns:
     {k: [q, num_classes] float32}, rows sum to the share of the k nearest.
@@ -36,18 +63,18 @@ def scores(train: np.ndarray, labels: np.ndarray, test: np.ndarray, *,
   Source: evaluation of DINO, DINOv2 and DINOv3: softmax over the largest k,
     then the first k of it are summed by class.
   """
-  largest = min(max(ks), len(train))
-  train = jnp.asarray(unit(jnp.asarray(train)))
-  parts = []
-  for start in range(0, len(test), _TEST_TILE):
-    rows = unit(jnp.asarray(test[start:start + _TEST_TILE]))
-    parts.append(_nearest(rows, train, largest))
-  similarity, index = (np.concatenate(p) for p in zip(*parts, strict=True))
+  first = int(skip_first)
+  count = min(max(ks), len(train) - first)
+  similarity, index = nearest(train, test, count + first)
+  similarity, index = similarity[:, first:], index[:, first:]
   weight = np.exp((similarity - similarity[:, :1]) / temperature)
   weight = weight / weight.sum(1, keepdims=True)
   votes = np.asarray(labels)[index]
   out = {}
   for k in ks:
+    if votes.ndim == 3:
+      out[k] = np.einsum('qn,qnk->qk', weight[:, :k], votes[:, :k])
+      continue
     total = np.zeros((len(test), num_classes), np.float32)
     rows = np.broadcast_to(np.arange(len(test))[:, None], votes[:, :k].shape)
     np.add.at(total, (rows, votes[:, :k]), weight[:, :k])
@@ -78,12 +105,6 @@ def _search(rows, tile, k):
   return jax.lax.top_k(similarity, k)
 
 
-def accuracy(scores: np.ndarray, labels: np.ndarray, top: int = 1) -> float:
-  """Percentage of rows whose label is among the `top` best classes."""
-  best = np.argsort(-scores, axis=1, kind='stable')[:, :top]
-  return 100.0 * float((best == np.asarray(labels)[:, None]).any(1).mean())
-
-
 def top1(train, train_labels, test, test_labels, *, k: int = 20,
          temperature: float = 0.07) -> float:
   """k-NN top-1 in per cent; labels are any integers."""
@@ -91,4 +112,5 @@ def top1(train, train_labels, test, test_labels, *, k: int = 20,
   result = scores(
       train, np.searchsorted(classes, train_labels), test, ks=(k,),
       temperature=temperature, num_classes=len(classes))
-  return accuracy(result[k], np.searchsorted(classes, test_labels))
+  labels = np.searchsorted(classes, test_labels)
+  return 100.0 * metrics.accuracy(result[k], labels)

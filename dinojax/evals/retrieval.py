@@ -28,6 +28,11 @@ def average_precision(scores: np.ndarray, positive: np.ndarray, *,
       for s, p, j in zip(scores, positive, junk, strict=True)])
 
 
+def mean(precisions: np.ndarray) -> float:
+  """mAP over the queries that have a positive."""
+  return float(np.nanmean(precisions))
+
+
 def _one(scores: np.ndarray, positive: np.ndarray, trapezoid: bool) -> float:
   ranked = positive[np.argsort(-scores, kind='stable')]
   if not ranked.any():

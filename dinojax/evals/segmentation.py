@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dinojax.kernels import resample
+
 IGNORED = 255  # of label maps
 
 
@@ -90,6 +92,33 @@ def slide(predict: Callable[[jax.Array], jax.Array], image: jax.Array, *,
   return total / jnp.asarray(count)[None]
 
 
+def infer(predict: Callable[[jax.Array], jax.Array], image: jax.Array, *,
+          size: tuple[int, int], crop_px: int | None = None,
+          stride_px: int | None = None, mirrored: bool = False,
+          probabilities: bool = False) -> jax.Array:
+  """[b, rows, columns, k] predictions on the grid of the label map.
+
+  Args:
+    predict: maps images [b, y, x, c] to [b, y, x, k] logits.
+    image: [b, y, x, c].
+    size: rows and columns of the result, resized linearly.
+    crop_px: side of sliding windows; None predicts the whole image at once.
+    stride_px: from window to window.
+    mirrored: `image` was mirrored; the result is mirrored back.
+    probabilities: softmax of the resized logits.
+
+  Source: DINOv3's make_inference; results of several sizes and of the
+    mirrored image are averaged by the caller.
+  """
+  out = predict(image) if crop_px is None else slide(
+      predict, image, crop_px=crop_px, stride_px=stride_px)
+  if out.shape[1:3] != size:
+    out = resample.resize_linear(out, size)
+  if mirrored:
+    out = out[:, :, ::-1]
+  return jax.nn.softmax(out, axis=-1) if probabilities else out
+
+
 def linear_head(maps: list[jax.Array], *, mean, variance, scale, bias, kernel,
                 kernel_bias, epsilon: float = 1e-5) -> jax.Array:
   """[b, y, x, k] logits of joined feature maps, as evaluated.
@@ -107,18 +136,10 @@ def linear_head(maps: list[jax.Array], *, mean, variance, scale, bias, kernel,
   Source: DINOv3's LinearHead.
   """
   size = maps[0].shape[1:3]
-  joined = jnp.concatenate([resize(x, size) for x in maps], axis=-1)
+  joined = jnp.concatenate(
+      [resample.resize_linear(x, size) for x in maps], axis=-1)
   row = lambda x: jnp.asarray(x)[None, None, None]
   normed = (joined - row(mean)) * jax.lax.rsqrt(
       row(variance) + epsilon) * row(scale) + row(bias)
   return jnp.einsum(
       'byxd,dk->byxk', normed, kernel, precision='highest') + row(kernel_bias)
-
-
-def resize(maps: jax.Array, size: tuple[int, int]) -> jax.Array:
-  """Bilinear [b, y, x, d] to `size`, as PyTorch without antialias."""
-  if maps.shape[1:3] == size:
-    return maps
-  return jax.image.resize(
-      maps, (maps.shape[0], *size, maps.shape[-1]), 'linear',
-      antialias=False)

@@ -11,14 +11,16 @@ import numpy as np
 
 from dinojax.interop import names
 from dinojax.models import convnext
-from dinojax.models import positions
+from dinojax.models import heads
 from dinojax.models import vit
 from dinojax.models import zoo
 
 State = dict[str, np.ndarray]
 _CHUNKED = re.compile(r'^(backbone\.)?blocks\.\d+\.(\d+)\.')
-_BUFFERS = ('.bias_mask', 'rope_embed.periods')
+_PERIODS = 'rope_embed.periods'
+_BUFFERS = ('.bias_mask', _PERIODS)
 _TWICE = 'norms.3.'  # the final norm of a ConvNeXt, a second time
+_HEADS = ('dino_head', 'ibot_head')
 
 
 def recognises(state: State) -> bool:
@@ -104,6 +106,7 @@ def config(state: State, entries: State, num_heads: int | None = None
     options |= dict(position='rope', norm_epsilon=1e-5, rope_rescale=2.0,
                     mask_k_bias=any(
                         key.endswith('.bias_mask') for key in entries))
+    options |= _periods(entries)
   else:
     side = round((state['pos_embed'].shape[1] - 1) ** 0.5)
     with_registers = options['num_registers'] > 0
@@ -115,6 +118,14 @@ def config(state: State, entries: State, num_heads: int | None = None
       embed_dim=embed_dim, depth=depth, patch_px=patch_px,
       num_channels=state['patch_embed.proj.weight'].shape[1],
       num_heads=num_heads or zoo.num_heads(embed_dim, depth), **options)
+
+
+def _periods(entries: State) -> dict:
+  """The file's own periods: training rounded them to bfloat16."""
+  if _PERIODS not in entries:
+    return {}
+  return {'rope_periods': tuple(
+      float(x) for x in np.asarray(entries[_PERIODS], np.float32))}
 
 
 def _sizes(state: State) -> tuple[int, int, int]:
@@ -151,12 +162,55 @@ def restore(state: State, entries: State,
                     for end in ('weight', 'bias')}
   if config.position != 'rope':
     return state | entries
-  made = {'rope_embed.periods': np.asarray(positions.rope_periods(
-      config.embed_dim // config.num_heads, base=config.rope_base,
-      min_period=config.rope_min_period, max_period=config.rope_max_period,
-      dtype=config.rope_dtype), np.float32)}
+  made = {_PERIODS: config.periods}
   if config.mask_k_bias and config.qkv_bias:
     mask = np.repeat(np.float32([1, 0, 1]), config.embed_dim)
     made |= {f'blocks.{i}.attn.qkv.bias_mask': mask
              for i in range(config.depth)}
-  return state | made | entries
+  made |= {key: value for key, value in entries.items()
+           if key.endswith(_BUFFERS)}
+  state = state | made
+  for key in entries.keys() - made.keys():  # biases that their mask changes
+    state[key] = np.where(
+        state[f'{key}_mask'] == 1, state[key], entries[key])
+  return state
+
+
+def split_heads(state: State) -> dict[str, State]:
+  """The heads of a training checkpoint, by the names of our parts."""
+  state = {key.removeprefix('module.'): value for key, value in state.items()}
+  parts = {name: {key.removeprefix(f'{name}.'): value
+                  for key, value in state.items()
+                  if key.startswith(f'{name}.')} for name in _HEADS}
+  return {name: part for name, part in parts.items() if part}
+
+
+def head_config(state: State) -> heads.HeadConfig:
+  """What a head's tensors say about its configuration."""
+  weights = [key for key in state
+             if key.startswith('mlp.') and key.endswith('.weight')]
+  weight_norm = 'last_layer.weight_v' in state
+  last = state['last_layer.weight_v' if weight_norm else 'last_layer.weight']
+  first = 'mlp.weight' if len(weights) == 1 else 'mlp.0.weight'
+  return heads.HeadConfig(
+      num_prototypes=last.shape[0], bottleneck_dim=last.shape[1],
+      num_layers=len(weights), hidden_dim=state[first].shape[0],
+      weight_norm=weight_norm,
+      mlp_bias=first.replace('weight', 'bias') in state)
+
+
+def head_table(config: heads.HeadConfig) -> names.Table:
+  """Which tensor of a head is which."""
+  table = []
+  for i in range(config.num_layers):
+    theirs = 'mlp' if config.num_layers == 1 else f'mlp.{2 * i}'
+    table.append(names.Rule(
+        f'mlp/fc{i}/kernel', (f'{theirs}.weight',), names.LINEAR))
+    if config.mlp_bias:
+      table.append(names.Rule(f'mlp/fc{i}/bias', (f'{theirs}.bias',)))
+  if config.weight_norm:
+    return table + [
+        names.Rule('last_layer/v', ('last_layer.weight_v',), names.LINEAR),
+        names.Rule('last_layer/g', ('last_layer.weight_g',), names.COLUMN)]
+  return table + [
+      names.Rule('last_layer/kernel', ('last_layer.weight',), names.LINEAR)]

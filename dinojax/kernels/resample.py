@@ -1,4 +1,4 @@
-"""Cubic resampling of grids, equal to PyTorch's, as two constant matrices."""
+"""Resampling of grids, equal to PyTorch's, as two constant matrices."""
 
 import functools
 import math
@@ -48,6 +48,29 @@ def _cubic(t: np.ndarray, a: float) -> np.ndarray:
   return np.where(t < 1, near, np.where(t < 2, far, 0.0))
 
 
+@functools.cache
+def linear_matrix(num_in: int, num_out: int,
+                  scale: float | None = None) -> np.ndarray:
+  """The [num_out, num_in] matrix of a one-dimensional linear resize.
+
+  Args:
+    num_in: source points.
+    num_out: target points.
+    scale: see `cubic_matrix`.
+
+  Source: torch.nn.functional.interpolate(mode='bilinear'), its corners not
+    aligned, without antialias.
+  """
+  step = num_in / num_out if scale is None else 1.0 / scale
+  centers = np.maximum((np.arange(num_out) + 0.5) * step - 0.5, 0.0)
+  first = np.minimum(np.floor(centers).astype(int), num_in - 1)
+  second = np.minimum(first + 1, num_in - 1)
+  rows, matrix = np.arange(num_out), np.zeros((num_out, num_in))
+  np.add.at(matrix, (rows, first), 1.0 - (centers - first))
+  np.add.at(matrix, (rows, second), centers - first)
+  return matrix.astype(np.float32)
+
+
 def resize(grid: jax.Array, size: tuple[int, int],
            scale: tuple[float, float] | None = None,
            antialias: bool = False) -> jax.Array:
@@ -63,12 +86,18 @@ def resize(grid: jax.Array, size: tuple[int, int],
     [..., size[0], size[1], c] float32.
   """
   scale = scale or (None, None)
-  rows, columns = (
+  return _apply(grid, *(
       cubic_matrix(n, size[i], scale[i], antialias)
-      for i, n in enumerate(grid.shape[-3:-1]))
-  return jnp.einsum(
-      'oy,px,...yxc->...opc', rows, columns, grid.astype(jnp.float32),
-      precision=jax.lax.Precision.HIGHEST)
+      for i, n in enumerate(grid.shape[-3:-1])))
+
+
+def resize_linear(grid: jax.Array, size: tuple[int, int],
+                  scale: tuple[float, float] | None = None) -> jax.Array:
+  """`resize` by linear interpolation."""
+  scale = scale or (None, None)
+  return _apply(grid, *(
+      linear_matrix(n, size[i], scale[i])
+      for i, n in enumerate(grid.shape[-3:-1])))
 
 
 def resize_tokens(tokens: jax.Array, grid: tuple[int, int], *,
@@ -80,3 +109,10 @@ def resize_tokens(tokens: jax.Array, grid: tuple[int, int], *,
   out = resize(tokens.reshape(-1, side, side, tokens.shape[-1]), grid,
                antialias=antialias)
   return out.reshape(tokens.shape[0], -1, tokens.shape[-1])
+
+
+def _apply(grid: jax.Array, rows: np.ndarray,
+           columns: np.ndarray) -> jax.Array:
+  return jnp.einsum(
+      'oy,px,...yxc->...opc', rows, columns, grid.astype(jnp.float32),
+      precision=jax.lax.Precision.HIGHEST)

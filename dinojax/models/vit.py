@@ -11,6 +11,7 @@ import dataclasses
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dinojax.kernels import attention
 from dinojax.models import layers
@@ -51,6 +52,7 @@ class ViTConfig:
   rope_base: float | None = 100.0
   rope_min_period: float | None = None
   rope_max_period: float | None = None
+  rope_periods: tuple[float, ...] | None = None  # a file's own, rounded
   rope_normalize: str = 'separate'
   rope_shift: float | None = None
   rope_jitter: float | None = None
@@ -66,6 +68,16 @@ class ViTConfig:
   def compute_dtype(self):
     """The dtype of activations."""
     return jnp.dtype(self.dtype)
+
+  @property
+  def periods(self) -> np.ndarray:
+    """[d/4] periods of RoPE, float32."""
+    if self.rope_periods is not None:
+      return np.float32(self.rope_periods)
+    return positions.rope_periods(
+        self.embed_dim // self.num_heads, base=self.rope_base,
+        min_period=self.rope_min_period, max_period=self.rope_max_period,
+        dtype=self.rope_dtype)
 
   def grid(self, image_px: tuple[int, int]) -> tuple[int, int]:
     """Rows and columns of patches of an image."""
@@ -231,7 +243,7 @@ class ViT(nnx.Module):
     """
     masks, draws = masks or {}, draws or {}
     kinds = list(crops)
-    tokens = [self._tokens(crops[kind], masks.get(kind)) for kind in kinds]
+    tokens = [self.embed(crops[kind], masks.get(kind)) for kind in kinds]
     grids = [self.config.grid(crops[kind].shape[1:3]) for kind in kinds]
     fixed = [self._rope(grid, None) for grid in grids]
     # [g, l, …] to [l, g, …]: the scan walks over layers.
@@ -256,13 +268,44 @@ class ViT(nnx.Module):
       cls, registers, patches and prenorm of each, see `__call__`.
     """
     grid = self.config.grid(images.shape[1:3])
-    tokens, ropes = [self._tokens(images, None)], [self._rope(grid, None)]
+    tokens, ropes = [self.embed(images)], [self._rope(grid, None)]
     out, start = [], 0
     for index in sorted(indices):
       tokens = self._run(tokens, ropes, [grid], [{}], start, index + 1)
       start = index + 1
       out.append(self._features(tokens[0], 'global', False, norm))
     return out
+
+  def embed(self, images: Array, mask: Array | None = None) -> Array:
+    """Tokens before the first block, [r, n, d]: CLS, registers, patches.
+
+    Args:
+      images: [r, y, x, c] normalised.
+      mask: [r, p] bool: patches replaced by the mask token.
+    """
+    config, dtype = self.config, self.config.compute_dtype
+    whole = lambda variable: sharding.gather(variable, dtype)[...]
+    x = sharding.gather(self.patch_embed, dtype)(images)
+    cls_token, mask_token = whole(self.cls_token), whole(self.mask_token)
+    if mask is not None:
+      x = jnp.where(mask[..., None], mask_token[None, None], x)
+    cls_token = jnp.broadcast_to(
+        cls_token[None, None], (x.shape[0], 1, x.shape[2]))
+    x = jnp.concatenate([cls_token, x], axis=1)
+    if config.position == 'learned':
+      # Resampled in float32, whatever the compute dtype.
+      table = sharding.gather(self.pos_embed, jnp.float32)[...]
+      table = positions.resize_learned(
+          table, config.grid(images.shape[1:3]),
+          offset=config.interpolate_offset,
+          antialias=config.interpolate_antialias)
+      x = x + table.astype(dtype)[None]
+    if not config.num_registers:
+      return x
+    registers = whole(self.registers)
+    registers = jnp.broadcast_to(
+        registers[None], (x.shape[0], *registers.shape))
+    return jnp.concatenate([x[:, :1], registers, x[:, 1:]], axis=1)
 
   def attention_map(self, images: Array, layer: int) -> Array:
     """[r, h, n, n] attention of a block; rows sum to one.
@@ -273,7 +316,7 @@ class ViT(nnx.Module):
     """
     grid = self.config.grid(images.shape[1:3])
     rope = self._rope(grid, None)
-    tokens = self._run([self._tokens(images, None)], [rope], [grid], [{}], 0,
+    tokens = self._run([self.embed(images)], [rope], [grid], [{}], 0,
                        layer)
     block = sharding.gather(
         jax.tree.map(lambda x: x[layer], self.blocks),
@@ -301,42 +344,12 @@ class ViT(nnx.Module):
       part = jax.tree.map(lambda x: x[start:stop], part)
     return jax.lax.scan(body, tokens, part)[0]
 
-  def _tokens(self, images: Array, mask: Array | None) -> Array:
-    """[r, y, x, c] to [r, n, d]: CLS, registers, patches."""
-    config, dtype = self.config, self.config.compute_dtype
-    whole = lambda variable: sharding.gather(variable, dtype)[...]
-    x = sharding.gather(self.patch_embed, dtype)(images)
-    cls_token, mask_token = whole(self.cls_token), whole(self.mask_token)
-    if mask is not None:
-      x = jnp.where(mask[..., None], mask_token[None, None], x)
-    cls_token = jnp.broadcast_to(
-        cls_token[None, None], (x.shape[0], 1, x.shape[2]))
-    x = jnp.concatenate([cls_token, x], axis=1)
-    if config.position == 'learned':
-      # Resampled in float32, whatever the compute dtype.
-      table = sharding.gather(self.pos_embed, jnp.float32)[...]
-      table = positions.resize_learned(
-          table, config.grid(images.shape[1:3]),
-          offset=config.interpolate_offset,
-          antialias=config.interpolate_antialias)
-      x = x + table.astype(dtype)[None]
-    if not config.num_registers:
-      return x
-    registers = whole(self.registers)
-    registers = jnp.broadcast_to(
-        registers[None], (x.shape[0], *registers.shape))
-    return jnp.concatenate([x[:, :1], registers, x[:, 1:]], axis=1)
-
   def _rope(self, grid, draw) -> positions.Rope | None:
     config = self.config
     if config.position != 'rope':
       return None
-    periods = positions.rope_periods(
-        config.embed_dim // config.num_heads, base=config.rope_base,
-        min_period=config.rope_min_period, max_period=config.rope_max_period,
-        dtype=config.rope_dtype)
     return positions.rope(
-        grid, periods, normalize=config.rope_normalize,
+        grid, config.periods, normalize=config.rope_normalize,
         dtype=jnp.dtype(config.rope_dtype), draw=draw)
 
   def _features(self, x: Array, kind: str, train: bool,

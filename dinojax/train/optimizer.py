@@ -32,14 +32,15 @@ _BACKBONE = (
      r'|mlp/(fc[12]|w12|w[123])/(kernel|bias))', 'block'),
     (r'((local_)?cls_)?norm/(scale|bias)', 'plain'),
     # ConvNeXt has no blocks to count, so nothing of it is slowed down.
-    (r'(downsample_layers|stages)/.+/(kernel|bias|scale|gamma)', 'plain'))
+    (r'stage\d/(blocks/)?(norm|reduce|dwconv|pwconv[12]|scale)'
+     r'/(kernel|bias|scale|gamma)', 'plain'))
 _HEAD = ((r'mlp/fc\d+/(kernel|bias)', 'plain'),
          (r'last_layer/(kernel|g|v)', 'last_layer'))
 # Not decayed. The references go by name, and ConvNeXt's norms between stages
 # have an index for a name: their scales are decayed. So are all tokens, the
 # position grid and the weight norm of the prototypes.
 _NOT_DECAYED = re.compile(
-    r'.*/(bias|gamma)|(?!downsample_layers/)(.*/)?\w*norm\d?/scale')
+    r'.*/(bias|gamma)|(?!stage\d/norm/)(.*/)?\w*norm\d?/scale')
 
 
 def multipliers(params: Tree, *, depth: int, layerwise_decay: float = 1.0,

@@ -91,6 +91,7 @@ class Gram:
   remove_only_teacher_negative: bool = False
   tokens: str = 'all'  # or 'masked' or 'unmasked'
   antialias: bool = False  # of the resize to the student's grid
+  log_masked: bool = False  # also the loss of hidden and of seen patches
   refresh_every: Duration | None = None
   refresh_start: Duration = Duration(0, 'steps')
   max_refreshes: int | None = None

@@ -41,29 +41,42 @@ def train_step(state: dict, batch: dict, *,
   Returns:
     The next state, and metrics: float32 scalars by name.
   """
-  key = jax.random.fold_in(state['key'], state['step'])
   sched = {name: f(state['step']) for name, f in recipe.schedules.items()}
+  grads, centers, metrics = differentiate(state, batch, sched, recipe)
+  new, update_metrics = update(state, grads, metrics['loss'], sched, recipe)
+  if 'bad' in batch:
+    new['counters']['bad_images'] += jnp.sum(batch['bad'].astype(jnp.int32))
+  if centers:
+    new['centers'] = centers
+  new['step'] = state['step'] + 1
+  return new, metrics | update_metrics | {
+      'bad_images': new['counters']['bad_images'],
+      **{f'schedule/{name}': value for name, value in sched.items()}}
+
+
+def differentiate(state: dict, batch: dict, sched: dict,
+                  recipe: recipe_lib.Recipe) -> tuple[dict, dict, dict]:
+  """Gradients of the student, the next centers, and metrics of the losses.
+
+  Args:
+    state: see state.init.
+    batch: see `train_step`.
+    sched: values of the schedules at this step.
+    recipe: what is trained.
+  """
+  key = jax.random.fold_in(state['key'], state['step'])
   rows = network_rows(batch)
   num_groups = batch['global'].shape[0] // recipe.settings.train.group_images
   drawn = jax.tree.map(
       sharding.constrain, recipe.draw(key, num_groups))
-  targets, updates, seen = make_targets(state, rows, sched, recipe)
+  targets, centers, seen = make_targets(state, rows, sched, recipe)
   grads, metrics = gradients(
       state['student'], rows | {'draws': drawn}, targets, sched, recipe)
   if 'loss/dino_global' in metrics:
     seen |= monitor.loss_metrics(
         metrics['loss/dino_global'], seen['teacher/entropy'],
         recipe.settings.dino.num_prototypes)
-  new, update_metrics = update(state, grads, metrics['loss'], sched, recipe)
-  if 'bad' in batch:
-    new['counters']['bad_images'] += jnp.sum(batch['bad'].astype(jnp.int32))
-  if updates:
-    new['centers'] = updates
-  new['step'] = state['step'] + 1
-  metrics |= update_metrics | seen | {
-      'bad_images': new['counters']['bad_images'],
-      **{f'schedule/{name}': value for name, value in sched.items()}}
-  return new, metrics
+  return grads, centers, metrics | seen
 
 
 def network_rows(batch: dict) -> dict:
@@ -234,27 +247,32 @@ def terms(student: dict, rows: dict, targets: dict, sched: dict,
     values['koleo'] = (s.koleo.loss_weight * views['global'],
                        spread(out['cls']['global'], views['global'], s.koleo))
   if 'gram' in targets:
+    mask = rows.get('masks', {}).get('global')
     values['gram'] = (
         s.gram.loss_weight * sched['gram_weight'],
-        anchor(out['patches'], targets['gram'],
-               rows.get('masks', {}).get('global'), s))
+        anchor(out['patches'], targets['gram'], mask, s,
+               tokens=s.gram.tokens, per_image=s.gram.per_image))
+    for tokens in ('masked', 'unmasked') if s.gram.log_masked else ():
+      values[f'gram_{tokens}'] = 0.0, anchor(
+          jax.lax.stop_gradient(out['patches']), targets['gram'], mask, s,
+          tokens=tokens, per_image=False)
   return values
 
 
-def anchor(patches: Array, targets: Array, mask: Array | None,
-           settings) -> Array:
+def anchor(patches: Array, targets: Array, mask: Array | None, settings, *,
+           tokens: str, per_image: bool) -> Array:
   """Gram loss of patches [r, p, d], per image or within groups of images."""
   weight = None
-  if settings.gram.tokens != 'all':
-    chosen = mask if settings.gram.tokens == 'masked' else ~mask
+  if tokens != 'all':
+    chosen = mask if tokens == 'masked' else ~mask
     weight = chosen.astype(jnp.float32)
-  if not settings.gram.per_image:
+  if not per_image:
     rows = settings.train.group_images * settings.crops.num_global
     patches, targets, weight = jax.tree.map(
         lambda x: sharding.group(x, rows), (patches, targets, weight))
   return gram.gram(
       patches, targets, weight=weight, normalize=settings.gram.normalize,
-      per_image=settings.gram.per_image,
+      per_image=per_image,
       remove_negative=settings.gram.remove_negative,
       remove_only_teacher_negative=settings.gram.remove_only_teacher_negative)
 

@@ -1,4 +1,4 @@
-"""k-NN against the reference; pictures that show what they should."""
+"""k-NN against brute force; pictures that show what they should."""
 
 import numpy as np
 

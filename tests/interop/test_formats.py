@@ -1,4 +1,4 @@
-"""Files of every family: features equal, and every tensor comes back."""
+"""Files of every family: recognised, and mistakes named."""
 
 import re
 
@@ -15,9 +15,7 @@ from dinojax.models import convnext
 from dinojax.models import network
 from dinojax.models import vit
 from dinojax.parallel import mesh as mesh_lib
-from dinojax.parallel import processes
 from tests import golden
-from tests.models import test_vit
 
 META = [name for name, case in golden.catalogue().items()
         if case['kind'] in ('v2_vit', 'v3_vit', 'v3_convnext')]
@@ -40,74 +38,6 @@ def functional(config, mesh):
   return network.Functional(lambda rngs: module(config, rngs=rngs), mesh)
 
 
-def features(model, params, images, mesh):
-  """[b, n, d] of [b, c, y, x]: CLS, registers, patches."""
-  rows = processes.to_devices({'global': images.transpose(0, 2, 3, 1)}, mesh)
-  out = jax.jit(lambda params, rows: model.apply(
-      params, rows, lambda net, rows: net(rows)))(params, rows)['global']
-  return np.concatenate(
-      [out['cls'][:, None], out['registers'], out['patches']], axis=1)
-
-
-def assert_same(got, want):
-  assert set(got) == set(want)
-  for key, value in want.items():
-    np.testing.assert_array_equal(got[key], value, err_msg=key)
-
-
-@pytest.mark.parametrize('name', META)
-def test_meta_files_come_back_bit_for_bit(name, mesh):
-  case = golden.load(name)
-  params, entries = meta.complete(case.weights[''])
-  heads = case.meta['config'].get('num_heads')
-  config = meta.config(params, entries, heads)
-  table = meta.table(config)
-  tree = translate.to_ours(params, table, functional(config, mesh).shapes)
-  written = meta.restore(translate.to_theirs(tree, table), entries, config)
-  assert_same(written, meta.unprefixed(case.weights['']))
-
-
-@pytest.mark.parametrize('name', [n for n in META if 'convnext' not in n])
-def test_meta_files_say_what_they_hold(name):
-  case = golden.load(name)
-  want = test_vit.vit_config({**case.meta['config']})
-  got = meta.config(*meta.complete(case.weights['']), want.num_heads)
-  for field in ('embed_dim', 'depth', 'patch_px', 'ffn', 'ffn_hidden',
-                'num_registers', 'qkv_bias', 'proj_bias', 'ffn_bias', 'norm',
-                'mask_k_bias', 'position', 'untie_cls_and_patch_norms',
-                'untie_global_and_local_cls_norm'):
-    assert getattr(got, field) == getattr(want, field), field
-
-
-@pytest.mark.parametrize(
-    'name', [n for n in META if 'convnext' in n])
-def test_convnext_features_equal_the_reference(name, mesh):
-  case = golden.load(name)
-  params, entries = meta.complete(case.weights[''])
-  config = meta.config(params, entries)
-  model = functional(config, mesh)
-  tree = translate.to_ours(params, meta.table(config), model.shapes)
-  for call, images in (('base', 'x'), ('res0', 'x_res0')):
-    got = features(model, tree, case.inputs[images], mesh)
-    case.check(f'{call}/x_norm_clstoken', got[:, 0], rtol=1e-4, atol=1e-5)
-    case.check(f'{call}/x_norm_patchtokens', got[:, 1:], rtol=1e-4,
-               atol=1e-5)
-
-
-@pytest.mark.parametrize('name', HF)
-def test_transformers_files_travel_both_ways(name, mesh):
-  case = golden.load(name)
-  config = hf.config(case.meta['config'])
-  model, table = functional(config, mesh), hf.table(config)
-  tree = translate.to_ours(
-      hf.complete(case.weights['']), table, model.shapes)
-  written, _ = hf.reduce(translate.to_theirs(tree, table), config)
-  assert_same(written, case.weights[''])
-  for i in (0, 1):  # at the native size and at another, not square
-    got = features(model, tree, case.inputs[f'pixel_values{i}'], mesh)
-    case.check(f's{i}/last_hidden_state', got, rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize('name', [n for n in HF if 'dinov2' in n])
 def test_older_names_of_transformers_are_read(name):
   state = golden.load(name).weights['']
@@ -124,24 +54,9 @@ def test_older_names_of_transformers_are_read(name):
     up = old.pop(key.replace('gate_proj', 'up_proj'))
     old[key.replace('gate_proj', 'weights_in')] = np.concatenate(
         [old.pop(key), up])
-  assert_same(hf.complete(old), state)
-
-
-@pytest.mark.parametrize('name', TIMM)
-def test_timm_files_travel_both_ways(name, mesh):
-  case = golden.load(name)
-  state = timm.complete(case.weights[''])
-  heads = case.meta['config']['overrides'].get('num_heads')
-  config = timm.config(state, heads)
-  model, table = functional(config, mesh), timm.table(config)
-  tree = translate.to_ours(state, table, model.shapes)
-  written, _ = timm.reduce(translate.to_theirs(tree, table), config)
-  assert_same(written, case.weights[''])
-  got = features(model, tree, case.inputs['x'], mesh)
-  if isinstance(config, vit.ViTConfig):
-    case.check('forward_features', got, rtol=1e-4, atol=1e-5)
-  else:
-    case.check('forward', got[:, 0], rtol=1e-4, atol=1e-5)
+  read = hf.complete(old)
+  assert read.keys() == state.keys()
+  jax.tree.map(np.testing.assert_array_equal, read, state)
 
 
 @pytest.mark.parametrize('module', [meta, hf, timm])

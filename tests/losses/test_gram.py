@@ -1,4 +1,4 @@
-"""Gram anchoring against the reference's values and gradients."""
+"""Gram anchoring: known answers, groups and guards."""
 
 import jax
 import jax.numpy as jnp
@@ -6,33 +6,6 @@ import numpy as np
 import pytest
 
 from dinojax.losses import gram
-from tests import golden
-
-CASE = golden.load('gram_loss')
-MODES = {'none': {}, 'remove_neg': dict(remove_negative=True),
-         'remove_only_teacher_neg': dict(remove_only_teacher_negative=True)}
-
-
-def check(name, **options):
-  student, teacher = (jnp.asarray(CASE.inputs[x])
-                      for x in ('student', 'teacher'))
-  loss, grad = jax.jit(jax.value_and_grad(
-      lambda s: gram.gram(s, teacher, **options)))(student)
-  CASE.check(f'{name}/loss', loss)
-  want = CASE.outputs[f'{name}/grad_student']
-  CASE.check(f'{name}/grad_student', grad, rtol=0,
-             atol=1e-5 * np.abs(want).max())
-
-
-@pytest.mark.parametrize('normalize', [True, False])
-@pytest.mark.parametrize('mode', MODES)
-def test_gram_equals_reference(mode, normalize):
-  name = f'norm{int(normalize)}_{mode}'
-  options = dict(normalize=normalize) | MODES[mode]
-  check(f'{name}_img1', per_image=True, **options)
-  check(f'{name}_img0', per_image=False, **options)
-  check(f'{name}_masked_tokens', per_image=False,
-        weight=jnp.asarray(CASE.inputs['token_mask']), **options)
 
 
 @pytest.mark.parametrize('options, want', [

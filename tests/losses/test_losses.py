@@ -1,6 +1,4 @@
-"""Losses against the references' values and gradients, and known answers."""
-
-import functools
+"""Losses: known answers, and inputs that break careless ones."""
 
 import jax
 import jax.numpy as jnp
@@ -13,33 +11,12 @@ from dinojax.losses import gram
 from dinojax.losses import ibot
 from dinojax.losses import koleo
 from dinojax.losses import sinkhorn
-from tests import golden
 
 
 def wave(rows, columns, b, c):
   """Value number n is sin(b·n + c)."""
   return jnp.asarray(np.sin(
       b * np.arange(rows * columns) + c).reshape(rows, columns), jnp.float32)
-
-
-def test_sinkhorn_equals_reference():
-  case = golden.load('sinkhorn_knopp')
-  for call in case.meta['calls']:
-    kwargs = dict(temperature=call['teacher_temp'],
-                  num_iterations=call['n_iterations'])
-    name = call['id']
-    got = sinkhorn.sinkhorn_knopp(
-        jnp.asarray(case.inputs[f'{name}/logits']), **kwargs)
-    for variant in ('dino_v2', 'dino_v3', 'ibot_v2', 'ibot_v3'):
-      case.check(f'{name}/{variant}', got)
-    buffer = jnp.asarray(case.inputs[f'{name}/buffer'])
-    count = int(case.inputs[f'{name}/n_masked'][0])
-    weight = (jnp.arange(len(buffer)) < count).astype(jnp.float32)
-    padded = sinkhorn.sinkhorn_knopp(buffer, weight=weight, **kwargs)
-    case.check(f'{name}/ibot_rows_only', padded[:count])
-    assert not padded[count:].any()
-    case.check(f'{name}/ibot_literal_whole_buffer',
-               sinkhorn.sinkhorn_knopp(buffer, **kwargs))
 
 
 def test_sinkhorn_known_row():
@@ -129,25 +106,6 @@ def test_sinkhorn_rows_may_have_several_axes():
       rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize('version', ['v2', 'v3'])
-def test_softmax_centring_equals_reference(version):
-  case = golden.load('softmax_center')
-  momentum = case.meta['config']['momentum']
-  for head in ('dino', 'ibot'):
-    center = jnp.asarray(case.inputs[f'{version}/{head}_center0']).reshape(-1)
-    for i in range(3):
-      logits = jnp.asarray(case.inputs[f'{version}/{head}_teacher{i}'])
-      shape = case.outputs[f'{version}/{head}_center_after_apply{i}'].shape
-      case.check(f'{version}/{head}_center_after_apply{i}',
-                 center.reshape(shape))
-      case.check(f'{version}/{head}_probs{i}', centering.softmax_center(
-          logits, center, case.inputs[f'{version}/temp{i}']))
-      mean = (centering.row_mean(logits) if head == 'dino' else
-              centering.group_mean(logits, jnp.ones(logits.shape[:2])))
-      center = centering.update_center(center, mean, momentum)
-    case.check(f'{version}/{head}_center_final', center.reshape(shape))
-
-
 def test_softmax_centring_known_rows():
   logits = wave(6, 5, 0.9, 0.3)
   center = jnp.zeros(5)
@@ -166,25 +124,6 @@ def test_group_mean_weighs_groups_alike():
   logits = jnp.asarray([[[2.0], [4.0]], [[10.0], [jnp.inf]]])
   valid = jnp.asarray([[1.0, 1.0], [1.0, 0.0]])
   assert centering.group_mean(logits, valid)[0] == (3 + 10) / 2
-
-
-def test_dino_equals_reference():
-  case = golden.load('dino_loss')
-  for call in case.meta['calls']:
-    name = call['id']
-    student = jnp.asarray(case.inputs[f'{name}/student']).transpose(1, 0, 2)
-    teacher = jnp.asarray(case.inputs[f'{name}/teacher']).transpose(1, 0, 2)
-    # DINOv2 sums over pairs what DINOv3 averages.
-    pairs = dino.num_pairs(student.shape[1], teacher.shape[1], False) if (
-        name.startswith('v2')) else 1
-    mean = functools.partial(
-        dino.dino, student_temperature=call['student_temp'],
-        ignore_diagonal=call.get('ignore_diagonal', False))
-    loss, grad = jax.value_and_grad(
-        lambda s, t, mean, pairs: pairs * mean(s, t))(
-            student, teacher, mean, pairs)
-    case.check(f'{name}/loss', loss)
-    case.check(f'{name}/grad_student', grad.transpose(1, 0, 2))
 
 
 def test_dino_known_values():
@@ -212,36 +151,6 @@ def test_a_single_global_crop_makes_no_pair():
   x = jnp.ones((2, 1, 4))
   with pytest.raises(ValueError, match='crops.num_global'):
     dino.dino(x, x, ignore_diagonal=True)
-
-
-@pytest.mark.parametrize('variant', [
-    'v2_xformers_path', 'v2_torch_path', 'v3'])
-def test_ibot_equals_reference(variant):
-  case = golden.load('ibot_patch_loss')
-  masks, count = case.inputs['masks'], int(case.inputs['n_masked'])
-  buffer = jnp.asarray(case.inputs['student_buffer'])
-  probs = jnp.asarray(case.inputs['teacher_probs'])
-  weight = jnp.asarray(case.inputs['masks_weight'])
-  temperature = case.meta['config']['student_temp']
-  f = lambda s, t, w: ibot.ibot(
-      s, t, w, num_rows=len(masks), student_temperature=temperature)
-  loss, grad = jax.value_and_grad(f)(buffer[:count], probs, weight)
-  case.check(f'{variant}/sliced/loss', loss)
-  case.check(f'{variant}/sliced/grad_student', grad)
-  weight = ibot.mask_weight(masks)[masks]
-  loss, grad = jax.value_and_grad(f)(buffer[:count], probs, weight)
-  case.check(f'{variant}/noweight/loss', loss)
-  case.check(f'{variant}/noweight/grad_student', grad)
-  loss, grad = jax.value_and_grad(f)(
-      *(jnp.asarray(case.inputs[f'dense_{x}']) for x in (
-          'student', 'teacher')), ibot.mask_weight(masks))
-  case.check(f'{variant}/dense/loss', loss)
-  case.check(f'{variant}/dense/grad_student', grad)
-  pad = len(buffer) - count
-  loss, grad = jax.value_and_grad(f)(
-      buffer, jnp.pad(probs, ((0, pad), (0, 0))), jnp.pad(weight, (0, pad)))
-  case.check(f'{variant}/padded/loss', loss)
-  case.check(f'{variant}/padded/grad_student', grad)
 
 
 def test_ibot_known_value():
@@ -282,37 +191,6 @@ def test_bfloat16_is_read_but_not_computed_in(f):
   got, want = f(half), f(whole)
   assert got.dtype == jnp.float32
   np.testing.assert_allclose(got, want, rtol=1e-6)
-
-
-def check_koleo(case, name, x, f, grad_name='grad'):
-  loss, grad = jax.jit(jax.value_and_grad(f))(x)
-  case.check(f'{name}/loss', loss)
-  want = case.outputs[f'{name}/{grad_name}']
-  case.check(f'{name}/{grad_name}', grad, rtol=0,
-             atol=1e-5 * np.abs(want).max())
-
-
-@pytest.mark.parametrize('name', ['c0', 'c1'])
-def test_koleo_equals_reference(name):
-  case = golden.load('koleo_loss')
-  x = jnp.asarray(case.inputs[f'{name}/x'])
-  for variant, topk in (('v2', 1), ('v3', 1), ('v3_dist_top1', 1),
-                        ('v3_dist_top2', 2), ('v3_dist_top3_group', 3)):
-    check_koleo(case, f'{name}/{variant}', x,
-                lambda x, topk=topk: koleo.koleo(x[None], topk=topk))
-
-
-@pytest.mark.parametrize('group, size', [('groupall', 16), ('group8', 8)])
-@pytest.mark.parametrize('topk', [1, 2])
-def test_koleo_of_one_rank_equals_reference(group, size, topk):
-  case = golden.load('koleo_loss')
-  x = jnp.asarray(case.inputs['dist/global_x'])
-  for rank in range(4):
-    def f(x, rank=rank):
-      terms = koleo.koleo_per_row(x.reshape(-1, size, 32), topk=topk)
-      return terms.reshape(4, -1)[rank].mean()
-    check_koleo(case, f'dist/{group}_top{topk}/rank{rank}', x, f,
-                'grad_global_x')
 
 
 def test_koleo_known_values():

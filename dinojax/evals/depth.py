@@ -1,0 +1,212 @@
+"""Depth from frozen features: bins, losses and metrics.
+
+Depths are metres, [b, y, x]; a depth of 0 is not known.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+
+_LOG_EPSILON = 1e-3  # metres, added before logarithms
+GRADIENT_STRIDES = (1, 2, 4, 6)
+# Rows and columns that count, as shares of the image's height and width.
+CROPS = {
+    'full': (0.0, 1.0, 0.0, 1.0),
+    'nyu_eigen': (45 / 480, 471 / 480, 41 / 640, 601 / 640),
+    'kitti_garg': (0.40810811, 0.99189189, 0.03594771, 0.96405229),
+}
+METRICS = ('a1', 'a2', 'a3', 'abs_rel', 'rmse', 'log_10', 'rmse_log', 'silog',
+           'sq_rel', 'mae')
+
+
+def bins(count: int, *, min_depth: float, max_depth: float,
+         spacing: str = 'linear') -> np.ndarray:
+  """[count] depths that the classes of a head stand for, float32.
+
+  Args:
+    count: classes.
+    min_depth: metres, the first.
+    max_depth: metres, the last.
+    spacing: 'linear', or 'log': equal ratios.
+
+  Raises: ValueError, another spacing.
+  """
+  if spacing == 'linear':
+    return np.linspace(min_depth, max_depth, count, dtype=np.float32)
+  if spacing == 'log':
+    return np.geomspace(min_depth, max_depth, count).astype(np.float32)
+  raise ValueError(f"spacing={spacing!r} is not known: use 'linear' or 'log'")
+
+
+def expected_depth(logits: Array, depths: Array, *,
+                   normalize: str = 'linear') -> Array:
+  """[b, y, x] mean of `depths` [k] by the logits [b, y, x, k], float32.
+
+  Args:
+    logits: of the classes.
+    depths: see `bins`.
+    normalize: how logits become shares: 'linear' (relu, plus 0.1), 'softmax'
+      or 'sigmoid'.
+
+  Raises: ValueError, another `normalize`.
+  Source: the depth heads of DINOv2 and DINOv3.
+  """
+  logits = logits.astype(jnp.float32)
+  shares = {'linear': lambda x: jax.nn.relu(x) + 0.1,
+            'softmax': jax.nn.softmax, 'sigmoid': jax.nn.sigmoid}
+  if normalize not in shares:
+    raise ValueError(f'normalize={normalize!r} is not known: use one of '
+                     f'{", ".join(shares)}')
+  share = shares[normalize](logits)
+  share = share / share.sum(-1, keepdims=True)
+  return jnp.einsum('byxk,k->byx', share, depths, precision='highest')
+
+
+def regressed_depth(logits: Array, *, min_depth: float) -> Array:
+  """[b, y, x] depth that the first channel states itself, metres."""
+  return jax.nn.relu(logits[..., 0].astype(jnp.float32)) + min_depth
+
+
+def known(target: Array, *, max_depth: float | None = None) -> Array:
+  """[...] bool: pixels whose depth is known (and within reach)."""
+  valid = target > 0
+  return valid if max_depth is None else valid & (target <= max_depth)
+
+
+def scale_invariant(predicted: Array, target: Array, valid: Array, *,
+                    with_variance: bool = True) -> Array:
+  """Root of the variance and 0.15 × squared mean of the log error.
+
+  Args:
+    predicted: depths > 0.
+    target: the same shape.
+    valid: bool, pixels that count.
+    with_variance: False in the first steps of training (DINOv3: 100).
+
+  Source: SigLoss of DINOv2 and DINOv3; the variance is the unbiased one.
+  """
+  error = _log_error(predicted, target, valid)
+  count = jnp.maximum(valid.sum(), 1)
+  mean = error.sum() / count
+  square = 0.15 * mean ** 2
+  if with_variance:
+    apart = jnp.where(valid, error - mean, 0.0) ** 2
+    square += apart.sum() / jnp.maximum(count - 1, 1)
+  return jnp.sqrt(square)
+
+
+def gradient(predicted: Array, target: Array, valid: Array, *,
+             log: bool = True, axes: tuple[int, int] = (-2, -1),
+             strides: Sequence[int] = GRADIENT_STRIDES) -> Array:
+  """Differences of the error between pixels two apart, at several scales.
+
+  Args:
+    predicted: depths > 0.
+    target: the same shape.
+    valid: bool, pixels that count; a difference needs both.
+    log: errors of log depths; else of metres.
+    axes: where pixels are neighbours, rows and columns.
+    strides: pixels taken at each scale.
+
+  Source: GradientLoss of DINOv2, GradientLogLoss of DINOv3 (and, without
+    `log`, its GradientLoss): strides 1, 2, 4 and 6, no powers of two.
+  Differs: DINOv2's training passes [b, 1, y, x] to a function for [y, x] and
+    so compares images two apart; axes=(0, 1) of that shape does the same.
+  """
+  if log:
+    error = _log_error(predicted, target, valid)
+  else:
+    error = jnp.where(valid, predicted - target, 0.0)
+  total = 0.0
+  for stride in strides:
+    at_scale = [error, valid]
+    for axis in axes:
+      at_scale = [_every(x, axis, stride) for x in at_scale]
+    total += _steps(*at_scale, axes)
+  return total
+
+
+def valid_pixels(target: np.ndarray, *, crop: str = 'full',
+                 min_depth: float = 1e-3,
+                 max_depth: float = 10.0) -> np.ndarray:
+  """[..., y, x] bool: pixels that an evaluation counts.
+
+  Args:
+    target: [..., y, x] depths.
+    crop: 'full', or the usual box of a benchmark, see CROPS.
+    min_depth: metres, excluded.
+    max_depth: metres, excluded.
+
+  Raises: ValueError, another crop.
+  """
+  if crop not in CROPS:
+    raise ValueError(
+        f'crop={crop!r} is not known: use one of {", ".join(CROPS)}')
+  height, width = target.shape[-2:]
+  top, bottom, left, right = (
+      int(share * size) for share, size in zip(
+          CROPS[crop], (height, height, width, width), strict=True))
+  box = np.zeros((height, width), bool)
+  box[top:bottom, left:right] = True
+  return (target > min_depth) & (target < max_depth) & box
+
+
+def metrics(predicted: np.ndarray, target: np.ndarray,
+            valid: np.ndarray) -> dict[str, float]:
+  """The METRICS of one image; NaN where no pixel counts.
+
+  Args:
+    predicted: [y, x] depths > 0, metres.
+    target: [y, x] metres.
+    valid: [y, x] bool.
+
+  Returns:
+    a1, a2, a3: shares within factors of 1.25, 1.25² and 1.25³; silog in per
+    cent; the others as named.
+
+  Source: DINOv3; averaged over images afterwards.
+  """
+  if not valid.any():
+    return dict.fromkeys(METRICS, float('nan'))
+  predicted = np.asarray(predicted, np.float64)[valid]
+  target = np.asarray(target, np.float64)[valid]
+  factor = np.maximum(predicted / target, target / predicted)
+  error, log_error = predicted - target, np.log(predicted) - np.log(target)
+  values = {f'a{i}': (factor < 1.25 ** i).mean() for i in (1, 2, 3)} | {
+      'abs_rel': (np.abs(error) / target).mean(),
+      'sq_rel': (error ** 2 / target).mean(),
+      'mae': np.abs(error).mean(), 'rmse': np.sqrt((error ** 2).mean()),
+      'rmse_log': np.sqrt((log_error ** 2).mean()),
+      'log_10': np.abs(log_error / np.log(10)).mean(),
+      'silog': 100 * log_error.std()}
+  return {name: float(values[name]) for name in METRICS}
+
+
+def _log_error(predicted: Array, target: Array, valid: Array) -> Array:
+  """Difference of log depths, 0 where not valid, float32."""
+  log = lambda x: jnp.log(
+      jnp.where(valid, x, 1.0).astype(jnp.float32) + _LOG_EPSILON)
+  return log(predicted) - log(target)
+
+
+def _every(x: Array, axis: int, stride: int) -> Array:
+  return jax.lax.slice_in_dim(
+      x, 0, x.shape[axis], stride, axis=axis % x.ndim)
+
+
+def _steps(error: Array, valid: Array, axes: tuple[int, int]) -> Array:
+  total = 0.0
+  for axis in axes:
+    size, axis = error.shape[axis], axis % error.ndim
+    if size <= 2:
+      continue
+    first = lambda x, a=axis, n=size: jax.lax.slice_in_dim(x, 0, n - 2, axis=a)
+    second = lambda x, a=axis, n=size: jax.lax.slice_in_dim(x, 2, n, axis=a)
+    both = first(valid) & second(valid)
+    step = jnp.abs(first(error) - second(error))
+    total += jnp.where(both, step, 0.0).sum()
+  return total / jnp.maximum(valid.sum(), 1)

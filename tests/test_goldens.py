@@ -1,0 +1,47 @@
+"""Every golden case that is found, through the project's functions."""
+
+import numpy as np
+import pytest
+
+from tests import golden
+from tests.kinds import data  # noqa: F401  each registers its kinds
+from tests.kinds import evals  # noqa: F401
+from tests.kinds import heads  # noqa: F401
+from tests.kinds import libraries  # noqa: F401
+from tests.kinds import losses  # noqa: F401
+from tests.kinds import models  # noqa: F401
+from tests.kinds import optimization  # noqa: F401
+from tests.kinds import training  # noqa: F401
+
+FOLDER = golden.folder()
+
+
+@pytest.mark.parametrize('name', golden.catalogue(FOLDER))
+def test_equals_the_reference(name):
+  case = golden.load(name, FOLDER)
+  assert case.meta['kind'] in golden.KINDS, (
+      f'{name} is of kind {case.meta["kind"]}, which tests/kinds lacks')
+  got = golden.KINDS[case.meta['kind']](case)
+  case.finish()
+  case.compare(got)
+
+
+def test_what_is_not_understood_fails():
+  case = golden.Case(
+      {'name': 'a', 'config': {'known': 1, 'inner': {'new': 2}},
+       'calls': [{'id': 'x'}], 'tolerance': {'rtol': 1e-6, 'atol': 0}},
+      {}, {}, {'y': np.float32([1, 2])})
+  assert case.config['known'] == 1 and case.calls[0]['id'] == 'x'
+  assert case.config['inner']
+  with pytest.raises(AssertionError, match='config.inner: nothing reads new'):
+    case.finish()
+  with pytest.raises(AssertionError, match='inner.new=2'):
+    case.config['inner'].only('new', 3)
+  case.finish()
+  with pytest.raises(AssertionError, match=r"nothing gives \['y'\]"):
+    case.compare({'z': 0})
+  with pytest.raises(AssertionError, match='a: y'):
+    case.compare({'y': [1, 2.1]})
+  with pytest.raises(AssertionError, match=r'\(1,\) not \(2,\)'):
+    case.compare({'y': [1]})
+  case.compare({'y': golden.Within([1, 2.1], of_largest=0.06)})
