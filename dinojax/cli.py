@@ -12,6 +12,7 @@ import sys
 COMMANDS = {
     'train': ('dinojax.main', 'train or resume a run'),
     'crops': ('dinojax.crops', 'draw the first training batch as a picture'),
+    'embed': ('dinojax.embed', 'features of a folder of images, as a file'),
     'pca': ('dinojax.pca', 'draw patch features of images in colour'),
     'convert': ('dinojax.convert', 'images to records, weights in and out'),
 }

@@ -21,6 +21,7 @@ from dinojax.data import images as images_lib
 from dinojax.interop import reading
 from dinojax.interop import store
 from dinojax.kernels import attention
+from dinojax.models import network
 from dinojax.models import vit
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
@@ -58,6 +59,16 @@ class Model:
       self.params = jax.device_put(weights.params, jax.tree.map(
           lambda spec: jax.NamedSharding(self._mesh, spec), self._net.specs,
           is_leaf=lambda x: isinstance(x, jax.P)))
+
+  @property
+  def mesh(self) -> jax.sharding.Mesh:
+    """The devices."""
+    return self._mesh
+
+  @property
+  def net(self) -> network.Functional:
+    """The backbone as pure functions of `params`."""
+    return self._net
 
   def __call__(self, images: np.ndarray) -> Features:
     """Features of [b, y, x, c] normalised images, after the final norm."""

@@ -13,6 +13,7 @@ import time
 
 from etils import epath
 from rich import console as rich_console
+from rich import progress as rich_progress
 
 
 class JsonLines:
@@ -134,6 +135,54 @@ class Progress:
     """Leaves the last line standing."""
     if self.console.is_terminal:
       self.console.file.write('\n')
+
+
+class Bar:
+  """How many are done, how fast, and the time left, on stderr.
+
+  A bar on a terminal, elsewhere a line every `every_s` seconds. Use as a
+  context manager.
+  """
+
+  def __init__(self, total: int, *, unit: str = 'images',
+               every_s: float = 10.0):
+    self._total, self._unit, self._every_s = total, unit, every_s
+    self._start, self._began, self._told = 0, None, (0.0, -1)
+    console = rich_console.Console(file=sys.stderr, highlight=False)
+    self._progress = rich_progress.Progress(
+        rich_progress.TextColumn(unit), rich_progress.BarColumn(),
+        rich_progress.MofNCompleteColumn(),
+        rich_progress.TextColumn('{task.fields[pace]}'), console=console,
+        disable=not console.is_terminal)
+    self._task = self._progress.add_task(unit, total=total, pace='')
+
+  def __enter__(self):
+    self._progress.start()
+    return self
+
+  def __exit__(self, *_):
+    self._progress.stop()
+
+  def say(self, text: str):
+    """Prints a line of its own."""
+    self._progress.console.print(text, markup=False, soft_wrap=True)
+
+  def show(self, done: int):
+    """Shows how many are done; the first call is what was done before."""
+    now = time.monotonic()
+    if self._began is None:
+      self._start, self._began, self._told = done, now, (now, done)
+      self._progress.update(self._task, completed=done)
+      return
+    rate = (done - self._start) / max(now - self._began, 1e-9)
+    left = duration((self._total - done) / max(rate, 1e-9))
+    pace = f'{rate:.1f} {self._unit}/s · ETA {left}'
+    self._progress.update(self._task, completed=done, pace=pace)
+    told_at, told = self._told
+    if self._progress.disable and done != told and (
+        done == self._total or now - told_at >= self._every_s):
+      self._told = now, done
+      self.say(f'{self._unit} {done}/{self._total} · {pace}')
 
 
 def duration(seconds: float) -> str:

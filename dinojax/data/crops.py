@@ -13,6 +13,8 @@ _TRIES = 10
 # A reduced JPEG keeps this many pixels for each one of a crop, as Pillow's
 # own thumbnails do: the crops then differ by about a grey level.
 _MARGIN = 2
+# Whole images longer than this keep fewer rows instead of growing.
+MAX_ASPECT = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +130,8 @@ def center_crop(image: images.Image, *, resize_px: int = 256,
 
   Raises:
     ValueError: the crop is larger than the resized image.
-    images.BadImage: the pixels cannot be decoded.
+    images.BadImage: the pixels cannot be decoded, or so long and thin that
+      resizing would not fit in memory.
 
   Source: torchvision's Resize (bicubic, antialias) and CenterCrop.
   """
@@ -137,12 +140,56 @@ def center_crop(image: images.Image, *, resize_px: int = 256,
         f'crop_px={crop_px} is larger than resize_px={resize_px}: set '
         f'resize_px to {crop_px} or more')
   width, height = image.size
-  pixels = image.decode()
   if width <= height:
     new = (resize_px, int(resize_px * height / width))
   else:
     new = (int(resize_px * width / height), resize_px)
+  if new[0] * new[1] > images.DEFAULT_MAX_PIXELS:
+    raise images.BadImage(
+        f'{width} × {height} pixels would become {new[0]} × {new[1]}')
+  pixels = image.decode()
   pixels = pixels.resize(new, PilImage.Resampling.BICUBIC)
   left, top = (round((n - crop_px) / 2) for n in new)
   return np.asarray(pixels.crop(
       (left, top, left + crop_px, top + crop_px)))
+
+
+def whole_size(size: tuple[int, int], *, short_px: int,
+               patch_px: int) -> tuple[int, int]:
+  """Pixels of an image resized as a whole, in whole patches.
+
+  Args:
+    size: (width, height) of the image.
+    short_px: of the short side, rounded to patches.
+    patch_px: of a patch.
+
+  Returns:
+    (width, height). Of images longer than MAX_ASPECT the long side is
+    MAX_ASPECT times the short side of the others, so that the number of
+    sizes is bounded.
+  """
+  short, long = sorted(size)
+  rows = max(round(short_px / patch_px), 1)
+  columns = round(rows * long / short)
+  if columns > MAX_ASPECT * rows:
+    columns = MAX_ASPECT * rows
+    rows = max(round(columns * short / long), 1)
+  width, height = ((rows, columns) if size[0] <= size[1]
+                   else (columns, rows))
+  return width * patch_px, height * patch_px
+
+
+def max_patches(short_px: int, patch_px: int) -> int:
+  """The most patches that an image of `whole_size` has."""
+  return MAX_ASPECT * max(round(short_px / patch_px), 1) ** 2
+
+
+def whole(image: images.Image, *, short_px: int, patch_px: int) -> np.ndarray:
+  """The whole image at `whole_size`; [y, x, c] uint8.
+
+  Raises:
+    images.BadImage: the pixels cannot be decoded.
+  """
+  new = whole_size(image.size, short_px=short_px, patch_px=patch_px)
+  return np.asarray(image.decode().resize(
+      new, PilImage.Resampling.BICUBIC))

@@ -6,7 +6,7 @@ batch. No iterator state is kept: a run that continues builds the pipeline
 from its step.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import functools
 import logging
@@ -282,3 +282,57 @@ def _eval_batches(centers: _Centers, share: int, process_index: int,
              for key in empty if key != 'problem'}
   finally:
     ahead.close()
+
+
+class _Prepared:
+  """Records from `start` on, each made ready or with a reason why not."""
+
+  def __init__(self, source, prepare, start: int, max_pixels: int):
+    self._source, self._prepare = source, prepare
+    self._start, self._max_pixels = start, max_pixels
+
+  def __len__(self) -> int:
+    return len(self._source) - self._start
+
+  def __getitem__(self, place: int) -> dict:
+    index = self._start + int(place)
+    label, name, problem = -1, str(index), ''
+    try:
+      record = self._source[index]
+      label, name = int(record.label), record.name
+      pixels = self._prepare(
+          images.open_image(record.image, max_pixels=self._max_pixels))
+    except (images.BadImage, OSError, MemoryError) as error:
+      pixels, problem = np.zeros((0, 0, 3), np.uint8), _reason(error)
+    return {'image': pixels, 'label': label, 'name': name, 'index': index,
+            'problem': problem}
+
+
+def prepared_rows(
+    source: sources_lib.Source, prepare: Callable[[images.Image], np.ndarray],
+    *, start: int = 0, ahead: int = 64, num_workers: int = 0,
+    num_threads: int = 2, max_pixels: int = images.DEFAULT_MAX_PIXELS
+) -> Iterator[dict]:
+  """Records in order, made ready by `prepare`; sizes may differ.
+
+  Args:
+    source: records.
+    prepare: an opened image to [y, x, c] uint8; travels to the workers.
+    start: the first record.
+    ahead: how many rows are made in advance, about.
+    num_workers: processes; 0: threads of this one.
+    num_threads: of each.
+    max_pixels: larger images cannot be read.
+
+  Yields image, label, name, index, and problem: why the image could not be
+  read, '' for most.
+  """
+  if start >= len(source):
+    return
+  rows = iter(_read_ahead(
+      grain.MapDataset.source(_Prepared(source, prepare, start, max_pixels)),
+      ahead, num_threads, num_workers))
+  try:
+    yield from rows
+  finally:
+    rows.close()

@@ -1,0 +1,122 @@
+"""`dinojax embed --model=PATH --source=folder:DIR --out=feats.npz`.
+
+Features of every image of a source, as one .npz or .parquet file. The same
+command continues after a stop; images that cannot be read are listed.
+"""
+
+import os
+import sys
+
+from absl import app
+from absl import flags
+
+from dinojax import job
+from dinojax import model as model_lib
+from dinojax.core import errors
+from dinojax.core import log
+from dinojax.data import sources
+from dinojax.evals import embedding
+from dinojax.evals import extraction
+from dinojax.evals import shards
+from dinojax.evals import tables
+
+_MODEL = flags.DEFINE_string(
+    'model', None, 'Weights: a file or folder that dinojax.load takes.')
+_SOURCE = flags.DEFINE_string(
+    'source', None, 'folder:DIR, arrayrecord:GLOB, tfds:NAME/SPLIT, …')
+_OUT = flags.DEFINE_string('out', None, 'File to write: .npz or .parquet.')
+_FEATURES = flags.DEFINE_enum(
+    'features', 'cls', embedding.FEATURES, 'What is stored of an image.')
+_LAYERS = flags.DEFINE_integer(
+    'layers', 1, 'How many of the last layers are joined.', lower_bound=1)
+_DTYPE = flags.DEFINE_enum(
+    'dtype', 'float32', ['float32', 'float16'], 'Of the features.')
+_RESIZE_PX = flags.DEFINE_integer(
+    'resize_px', 256, 'Of the short side.', lower_bound=1)
+_CROP_PX = flags.DEFINE_integer(
+    'crop_px', None, 'Of the centre, whole patches; default: 224.')
+_KEEP_ASPECT = flags.DEFINE_bool(
+    'keep_aspect', False, 'No crop: the whole image, both sides rounded to '
+    'whole patches.')
+_NUM_HEADS = flags.DEFINE_integer(
+    'num_heads', None, 'Of weights of sizes that were never published.')
+_BATCH_SIZE = flags.DEFINE_integer(
+    'batch_size', 64, 'Images at a time.', lower_bound=1)
+_NUM_THREADS = flags.DEFINE_integer(
+    'num_threads', min(os.cpu_count() or 2, 16), 'That decode images.',
+    lower_bound=1)
+_NUM_WORKERS = flags.DEFINE_integer(
+    'num_workers', 0, 'Processes that decode images; 0: threads of this one.',
+    lower_bound=0)
+_IMAGES_PER_SHARD = flags.DEFINE_integer(
+    'images_per_shard', None, 'Images between two saves; default: 4096, '
+    'fewer where features are large.', lower_bound=1)
+_CACHE = flags.DEFINE_string(
+    'compile_cache', job.DEFAULT_COMPILE_CACHE,
+    'Folder of compiled programs; empty: none.')
+_SHOWN = 5
+
+
+def main(argv: list[str]) -> int:
+  """Writes the features; 0 when all are there."""
+  if len(argv) > 1:
+    raise app.UsageError(f'unexpected arguments {argv[1:]}')
+  try:
+    result = embed(_MODEL.value, _SOURCE.value, _OUT.value, _choice())
+  except errors.UserError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print('stopped: the same command continues', file=sys.stderr)
+    return 130
+  for name, reason in result.bad[:_SHOWN]:
+    print(f'left out: {name}: {reason}')
+  if len(result.bad) > _SHOWN:
+    print(f'left out: {len(result.bad) - _SHOWN} more, see "bad" in the file')
+  print(f'{result.num_rows} images in {_OUT.value}, '
+        f'{len(result.bad)} could not be read')
+  return 0
+
+
+def embed(path: str, spec: str, out: str,
+          choice: embedding.Choice) -> extraction.Result:
+  """Opens everything, cheapest first, and computes the features."""
+  tables.suffix(out)
+  shards.check_writable(out)
+  source = sources.open_source(spec)
+  job.compile_cache(_CACHE.value)
+  model = model_lib.load(path, num_heads=_NUM_HEADS.value)
+  with log.Bar(len(source)) as bar:
+    return extraction.extract(
+        model, source, out, choice, batch_size=_BATCH_SIZE.value,
+        model_name=os.path.basename(os.path.normpath(path)),
+        images_per_shard=_IMAGES_PER_SHARD.value,
+        num_threads=_NUM_THREADS.value, num_workers=_NUM_WORKERS.value,
+        progress=bar.show, say=bar.say)
+
+
+def _choice() -> embedding.Choice:
+  """What the flags ask for.
+
+  Raises:
+    UserError: --crop_px with --keep_aspect.
+  """
+  crop_px = _CROP_PX.value
+  if _KEEP_ASPECT.value and crop_px is not None:
+    raise errors.UserError(
+        f'--crop_px={crop_px} cuts and --keep_aspect does not: leave one out')
+  if crop_px is None and not _KEEP_ASPECT.value:
+    crop_px = 224
+  return embedding.Choice(
+      features=_FEATURES.value, layers=_LAYERS.value, dtype=_DTYPE.value,
+      resize_px=_RESIZE_PX.value, crop_px=crop_px)
+
+
+def entry():
+  """The `embed` entry of the console command."""
+  flags.mark_flags_as_required(['model', 'source', 'out'])
+  app.run(main)
+
+
+if __name__ == '__main__':
+  entry()

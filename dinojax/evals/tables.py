@@ -1,0 +1,190 @@
+"""Parts of a table joined into one .npz or .parquet, a part at a time.
+
+A part is a dict of arrays with rows leading: names, labels, features, and
+grids for patches; `bad` lists what is left out. Memory stays that of a part,
+whatever the length of the whole.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+import importlib.util
+import json
+import zipfile
+
+import numpy as np
+
+from dinojax.core import errors
+
+Part = dict[str, np.ndarray]
+SETTINGS = 'settings'
+_COLUMNS = ('names', 'labels', 'features', 'grids', 'bad')
+# A fixed date: the same rows are the same bytes.
+_DATE = (1980, 1, 1, 0, 0, 0)
+
+
+def suffix(path: str) -> str:
+  """'npz' or 'parquet'.
+
+  Raises:
+    UserError: another one, or the package it needs is missing.
+  """
+  end = path.rpartition('.')[2]
+  if end not in _WRITERS:
+    raise errors.UserError(
+        f'--out={path} is neither .npz nor .parquet: end it with one of them')
+  if end == 'parquet' and importlib.util.find_spec('pyarrow') is None:
+    raise errors.UserError(
+        f'--out={path} needs the package pyarrow: `pip install '
+        '"dinojax[parquet]"`, or end it with .npz')
+  return end
+
+
+def write_part(path: str, part: Part):
+  """Writes one part."""
+  with zipfile.ZipFile(path, 'w') as file:
+    for name, value in part.items():
+      _write_member(file, name, value.dtype, value.shape, [value])
+
+
+def read_part(path: str) -> Part:
+  """Reads one part, whole."""
+  with np.load(path) as file:
+    return dict(file)
+
+
+def join(path: str, parts: Sequence[str], settings: dict,
+         classes: Sequence[str]):
+  """Writes a table of all parts.
+
+  Args:
+    path: .npz or .parquet.
+    parts: files of `write_part`, in order.
+    settings: kept in the table, see `read_settings`.
+    classes: names of the labels; with them, or any label, a table has labels.
+  """
+  columns = [name for name in _COLUMNS if name in _headers(parts[0])]
+  if not classes and all((_column(part, 'labels') < 0).all()
+                         for part in parts):
+    columns.remove('labels')
+  _WRITERS[suffix(path)](path, parts, columns, settings, classes)
+
+
+def read_settings(path: str) -> dict | None:
+  """The settings of a finished table; None: not one of ours."""
+  try:
+    if suffix(path) == 'npz':
+      with np.load(path) as file:
+        return json.loads(str(file[SETTINGS]))
+    from pyarrow import parquet
+    metadata = parquet.read_schema(path).metadata or {}
+    return json.loads(metadata[f'dinojax.{SETTINGS}'.encode()])
+  except errors.UserError:
+    raise
+  except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+    return None
+
+
+def summary(path: str) -> tuple[int, list[list[str]]]:
+  """Rows of a part or table, and [name, reason] of what is left out."""
+  if suffix(path) == 'npz':
+    return _headers(path)['names'][0][0], _column(path, 'bad').tolist()
+  from pyarrow import parquet
+  metadata = parquet.read_metadata(path)
+  return metadata.num_rows, json.loads(metadata.metadata[b'dinojax.bad'])
+
+
+def _join_npz(path: str, parts: Sequence[str], columns: Sequence[str],
+              settings: dict, classes: Sequence[str]):
+  headers = [_headers(part) for part in parts]
+  whole = {SETTINGS: np.array(json.dumps(settings))}
+  if 'labels' in columns:
+    whole['classes'] = np.array(classes, np.str_)
+  with zipfile.ZipFile(path, 'w') as file:
+    for name in columns:
+      shapes, dtypes = zip(*(h[name] for h in headers), strict=True)
+      # A part in which no image could be read does not know the width.
+      inner = next((s[1:] for s in shapes if s[0]), shapes[0][1:])
+      dtype = np.result_type(*dtypes)  # of names: the longest
+      shape = (sum(s[0] for s in shapes), *inner)
+      _write_member(file, name, dtype, shape,
+                    (_column(part, name) for part in parts))
+    for name, value in whole.items():
+      _write_member(file, name, value.dtype, value.shape, [value])
+
+
+def _write_member(file: zipfile.ZipFile, name: str, dtype: np.dtype,
+                  shape: tuple[int, ...], blocks):
+  """An array in an .npz, written block by block."""
+  header = {'descr': np.lib.format.dtype_to_descr(dtype),
+            'fortran_order': False, 'shape': shape}
+  info = zipfile.ZipInfo(f'{name}.npy', _DATE)
+  with file.open(info, 'w', force_zip64=True) as member:
+    np.lib.format.write_array_header_1_0(member, header)
+    for block in blocks:
+      member.write(np.ascontiguousarray(block, dtype).tobytes())
+
+
+def _headers(part: str) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+  """Shape and dtype of every array of a part, without reading it."""
+  out = {}
+  with zipfile.ZipFile(part) as file:
+    for name in file.namelist():
+      with file.open(name) as member:
+        np.lib.format.read_magic(member)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+      out[name.removesuffix('.npy')] = shape, dtype
+  return out
+
+
+def _column(part: str, name: str) -> np.ndarray:
+  with np.load(part) as file:
+    return file[name]
+
+
+def _join_parquet(path: str, parts: Sequence[str], columns: Sequence[str],
+                  settings: dict, classes: Sequence[str]):
+  """A row group a part; `bad`, classes and settings in the metadata."""
+  import pyarrow
+  from pyarrow import parquet
+  bad = [row for part in parts for row in _column(part, 'bad').tolist()]
+  metadata = {f'dinojax.{key}': json.dumps(value) for key, value in {
+      SETTINGS: settings, 'classes': list(classes), 'bad': bad}.items()}
+  writer = None
+  try:
+    for table in _tables(pyarrow, parts, columns):
+      if writer is None:
+        writer = parquet.ParquetWriter(
+            path, table.schema.with_metadata(metadata), use_dictionary=False)
+      writer.write_table(table.replace_schema_metadata(metadata))
+  finally:
+    if writer is not None:
+      writer.close()
+
+
+def _tables(pyarrow, parts: Sequence[str], columns: Sequence[str]) -> Iterator:
+  """Parts with rows as Arrow tables."""
+  for path in parts:
+    part = read_part(path)
+    if not len(part['names']):
+      continue
+    table = {'name': pyarrow.array(part['names'].tolist())}
+    if 'labels' in columns:
+      table['label'] = pyarrow.array(part['labels'])
+    if 'grids' in columns:
+      table['grid'] = _fixed_lists(pyarrow, part['grids'])
+    table['feature'] = _fixed_lists(pyarrow, part['features'])
+    if len(part['features']) != len(part['names']):  # all patches in turn
+      ends = np.cumsum(part['grids'].prod(1, dtype=np.int32), dtype=np.int32)
+      table['feature'] = pyarrow.ListArray.from_arrays(
+          np.concatenate([[0], ends]).astype(np.int32), table['feature'])
+    yield pyarrow.table(table)
+
+
+def _fixed_lists(pyarrow, values: np.ndarray):
+  """[r, …, d] as an Arrow array of nested lists of fixed sizes."""
+  out = pyarrow.array(values.reshape(-1))
+  for size in values.shape[:0:-1]:
+    out = pyarrow.FixedSizeListArray.from_arrays(out, size)
+  return out
+
+
+_WRITERS: dict[str, Callable] = {'npz': _join_npz, 'parquet': _join_parquet}
