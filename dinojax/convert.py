@@ -2,7 +2,8 @@
 
   dinojax convert records --source=folder:DIR --out=DIR
   dinojax convert import --source=FILE_OR_FOLDER --out=DIR
-  dinojax convert export --source=DIR --out=DIR --format=meta|hf|timm
+  dinojax convert export --source=DIR --out=DIR \
+      --format=meta|hf|timm|onnx|stablehlo
 """
 
 import sys
@@ -15,6 +16,7 @@ from dinojax.core import errors
 from dinojax.core import tree
 from dinojax.data import records
 from dinojax.data import sources
+from dinojax.interop import checking
 from dinojax.interop import reading
 from dinojax.interop import store
 from dinojax.interop import writing
@@ -30,10 +32,14 @@ _FORMAT = flags.DEFINE_enum(
 _NUM_HEADS = flags.DEFINE_integer(
     'num_heads', None, 'Of imported sizes that were never published.')
 _IMAGE_PX = flags.DEFINE_integer(
-    'image_px', None, 'Side of square images that imported learned positions '
-    'are resampled to.')
+    'image_px', None, 'Side of square images: on import, that learned '
+    'positions are resampled to; on export to onnx or stablehlo, that the '
+    'program takes (224, or less where learned positions are for less).')
 _LOSSY = flags.DEFINE_bool(
     'lossy', False, 'Leave out what a format cannot hold, zero or not.')
+_CHECK = flags.DEFINE_bool(
+    'check', True, 'Run what was exported on two images, where its runtime is '
+    'installed, and compare the features.')
 
 
 def main(argv: list[str]) -> int:
@@ -76,9 +82,12 @@ def bring_in(path: str, out: str):
 
 def take_out(folder: str, out: str):
   """Writes a folder of ours in a format of another library."""
+  weights, kind = store.load(folder), _FORMAT.value
   for text in writing.write(
-      out, store.load(folder), _FORMAT.value, lossy=_LOSSY.value):
+      out, weights, kind, lossy=_LOSSY.value, image_px=_IMAGE_PX.value):
     print(text)
+  if _CHECK.value:
+    print(checking.check(out, weights, kind, lossy=_LOSSY.value))
 
 
 def entry():

@@ -74,8 +74,10 @@ def reduce(state: State, config: Config, *,
   """
   if isinstance(config, convnext.ConvNeXtConfig):
     return dict(state), []
-  out, dropped = dict(state), ['mask_token']
-  del out['mask_token']
+  _refuse_options(config, lossy)
+  dropped = [key for key in state
+             if key == 'mask_token' or key.startswith('local_cls_norm.')]
+  out = {key: value for key, value in state.items() if key not in dropped}
   if config.position == 'learned':
     if config.num_registers:
       position = out['pos_embed']
@@ -83,15 +85,14 @@ def reduce(state: State, config: Config, *,
       out['pos_embed'] = position[:, 1:]
     return out, dropped
   for key in list(out):
-    if key.startswith('local_cls_norm.'):
-      del out[key]
-      dropped.append(key)
-    elif key.endswith('.qkv.bias'):
+    if key.endswith('.qkv.bias'):
       q, k, v = np.split(out.pop(key), 3)
       if np.any(k) and not lossy:
         raise errors.UserError(
             f'{key} has a bias of keys that is not zero, and timm\'s DINOv3 '
             'has none: use --format=meta, or --lossy to leave it out')
+      if np.any(k):
+        dropped.append(key.replace('.qkv.bias', '.k_bias'))
       if np.any(q) or np.any(v):
         out[key.replace('.qkv.bias', '.q_bias')] = q
         out[key.replace('.qkv.bias', '.v_bias')] = v
@@ -117,24 +118,85 @@ def model_name(config: Config, state: State) -> str:
     known = {((3, 3, 9, 3), 96): 'tiny', ((3, 3, 27, 3), 96): 'small',
              ((3, 3, 27, 3), 128): 'base', ((3, 3, 27, 3), 192): 'large'}
     size = known.get((config.depths, config.dims[0]))
-    name = f'convnext_{size}.dinov3_lvd1689m'
   else:
-    known = {(384, 12): 'small', (768, 12): 'base', (1024, 24): 'large',
-             (1280, 32): 'huge', (1536, 40): 'giant', (4096, 40): '7b'}
-    size = known.get((config.embed_dim, config.depth))
-    plus = '_plus' if config.ffn == 'swiglu' and size in (
-        'small', 'large', 'huge') else ''
-    if config.position == 'rope':
-      with_bias = any(key.endswith('.q_bias') for key in state)
-      name = (f'vit_{size}{plus}_patch{config.patch_px}_dinov3'
-              + ('_qkvb' if with_bias else ''))
-    else:
-      registers = '_reg4' if config.num_registers else ''
-      name = f'vit_{size}_patch{config.patch_px}{registers}_dinov2'
-  if size is None:
+    v3 = config.position == 'rope'
+    known = {(384, 12, 'mlp'): 'small', (768, 12, 'mlp'): 'base',
+             (1024, 24, 'mlp'): 'large'} | ({
+                 (384, 12, 'swiglu'): 'small_plus',
+                 (1280, 32, 'swiglu'): 'huge_plus',
+                 (4096, 40, 'swiglu'): '7b'} if v3 else {
+                     (1536, 40, 'swiglu'): 'giant'})
+    usual = config.patch_px == (16 if v3 else 14) and (
+        config.num_registers in ((4,) if v3 else (0, 4)))
+    size = usual and known.get((config.embed_dim, config.depth, config.ffn))
+  if not size:
     raise errors.UserError(
         'timm has no DINO model of this size: use --format=meta or hf')
-  return name
+  return _name(config, state, size)
+
+
+def architecture(config: Config, state: State) -> tuple[str, dict]:
+  """Arguments of timm.create_model that hold a state dict of `reduce`.
+
+  Returns:
+    The name, and what differs from what timm makes of it: of a size that was
+    never published, the nearest name and every size.
+  """
+  try:
+    name, options = model_name(config, state), {}
+  except errors.UserError:
+    name, options = _nearest(config, state)
+  if getattr(config, 'position', None) == 'learned':
+    options['img_size'] = config.image_px
+  return name, options
+
+
+def _nearest(config: Config, state: State) -> tuple[str, dict]:
+  if isinstance(config, convnext.ConvNeXtConfig):
+    return _name(config, state, 'tiny'), {
+        'depths': config.depths, 'dims': config.dims}
+  v3, swiglu = config.position == 'rope', config.ffn == 'swiglu'
+  size = ('small_plus' if v3 else 'giant') if swiglu else 'small'
+  # timm's SwiGLU of DINOv2 counts gate and value together.
+  hidden = (config.ffn_hidden or 4 * config.embed_dim) * (
+      2 if swiglu and not v3 else 1)
+  ratio = hidden / config.embed_dim
+  if int(ratio * config.embed_dim) < hidden:  # as timm rounds
+    ratio = (hidden + 0.5) / config.embed_dim
+  options = {
+      'patch_size': config.patch_px, 'embed_dim': config.embed_dim,
+      'depth': config.depth, 'num_heads': config.num_heads,
+      'mlp_ratio': ratio}
+  if config.num_registers != 4:
+    options['num_reg_tokens' if v3 else 'reg_tokens'] = config.num_registers
+  if v3 and swiglu:
+    options['swiglu_align_to'] = 1
+  return _name(config, state, size), options
+
+
+def _name(config: Config, state: State, size: str) -> str:
+  if isinstance(config, convnext.ConvNeXtConfig):
+    return f'convnext_{size}.dinov3_lvd1689m'
+  if config.position == 'rope':
+    bias = any(key.endswith('.q_bias') for key in state)
+    return f'vit_{size}_patch16_dinov3' + ('_qkvb' if bias else '')
+  registers = '_reg4' if config.num_registers else ''
+  return f'vit_{size}_patch14{registers}_dinov2'
+
+
+def _refuse_options(config: vit.ViTConfig, lossy: bool):
+  for name, value in (('norm', 'layernorm'),
+                      ('untie_cls_and_patch_norms', False)):
+    got = getattr(config, name)
+    if got != value:
+      raise errors.UserError(
+          f'{name}={got!r} is not an option of timm\'s models: use '
+          '--format=meta')
+  if config.untie_global_and_local_cls_norm and not lossy:
+    raise errors.UserError(
+        'the model has a norm of its own for local crops (local_cls_norm), '
+        'which timm cannot hold: use --format=meta, or --lossy to leave it '
+        'out; features do not use it')
 
 
 def _as_meta(state: State) -> State:

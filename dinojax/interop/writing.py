@@ -1,4 +1,4 @@
-"""Weights as files of other libraries."""
+"""Weights as files of other libraries, and as programs."""
 
 import json
 import pathlib
@@ -7,17 +7,19 @@ import numpy as np
 
 from dinojax.core import errors
 from dinojax.interop import files
+from dinojax.interop import graphs
 from dinojax.interop import hf
 from dinojax.interop import meta
 from dinojax.interop import reading
 from dinojax.interop import timm
 from dinojax.interop import translate
 
-FORMATS = ('meta', 'hf', 'timm')
+FORMATS = ('meta', 'hf', 'timm', 'onnx', 'stablehlo')
+_GRAPHS = {'onnx': graphs.write_onnx, 'stablehlo': graphs.write_stablehlo}
 
 
 def write(folder: str, weights: reading.Weights, kind: str, *,
-          lossy: bool = False) -> list[str]:
+          lossy: bool = False, image_px: int | None = None) -> list[str]:
   """Writes a backbone in a format.
 
   Args:
@@ -26,8 +28,10 @@ def write(folder: str, weights: reading.Weights, kind: str, *,
     kind: 'meta': backbone.pth (where PyTorch is installed) and
       backbone.safetensors, as DINOv2's and DINOv3's modules load them
       strictly; 'hf': a folder for AutoModel.from_pretrained; 'timm': a state
-      dict for timm.create_model.
+      dict for timm.create_model; 'onnx' and 'stablehlo': programs, see
+      `graphs`.
     lossy: leaves out what the format cannot hold, even if it is not zero.
+    image_px: side of the images that a program takes, see `graphs.image_px`.
 
   Returns:
     Sentences about what was written, left out or merged.
@@ -38,8 +42,15 @@ def write(folder: str, weights: reading.Weights, kind: str, *,
   if kind not in FORMATS:
     raise errors.UserError(
         f'--format={kind} is not known: use one of {", ".join(FORMATS)}')
+  if image_px is not None and kind not in _GRAPHS:
+    raise errors.UserError(
+        f'image_px={image_px} is for programs ({", ".join(_GRAPHS)}), and '
+        f'--format={kind} takes any size: leave it out; learned positions are '
+        'resampled when weights are imported')
   place = pathlib.Path(folder).expanduser()
   place.mkdir(parents=True, exist_ok=True)
+  if kind in _GRAPHS:
+    return _GRAPHS[kind](place, weights, image_px)
   writer = {'meta': _meta, 'hf': _hf, 'timm': _timm}[kind]
   return writer(place, weights, lossy)
 
@@ -76,7 +87,8 @@ def _hf(place, weights, lossy) -> list[str]:
     (place / name).write_text(json.dumps(values, indent=2) + '\n')
   said = [f'{len(state)} tensors in {place}, for '
           f'{description["architectures"][0]}', *_left_out(dropped)]
-  if getattr(config, 'interpolate_offset', 0):
+  if (getattr(config, 'position', None) == 'learned'
+      and config.interpolate_offset):
     said.append(
         'transformers resamples positions without DINOv2\'s offset of 0.1: '
         f'features differ away from {config.image_px} pixels')
@@ -89,7 +101,10 @@ def _timm(place, weights, lossy) -> list[str]:
       translate.to_theirs(weights.params, timm.table(config)), config,
       lossy=lossy)
   files.write_safetensors(str(place / 'model.safetensors'), state)
-  said = [f'{len(state)} tensors in {place / "model.safetensors"}',
+  name, options = timm.architecture(config, state)
+  options = ''.join(f', {key}={value}' for key, value in options.items())
+  said = [f'{len(state)} tensors in {place / "model.safetensors"}, for '
+          f'timm.create_model({name!r}, num_classes=0{options})',
           *_left_out(dropped)]
   if getattr(config, 'num_registers', 0) and config.position == 'learned':
     said.append('merged: the position of CLS into the CLS token')

@@ -1,0 +1,44 @@
+"""Tiny backbones of every family, none of their parameters at its start."""
+
+import dataclasses
+
+from flax import nnx
+import jax
+import numpy as np
+
+from dinojax.interop import reading
+from dinojax.models import convnext
+from dinojax.models import vit
+
+V2 = vit.ViTConfig(
+    48, 2, 2, 14, image_px=56, ffn_hidden=192, interpolate_offset=0.0)
+V2_REG = dataclasses.replace(
+    V2, num_registers=4, interpolate_antialias=True, ffn='swiglu',
+    ffn_hidden=128)
+V3 = vit.ViTConfig(
+    48, 2, 2, 16, position='rope', num_registers=4, ffn_hidden=96,
+    mask_k_bias=True, norm_epsilon=1e-5, rope_rescale=2.0)
+V3_SWIGLU = dataclasses.replace(V3, ffn='swiglu', ffn_hidden=64)
+CONVNEXT = convnext.ConvNeXtConfig((1, 1, 2, 1), (16, 24, 32, 48))
+MODELS = {'v2': V2, 'v2_registers': V2_REG, 'v3': V3, 'v3_swiglu': V3_SWIGLU,
+          'convnext': CONVNEXT}
+
+
+def weights(config) -> reading.Weights:
+  """Random parameters, none of them at its initial value."""
+  module = vit.ViT if isinstance(config, vit.ViTConfig) else convnext.ConvNeXt
+  params = nnx.to_pure_dict(nnx.state(
+      module(config, rngs=nnx.Rngs(0)), nnx.Param))
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(
+      lambda x: np.asarray(x) + 0.05 * rng.normal(size=x.shape).astype(
+          np.float32), params)
+  if getattr(config, 'mask_k_bias', False):
+    params['blocks']['attn']['qkv']['bias'][:, 48:96] = 0
+  return reading.Weights(config, params, {}, 'meta')
+
+
+def images(config, sides, count=2) -> np.ndarray:
+  unit = getattr(config, 'patch_px', None) or 32
+  return np.random.default_rng(1).normal(
+      size=(count, sides[0] * unit, sides[1] * unit, 3)).astype(np.float32)

@@ -1,0 +1,116 @@
+"""What was written is run on the spot, and a wrong file does not pass."""
+
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from bench import peers
+from dinojax.core import errors
+from dinojax.interop import checking
+from dinojax.interop import files
+from dinojax.interop import graphs
+from dinojax.interop import store
+from dinojax.interop import writing
+from tests.interop import cases
+
+TORCH = ('hf', 'timm')
+KINDS = [pytest.param(kind, marks=pytest.mark.torch) if kind in TORCH
+         else kind for kind in writing.FORMATS]
+FILES = {'meta': 'backbone.safetensors', 'hf': 'model.safetensors',
+         'timm': 'model.safetensors', 'stablehlo': graphs.PARAMS}
+
+
+def write(folder, written, kind, **kwargs):
+  if kind in TORCH:
+    peers.torchvision()
+  writing.write(str(folder), written, kind, **kwargs)
+
+
+def worst(said):
+  return float(re.search(r'at most (\S+)', said)[1])
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('name', ['v2', 'v3_swiglu', 'convnext'])
+def test_a_good_file_passes_and_says_how_close_it_is(name, kind, tmp_path):
+  written = cases.weights(cases.MODELS[name])
+  write(tmp_path, written, kind)
+  said = checking.check(str(tmp_path), written, kind)
+  assert said.startswith('checked: ') and 'of 2 images' in said
+  assert worst(said) <= 1e-5
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_wrong_file_does_not(kind, tmp_path):
+  written = cases.weights(cases.V2)
+  write(tmp_path, written, kind)
+  if kind == 'onnx':  # a program of other weights
+    params = written.params | {'cls_token': -written.params['cls_token']}
+    write(tmp_path, dataclasses.replace(written, params=params), kind)
+  else:
+    path = str(tmp_path / FILES[kind])
+    state = files.read(path)
+    name = next(key for key in state if key.endswith('cls_token'))
+    files.write_safetensors(path, state | {name: -state[name]})
+  with pytest.raises(errors.UserError, match='is wrong'):
+    checking.check(str(tmp_path), written, kind)
+  if kind != 'meta':
+    said = checking.check(str(tmp_path), written, kind, lossy=True)
+    assert 'with parts left out' in said and worst(said) > 1e-2
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_file_that_does_not_load_is_named(kind, tmp_path):
+  written = cases.weights(cases.V2)
+  write(tmp_path, written, kind)
+  if kind in ('onnx', 'stablehlo'):
+    (tmp_path / f'model.{kind}').write_bytes(b'damaged')
+  else:
+    path = str(tmp_path / FILES[kind])
+    state = files.read(path)
+    del state[next(key for key in state if key.endswith('norm1.weight'))]
+    files.write_safetensors(path, state)
+  with pytest.raises(errors.UserError, match='does not run|does not hold'):
+    checking.check(str(tmp_path), written, kind)
+
+
+def test_a_runtime_that_is_missing_is_named(tmp_path, monkeypatch):
+  written = cases.weights(cases.V2)
+  writing.write(str(tmp_path), written, 'timm')
+  monkeypatch.setitem(sys.modules, 'timm', None)
+  assert checking.check(str(tmp_path), written, 'timm') == (
+      'not checked: timm would run it, and is not installed')
+
+
+def test_a_runtime_that_does_not_import_is_named(tmp_path, monkeypatch):
+  written = cases.weights(cases.V2)
+  writing.write(str(tmp_path), written, 'timm')
+  # As torchvision beside another build of PyTorch does.
+  said = 'operator torchvision::nms does not exist'
+  (tmp_path / 'timm.py').write_text(f'raise RuntimeError("{said}\\nmore")')
+  monkeypatch.delitem(sys.modules, 'timm', raising=False)
+  monkeypatch.syspath_prepend(tmp_path)
+  assert checking.check(str(tmp_path), written, 'timm') == (
+      'not checked: timm would run it, and cannot be imported here '
+      f'(RuntimeError: {said})')
+
+
+def test_the_command_writes_a_program_and_checks_it(tmp_path):
+  written = cases.weights(cases.CONVNEXT)
+  store.save(str(tmp_path / 'ours'), written)
+  command = [sys.executable, '-m', 'dinojax.convert', 'export',
+             f'--source={tmp_path / "ours"}', f'--out={tmp_path / "theirs"}',
+             '--format=stablehlo', '--image_px=64']
+  done = subprocess.run(command, capture_output=True, text=True,
+                        env=os.environ | {'JAX_PLATFORMS': 'cpu'})
+  assert done.returncode == 0, done.stderr
+  last = done.stdout.splitlines()[-1]
+  assert '64 × 64 pixels' in last and worst(last) <= 1e-5
+  np.testing.assert_array_equal(
+      files.read(str(tmp_path / 'theirs' / graphs.PARAMS))['norm/scale'],
+      written.params['norm']['scale'])
