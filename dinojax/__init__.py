@@ -5,7 +5,8 @@ __all__ = ['load']
 
 
 def load(path: str, *, num_heads: int | None = None,
-         image_px: int | None = None):
-  """A ready model from weights on this machine, see `dinojax.model.load`."""
+         image_px: int | None = None, exact_periods: bool = False):
+  """A ready model from any weights, see `dinojax.model.weights`."""
   from dinojax import model  # only now: importing dinojax imports no JAX
-  return model.load(path, num_heads=num_heads, image_px=image_px)
+  return model.load(path, num_heads=num_heads, image_px=image_px,
+                    exact_periods=exact_periods)

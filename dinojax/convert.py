@@ -1,8 +1,8 @@
 """Images to records, weights in and weights out.
 
   dinojax convert records --source=folder:DIR --out=DIR
-  dinojax convert import --source=FILE_OR_FOLDER --out=DIR
-  dinojax convert export --source=DIR --out=DIR \
+  dinojax convert import --source=FILE_OR_FOLDER_OR_HUB_NAME --out=DIR
+  dinojax convert export --source=DIR_OR_RUN --out=DIR \
       --format=meta|hf|timm|onnx|stablehlo
 """
 
@@ -12,18 +12,18 @@ from absl import app
 from absl import flags
 from rich import progress
 
+from dinojax import model as model_lib
 from dinojax.core import errors
 from dinojax.core import tree
 from dinojax.data import records
 from dinojax.data import sources
 from dinojax.interop import checking
-from dinojax.interop import reading
 from dinojax.interop import store
 from dinojax.interop import writing
 
 _SOURCE = flags.DEFINE_string(
-    'source', None, 'What to convert: folder:DIR for records, a weight file '
-    'or folder for import, a folder that import wrote for export.')
+    'source', None, 'What to convert: folder:DIR for records, weights that '
+    'dinojax.load takes for import and export; a run gives its EMA teacher.')
 _OUT = flags.DEFINE_string('out', None, 'Folder of the result.')
 _IMAGES_PER_SHARD = flags.DEFINE_integer(
     'images_per_shard', 10_000, 'Images in a shard, about.', lower_bound=1)
@@ -35,6 +35,9 @@ _IMAGE_PX = flags.DEFINE_integer(
     'image_px', None, 'Side of square images: on import, that learned '
     'positions are resampled to; on export to onnx or stablehlo, that the '
     'program takes (224, or less where learned positions are for less).')
+_EXACT_PERIODS = flags.DEFINE_bool(
+    'exact_periods', False, 'Of imports: RoPE periods in float32, as '
+    'transformers and timm compute them, not the rounded ones of the file.')
 _LOSSY = flags.DEFINE_bool(
     'lossy', False, 'Leave out what a format cannot hold, zero or not.')
 _CHECK = flags.DEFINE_bool(
@@ -72,17 +75,20 @@ def to_records(spec: str, out: str):
 
 def bring_in(path: str, out: str):
   """Reads weights of another library into a folder of ours."""
-  weights = reading.read(
-      path, num_heads=_NUM_HEADS.value, image_px=_IMAGE_PX.value)
+  weights = model_lib.weights(
+      path, num_heads=_NUM_HEADS.value, image_px=_IMAGE_PX.value,
+      exact_periods=_EXACT_PERIODS.value)
   store.save(out, weights)
   size = tree.num_elements(weights.params) / 1e6
-  print(f'{size:.1f} M parameters ({weights.family}) in {out}: '
+  heads = ' and '.join(['', *weights.heads])
+  print(f'{size:.1f} M parameters{heads} ({weights.family}) in {out}: '
         f'dinojax.load({out!r})')
 
 
-def take_out(folder: str, out: str):
-  """Writes a folder of ours in a format of another library."""
-  weights, kind = store.load(folder), _FORMAT.value
+def take_out(path: str, out: str):
+  """Writes weights in a format of another library."""
+  weights = model_lib.weights(path, num_heads=_NUM_HEADS.value)
+  kind = _FORMAT.value
   for text in writing.write(
       out, weights, kind, lossy=_LOSSY.value, image_px=_IMAGE_PX.value):
     print(text)

@@ -18,11 +18,14 @@ from dinojax.core import tree
 from dinojax.data import pipeline
 from dinojax.data import sources
 from dinojax.evals import online
+from dinojax.interop import reading
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
+from dinojax.train import checkpoint
 from dinojax.train import loop
 from dinojax.train import recipe as recipe_lib
 from dinojax.train import settings as settings_lib
+from dinojax.train import state as state_lib
 
 DEFAULT_COMPILE_CACHE = os.path.join(
     os.environ.get('XDG_CACHE_HOME', os.path.expanduser('~/.cache')),
@@ -143,6 +146,39 @@ def read_workdir(workdir: str) -> settings_lib.Settings:
     raise errors.UserError(
         f'--workdir={workdir} holds no run: {CONFIG} is missing')
   return settings_lib.read(json.loads(path.read_text()))
+
+
+def is_workdir(path: str) -> bool:
+  """Whether a run was started there."""
+  place = epath.Path(path)
+  return (place / CONFIG).exists() and (
+      place / checkpoint.FOLDER).exists()
+
+
+def read_teacher(workdir: str) -> reading.Weights:
+  """The EMA teacher of a run's last checkpoint, heads included.
+
+  Raises:
+    UserError: no run, or no checkpoint yet.
+  """
+  settings = read_workdir(workdir)
+  mesh = mesh_lib.make(devices=mesh_lib.one_device())
+  with mesh_lib.activate(mesh):
+    recipe = recipe_lib.build(settings, mesh, epoch_steps=1)
+    saved = checkpoint.Checkpoints(workdir)
+    if saved.latest() is None:
+      raise errors.UserError(f'--workdir={workdir} has no checkpoint yet')
+    state = state_lib.abstract(recipe, mesh)
+    part = state_lib.ema_part(state)
+    params = jax.device_get(
+        saved.restore_part(part, checkpoint.abstract_part(state, part)))
+  config = recipe_lib.still(recipe.settings.model)
+  heads = {'dino_head': settings.dino.head, 'ibot_head': settings.ibot.head}
+  return reading.Weights(
+      config, params['backbone'], {}, 'dinojax',
+      {name: reading.Head(heads[name], part)
+       for name, part in params.items() if name in heads},
+      mean=settings.augment.mean, std=settings.augment.std)
 
 
 def write_text(path: epath.Path, text: str):

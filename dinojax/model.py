@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from dinojax import job
 from dinojax.augment import photometric
 from dinojax.core import errors
 from dinojax.data import crops
@@ -43,13 +44,21 @@ class Features:
 
 
 class Model:
-  """A backbone with its parameters on the devices."""
+  """A backbone with its parameters on the devices.
+
+  Attributes:
+    config: of the backbone.
+    params: on the devices.
+    mean: of the pixels it was trained on, per channel.
+    std: likewise.
+  """
 
   def __init__(self, weights: reading.Weights,
                mesh: jax.sharding.Mesh | None = None):
     """Puts the parameters on `mesh`; None: the first device."""
     self._mesh = mesh or mesh_lib.make(devices=mesh_lib.one_device())
     self.config = weights.config
+    self.mean, self.std = weights.mean, weights.std
     if isinstance(self.config, vit.ViTConfig):
       self.config = dataclasses.replace(
           self.config,
@@ -133,7 +142,7 @@ class Model:
     """
     pixels = np.stack([_center(image, resize_px, crop_px)
                        for image in images])
-    return np.asarray(photometric.normalize(pixels))
+    return np.asarray(photometric.normalize(pixels, self.mean, self.std))
 
   def _grid(self, image_px: tuple[int, int], index: int) -> tuple[int, int]:
     if isinstance(self.config, vit.ViTConfig):
@@ -167,22 +176,42 @@ class Model:
     return {}
 
 
-def load(path: str, *, num_heads: int | None = None,
-         image_px: int | None = None) -> Model:
-  """A ready model from weights on this machine.
+def load(path: str, **options) -> Model:
+  """A ready model, see `weights` for where from."""
+  return Model(weights(path, **options))
+
+
+def weights(path: str, *, num_heads: int | None = None,
+            image_px: int | None = None,
+            exact_periods: bool = False) -> reading.Weights:
+  """Weights of any kind.
 
   Args:
-    path: a folder that `dinojax convert import` wrote, or any weight file of
-      DINOv2, DINOv3, transformers or timm.
+    path: the workdir of a run (its EMA teacher), a folder that `dinojax
+      convert import` wrote, any weight file of DINOv2, DINOv3, transformers
+      or timm; or, where none of these is there, 'owner/name' on the Hugging
+      Face Hub.
     num_heads: for sizes that were never published.
     image_px: side that learned positions are resampled to.
+    exact_periods: see `reading.read`.
 
   Raises:
     UserError: nothing there, or nothing that is known.
   """
   if store.is_ours(path):
-    return Model(store.load(path))
-  return Model(reading.read(path, num_heads=num_heads, image_px=image_px))
+    return _resampled(store.load(path), image_px)
+  if job.is_workdir(path):
+    return _resampled(job.read_teacher(path), image_px)
+  return reading.read(path, num_heads=num_heads, image_px=image_px,
+                      exact_periods=exact_periods)
+
+
+def _resampled(weights: reading.Weights,
+               image_px: int | None) -> reading.Weights:
+  if image_px is None:
+    return weights
+  config, params = reading.resample(weights.config, weights.params, image_px)
+  return dataclasses.replace(weights, config=config, params=params)
 
 
 def _features(out: dict, grid: tuple[int, int] | None = None) -> Features:

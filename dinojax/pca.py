@@ -10,22 +10,16 @@ import sys
 from absl import app
 from absl import flags
 from etils import epath
-import jax
 import numpy as np
 from PIL import Image
 
-from dinojax import job
+from dinojax import model as model_lib
 from dinojax.augment import photometric
 from dinojax.core import errors
 from dinojax.data import images as images_lib
 from dinojax.data import photos
 from dinojax.data import sources
 from dinojax.evals import pictures
-from dinojax.parallel import mesh as mesh_lib
-from dinojax.parallel import processes
-from dinojax.train import checkpoint
-from dinojax.train import recipe as recipe_lib
-from dinojax.train import state as state_lib
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
 _IMAGES = flags.DEFINE_string(
@@ -54,27 +48,11 @@ def main(argv: list[str]) -> int:
 
 def draw(workdir: str, out: str):
   """Loads the EMA teacher of a run and draws its patch features."""
-  settings = job.read_workdir(workdir)
-  side = _GRID.value * settings.model.patch_px
+  model = model_lib.load(workdir)
+  side = _GRID.value * model.config.patch_px
   shown = np.stack([_square(image, side) for image in _images()])
-  mesh = mesh_lib.make(devices=jax.devices()[:1])
-  with mesh_lib.activate(mesh):
-    recipe = recipe_lib.build(settings, mesh, epoch_steps=1)
-    saved = checkpoint.Checkpoints(workdir)
-    if saved.latest() is None:
-      raise errors.UserError(f'--workdir={workdir} has no checkpoint yet')
-    state = state_lib.abstract(recipe, mesh)
-    part = state_lib.ema_part(state)
-    teacher = saved.restore_part(part, checkpoint.abstract_part(state, part))
-    dtype = recipe.settings.model.compute_dtype
-
-    def call(net, rows):
-      pixels = photometric.normalize(
-          rows['image'], settings.augment.mean, settings.augment.std, dtype)
-      return net.backbone({'global': pixels})['global']['patches']
-
-    features = jax.jit(lambda p, x: recipe.teacher.apply(
-        p, {'image': x}, call))(teacher, processes.to_devices(shown, mesh))
+  features = model(photometric.normalize(
+      shown, model.mean, model.std)).patches
   grids = np.asarray(features, np.float32).reshape(
       len(shown), _GRID.value, _GRID.value, -1)
   sheet(shown, grids).save(out)

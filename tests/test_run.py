@@ -105,6 +105,30 @@ def test_a_finished_run_leaves_its_results(tmp_path):
   code, text = run('here', cwd=tmp_path)  # again: nothing left to do
   assert code == 0 and 'resumed from step 6' in text
   assert time.monotonic() - began < 60
+  check_what_was_trained(tmp_path / 'here')
+
+
+def check_what_was_trained(workdir):
+  """The EMA teacher is a model, and goes where weights go."""
+  import dinojax
+  from dinojax import model as model_lib
+  from dinojax.interop import reading
+  from dinojax.interop import writing
+  weights = model_lib.weights(str(workdir))
+  teacher = state(workdir)[1]['teacher']
+  jax.tree.map(np.testing.assert_array_equal, weights.params,
+               teacher['backbone'])
+  assert set(weights.heads) == teacher.keys() - {'backbone'}
+  images = np.random.default_rng(0).normal(
+      size=(2, *[2 * weights.config.image_px] * 2, 3)).astype(np.float32)
+  want = dinojax.load(str(workdir))(images)
+  assert np.isfinite(want.cls).all() and want.cls.shape == (
+      2, weights.config.embed_dim)
+  writing.write(str(workdir / 'meta'), weights, 'meta')
+  again = reading.read(str(workdir / 'meta' / 'backbone.safetensors'),
+                       num_heads=weights.config.num_heads)
+  np.testing.assert_allclose(
+      model_lib.Model(again)(images).cls, want.cls, atol=1e-5)
 
 
 def test_board_and_profile_are_written(tmp_path):

@@ -33,6 +33,8 @@ class Backbone(Protocol):
   params: tree.Tree
   net: object
   mesh: jax.sharding.Mesh
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +98,7 @@ def program(model: Backbone, choice: Choice
   indices = tuple(range(depth - choice.layers, depth))
 
   def call(net, images):
-    images = photometric.normalize(images)
+    images = photometric.normalize(images, model.mean, model.std)
     if len(indices) == 1:
       layers = [net({'global': images})['global']]
     else:

@@ -4,6 +4,7 @@ Files on the Hub keep older names than transformers 5 uses in memory; both are
 read, the newer ones are written.
 """
 
+from collections.abc import Sequence
 import re
 
 import numpy as np
@@ -17,6 +18,7 @@ from dinojax.models import vit
 State = dict[str, np.ndarray]
 Config = vit.ViTConfig | convnext.ConvNeXtConfig
 
+PREPROCESSOR = 'preprocessor_config.json'
 _LEGACY = (
     (r'attention\.attention\.query\.', 'attention.q_proj.'),
     (r'attention\.attention\.key\.', 'attention.k_proj.'),
@@ -193,16 +195,18 @@ def describe(config: Config) -> dict:
   return _named('dinov2', shared)
 
 
-def preprocessor(image_px: int = 224) -> dict:
-  """preprocessor_config.json: resize, centre crop, ImageNet's statistics."""
+def preprocessor(image_px: int = 224, *,
+                 mean: Sequence[float] = photometric.IMAGENET_MEAN,
+                 std: Sequence[float] = photometric.IMAGENET_STD) -> dict:
+  """preprocessor_config.json: resize, centre crop, normalise."""
   return {
       'image_processor_type': 'BitImageProcessor', 'do_resize': True,
       'size': {'shortest_edge': round(image_px * 256 / 224)}, 'resample': 3,
       'do_center_crop': True,
       'crop_size': {'height': image_px, 'width': image_px},
       'do_rescale': True, 'rescale_factor': 1 / 255, 'do_normalize': True,
-      'image_mean': list(photometric.IMAGENET_MEAN),
-      'image_std': list(photometric.IMAGENET_STD), 'do_convert_rgb': True}
+      'image_mean': list(mean), 'image_std': list(std),
+      'do_convert_rgb': True}
 
 
 def _named(kind: str, values: dict) -> dict:

@@ -9,9 +9,11 @@ import re
 
 import numpy as np
 
+from dinojax.core import errors
 from dinojax.interop import names
 from dinojax.models import convnext
 from dinojax.models import heads
+from dinojax.models import positions
 from dinojax.models import vit
 from dinojax.models import zoo
 
@@ -124,8 +126,10 @@ def _periods(entries: State) -> dict:
   """The file's own periods: training rounded them to bfloat16."""
   if _PERIODS not in entries:
     return {}
-  return {'rope_periods': tuple(
-      float(x) for x in np.asarray(entries[_PERIODS], np.float32))}
+  periods = np.asarray(entries[_PERIODS], np.float32)
+  if np.array_equal(periods, positions.rope_periods(4 * len(periods))):
+    return {}
+  return {'rope_periods': tuple(float(x) for x in periods)}
 
 
 def _sizes(state: State) -> tuple[int, int, int]:
@@ -186,12 +190,23 @@ def split_heads(state: State) -> dict[str, State]:
 
 
 def head_config(state: State) -> heads.HeadConfig:
-  """What a head's tensors say about its configuration."""
+  """What a head's tensors say about its configuration.
+
+  Raises:
+    UserError: it is not a whole head.
+  """
   weights = [key for key in state
              if key.startswith('mlp.') and key.endswith('.weight')]
   weight_norm = 'last_layer.weight_v' in state
-  last = state['last_layer.weight_v' if weight_norm else 'last_layer.weight']
+  last = 'last_layer.weight_v' if weight_norm else 'last_layer.weight'
   first = 'mlp.weight' if len(weights) == 1 else 'mlp.0.weight'
+  missing = [name for name in (first, last) if name not in state]
+  if missing:
+    raise errors.UserError(
+        f'a head has no {" and no ".join(missing)}: it holds '
+        f'{", ".join(sorted(state)[:4])}; take the heads out of the file, or '
+        'give the whole checkpoint')
+  last = state[last]
   return heads.HeadConfig(
       num_prototypes=last.shape[0], bottleneck_dim=last.shape[1],
       num_layers=len(weights), hidden_dim=state[first].shape[0],

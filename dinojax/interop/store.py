@@ -1,7 +1,7 @@
 """A converted model on disk: model.safetensors and model.json.
 
-Tensors carry our own names, under `params/`; `entries/` are what another
-library's file held besides, so that it can be written again.
+Tensors carry our own names, under `params/` and `heads/NAME/`; `entries/` are
+what another library's file held besides, so that it can be written again.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ from dinojax.core import tree
 from dinojax.interop import files
 from dinojax.interop import reading
 from dinojax.models import convnext
+from dinojax.models import heads
 from dinojax.models import vit
 
 TENSORS, DESCRIPTION = 'model.safetensors', 'model.json'
@@ -33,13 +34,19 @@ def save(folder: str, weights: reading.Weights):
            for name, value in tree.items(weights.params)}
   state |= {f'entries/{name}': value
             for name, value in weights.entries.items()}
+  for part, head in weights.heads.items():
+    state |= {f'heads/{part}/{name}': value
+              for name, value in tree.items(head.params)}
   kind, = (k for k, cls in _KINDS.items() if isinstance(weights.config, cls))
   temporary = place / f'{TENSORS}.tmp'
   files.write_safetensors(str(temporary), state)
   temporary.replace(place / TENSORS)
   (place / DESCRIPTION).write_text(json.dumps({
       'version': _VERSION, 'kind': kind, 'family': weights.family,
-      'config': dataclasses.asdict(weights.config)}, indent=1))
+      'config': dataclasses.asdict(weights.config),
+      'heads': {name: dataclasses.asdict(head.config)
+                for name, head in weights.heads.items()},
+      'mean': weights.mean, 'std': weights.std}, indent=1))
 
 
 def load(folder: str) -> reading.Weights:
@@ -66,14 +73,26 @@ def load(folder: str) -> reading.Weights:
   pick = lambda prefix: {
       key.removeprefix(prefix): value for key, value in state.items()
       if key.startswith(prefix)}
-  flat = pick('params/')
-  wanted = dict(tree.items(reading.shapes(config)))
+  params = _tree(place, pick('params/'), reading.shapes(config))
+  found = {}
+  for name, options in told['heads'].items():
+    head = heads.HeadConfig(**options)
+    shapes = reading.head_shapes(head, config.embed_dim)
+    found[name] = reading.Head(
+        head, _tree(place, pick(f'heads/{name}/'), shapes))
+  return reading.Weights(
+      config, params, pick('entries/'), told['family'], found,
+      tuple(told['mean']), tuple(told['std']))
+
+
+def _tree(place: pathlib.Path, flat: files.State,
+          shapes: tree.Tree) -> tree.Tree:
+  """The tensors as a tree of known shapes."""
+  wanted = dict(tree.items(shapes))
   wrong = [name for name in {**wanted, **flat} if name not in flat
            or name not in wanted or flat[name].shape != wanted[name].shape]
   if wrong:
     raise errors.UserError(
         f'{place / TENSORS} does not fit {DESCRIPTION}: '
         f'{", ".join(sorted(wrong)[:5])}; convert the weights again')
-  params = tree.map_with_name(
-      lambda name, _: flat[name], reading.shapes(config))
-  return reading.Weights(config, params, pick('entries/'), told['family'])
+  return tree.map_with_name(lambda name, _: flat[name], shapes)

@@ -27,9 +27,9 @@ def write(folder: str, weights: reading.Weights, kind: str, *,
     weights: what to write.
     kind: 'meta': backbone.pth (where PyTorch is installed) and
       backbone.safetensors, as DINOv2's and DINOv3's modules load them
-      strictly; 'hf': a folder for AutoModel.from_pretrained; 'timm': a state
-      dict for timm.create_model; 'onnx' and 'stablehlo': programs, see
-      `graphs`.
+      strictly, and with heads teacher_checkpoint.pth; 'hf': a folder for
+      AutoModel.from_pretrained; 'timm': a state dict for timm.create_model;
+      'onnx' and 'stablehlo': programs, see `graphs`.
     lossy: leaves out what the format cannot hold, even if it is not zero.
     image_px: side of the images that a program takes, see `graphs.image_px`.
 
@@ -70,9 +70,19 @@ def _meta(place, weights, lossy) -> list[str]:
     import torch
   except ImportError:
     return [*said, 'no backbone.pth: PyTorch is not installed']
-  torch.save({key: torch.from_numpy(value.copy())
-              for key, value in state.items()}, place / 'backbone.pth')
-  return [*said, f'the same in {place / "backbone.pth"}']
+  tensors = lambda state: {
+      key: torch.from_numpy(value.copy()) for key, value in state.items()}
+  torch.save(tensors(state), place / 'backbone.pth')
+  said.append(f'the same in {place / "backbone.pth"}')
+  if weights.heads:
+    state = {f'backbone.{key}': value for key, value in state.items()}
+    for name, head in weights.heads.items():
+      state |= {f'{name}.{key}': value for key, value in translate.to_theirs(
+          head.params, meta.head_table(head.config)).items()}
+    path = place / 'teacher_checkpoint.pth'
+    torch.save({'teacher': tensors(state)}, path)
+    said.append(f'with {", ".join(weights.heads)} in {path}')
+  return said
 
 
 def _hf(place, weights, lossy) -> list[str]:
@@ -83,10 +93,12 @@ def _hf(place, weights, lossy) -> list[str]:
       lossy=lossy)
   files.write_safetensors(str(place / 'model.safetensors'), state)
   for name, values in (('config.json', description),
-                       ('preprocessor_config.json', hf.preprocessor())):
+                       (hf.PREPROCESSOR, hf.preprocessor(
+                           mean=weights.mean, std=weights.std))):
     (place / name).write_text(json.dumps(values, indent=2) + '\n')
   said = [f'{len(state)} tensors in {place}, for '
-          f'{description["architectures"][0]}', *_left_out(dropped)]
+          f'{description["architectures"][0]}', *_left_out(dropped),
+          *_rounded(config, 'transformers')]
   if (getattr(config, 'position', None) == 'learned'
       and config.interpolate_offset):
     said.append(
@@ -105,10 +117,17 @@ def _timm(place, weights, lossy) -> list[str]:
   options = ''.join(f', {key}={value}' for key, value in options.items())
   said = [f'{len(state)} tensors in {place / "model.safetensors"}, for '
           f'timm.create_model({name!r}, num_classes=0{options})',
-          *_left_out(dropped)]
+          *_left_out(dropped), *_rounded(config, 'timm')]
   if getattr(config, 'num_registers', 0) and config.position == 'learned':
     said.append('merged: the position of CLS into the CLS token')
   return said
+
+
+def _rounded(config: reading.Config, library: str) -> list[str]:
+  if reading.exact(config) == config:
+    return []
+  return [f'{library} computes RoPE in float32, where these weights round it: '
+          'features differ in the third digit']
 
 
 def _left_out(dropped: list[str]) -> list[str]:

@@ -92,16 +92,14 @@ def build(settings: settings_lib.Settings, mesh: jax.sharding.Mesh,
   """
   settings = resolve(settings, mesh_lib.platform(mesh))
   student = network_config(settings)
-  still = dataclasses.replace(
-      student.backbone, drop_path_rate=0.0, rope_shift=None, rope_jitter=None,
-      rope_rescale=None)
-  teacher = dataclasses.replace(student, backbone=still)
+  quiet = still(student.backbone)
+  teacher = dataclasses.replace(student, backbone=quiet)
   make = lambda config: network.Functional(
       lambda rngs: network.Network(config, rngs=rngs), mesh)
   student = make(student)
   gram = None
   if settings.gram.has_backbone:
-    gram = network.Functional(lambda rngs: vit.ViT(still, rngs=rngs), mesh)
+    gram = network.Functional(lambda rngs: vit.ViT(quiet, rngs=rngs), mesh)
   return Recipe(
       settings=settings, student=student,
       teacher=make(frozen_teacher or teacher),
@@ -109,6 +107,13 @@ def build(settings: settings_lib.Settings, mesh: jax.sharding.Mesh,
       gram=gram, gram_refresh=_refresh(settings, epoch_steps),
       schedules=make_schedules(settings, epoch_steps),
       optimizer=make_optimizer(settings, student.shapes))
+
+
+def still(backbone: vit.ViTConfig) -> vit.ViTConfig:
+  """A backbone that draws nothing at random."""
+  return dataclasses.replace(
+      backbone, drop_path_rate=0.0, rope_shift=None, rope_jitter=None,
+      rope_rescale=None)
 
 
 def _refresh(s: settings_lib.Settings, epoch_steps: int) -> Refresh | None:

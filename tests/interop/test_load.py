@@ -1,7 +1,9 @@
 """`dinojax.load`: any file to features, and a clear no to bad ones."""
 
+import dataclasses
 import json
 import pickle
+import sys
 
 import jax
 import numpy as np
@@ -12,6 +14,7 @@ from dinojax.core import errors
 from dinojax.interop import files
 from dinojax.interop import reading
 from dinojax.interop import store
+from dinojax.interop import writing
 from tests import golden
 
 try:
@@ -44,7 +47,7 @@ def heads(case):
   return case.meta['config']['num_heads']
 
 
-@pytest.mark.parametrize('kind', ['hub', 'teacher', 'safetensors', 'chunked'])
+@pytest.mark.parametrize('kind', ['hub', 'prefixed', 'safetensors', 'chunked'])
 def test_meta_files_in_three_lines(meta_case, tmp_path, kind):
   state = meta_case.weights['']
   path = tmp_path / ('a.safetensors' if kind == 'safetensors' else 'a.pth')
@@ -55,13 +58,114 @@ def test_meta_files_in_three_lines(meta_case, tmp_path, kind):
   else:
     if kind == 'chunked':
       state = {k.replace('blocks.', 'blocks.0.'): v for k, v in state.items()}
-    save_torch(path, {f'backbone.{k}': v for k, v in state.items()} | {
-        'dino_head.mlp.0.weight': np.zeros((2, 2), np.float32)}, 'teacher')
+    save_torch(path, {f'backbone.{k}': v for k, v in state.items()},
+               'teacher')
   model = dinojax.load(str(path), num_heads=heads(meta_case))
   out = model(nhwc(meta_case.inputs['x']))
   meta_case.check('base/x_norm_clstoken', out.cls, rtol=1e-4, atol=1e-5)
   meta_case.check('base/x_norm_patchtokens', out.patches, rtol=1e-4,
                   atol=1e-5)
+
+
+@pytest.mark.parametrize('name', [
+    'train_v2_sinkhorn_separate_heads', 'train_v2_centering_shared_head',
+    'train_v3_distill'])
+def test_training_checkpoints_keep_their_heads(tmp_path, name):
+  case = golden.load(name)
+  state = case.weights['teacher0']
+  save_torch(tmp_path / 'teacher_checkpoint.pth', state, 'teacher')
+  weights = reading.read(str(tmp_path / 'teacher_checkpoint.pth'),
+                         num_heads=case.meta['calls']['arch']['num_heads'])
+  assert set(weights.heads) == {
+      key.split('.')[0] for key in state} - {'backbone'}
+  head, section = weights.heads['dino_head'], case.meta['config']['dino']
+  assert head.config.num_prototypes == section['head_n_prototypes']
+  assert head.config.weight_norm == name.startswith('train_v2')
+  # Through our own folder and out again, no bit changes.
+  store.save(str(tmp_path / 'own'), weights)
+  again = store.load(str(tmp_path / 'own'))
+  assert again.heads['dino_head'].config == head.config
+  writing.write(str(tmp_path / 'out'), again, 'meta')
+  written = files.read(str(tmp_path / 'out' / 'teacher_checkpoint.pth'))
+  assert written.keys() == state.keys()
+  for key, value in state.items():
+    np.testing.assert_array_equal(written[key], value, err_msg=key)
+
+
+def test_half_a_head_is_refused(meta_case, tmp_path):
+  state = {f'backbone.{k}': v for k, v in meta_case.weights[''].items()}
+  save_torch(tmp_path / 'a.pth', state | {
+      'dino_head.mlp.0.weight': np.zeros((2, 2), np.float32)})
+  with pytest.raises(errors.UserError, match='no last_layer.weight'):
+    dinojax.load(str(tmp_path / 'a.pth'), num_heads=heads(meta_case))
+
+
+def test_rounded_periods_are_kept_or_not(tmp_path):
+  case = golden.load('v3_vit_p16_mlp_reg4_maskk')
+  state = dict(case.weights[''])
+  exact = state['rope_embed.periods']
+  rounded = np.asarray(jax.numpy.asarray(exact, 'bfloat16'), np.float32)
+  state['rope_embed.periods'] = rounded
+  path = str(tmp_path / 'a.safetensors')
+  files.write_safetensors(path, state)
+  load = lambda **options: dinojax.load(path, num_heads=heads(case), **options)
+  images = nhwc(case.inputs['x'])
+  kept, replaced = load()(images).cls, load(exact_periods=True)(images).cls
+  case.check('base/x_norm_clstoken', replaced, rtol=1e-4, atol=1e-4)
+  assert 1e-5 < np.abs(kept - replaced).max() < 0.1
+  weights = reading.read(path, num_heads=heads(case))
+  written = writing.meta_state(weights)
+  np.testing.assert_array_equal(written['rope_embed.periods'], rounded)
+  said = writing.write(str(tmp_path / 'hf'), dataclasses.replace(
+      weights, params=no_bias_of_keys(weights)), 'hf')
+  assert any('float32' in text for text in said)
+
+
+def no_bias_of_keys(weights):
+  params = jax.tree.map(np.copy, weights.params)
+  d = weights.config.embed_dim
+  params['blocks']['attn']['qkv']['bias'][:, d:2 * d] = 0
+  return params
+
+
+def test_names_of_the_hub(tmp_path, monkeypatch, capsys):
+  import huggingface_hub  # comes with transformers
+  from huggingface_hub import errors as hub_errors
+  case = golden.load('hf_dinov2')
+  files.write_safetensors(str(tmp_path / 'model.safetensors'),
+                          case.weights[''])
+  (tmp_path / 'config.json').write_text(json.dumps(case.meta['config']))
+  (tmp_path / 'preprocessor_config.json').write_text(json.dumps(
+      {'image_mean': [0.1, 0.2, 0.3], 'image_std': [1, 2, 3]}))
+  calls = []
+
+  def download(name, allow_patterns, local_files_only=False):
+    calls.append(local_files_only)
+    assert name == 'facebook/dinov2-tiny'
+    assert set(allow_patterns) == {'*.safetensors', '*.json'}
+    if local_files_only:
+      raise hub_errors.LocalEntryNotFoundError('not in the cache')
+    return str(tmp_path)
+
+  monkeypatch.setattr(huggingface_hub, 'snapshot_download', download)
+  model = dinojax.load('facebook/dinov2-tiny')
+  assert calls == [True, False]
+  assert 'fetched from huggingface.co' in capsys.readouterr().out
+  assert model.mean == (0.1, 0.2, 0.3)
+  out = model(nhwc(case.inputs['pixel_values0']))
+  case.check('s0/last_hidden_state', tokens(out), rtol=1e-4, atol=1e-5)
+
+  def offline(name, allow_patterns, local_files_only=False):
+    raise hub_errors.LocalEntryNotFoundError('no connection')
+
+  monkeypatch.setattr(huggingface_hub, 'snapshot_download', offline)
+  with pytest.raises(errors.UserError, match='could not be fetched'):
+    dinojax.load('facebook/dinov2-tiny')
+  monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
+  with pytest.raises(errors.UserError, match='pip install huggingface_hub'):
+    dinojax.load('facebook/dinov2-tiny')
+  with pytest.raises(errors.UserError, match='does not exist'):
+    dinojax.load('weights/none.pth')
 
 
 def test_transformers_folder(tmp_path):
