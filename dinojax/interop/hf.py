@@ -81,12 +81,12 @@ def reduce(state: State, config: Config, *,
     # Only this class keeps its stages under `model.`.
     return {f'model.{key}' if key.startswith('stages.') else key: value
             for key, value in state.items()}, []
-  if config.position != 'rope':
-    return state, []
   dropped, out = [], {}
   for key, value in state.items():
     if key.startswith('local_cls_norm.'):
       dropped.append(key)
+    elif config.position != 'rope':
+      out[key] = value
     elif key.endswith('.k_proj.bias'):
       if np.any(value) and not lossy:
         raise errors.UserError(

@@ -82,6 +82,14 @@ def to_theirs(params: tree.Tree, table: names.Table) -> State:
   return state
 
 
+def key_shapes(table: names.Table,
+               shapes: tree.Tree) -> dict[str, tuple[int, ...]]:
+  """Shapes of all tensors of a file, for parameters of these shapes."""
+  ours = dict(tree.items(shapes))
+  return {key: shape for rule in table for key, shape in zip(
+      rule.keys, _expected(rule, ours[rule.path].shape), strict=True)}
+
+
 def _expected(rule: names.Rule, shape: tuple[int, ...]) -> list[tuple]:
   """Shapes that a rule's tensors must have in the file."""
   if rule.layer is not None:

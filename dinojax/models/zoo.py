@@ -3,6 +3,7 @@
 import dataclasses
 
 from dinojax.core import errors
+from dinojax.models import convnext
 from dinojax.models import vit
 
 # width, depth, heads. Source: DINOv2 and DINOv3 model cards and factories.
@@ -25,6 +26,13 @@ _V3_FFN = {
     'vith16plus': ('h', 'swiglu', 6, 8),
     'vit7b16': ('7b', 'swiglu', 3, 64),
 }
+# Blocks and widths of the stages.
+_CONVNEXT = {
+    'tiny': ((3, 3, 9, 3), (96, 192, 384, 768)),
+    'small': ((3, 3, 27, 3), (96, 192, 384, 768)),
+    'base': ((3, 3, 27, 3), (128, 256, 512, 1024)),
+    'large': ((3, 3, 27, 3), (192, 384, 768, 1536)),
+}
 _V2 = ('vits14', 'vitb14', 'vitl14', 'vitg14')
 
 
@@ -38,6 +46,30 @@ def names() -> list[str]:
   """Every name that `vit_config` knows."""
   v2 = [f'dinov2_{name}{reg}' for name in _V2 for reg in ('', '_reg4')]
   return v2 + [f'dinov3_{name}' for name in _V3_FFN]
+
+
+def convnext_names() -> list[str]:
+  """Every name that `convnext_config` knows."""
+  return [f'dinov3_convnext_{name}' for name in _CONVNEXT]
+
+
+def convnext_config(name: str, **overrides) -> convnext.ConvNeXtConfig:
+  """The configuration of a published ConvNeXt, 'dinov3_convnext_tiny'.
+
+  Args:
+    name: see `convnext_names`.
+    **overrides: fields of ConvNeXtConfig.
+
+  Raises:
+    UserError: unknown name.
+  """
+  if name not in convnext_names():
+    raise errors.UserError(
+        f'model {name!r} is not known: use one of '
+        f'{", ".join(convnext_names())}')
+  depths, dims = _CONVNEXT[name.rpartition('_')[2]]
+  return dataclasses.replace(
+      convnext.ConvNeXtConfig(depths, dims), **overrides)
 
 
 def size(letter: str) -> dict[str, int]:
@@ -84,7 +116,7 @@ def vit_config(name: str, **overrides) -> vit.ViTConfig:
 def _dinov2(name: str) -> vit.ViTConfig:
   letter, registers = name[3], name.endswith('_reg4')
   sizes = size(letter)
-  ffn = {}
+  ffn = dict(ffn_hidden=4 * sizes['embed_dim'])
   if letter == 'g':
     ffn = dict(ffn='swiglu', ffn_hidden=swiglu_hidden(sizes['embed_dim'], 4))
   return vit.ViTConfig(

@@ -57,6 +57,20 @@ def test_transformers_opens_the_folder(name, tmp_path):
   assert processor.crop_size['height'] == 224
 
 
+@pytest.mark.parametrize('name', ['v2', 'v2_registers', 'v3', 'v3_swiglu'])
+def test_a_block_of_transformers_gives_ours(name, tmp_path):
+  config = cases.MODELS[name]
+  written = cases.weights(config)
+  writing.write(str(tmp_path), written, 'hf')
+  theirs = peers.transformers().AutoModel.from_pretrained(
+      tmp_path, local_files_only=True).eval()
+  x = cases.images(config, (4, 4))
+  with torch.no_grad():
+    want = theirs(nchw(x), output_hidden_states=True).hidden_states[1].numpy()
+  first = model_lib.Model(written).intermediate(x, [0], norm=False)[0]
+  np.testing.assert_allclose(tokens(first), want, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize('name', cases.MODELS)
 def test_timm_loads_the_state_dict(name, tmp_path):
   config = cases.MODELS[name]

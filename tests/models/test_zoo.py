@@ -5,6 +5,7 @@ import pytest
 
 from dinojax.core import errors
 from dinojax.core import tree
+from dinojax.models import convnext
 from dinojax.models import vit
 from dinojax.models import zoo
 
@@ -19,6 +20,13 @@ PARAMETERS = {
     'dinov3_vitl16plus': 403_915_776, 'dinov3_vith16plus': 840_633_600,
     'dinov3_vit7b16': 6_716_043_264,
 }
+# ConvNeXt's published counts, without the classifier of 1000 classes.
+CONVNEXTS = {
+    'dinov3_convnext_tiny': 28_589_128 - 769_000,
+    'dinov3_convnext_small': 50_223_688 - 769_000,
+    'dinov3_convnext_base': 88_591_464 - 1_025_000,
+    'dinov3_convnext_large': 197_767_336 - 1_537_000,
+}
 
 
 def count(config: vit.ViTConfig) -> int:
@@ -29,6 +37,15 @@ def count(config: vit.ViTConfig) -> int:
 @pytest.mark.parametrize('name', zoo.names())
 def test_published_parameter_count(name):
   assert count(zoo.vit_config(name)) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize('name', zoo.convnext_names())
+def test_published_parameter_count_of_convnexts(name):
+  config = zoo.convnext_config(name)
+  module = nnx.eval_shape(
+      lambda: convnext.ConvNeXt(config, rngs=nnx.Rngs(0)))
+  params = nnx.to_pure_dict(nnx.state(module, nnx.Param))
+  assert tree.num_elements(params) == CONVNEXTS[name]
 
 
 @pytest.mark.parametrize('overrides, expected', [
@@ -55,3 +72,5 @@ def test_swiglu_hidden_of_vit_huge2(ratio, align, hidden):
 def test_unknown_name_lists_the_known():
   with pytest.raises(errors.UserError, match='dinov3_vit7b16'):
     zoo.vit_config('dinov4_vits16')
+  with pytest.raises(errors.UserError, match='dinov3_convnext_tiny'):
+    zoo.convnext_config('dinov3_convnext_huge')
