@@ -28,6 +28,7 @@ _LEGACY = (
     (r'^(?:dinov2|dinov2_with_registers|dinov3_vit|dinov3_convnext)\.', ''),
     (r'^model\.', ''),
 )
+_NO_REGISTERS = 'embeddings.register_tokens'  # DINOv3 keeps it when empty
 _MODELS = {'dinov2': 'Dinov2Model',
            'dinov2_with_registers': 'Dinov2WithRegistersModel',
            'dinov3_vit': 'DINOv3ViTModel',
@@ -60,6 +61,8 @@ def complete(state: State) -> State:
       out[key.replace('weights_in', 'up_proj')] = up
     else:
       out[key] = value
+  if _NO_REGISTERS in out and not out[_NO_REGISTERS].size:
+    out.pop(_NO_REGISTERS)
   for key in list(out):
     other = key.replace('.q_proj.bias', '.k_proj.bias')
     if key.endswith('.q_proj.bias') and other not in out:
@@ -95,6 +98,8 @@ def reduce(state: State, config: Config, *,
       dropped.append(key)
     else:
       out[f'model.{key}' if key.startswith('layer.') else key] = value
+  if config.position == 'rope' and not config.num_registers:
+    out[_NO_REGISTERS] = np.zeros((1, 0, config.embed_dim), np.float32)
   if any(key.startswith('local_cls_norm') for key in dropped) and not lossy:
     raise errors.UserError(
         'the model has a norm of its own for local crops (local_cls_norm), '

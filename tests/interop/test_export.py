@@ -33,9 +33,9 @@ def tokens(features):
       [features.cls[:, None], features.registers, features.patches], axis=1)
 
 
-@pytest.mark.parametrize('name', cases.MODELS)
+@pytest.mark.parametrize('name', [*cases.MODELS, 'v3_bare'])
 def test_transformers_opens_the_folder(name, tmp_path):
-  config = cases.MODELS[name]
+  config = cases.MODELS.get(name, cases.V3_BARE)
   written = cases.weights(config)
   said = writing.write(str(tmp_path), written, 'hf')
   assert 'tensors' in said[0]
