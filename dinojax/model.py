@@ -62,7 +62,9 @@ class Model:
     if isinstance(self.config, vit.ViTConfig):
       self.config = dataclasses.replace(
           self.config,
-          attention=attention.choose(mesh_lib.platform(self._mesh)))
+          attention=attention.choose(
+              mesh_lib.platform(self._mesh), self.config.embed_dim,
+              self.config.num_heads))
     with mesh_lib.activate(self._mesh):
       self._net = reading.functional(self.config, self._mesh)
       self.params = jax.device_put(weights.params, jax.tree.map(

@@ -1,6 +1,5 @@
 """Where a patch is: DINOv2's learned grid and DINOv3's axial RoPE."""
 
-from collections.abc import Callable
 import math
 
 import jax
@@ -8,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinojax.kernels import resample
-
-Rope = tuple[jax.Array, jax.Array]  # sin, cos: [p, d] or [g, p, d]
+from dinojax.kernels import rotary
 
 
 def resize_learned(table: jax.Array, grid: tuple[int, int], *,
@@ -77,19 +75,6 @@ def rope_periods(head_dim: int, *, base: float | None = 100.0,
   return cut(cut(powers / ratio) * np.float32(max_period))
 
 
-def rounder(dtype: jnp.dtype) -> Callable[[jax.Array], jax.Array]:
-  """Rounds float32 values to `dtype`, and stays in float32.
-
-  The compiler may keep bfloat16 intermediates in float32; this it may not,
-  so bfloat16 RoPE has the references' values on every platform.
-  """
-  info = jnp.finfo(dtype)
-  if info.bits == 32:
-    return lambda x: x
-  return lambda x: jax.lax.reduce_precision(
-      x.astype(jnp.float32), info.nexp, info.nmant)
-
-
 def rope_coordinates(grid: tuple[int, int], normalize: str = 'separate',
                      dtype: jnp.dtype = jnp.float32) -> jax.Array:
   """Patch centres [p, 2] (row, column), an image side being (-1, 1).
@@ -104,7 +89,7 @@ def rope_coordinates(grid: tuple[int, int], normalize: str = 'separate',
   if normalize not in lengths:
     raise ValueError(
         f'rope_normalize={normalize!r}: use separate, max or min')
-  cut = rounder(dtype)
+  cut = rotary.rounder(dtype)
   axes = [
       cut((jnp.arange(n, dtype=jnp.float32) + 0.5)
           / np.float32(lengths[normalize][i])) for i, n in enumerate(grid)]
@@ -114,7 +99,7 @@ def rope_coordinates(grid: tuple[int, int], normalize: str = 'separate',
 
 def rope(grid: tuple[int, int], periods: np.ndarray, *,
          normalize: str = 'separate', dtype: jnp.dtype = jnp.float32,
-         draw: dict[str, jax.Array] | None = None) -> Rope:
+         draw: dict[str, jax.Array] | None = None) -> rotary.Rope:
   """Sine and cosine of every patch's angles.
 
   Args:
@@ -130,7 +115,7 @@ def rope(grid: tuple[int, int], periods: np.ndarray, *,
 
   Source: DINOv3's RopePositionEmbedding.
   """
-  cut = rounder(dtype)
+  cut = rotary.rounder(dtype)
   points = rope_coordinates(grid, normalize, dtype)
   if draw:
     points = points[None]
@@ -148,28 +133,3 @@ def rope(grid: tuple[int, int], periods: np.ndarray, *,
   angles = angles.reshape(*points.shape[:-1], -1)  # rows, then columns
   angles = jnp.concatenate([angles, angles], axis=-1)
   return jnp.sin(angles).astype(dtype), jnp.cos(angles).astype(dtype)
-
-
-def rotate(x: jax.Array, rope: Rope) -> jax.Array:
-  """Rotates queries or keys; leading tokens (CLS, registers) pass.
-
-  Args:
-    x: [r, n, h, d]; its last p tokens are patches.
-    rope: sin and cos [p, d], or [g, p, d] for g equal groups of rows.
-  """
-  sin, cos = rope
-  num_patches = sin.shape[-2]
-  cut = rounder(sin.dtype)
-  # The references cast every token to the dtype of RoPE, not only patches.
-  x32 = cut(x.astype(jnp.float32))
-  kept, patches = jnp.split(x32, [x.shape[1] - num_patches], axis=1)
-  if sin.ndim == 3:
-    group = patches.shape[0] // sin.shape[0]
-    sin, cos = (jnp.repeat(t, group, axis=0) for t in (sin, cos))
-  else:
-    sin, cos = sin[None], cos[None]
-  sin, cos = (t[:, :, None, :].astype(jnp.float32) for t in (sin, cos))
-  first, second = jnp.split(patches, 2, axis=-1)
-  turned = jnp.concatenate([-second, first], axis=-1)
-  patches = cut(cut(patches * cos) + cut(turned * sin))
-  return jnp.concatenate([kept, patches], axis=1).astype(x.dtype)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinojax.kernels import attention
+from dinojax.kernels import rotary
 from dinojax.models import layers
 from dinojax.models import positions
 from dinojax.parallel import sharding
@@ -103,20 +104,11 @@ class Attention(nnx.Module):
     out = x @ self.qkv.kernel[...].astype(x.dtype)
     return out + bias.reshape((1,) * (x.ndim - 1) + (-1,)).astype(x.dtype)
 
-  def heads(self, qkv: Array, rope: positions.Rope | None
-            ) -> tuple[Array, Array, Array]:
-    """[r, n, 3·d] to queries, keys and values, [r, n, h, d] each."""
-    qkv = qkv.reshape(*qkv.shape[:2], 3, self.config.num_heads, -1)
-    q, k, v = (qkv[:, :, i] for i in range(3))
-    if rope is not None:
-      q, k = positions.rotate(q, rope), positions.rotate(k, rope)
-    return q, k, v
-
-  def mix(self, qkv: Array, rope: positions.Rope | None) -> Array:
+  def mix(self, qkv: Array, rope: rotary.Rope | None) -> Array:
     """[r, n, 3·d] to the attended values [r, n, d]."""
-    out = attention.attend(
-        *self.heads(qkv, rope), implementation=self.config.attention)
-    return out.reshape(*qkv.shape[:2], -1)
+    return attention.attend(
+        qkv, num_heads=self.config.num_heads, rope=rope,
+        implementation=self.config.attention)
 
 
 class Block(nnx.Module):
@@ -136,7 +128,7 @@ class Block(nnx.Module):
       self.ls1 = layers.LayerScale(d, config.layerscale, dtype=dtype)
       self.ls2 = layers.LayerScale(d, config.layerscale, dtype=dtype)
 
-  def __call__(self, crops: list[Array], ropes: list[positions.Rope | None],
+  def __call__(self, crops: list[Array], ropes: list[rotary.Rope | None],
                draws: list[dict[str, Array]]) -> list[Array]:
     """One block over the crops of every size, [r_i, n_i, d] each."""
     packing = self.config.packing
@@ -321,8 +313,9 @@ class ViT(nnx.Module):
     block = sharding.gather(
         jax.tree.map(lambda x: x[layer], self.blocks),
         self.config.compute_dtype)
-    q, k, _ = block.attn.heads(
-        block.attn.project(block.norm1(tokens[0])), rope)
+    q, k, _ = attention.heads(
+        block.attn.project(block.norm1(tokens[0])),
+        self.config.num_heads, rope)
     scores = jnp.einsum('rnhd,rmhd->rhnm', q, k,
                         preferred_element_type=jnp.float32)
     return jax.nn.softmax(scores * q.shape[-1] ** -0.5, axis=-1)
@@ -344,7 +337,7 @@ class ViT(nnx.Module):
       part = jax.tree.map(lambda x: x[start:stop], part)
     return jax.lax.scan(body, tokens, part)[0]
 
-  def _rope(self, grid, draw) -> positions.Rope | None:
+  def _rope(self, grid, draw) -> rotary.Rope | None:
     config = self.config
     if config.position != 'rope':
       return None

@@ -132,7 +132,8 @@ def resolve(settings: settings_lib.Settings,
   choices = {
       'dtype': 'float32' if on_cpu else 'bfloat16',
       'packing': 'stream' if on_cpu else 'tuple',
-      'attention': attention.choose(platform)}
+      'attention': attention.choose(
+          platform, model.embed_dim, model.num_heads)}
   chosen = {key: value for key, value in choices.items()
             if getattr(model, key) == 'auto'}
   return dataclasses.replace(

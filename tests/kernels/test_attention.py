@@ -1,5 +1,7 @@
 """Every implementation is softmax(q kᵀ / √d) v, and so is its gradient."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,57 +9,88 @@ import pytest
 
 from dinojax.core import errors
 from dinojax.kernels import attention
+from dinojax.kernels import reference
 
 # The second one's scores exceed the limit for mixing images in one product.
 SHAPES = [(6, 10, 2, 8), (2, 210, 6, 8)]
+PORTABLE = ('xla', 'head_major')
 
 
 def inputs(shape, dtype=jnp.float32, scale=6):
-  # Scores up to 150: a softmax without its maximum would overflow.
-  keys = jax.random.split(jax.random.key(0), 4)
-  return [scale * jax.random.normal(k, shape, dtype) for k in keys]
+  """Fused heads and a cotangent.
+
+  Scores reach 150: a softmax without its maximum would overflow.
+  """
+  b, n, h, d = shape
+  keys = jax.random.split(jax.random.key(0))
+  return (scale * jax.random.normal(keys[0], (b, n, 3 * h * d), dtype),
+          scale * jax.random.normal(keys[1], (b, n, h * d), dtype))
 
 
-def exact(q, k, v):
-  q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+def exact(qkv, num_heads):
+  """In float64."""
+  b, n, fused = qkv.shape
+  qkv = np.asarray(qkv, np.float64).reshape(b, n, 3, num_heads, -1)
+  q, k, v = np.moveaxis(qkv, 2, 0)
   scores = np.einsum('bnhd,bmhd->bhnm', q, k) / np.sqrt(q.shape[-1])
   weights = np.exp(scores - scores.max(-1, keepdims=True))
   weights /= weights.sum(-1, keepdims=True)
-  return np.einsum('bhnm,bmhd->bnhd', weights, v)
+  return np.einsum('bhnm,bmhd->bnhd', weights, v).reshape(b, n, -1)
 
 
-@pytest.mark.parametrize('name', attention.IMPLEMENTATIONS)
+@pytest.mark.parametrize('name', PORTABLE)
 @pytest.mark.parametrize('shape', SHAPES)
 def test_forward_is_exact(name, shape):
-  q, k, v, _ = inputs(shape)
-  out = attention.attend(q, k, v, implementation=name)
+  qkv, _ = inputs(shape)
+  out = attention.attend(qkv, num_heads=shape[2], implementation=name)
   # A score of 150 is rounded to 1e-5, which its weight shows as a factor.
-  np.testing.assert_allclose(out, exact(q, k, v), rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(
+      out, exact(qkv, shape[2]), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('shape', SHAPES)
+def test_the_oracle_is_exact(shape):
+  qkv, _ = inputs(shape)
+  out = reference.attention(*attention.heads(qkv, shape[2], None))
+  np.testing.assert_allclose(
+      out.reshape(*qkv.shape[:2], -1), exact(qkv, shape[2]), rtol=1e-4,
+      atol=1e-4)
 
 
 @pytest.mark.parametrize('shape', SHAPES)
 def test_gradients_of_all_implementations_agree(shape):
-  q, k, v, cotangent = inputs(shape)
-  def gradients(name):
-    f = lambda *qkv: jnp.sum(
-        cotangent * attention.attend(*qkv, implementation=name))
-    return jax.grad(f, argnums=(0, 1, 2))(q, k, v)
-  want = gradients('xla')
-  for name in attention.IMPLEMENTATIONS:
-    for got, expected in zip(gradients(name), want, strict=True):
-      np.testing.assert_allclose(got, expected, rtol=1e-4, atol=2e-3)
+  qkv, cotangent = inputs(shape)
+  def gradient(name):
+    f = functools.partial(
+        attention.attend, num_heads=shape[2], implementation=name)
+    return jax.grad(lambda qkv: jnp.sum(cotangent * f(qkv)))(qkv)
+  want = gradient('xla')
+  for name in PORTABLE:
+    np.testing.assert_allclose(gradient(name), want, rtol=1e-4, atol=2e-3)
 
 
 def test_bfloat16_stays_within_its_rounding():
-  q, k, v, _ = inputs(SHAPES[0], jnp.bfloat16, scale=1)
-  for name in attention.IMPLEMENTATIONS:
-    out = attention.attend(q, k, v, implementation=name)
+  shape = SHAPES[0]
+  qkv, _ = inputs(shape, jnp.bfloat16, scale=1)
+  for name in PORTABLE:
+    out = attention.attend(qkv, num_heads=shape[2], implementation=name)
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(
-        np.asarray(out, np.float64), exact(q, k, v), rtol=0.02, atol=0.02)
+        np.asarray(out, np.float64), exact(qkv, shape[2]), rtol=0.02,
+        atol=0.02)
 
 
-def test_an_unknown_name_is_refused():
-  q, k, v, _ = inputs(SHAPES[0])
+def test_an_unknown_name_and_heads_that_do_not_fit_are_refused():
+  qkv, _ = inputs(SHAPES[0])
   with pytest.raises(errors.UserError, match='head_major'):
-    attention.attend(q, k, v, implementation='flash')
+    attention.attend(qkv, num_heads=2, implementation='flash')
+  with pytest.raises(errors.UserError, match='heads of 64 or 128'):
+    attention.attend(qkv, num_heads=2, implementation='tpu')
+
+
+@pytest.mark.parametrize('platform, width, num_heads, want', [
+    ('cpu', 384, 6, 'head_major'), ('gpu', 384, 6, 'xla'),
+    ('tpu', 384, 6, 'tpu'), ('tpu', 1536, 24, 'tpu'), ('tpu', 4096, 32, 'tpu'),
+    ('tpu', 192, 3, 'xla'), ('tpu', 128, 4, 'xla')])
+def test_the_platform_and_the_heads_choose(platform, width, num_heads, want):
+  assert attention.choose(platform, width, num_heads) == want
