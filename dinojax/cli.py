@@ -14,6 +14,7 @@ COMMANDS = {
     'crops': ('dinojax.crops', 'draw the first training batch as a picture'),
     'embed': ('dinojax.embed', 'features of a folder of images, as a file'),
     'pca': ('dinojax.pca', 'draw patch features of images in colour'),
+    'compile': ('dinojax.compile', 'what a config needs on a machine'),
     'convert': ('dinojax.convert', 'images to records, weights in and out'),
 }
 

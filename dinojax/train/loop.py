@@ -20,12 +20,11 @@ import numpy as np
 from dinojax.core import errors
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
-from dinojax.parallel import sharding
 from dinojax.train import checkpoint
+from dinojax.train import program
 from dinojax.train import recipe as recipe_lib
 from dinojax.train import report
 from dinojax.train import state as state_lib
-from dinojax.train import step as step_lib
 
 # What an evaluator is: (step, teacher parameters) to named numbers.
 Evaluator = Callable[[int, dict], dict[str, float]]
@@ -248,13 +247,9 @@ def _compile(job: Run, state: dict, batch: dict,
   prepare = jax.jit(functools.partial(
       recipe_lib.prepare, job.recipe.settings))
   prepare = prepare.lower(batch, np.int32(0)).compile()
-  rows = sharding.abstract_rows(jax.eval_shape(functools.partial(
-      recipe_lib.prepare, job.recipe.settings), batch, np.int32(0)), job.mesh)
-  keep = jax.tree.map(lambda x: x.sharding, state)
-  step = jax.jit(
-      functools.partial(step_lib.train_step, recipe=job.recipe),
-      donate_argnums=0, out_shardings=(keep, None))
-  step = step.lower(state, rows).compile(mesh_lib.compiler_options(job.mesh))
+  rows = program.prepared(job.recipe.settings, batch, job.mesh)
+  step = program.lower(job.recipe, state, rows).compile(
+      mesh_lib.compiler_options(job.mesh))
   say(f'compiled in {time.monotonic() - began:.1f}s for '
       f'{job.mesh.size} × {mesh_lib.platform(job.mesh)}')
   return _Programs(prepare, step)

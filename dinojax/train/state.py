@@ -61,7 +61,7 @@ def create(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
 
 def abstract(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh) -> dict:
   """Shapes, dtypes and shardings of the state: the target of a restore."""
-  shapes = jax.eval_shape(lambda key: init(recipe, key), jax.random.key(0))
+  shapes = jax.eval_shape(lambda: init(recipe, jax.random.key(0)))
   return jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
       shapes, sharding.shardings(shapes, mesh))

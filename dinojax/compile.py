@@ -1,0 +1,55 @@
+"""`dinojax compile --config=configs/vitg.py --topology=v5e:16x16`.
+
+Compiles the very step that training runs, for TPUs that are not here (with
+libtpu, on any CPU) or for n CPU devices, and says what it needs.
+"""
+
+import json
+import os
+import sys
+import time
+
+from absl import app
+from absl import flags
+from ml_collections import config_flags
+
+from dinojax.core import errors
+
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'What is trained: configs/NAME.py[:smoke].',
+    lock_config=True)
+_TOPOLOGY = flags.DEFINE_string(
+    'topology', None, "Where: a TPU slice, 'v5e:16x16' or 'v5p:4x4x4', or "
+    "'cpu:8'.")
+_JSON = flags.DEFINE_string('json', None, 'File that gets the same numbers.')
+
+
+def main(argv: list[str]) -> int:
+  """Prints the table."""
+  if len(argv) > 1:
+    raise app.UsageError(f'unexpected arguments {argv[1:]}')
+  os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+  # Only now: what these import must not look for devices before.
+  from dinojax import plan
+  try:
+    began = time.monotonic()
+    found = plan.compiled(_CONFIG.value, _TOPOLOGY.value)
+    found['compile_s'] = round(time.monotonic() - began, 1)
+    print(plan.table(found))
+    if _JSON.value:
+      with open(_JSON.value, 'w') as file:
+        json.dump(found, file, indent=1)
+  except errors.UserError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+  return 0
+
+
+def entry():
+  """The `compile` entry of the console command."""
+  flags.mark_flags_as_required(['config', 'topology'])
+  app.run(main)
+
+
+if __name__ == '__main__':
+  entry()

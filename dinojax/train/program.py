@@ -1,0 +1,74 @@
+"""The step as one compiled program: of a run, or before there is a machine."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dinojax.data import masking
+from dinojax.parallel import mesh as mesh_lib
+from dinojax.parallel import sharding
+from dinojax.train import recipe as recipe_lib
+from dinojax.train import settings as settings_lib
+from dinojax.train import state as state_lib
+from dinojax.train import step as step_lib
+
+
+def lower(recipe: recipe_lib.Recipe, state: dict,
+          rows: dict) -> jax.stages.Lowered:
+  """The training step for these arrays (or their shapes), to be compiled.
+
+  Args:
+    recipe: what is trained.
+    state: donated; its shardings are kept.
+    rows: what `prepare` makes of a batch.
+  """
+  keep = jax.tree.map(lambda x: x.sharding, state)
+  return jax.jit(
+      functools.partial(step_lib.train_step, recipe=recipe),
+      donate_argnums=0, out_shardings=(keep, None)).lower(state, rows)
+
+
+def prepared(settings: settings_lib.Settings, batch: dict,
+             mesh: jax.sharding.Mesh) -> dict:
+  """Shapes of what the step gets for a batch (or its shapes)."""
+  out = jax.eval_shape(
+      functools.partial(recipe_lib.prepare, settings), batch, np.int32(0))
+  return sharding.abstract_rows(out, mesh)
+
+
+def abstract_batch(settings: settings_lib.Settings,
+                   mesh: jax.sharding.Mesh) -> dict:
+  """Shapes of a global batch, as the pipeline makes it."""
+  s, b = settings, settings.train.batch_size
+  place = jax.NamedSharding(mesh, mesh_lib.ROWS)
+  array = lambda dtype, *shape: jax.ShapeDtypeStruct(
+      shape, dtype, sharding=place)
+  channels = s.model.num_channels
+  crop = lambda views, px: array(jnp.uint8, b, views, px, px, channels)
+  out = {'global': crop(s.crops.num_global, s.crops.global_px),
+         'row': array(jnp.int32, b), 'label': array(jnp.int32, b),
+         'bad': array(jnp.bool_, b)}
+  if s.crops.num_local:
+    out['local'] = crop(s.crops.num_local, s.crops.local_px)
+  if s.ibot.loss_weight:
+    groups = b // s.train.group_images
+    size = sum(masking.upper_bounds(
+        s.train.group_images * s.crops.num_global, s.num_patches, s.masks))
+    out |= {'mask': array(jnp.bool_, b, s.crops.num_global, s.num_patches),
+            'mask_index': array(jnp.int32, groups, size),
+            'mask_weight': array(jnp.float32, groups, size)}
+  return out
+
+
+def of_config(settings: settings_lib.Settings, mesh: jax.sharding.Mesh,
+              epoch_steps: int) -> tuple[recipe_lib.Recipe,
+                                         jax.stages.Lowered]:
+  """The step that training with these settings would run on a mesh."""
+  with mesh_lib.activate(mesh):
+    recipe = recipe_lib.build(settings, mesh, epoch_steps)
+    state = state_lib.abstract(recipe, mesh)
+    rows = prepared(recipe.settings, abstract_batch(recipe.settings, mesh),
+                    mesh)
+    return recipe, lower(recipe, state, rows)
