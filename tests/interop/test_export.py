@@ -95,6 +95,20 @@ def test_timm_loads_the_state_dict(name, tmp_path):
     np.testing.assert_allclose(got.cls, want, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize('kind', ['hf', 'timm'])
+@pytest.mark.parametrize('name', cases.MODELS)
+def test_features_survive_the_trip(name, kind, tmp_path):
+  config = cases.MODELS[name]
+  written = cases.weights(config)
+  writing.write(str(tmp_path), written, kind)
+  path = tmp_path if kind == 'hf' else tmp_path / 'model.safetensors'
+  again = model_lib.Model(reading.read(
+      str(path), num_heads=getattr(config, 'num_heads', None)))
+  x = cases.images(config, (4, 4))
+  np.testing.assert_allclose(
+      tokens(again(x)), tokens(model_lib.Model(written)(x)), atol=1e-6)
+
+
 @pytest.mark.parametrize('name', cases.MODELS)
 def test_meta_files_come_back_as_they_went(name, tmp_path):
   written = cases.weights(cases.MODELS[name])
