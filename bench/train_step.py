@@ -12,7 +12,6 @@ PyTorch for this benchmark.
 """
 
 import argparse
-import functools
 import json
 import multiprocessing
 import statistics
@@ -55,10 +54,10 @@ class Jax:
     from dinojax.models import zoo
     from dinojax.parallel import mesh as mesh_lib
     from dinojax.parallel import processes
+    from dinojax.train import program
     from dinojax.train import recipe as recipe_lib
     from dinojax.train import settings as settings_lib
     from dinojax.train import state as state_lib
-    from dinojax.train import step as step_lib
     c = common.base()
     # Hugging Face's model resamples positions without DINOv2's offset.
     common.set_model(c, zoo.vit_config(
@@ -81,16 +80,13 @@ class Jax:
     c.optimizer.patch_embed_lr_factor = 1.0
     settings = settings_lib.read(c)
     mesh = mesh_lib.make(devices=jax.devices()[:1])
-    mesh_lib.activate(mesh)
-    recipe = recipe_lib.build(settings, mesh, epoch_steps=1000)
-    self.state = state_lib.create(recipe, mesh, 0)
-    keep = jax.tree.map(lambda x: x.sharding, self.state)
     self.put = lambda rows: processes.to_devices(rows, mesh)
-    step = jax.jit(functools.partial(step_lib.train_step, recipe=recipe),
-                   donate_argnums=0, out_shardings=(keep, None))
-    self.compiled = step.lower(
-        self.state, self.put(make_batch(batch, 0))).compile(
-            mesh_lib.compiler_options(mesh))
+    with mesh_lib.activate(mesh):
+      recipe = recipe_lib.build(settings, mesh, epoch_steps=1000)
+      self.state = state_lib.create(recipe, mesh, 0)
+      self.compiled = program.lower(
+          recipe, self.state, self.put(make_batch(batch, 0))).compile(
+              mesh_lib.compiler_options(mesh))
 
   def weights(self) -> dict:
     """The student's, on the host."""

@@ -10,6 +10,7 @@ os.environ['XLA_FLAGS'] = (
 
 from absl import flags
 import jax
+import pytest
 
 _CACHE = pathlib.Path(__file__).parents[1] / '.jax_cache'
 
@@ -22,6 +23,14 @@ jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 
 # grain's worker processes read absl flags, which pytest never parses.
 flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(autouse=True)
+def no_mesh_is_left():
+  """A mesh that stays active changes what later tests compile."""
+  yield
+  assert jax.sharding.get_abstract_mesh().empty
+
 
 # Tests marked `torch` compare with PyTorch packages; TORCH=0 does without.
 _LEFT_OUT = []

@@ -30,7 +30,8 @@ def attend(qkv: jax.Array, *, num_heads: int,
     rope: sin and cos [p, d], or [g, p, d] for g equal groups of images, that
       rotate the last p tokens of queries and keys.
     implementation: 'xla' (any platform), 'head_major' (fastest on CPU) or
-      'tpu' (a kernel, see attention_tpu).
+      'tpu' (a kernel, see attention_tpu; longer sequences than it takes go
+      to 'xla').
 
   Returns:
     [b, n, h·d] in the dtype of `qkv`.
@@ -45,7 +46,9 @@ def attend(qkv: jax.Array, *, num_heads: int,
           f'{" or ".join(map(str, attention_tpu.HEAD_DIMS))} in a width '
           f'divisible by {attention_tpu.LANES}, not {num_heads} heads in '
           f'{qkv.shape[-1] // 3}: use "xla", or "auto"')
-    return attention_tpu.attend(qkv, num_heads=num_heads, rope=rope)
+    if qkv.shape[1] <= attention_tpu.MAX_TOKENS:
+      return attention_tpu.attend(qkv, num_heads=num_heads, rope=rope)
+    implementation = 'xla'
   parts = heads(qkv, num_heads, rope)
   if implementation == 'xla':
     out = jax.nn.dot_product_attention(*parts)

@@ -1,11 +1,15 @@
 """The device mesh: axes ('data', 'fsdp'), explicit, always there."""
 
 from collections.abc import Sequence
+import logging
 
 import jax
 from jax import P
 
 from dinojax.core import errors
+
+# JAX tells newcomers of every platform that they do not have.
+logging.getLogger('jax._src.xla_bridge').setLevel(logging.WARNING)
 
 DATA, FSDP = 'data', 'fsdp'
 AXES = (DATA, FSDP)

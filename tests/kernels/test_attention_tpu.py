@@ -134,6 +134,16 @@ def test_a_recomputed_block_lowers_for_tpu():
   assert 'vit_attention_backward' in text
 
 
+def test_sequences_that_do_not_fit_go_to_xla(monkeypatch):
+  monkeypatch.setattr(attention_tpu, 'MAX_TOKENS', 20)
+  lowered = lambda tokens: jax.jit(functools.partial(
+      attention.attend, num_heads=2, implementation='tpu')).trace(
+          jnp.zeros((1, tokens, 384), jnp.bfloat16)).lower(
+              lowering_platforms=('tpu',)).as_text()
+  assert 'tpu_custom_call' in lowered(20)
+  assert 'tpu_custom_call' not in lowered(21)
+
+
 def test_the_tpu_program_holds_the_kernel():
   qkv = jnp.zeros((4, 257, 3 * 384), jnp.bfloat16)
   name = attention.choose('tpu', 384, 6)
