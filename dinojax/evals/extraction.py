@@ -99,6 +99,7 @@ def settings(model: embedding.Backbone, source: sources.Source,
   digest = embedding.digest(model.config, model.params)
   return {'version': _VERSION, 'model': f'{model_name} {digest}',
           'source': source.spec, 'images': len(source),
+          'mean': list(model.mean), 'std': list(model.std),
           **dataclasses.asdict(choice), 'images_per_shard': images_per_shard}
 
 

@@ -165,8 +165,8 @@ def write_onnx(place: pathlib.Path, weights: reading.Weights,
   model = _to_onnx(flat, spec, names)
   model.doc_string = (
       f'images [batch, {config.num_channels}, {side}, {side}], divided by '
-      '255 and normalised with the mean and deviation of ImageNet; outputs '
-      f'after the final norm: {", ".join(names)}')
+      f'255 and normalised with mean {weights.mean} and deviation '
+      f'{weights.std}; outputs after the final norm: {", ".join(names)}')
   data = _save_onnx(place, model, tree.num_elements(weights.params) * 4)
   return [f'{place / ONNX}{data}: images [batch, {config.num_channels}, '
           f'{side}, {side}] to {", ".join(names)}']

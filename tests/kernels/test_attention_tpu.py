@@ -55,13 +55,15 @@ def test_odd_lengths_and_both_head_widths(batch, length, head_dim):
 
 @pytest.mark.parametrize('rest', [0, 5])
 def test_long_sequences_go_chunk_by_chunk(rest, monkeypatch):
-  # Chunks of 16 rows: three of them, a remainder, and a loop over six.
+  # Chunks of 16 rows in a loop: three or six of them, with or without a rest.
   monkeypatch.setattr(attention_tpu, '_SCORES', 16 * 100)
   check(1, 48 + rest, 64)
   check(1, 96 + rest, 64)
 
 
 def test_large_scores_do_not_overflow():
+  # Scores reach hundreds: a float32 of that size is rounded to 3e-5, which
+  # the softmax turns into a factor.
   check(2, 20, 64, scale=6.0, atol=2e-3)
 
 
@@ -83,6 +85,7 @@ def test_bfloat16_rope_rounds_as_the_plain_form():
   rope = positions.rope(
       (4, 4), positions.rope_periods(64, dtype='bfloat16'),
       dtype=jnp.bfloat16)
+  # The gradient's rotation is not rounded here and is in the plain form.
   check(2, 20, 64, rope=rope, atol=1e-2)
 
 
