@@ -27,15 +27,14 @@ def sinkhorn_knopp(logits: jax.Array, *, temperature: jax.Array,
     is scaled by a factor per row and column, never rewritten; no 0/0.
   """
   logits = jax.lax.stop_gradient(logits).astype(jnp.float32) / temperature
-  if weight is None:
-    valid = jnp.ones_like(logits[..., 0])
-  else:
+  if weight is not None:
     # Padding times 0 would still be NaN where it holds inf.
     logits = jnp.where(weight[..., None] > 0, logits, 0.0)
-    valid = (weight > 0).astype(jnp.float32)
   # A row's own maximum goes into its factor: exp never overflows, and the
   # first sums are those of exp(logits − the global maximum).
   row_peak = logits.max(-1)
+  valid = (jnp.ones_like(row_peak) if weight is None
+           else (weight > 0).astype(jnp.float32))
   peak = jnp.where(valid > 0, row_peak, -jnp.inf).max()
   row = jnp.where(valid > 0, jnp.exp(row_peak - peak), 0.0)
   column = jnp.ones(logits.shape[-1:], jnp.float32)

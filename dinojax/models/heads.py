@@ -1,6 +1,7 @@
 """The projection head of DINO and iBOT: an MLP, then prototypes."""
 
 import dataclasses
+import itertools
 import math
 
 from flax import nnx
@@ -26,7 +27,8 @@ class HeadConfig:
 class Prototypes(nnx.Module):
   """Logits of unit vectors against prototypes; float32 out.
 
-  Operands are in the compute dtype, so that prototypes travel in it.
+  Operands are in the compute dtype. On a mesh each device holds some of the
+  prototypes, never all: rows come to them.
 
   Source: DINOv3's plain Linear; with `weight_norm`, DINOv2's torch weight
     norm, whose v keeps PyTorch's Linear initialisation and whose g starts at
@@ -46,8 +48,17 @@ class Prototypes(nnx.Module):
       self.kernel = nnx.Param(
           layers.normal(0.02)(rngs.params(), shape, jnp.float32))
 
+  @property
+  def columns(self) -> nnx.Variable:
+    """The parameter whose last axis is prototypes."""
+    return self.v if self.weight_norm else self.kernel
+
   def __call__(self, x: jax.Array) -> jax.Array:
-    """[..., d] unit vectors to [..., k] float32 logits."""
+    """[..., d] unit vectors to [..., k] float32 logits.
+
+    Under `shard_map` the prototypes, and so the logits, are a device's own
+    share.
+    """
     if not self.weight_norm:
       kernel = self.kernel[...]
     else:
@@ -96,13 +107,39 @@ class Head(nnx.Module):
 
   def bottleneck(self, x: jax.Array) -> jax.Array:
     """[..., d] to unit vectors [..., bottleneck_dim], float32."""
-    x = self.mlp(x.astype(self.dtype)).astype(jnp.float32)
+    mlp = sharding.gather(self.mlp, self.dtype)
+    x = mlp(x.astype(self.dtype)).astype(jnp.float32)
     square = jnp.sum(x * x, axis=-1, keepdims=True)
     # x / max(‖x‖, 1e-6). A masked token that every branch dropped is exactly
     # zero: the references' 1e-12 lets its gradient drown all others.
     return x * jax.lax.rsqrt(jnp.maximum(square, 1e-12))
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    """[..., d] to [..., k] float32 logits."""
-    whole = sharding.gather(self, self.dtype)
-    return whole.last_layer(whole.bottleneck(x))
+    """[r, ..., d] to [r, ..., k] float32 logits."""
+    return self.on_parts([x])[0]
+
+  def on_parts(self, parts: list[jax.Array]) -> list[jax.Array]:
+    """The head on [r_i, ..., d] of several kinds, in one product.
+
+    On a mesh a device gets the logits of its fsdp peers' rows too, against
+    its own share of the prototypes (see sharding.columns): rows are smaller
+    than prototypes.
+    """
+    flat = [x.reshape(-1, x.shape[-1]) for x in parts]
+    units = _split(self.bottleneck(jnp.concatenate(flat)), flat)
+    units = [
+        sharding.gather_rows(
+            unit.reshape(*x.shape[:-1], -1).astype(self.dtype),
+            self.last_layer.columns)
+        for unit, x in zip(units, parts, strict=True)]
+    flat = [x.reshape(-1, x.shape[-1]) for x in units]
+    logits = _split(self.last_layer(jnp.concatenate(flat)), flat)
+    return [y.reshape(*x.shape[:-1], -1)
+            for y, x in zip(logits, units, strict=True)]
+
+
+def _split(x: jax.Array, like: list[jax.Array]) -> list[jax.Array]:
+  """Undoes the concatenation of arrays with as many rows as `like`."""
+  ends = list(itertools.accumulate(part.shape[0] for part in like))
+  return [x[end - part.shape[0]:end]
+          for end, part in zip(ends, like, strict=True)]

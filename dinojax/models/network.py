@@ -51,7 +51,8 @@ class Network(nnx.Module):
 
     Returns:
       cls {kind: [r, d]} normed, float32; dino {kind: [r, k]} logits; ibot
-      [g, m, k] logits of the masked patches; patches [r, p, d] normed.
+      [g, m, k] logits of the masked patches; patches [r, p, d] normed. Split
+      over devices as `output_specs` says.
     """
     features = self.backbone(
         rows['crops'], masks=rows.get('masks'), draws=rows.get('draws'),
@@ -61,8 +62,9 @@ class Network(nnx.Module):
     if patches:
       out['patches'] = features['global']['patches']
     if self.config.dino_head:
-      out['dino'] = self._by_kind(
-          self.dino_head, {k: f['cls'] for k, f in features.items()})
+      logits = self.dino_head.on_parts(
+          [f['cls'] for f in features.values()])
+      out['dino'] = dict(zip(features, logits, strict=True))
     if self.config.ibot_head and 'mask_index' in rows:
       head = (self.dino_head if self.config.shared_head else self.ibot_head)
       index = rows['mask_index']
@@ -71,20 +73,24 @@ class Network(nnx.Module):
       out['ibot'] = head(jax.vmap(lambda p, i: p[i])(patches, index))
     return out
 
-  def _by_kind(self, head, tokens: dict) -> dict:
-    """One call of a head for the tokens of every crop size."""
-    logits = head(jnp.concatenate(list(tokens.values())))
-    out, start = {}, 0
-    for kind, x in tokens.items():
-      out[kind] = logits[start:start + x.shape[0]]
-      start += x.shape[0]
-    return out
+
+def output_specs(config: NetworkConfig, rows: dict, patches: bool) -> dict:
+  """How the outputs of a `Network` for these arguments are split."""
+  specs = {'cls': sharding.ROWS}
+  if patches:
+    specs['patches'] = sharding.ROWS
+  if config.dino_head:
+    specs['dino'] = sharding.columns(2)
+  if config.ibot_head and 'mask_index' in rows:
+    specs['ibot'] = sharding.columns(3)
+  return specs
 
 
 class Functional:
   """An nnx module as pure functions of a plain nested dict of parameters.
 
   Attributes:
+    config: of the module.
     shapes: abstract parameters.
     specs: their PartitionSpecs on the mesh.
   """
@@ -94,6 +100,7 @@ class Functional:
     abstract = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
     sharding.annotate(abstract, mesh)
     self._make = make
+    self.config = getattr(abstract, 'config', None)
     self._graphdef, _ = nnx.split(abstract)
     self.shapes = nnx.to_pure_dict(nnx.state(abstract, nnx.Param))
     self.specs = sharding.specs(self.shapes, mesh)
@@ -104,7 +111,8 @@ class Functional:
         nnx.state(self._make(nnx.Rngs(key)), nnx.Param))
 
   def apply(self, params: tree.Tree, rows: tree.Tree,
-            call: Callable[[nnx.Module, tree.Tree], tree.Tree]) -> tree.Tree:
+            call: Callable[[nnx.Module, tree.Tree], tree.Tree],
+            out_specs: tree.Tree = sharding.ROWS) -> tree.Tree:
     """`call(module, rows)` on every device's own rows.
 
     Args:
@@ -112,9 +120,18 @@ class Functional:
       rows: tree of arrays whose leading axis is split over all devices.
       call: what to run; gets the module with the device's parts of the
         parameters (see sharding.gather) and its rows.
+      out_specs: how what it returns is split, see sharding.on_rows.
 
     Returns:
       A tree of arrays with rows leading.
     """
     run = lambda params, rows: call(nnx.merge(self._graphdef, params), rows)
-    return sharding.on_rows(run, self.specs)(params, rows)
+    return sharding.on_rows(run, self.specs, out_specs)(params, rows)
+
+  def outputs(self, params: tree.Tree, rows: dict, *, train: bool,
+              patches: bool = False) -> dict:
+    """What a `Network` gives for global rows, see there."""
+    return self.apply(
+        params, rows,
+        lambda net, rows: net(rows, train=train, patches=patches),
+        output_specs(self.config, rows, patches))

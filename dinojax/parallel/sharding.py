@@ -3,17 +3,21 @@
 Parameters, EMA and moments are split over `fsdp` by one rule on paths and
 shapes. The network runs under `shard_map` on local rows, and `gather` brings
 a module's parameters together in the compute dtype just before use; its
-backward scatters gradients in float32. Nothing else names a mesh axis.
+backward scatters gradients in float32. Prototypes are never brought together:
+`gather_rows` brings the rows to them, and logits stay split by prototype.
+Nothing else names a mesh axis.
 """
 
 from collections.abc import Callable
 import math
+import re
 
 from flax import nnx
 import jax
 from jax import P
 import jax.numpy as jnp
 
+from dinojax.core import errors
 from dinojax.core import tree
 from dinojax.parallel import mesh as mesh_lib
 
@@ -22,6 +26,7 @@ ROWS = mesh_lib.ROWS
 # keep everywhere.
 MIN_ELEMENTS = 4096
 _AXIS = 'fsdp_axis'  # metadata of nnx.Param: sharded axis, from the end
+_PROTOTYPES = re.compile(r'(last_layer/(kernel|v|g)|^centers/\w+)$')
 
 
 def split_axis(name: str, shape: tuple[int, ...], size: int) -> int | None:
@@ -29,7 +34,17 @@ def split_axis(name: str, shape: tuple[int, ...], size: int) -> int | None:
 
   The largest axis that divides evenly; never the leading (layer) axis of
   stacked blocks, which the scan walks over. None: the leaf is replicated.
+  What is per prototype is always split, each prototype stays whole.
+
+  Raises:
+    UserError: prototypes that cannot be split.
   """
+  if _PROTOTYPES.search(name) and size > 1:
+    if shape[-1] % size:
+      raise errors.UserError(
+          f'{shape[-1]} prototypes ({name}) cannot be split over mesh.fsdp='
+          f'{size} devices: set num_prototypes to a multiple of {size}')
+    return -1
   first = 1 if 'blocks/' in name else 0
   if size == 1 or math.prod(shape) < MIN_ELEMENTS:
     return None
@@ -104,10 +119,43 @@ def _gather_leaf(part: jax.Array, axis: int | None, dtype) -> jax.Array:
     # over every axis the in_spec does not name.
     return (jax.lax.psum_scatter(
         cotangent.astype(jnp.float32), mesh_lib.FSDP,
-        scatter_dimension=position, tiled=True),)
+        scatter_dimension=position, tiled=True).astype(part.dtype),)
 
   collect.defvjp(forward, backward)
   return collect(part)
+
+
+def gather_rows(x: jax.Array, columns: nnx.Variable) -> jax.Array:
+  """The rows that meet this device's columns: those of all its fsdp peers.
+
+  Inside `on_rows` only. Backward: each row's gradients, one for each part of
+  the columns, are summed in float32 and go back to its device.
+
+  Args:
+    x: [r, ...] of this device.
+    columns: a parameter; where it is not split, x stays as it is.
+
+  Returns:
+    [fsdp · r, ...].
+  """
+  if columns.get_metadata().get(_AXIS) is None:
+    return x
+  return _gather_leaf(x, -x.ndim, x.dtype)
+
+
+def columns(ndim: int) -> P:
+  """Rows over `data`, the last axis over `fsdp`: how logits are split."""
+  return P(mesh_lib.DATA, *[None] * (ndim - 2), mesh_lib.FSDP)
+
+
+def beside_columns(x: jax.Array) -> jax.Array:
+  """[r, …] about rows, split as the rows of `columns` are."""
+  return constrain(x, P(mesh_lib.DATA))
+
+
+def as_columns(x: jax.Array) -> jax.Array:
+  """[k] about columns, split as the columns of `columns` are."""
+  return constrain(x, P(mesh_lib.FSDP))
 
 
 def _cast(part: jax.Array, dtype) -> jax.Array:
@@ -115,7 +163,8 @@ def _cast(part: jax.Array, dtype) -> jax.Array:
       part.dtype, jnp.floating) else part
 
 
-def on_rows(function: Callable, params_specs: tree.Tree) -> Callable:
+def on_rows(function: Callable, params_specs: tree.Tree,
+            out_specs: tree.Tree = ROWS) -> Callable:
   """Runs `function(params, rows)` on each device's own rows.
 
   Args:
@@ -123,6 +172,7 @@ def on_rows(function: Callable, params_specs: tree.Tree) -> Callable:
       whose leading axis is rows (images, groups, or anything batch-major);
       returns such a tree.
     params_specs: `specs` of the parameters.
+    out_specs: a prefix of what is returned: ROWS, or `columns`.
 
   Returns:
     The function over global arrays.
@@ -135,7 +185,7 @@ def on_rows(function: Callable, params_specs: tree.Tree) -> Callable:
     return function(params, rows)
 
   return lambda params, rows: jax.shard_map(
-      local, in_specs=(params_specs, ROWS), out_specs=ROWS)(params, rows)
+      local, in_specs=(params_specs, ROWS), out_specs=out_specs)(params, rows)
 
 
 def _vary(part: jax.Array) -> jax.Array:
@@ -147,24 +197,44 @@ def _vary(part: jax.Array) -> jax.Array:
 def split_rows(rows: tree.Tree, num_parts: int) -> tree.Tree:
   """[r, …] leaves to [num_parts, r/num_parts, …], without communication.
 
-  Part i holds the i-th chunk of every device's own rows.
+  Part i holds the i-th chunk of the rows of every device. Leaves may be split
+  as ROWS or as `columns`.
   """
-  def local(rows):
-    return jax.tree.map(
-        lambda x: x.reshape(num_parts, -1, *x.shape[1:]), rows)
+  def one(x):
+    spec = jax.typeof(x).sharding.spec
+    devices = _peers(spec)
 
-  return jax.shard_map(
-      local, in_specs=ROWS, out_specs=P(None, mesh_lib.AXES))(rows)
+    def local(x):
+      x = x.reshape(devices, num_parts, -1, *x.shape[1:])
+      return jnp.swapaxes(x, 0, 1).reshape(num_parts, -1, *x.shape[3:])
+
+    return jax.shard_map(
+        local, in_specs=spec, out_specs=P(None, *spec))(x)
+
+  return jax.tree.map(one, rows)
 
 
 def merge_rows(parts: tree.Tree) -> tree.Tree:
   """The inverse of `split_rows`."""
-  def local(parts):
-    return jax.tree.map(
-        lambda x: x.reshape(-1, *x.shape[2:]), parts)
+  def one(x):
+    spec = P(*jax.typeof(x).sharding.spec[1:])
+    devices = _peers(spec)
 
-  return jax.shard_map(
-      local, in_specs=P(None, mesh_lib.AXES), out_specs=ROWS)(parts)
+    def local(x):
+      x = x.reshape(x.shape[0], devices, -1, *x.shape[2:])
+      return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[3:])
+
+    return jax.shard_map(
+        local, in_specs=P(None, *spec), out_specs=spec)(x)
+
+  return jax.tree.map(one, parts)
+
+
+def _peers(spec: P) -> int:
+  """Devices whose rows lie together on one: those of `fsdp`, or itself."""
+  if spec[0] == mesh_lib.DATA:
+    return jax.sharding.get_abstract_mesh().shape[mesh_lib.FSDP]
+  return 1
 
 
 def abstract_rows(rows: tree.Tree, mesh: jax.sharding.Mesh) -> tree.Tree:

@@ -106,9 +106,9 @@ def make_targets(state: dict, rows: dict, sched: dict,
   if 'mask_index' in rows:
     seen['mask_index'] = rows['mask_index']
   anchored = settings.gram.loss_weight > 0
-  run = lambda part: recipe.teacher.apply(
-      state['teacher'], part, lambda net, rows: net(
-          rows, train=False, patches=anchored and recipe.gram is None))
+  run = lambda part: recipe.teacher.outputs(
+      state['teacher'], part, train=False,
+      patches=anchored and recipe.gram is None)
   out = in_parts(run, seen, settings.train.num_micro_batches)
   out = jax.lax.stop_gradient(out)
   logits = {}
@@ -120,7 +120,7 @@ def make_targets(state: dict, rows: dict, sched: dict,
     logits['ibot'] = out['ibot']
   targets, centers = {}, {}
   for name, values in logits.items():
-    weight = rows['mask_weight'] if name == 'ibot' else None
+    weight = mask_weight(rows) if name == 'ibot' else None
     targets[name], centers[name] = center(
         values, weight, state.get('centers', {}).get(name),
         sched['teacher_temperature'], recipe)
@@ -158,6 +158,11 @@ def gram_targets(state: dict, rows: dict, patches: Array | None,
       patches, grid, antialias=settings.gram.antialias)
 
 
+def mask_weight(rows: dict) -> Array:
+  """[g, m], split as logits are."""
+  return sharding.beside_columns(rows['mask_weight'])
+
+
 def center(logits: Array, weight: Array | None, mean: Array | None,
            temperature: Array, recipe: recipe_lib.Recipe):
   """Targets from teacher logits, and the next centre (None for Sinkhorn)."""
@@ -167,7 +172,7 @@ def center(logits: Array, weight: Array | None, mean: Array | None,
     return sinkhorn.sinkhorn_knopp(
         logits, temperature=temperature, weight=valid,
         num_iterations=teacher.num_iterations), None
-  mean = sharding.constrain(mean, jax.P())
+  mean = sharding.as_columns(mean)
   targets = centering.softmax_center(logits, mean, temperature)
   seen = (logits.mean((0, 1)) if weight is None
           else centering.group_mean(logits, valid))
@@ -221,9 +226,8 @@ def terms(student: dict, rows: dict, targets: dict, sched: dict,
   # DINOv3 distils whole images: then masks choose patches and hide none.
   hidden = () if not recipe.has_frozen_teacher else ('masks',)
   seen = {k: v for k, v in rows.items() if k not in hidden}
-  out = recipe.student.apply(
-      student, seen, lambda net, rows: net(
-          rows, train=True, patches='gram' in targets))
+  out = recipe.student.outputs(
+      student, seen, train=True, patches='gram' in targets)
   views = {'global': s.crops.num_global, 'local': s.crops.num_local}
   values = {}
   if s.dino.loss_weight:
@@ -240,7 +244,7 @@ def terms(student: dict, rows: dict, targets: dict, sched: dict,
               ignore_diagonal=kind == 'global' and s.dino.ignore_diagonal))
   if s.ibot.loss_weight:
     values['ibot'] = s.ibot.loss_weight, ibot.ibot(
-        out['ibot'], targets['ibot'], rows['mask_weight'],
+        out['ibot'], targets['ibot'], mask_weight(rows),
         num_rows=rows['crops']['global'].shape[0],
         student_temperature=s.ibot.student_temperature)
   if s.koleo.loss_weight:

@@ -1,6 +1,7 @@
 """The step: the same on any mesh, in any number of micro-batches."""
 
 import functools
+import math
 import os
 import pathlib
 import pickle
@@ -13,9 +14,11 @@ import jax
 import numpy as np
 import pytest
 
+from dinojax.core import errors
 from dinojax.core import tree
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
+from dinojax.train import recipe as recipe_lib
 from dinojax.train import settings as settings_lib
 from tests.train import tiny
 
@@ -83,8 +86,9 @@ def test_micro_batches_on_several_devices():
 
 @pytest.mark.parametrize('changes', [
     dict(teacher__centering='softmax', ibot__separate_head=False),
-    dict(model__position='learned', dino__weight_norm=True,
-         koleo__group_images=16, masks__counts='undershooting'),
+    dict(model__position='learned', model__drop_path_rate=0.25,
+         dino__weight_norm=True, koleo__group_images=16,
+         masks__counts='undershooting'),
     dict(gram__loss_weight=2.0, gram__teacher='ema'),
     dict(gram__loss_weight=2.0, gram__teacher='ema', gram__tokens='masked',
          gram__per_image=False),
@@ -92,6 +96,32 @@ def test_micro_batches_on_several_devices():
 def test_other_recipes_are_mesh_equal_too(changes):
   small = dict(steps=2, model__depth=2, model__drop_path_rate=0.0) | changes
   assert_same(tiny.run((2, 4), **small), tiny.run((1, 1), **small))
+
+
+@pytest.mark.parametrize('changes', [
+    {}, dict(teacher__centering='softmax'),
+    dict(dino__weight_norm=True, ibot__weight_norm=True,
+         train__num_micro_batches=2, train__batch_size=32)])
+def test_no_device_holds_all_prototypes_or_all_logits_of_a_row(changes):
+  k = 1160  # no other size of this recipe
+  settings = settings_lib.read(tiny.config(
+      dino__num_prototypes=k, ibot__num_prototypes=k, model__depth=1,
+      **changes))
+  for shape, is_whole in (((2, 4), False), ((1, 1), True)):
+    mesh = mesh_lib.make(*shape, devices=jax.devices()[:math.prod(shape)])
+    with mesh_lib.activate(mesh):
+      _, state, step = tiny.program(settings, mesh)
+      rows = processes.to_devices(tiny.batch(settings, 0), mesh)
+      text = step.lower(state, rows).compile().as_text()
+    assert bool(re.search(rf'[\[,]{k}[\],]', text)) == is_whole
+
+
+def test_prototypes_that_cannot_be_split_are_refused():
+  settings = settings_lib.read(tiny.config(dino__num_prototypes=130))
+  mesh = mesh_lib.make(2, 4)
+  with mesh_lib.activate(mesh):
+    with pytest.raises(errors.UserError, match='130 prototypes .* of 4'):
+      recipe_lib.build(settings, mesh, epoch_steps=1)
 
 
 def test_koleo_groups_may_span_devices():
