@@ -29,7 +29,7 @@ class ConvNeXtConfig:
   norm_epsilon: float = 1e-6
   layerscale: float = 1e-6
   dtype: str = 'float32'
-  remat: str = 'elementwise'  # as in ViTConfig
+  remat: str = 'dots'  # as in ViTConfig
 
   @property
   def compute_dtype(self):

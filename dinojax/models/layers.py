@@ -5,6 +5,7 @@ import math
 
 from flax import nnx
 import jax
+from jax import ad_checkpoint
 import jax.numpy as jnp
 
 # PyTorch's trunc_normal_(std=0.02) cuts at ±2, 100 standard deviations away:
@@ -29,23 +30,45 @@ def conv(num_in: int, num_out: int, size: int, *, stride: int = 1,
       rngs=rngs)
 
 
+_BLOCK_INPUT, _ATTENDED = 'block_input', 'attended'
+_policies = jax.checkpoint_policies
 # What the backward pass finds stored; the rest is computed again.
 _SAVED = {
-    'elementwise': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    'blocks': jax.checkpoint_policies.nothing_saveable}
+    'dots': _policies.save_from_both_policies(
+        _policies.dots_with_no_batch_dims_saveable,
+        _policies.save_only_these_names(_ATTENDED)),
+    'blocks': _policies.nothing_saveable,
+    'offload': _policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[], offload_src='device',
+        names_which_can_be_offloaded=[_BLOCK_INPUT],
+        offload_dst='pinned_host')}
+REMAT = ('none', *_SAVED)
 
 
 def remat(body: Callable, kind: str) -> Callable:
   """The body of a scan over blocks, with less kept for the backward pass.
 
   Args:
-    body: of jax.lax.scan.
-    kind: 'none' keeps all, 'elementwise' only products with weights,
-      'blocks' only the inputs of blocks.
+    body: of jax.lax.scan: (carry, part) to (carry, output).
+    kind: 'none' keeps all; 'dots' what is dear to compute, products with
+      weights and attended values; 'blocks' only the inputs of blocks;
+      'offload' those too, in the memory of the host.
   """
   if kind == 'none':
     return body
-  return jax.checkpoint(body, prevent_cse=False, policy=_SAVED[kind])
+
+  def named(carry, part):
+    if kind == 'offload':  # a name that no policy reads would only cost
+      carry = jax.tree.map(
+          lambda x: ad_checkpoint.checkpoint_name(x, _BLOCK_INPUT), carry)
+    return body(carry, part)
+
+  return jax.checkpoint(named, prevent_cse=False, policy=_SAVED[kind])
+
+
+def attended(x: jax.Array) -> jax.Array:
+  """Marks what attention gives, so that `remat` may keep it."""
+  return ad_checkpoint.checkpoint_name(x, _ATTENDED)
 
 
 class RMSNorm(nnx.Module):

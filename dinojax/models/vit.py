@@ -61,7 +61,7 @@ class ViTConfig:
   rope_dtype: str = 'float32'
   token_std: float = 0.02  # of CLS and registers at the start; DINOv2: 1e-6
   dtype: str = 'float32'
-  remat: str = 'elementwise'  # or 'none' or 'blocks', see layers.remat
+  remat: str = 'dots'  # or 'none', 'blocks', 'offload', see layers.remat
   packing: str = 'tuple'  # or 'stream', see layers.tokenwise
   attention: str = 'xla'  # see kernels.attention
 
@@ -106,9 +106,9 @@ class Attention(nnx.Module):
 
   def mix(self, qkv: Array, rope: rotary.Rope | None) -> Array:
     """[r, n, 3·d] to the attended values [r, n, d]."""
-    return attention.attend(
+    return layers.attended(attention.attend(
         qkv, num_heads=self.config.num_heads, rope=rope,
-        implementation=self.config.attention)
+        implementation=self.config.attention))
 
 
 class Block(nnx.Module):

@@ -14,6 +14,8 @@ from dinojax.core import config as config_lib
 from dinojax.core import errors
 from dinojax.data import crops
 from dinojax.data import masking
+from dinojax.kernels import attention
+from dinojax.models import layers
 from dinojax.models import vit
 from dinojax.train import sections
 
@@ -131,10 +133,11 @@ def _check_choices(s: Settings, problems: config_lib.Errors):
       ('model.position', s.model.position, ('learned', 'rope')),
       ('model.norm', s.model.norm, ('layernorm', 'rmsnorm')),
       ('model.ffn', s.model.ffn, ('mlp', 'swiglu')),
-      ('model.remat', s.model.remat, ('none', 'elementwise', 'blocks')),
+      ('model.remat', s.model.remat, layers.REMAT),
       ('model.dtype', s.model.dtype, ('auto', 'float32', 'bfloat16')),
       ('model.packing', s.model.packing, ('auto', 'tuple', 'stream')),
-      ('model.attention', s.model.attention, ('auto', 'xla', 'head_major')),
+      ('model.attention', s.model.attention, 
+       ('auto', *attention.IMPLEMENTATIONS)),
       ('gram.teacher', s.gram.teacher, ('frozen', 'ema')),
       ('gram.tokens', s.gram.tokens, ('all', 'masked', 'unmasked')),
       ('masks.counts', s.masks.counts, ('exact', 'undershooting')),
