@@ -136,7 +136,7 @@ def _check_choices(s: Settings, problems: config_lib.Errors):
       ('model.remat', s.model.remat, layers.REMAT),
       ('model.dtype', s.model.dtype, ('auto', 'float32', 'bfloat16')),
       ('model.packing', s.model.packing, ('auto', 'tuple', 'stream')),
-      ('model.attention', s.model.attention, 
+      ('model.attention', s.model.attention,
        ('auto', *attention.IMPLEMENTATIONS)),
       ('gram.teacher', s.gram.teacher, ('frozen', 'ema')),
       ('gram.tokens', s.gram.tokens, ('all', 'masked', 'unmasked')),
