@@ -1,21 +1,34 @@
 """One attention for every model; the implementation follows the platform."""
 
+import functools
+import logging
+
 import jax
 import jax.numpy as jnp
 
 from dinojax.core import errors
+from dinojax.kernels import attention_gpu
 from dinojax.kernels import attention_tpu
 from dinojax.kernels import rotary
 
-IMPLEMENTATIONS = ('xla', 'head_major', 'tpu')
+IMPLEMENTATIONS = ('xla', 'head_major', 'tpu', 'gpu', 'cudnn')
 # About the second-level cache of a CPU core.
 _CACHE_BYTES = 2**20
+# What cuDNN takes on every GPU since Ampere.
+_CUDNN_HEAD_DIM, _CUDNN_UNIT = 128, 8
+_CUDNN_DTYPES = (jnp.bfloat16, jnp.float16)
 
 
 def choose(platform: str, width: int, num_heads: int) -> str:
-  """What measured best on 'cpu', 'gpu' or 'tpu' for a model's heads."""
+  """What suits 'cpu', 'gpu' or 'tpu' for a model's heads.
+
+  On CPU it measured best. On GPU nothing is measured: cuDNN is NVIDIA's own,
+  and the kernel in attention_gpu an option until bench/gpu.sh says more.
+  """
   if platform == 'tpu' and attention_tpu.fits(width, num_heads):
     return 'tpu'
+  if platform == 'gpu' and _fits_cudnn(width, num_heads):
+    return 'cudnn'
   return 'head_major' if platform == 'cpu' else 'xla'
 
 
@@ -29,36 +42,73 @@ def attend(qkv: jax.Array, *, num_heads: int,
     num_heads: h.
     rope: sin and cos [p, d], or [g, p, d] for g equal groups of images, that
       rotate the last p tokens of queries and keys.
-    implementation: 'xla' (any platform), 'head_major' (fastest on CPU) or
-      'tpu' (a kernel, see attention_tpu; longer sequences than it takes go
-      to 'xla').
+    implementation: one of IMPLEMENTATIONS; see `pick`.
 
   Returns:
     [b, n, h·d] in the dtype of `qkv`.
+  """
+  name = pick(
+      implementation, qkv.shape[1], qkv.shape[2] // 3, num_heads, qkv.dtype)
+  if name == 'tpu':
+    return attention_tpu.attend(qkv, num_heads=num_heads, rope=rope)
+  if name == 'gpu':
+    return attention_gpu.attend(qkv, num_heads=num_heads, rope=rope)
+  mix = {'xla': jax.nn.dot_product_attention, 'head_major': _head_major,
+         'cudnn': _cudnn}[name]
+  return mix(*heads(qkv, num_heads, rope)).reshape(*qkv.shape[:2], -1)
+
+
+def pick(implementation: str, length: int, width: int, num_heads: int,
+         dtype: jnp.dtype) -> str:
+  """What runs for this shape; said once, in the log.
+
+  'xla' runs anywhere, 'head_major' is fastest on CPU, 'tpu' and 'gpu' are
+  the kernels in attention_tpu and attention_gpu, 'cudnn' is NVIDIA's.
+  More tokens than a kernel takes, or float32 for cuDNN, go to 'xla'.
 
   Raises:
     UserError: unknown implementation, or one that cannot take these heads.
   """
-  if implementation == 'tpu':
-    if not attention_tpu.fits(qkv.shape[-1] // 3, num_heads):
-      raise errors.UserError(
-          f"model.attention='tpu' takes heads of "
-          f'{" or ".join(map(str, attention_tpu.HEAD_DIMS))} in a width '
-          f'divisible by {attention_tpu.LANES}, not {num_heads} heads in '
-          f'{qkv.shape[-1] // 3}: use "xla", or "auto"')
-    if qkv.shape[1] <= attention_tpu.MAX_TOKENS:
-      return attention_tpu.attend(qkv, num_heads=num_heads, rope=rope)
-    implementation = 'xla'
-  parts = heads(qkv, num_heads, rope)
-  if implementation == 'xla':
-    out = jax.nn.dot_product_attention(*parts)
-  elif implementation == 'head_major':
-    out = _head_major(*parts)
-  else:
+  _check(implementation, width, num_heads)
+  name, reason = implementation, None
+  if name == 'tpu' and length > attention_tpu.MAX_TOKENS:
+    name, reason = 'xla', f'tpu takes {attention_tpu.MAX_TOKENS:,} at most'
+  elif name == 'cudnn' and dtype not in _CUDNN_DTYPES:
+    name, reason = 'xla', f'cudnn takes bfloat16 and float16, not {dtype}'
+  _say(name, length, reason)
+  return name
+
+
+@functools.cache  # once, not at every trace
+def _say(name: str, length: int, reason: str | None):
+  logging.getLogger(__name__).info(
+      'attention: %s for %s tokens%s', name, f'{length:,}',
+      f' ({reason})' if reason else '')
+
+
+def _check(implementation: str, width: int, num_heads: int):
+  def refuse(wanted: str):
+    raise errors.UserError(
+        f'model.attention={implementation!r} takes {wanted}, not {num_heads} '
+        f'heads in {width}: use "xla", or "auto"')
+
+  if implementation not in IMPLEMENTATIONS:
     raise errors.UserError(
         f'model.attention={implementation!r} is not known: use one of '
         f'{", ".join(IMPLEMENTATIONS)}, or "auto"')
-  return out.reshape(*qkv.shape[:2], -1)
+  if implementation == 'tpu' and not attention_tpu.fits(width, num_heads):
+    refuse(f'heads of {" or ".join(map(str, attention_tpu.HEAD_DIMS))} in a '
+           f'width divisible by {attention_tpu.LANES}')
+  if implementation == 'gpu' and not attention_gpu.fits(width, num_heads):
+    refuse(f'heads of {" or ".join(map(str, attention_gpu.HEAD_DIMS))}')
+  if implementation == 'cudnn' and not _fits_cudnn(width, num_heads):
+    refuse(f'heads of {_CUDNN_HEAD_DIM} at most that are divisible by '
+           f'{_CUDNN_UNIT}')
+
+
+def _fits_cudnn(width: int, num_heads: int) -> bool:
+  head_dim = width // num_heads
+  return head_dim <= _CUDNN_HEAD_DIM and not head_dim % _CUDNN_UNIT
 
 
 def heads(qkv: jax.Array, num_heads: int, rope: rotary.Rope | None
@@ -69,6 +119,19 @@ def heads(qkv: jax.Array, num_heads: int, rope: rotary.Rope | None
   if rope is not None:
     q, k = rotary.rotate(q, rope), rotary.rotate(k, rope)
   return q, k, v
+
+
+def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+  """cuDNN's, which trains on even lengths only: one token more, masked."""
+  batch, length = q.shape[:2]
+  fused = functools.partial(
+      jax.nn.dot_product_attention, implementation='cudnn')
+  if length % 2 == 0:
+    return fused(q, k, v)
+  q, k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q, k, v))
+  lengths = jnp.full(batch, length, jnp.int32)
+  return fused(q, k, v, query_seq_lengths=lengths,
+               key_value_seq_lengths=lengths)[:, :length]
 
 
 def _head_major(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

@@ -15,10 +15,13 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 
+from dinojax.kernels import rotary
+
 LANES = 128
 HEAD_DIMS = (64, 128)
 _ROWS_PER_PROGRAM = 512  # images of few tokens share a program
 _SCORES = 2**19  # entries of a chunk of scores, 2 MiB
+_KEYS = 1024  # whose gradients are added at a time, in long sequences
 _UNROLLED = 1  # chunk; more are a loop, which compiles faster
 _VMEM_BYTES = 64 * 2**20
 _MASKED = -1e30
@@ -28,9 +31,13 @@ _NN = (((1,), (0,)), ((), ()))
 _TN = (((0,), (0,)), ((), ()))
 
 
-# Keys, values and their gradients lie in VMEM whole: compiled with RoPE for
-# heads of both widths, 8,101 tokens fit the 64 MiB of a v5p, 16,385 do not.
-MAX_TOKENS = 8192
+# Keys, values and their gradients lie in VMEM whole: compiled for heads of both
+# widths, 16,389 tokens fit the 64 MiB of a v5p; with RoPE's tables, 8,101.
+MAX_TOKENS = 16_400
+_ROTATED_INSIDE = 8192  # longer sequences are rotated before the kernel
+# From here on a program computes for so long that fetching the next one's
+# inputs meanwhile, which takes their space twice, gains nothing.
+_SINGLE_BUFFERED = 4096
 
 
 def fits(width: int, num_heads: int) -> bool:
@@ -62,6 +69,11 @@ def attend(qkv: jax.Array, *, num_heads: int,
     raise ValueError(
         f'heads of {head_dim} in a width of {width} do not fill lanes of '
         f'{LANES}: the kernel takes head widths of 64 and 128')
+  if rope is not None and length > _ROTATED_INSIDE:
+    parts = qkv.reshape(batch, length, 3, num_heads, head_dim)
+    turned = [rotary.rotate(parts[:, :, i], rope) for i in range(2)]
+    qkv = jnp.stack([*turned, parts[:, :, 2]], axis=2).reshape(qkv.shape)
+    rope = None
   tables = None if rope is None else _tables(rope, length, head_dim)
   groups = 1 if rope is None else tables[0].shape[0]
   spec = _Spec(head_dim, _images(batch // groups, length), groups,
@@ -136,14 +148,17 @@ def _call(kernel, qkv, tables, segments, extra, spec: _Spec, *, out_shape,
   batch, length, fused = qkv.shape
   width = fused // 3
   tiles, images = width // LANES, spec.images
+  once = pl.Buffered(1) if length > _SINGLE_BUFFERED else None
   lanes = lambda part: pl.BlockSpec(
-      (images, length, LANES), lambda b, t: (b, 0, t + part * tiles))
+      (images, length, LANES), lambda b, t: (b, 0, t + part * tiles),
+      pipeline_mode=once)
   args, specs = [qkv] * 3 + extra, [lanes(i) for i in range(3)]
   specs += [lanes(0)] * len(extra)
   if tables is not None:
     per_group = batch // spec.groups // images  # programs
     table = pl.BlockSpec(
-        (1, length, LANES), lambda b, t: (lax.div(b, per_group), 0, 0))
+        (1, length, LANES), lambda b, t: (lax.div(b, per_group), 0, 0),
+        pipeline_mode=once)
     args, specs = args + list(tables), specs + [table] * 2
   if segments is not None:
     args += [segments[:, :, None], segments[:, None, :]]
@@ -185,12 +200,15 @@ def _backward(qkv, tables, segments, cotangent, spec):
   length = qkv.shape[1]
   part = pltpu.VMEM((spec.images, length, LANES), qkv.dtype)
   total = pltpu.VMEM((length, spec.head_dim), jnp.float32)
+  blocks = []
+  if length > _SINGLE_BUFFERED:
+    blocks = [pltpu.VMEM((_chunk_rows(length), length), qkv.dtype)] * 2
   return _call(
       _backward_kernel, qkv, tables, segments, [cotangent], spec,
       out_shape=qkv.shape,
       out_specs=lambda lanes: pl.BlockSpec(memory_space=pl.ANY),
       scratch=[part, part, part, total, total,
-               pltpu.SemaphoreType.DMA((3,))],
+               pltpu.SemaphoreType.DMA((3,)), *blocks],
       products=5)
 
 
@@ -231,7 +249,7 @@ def _forward_kernel(*refs, spec, width, has_rope, has_segments):
 
 def _backward_kernel(*refs, spec, width, has_rope, has_segments):
   r = _Refs(refs, 1, has_rope, has_segments)
-  out, dq, dk, dv, sum_k, sum_v, semaphores = r.rest
+  out, dq, dk, dv, sum_k, sum_v, semaphores, *blocks = r.rest
   cotangent, = r.extra
 
   def image(b, _):
@@ -242,6 +260,8 @@ def _backward_kernel(*refs, spec, width, has_rope, has_segments):
       sum_v[...] = jnp.zeros_like(sum_v)
 
       def chunk(rows, lanes=lanes, k=k, v=v):
+        if blocks and r.tables is None:  # too long to be held over the loop
+          k, v = r.k[b, :, lanes], r.v[b, :, lanes]
         exps, total = _softmax_parts(r, b, rows, lanes, k, spec)
         weights = exps * (1 / total)
         q = _rotated(r.q[b, rows, lanes], r.tables, rows, lanes)
@@ -252,8 +272,20 @@ def _backward_kernel(*refs, spec, width, has_rope, has_segments):
         slope = (slope * spec.head_dim ** -0.5).astype(k.dtype)
         dq[b, rows, lanes] = _rotated_back(
             _dot(slope, k, _NN), r.tables, rows, lanes).astype(dq.dtype)
-        sum_k[...] += _dot(slope, q, _TN)
-        sum_v[...] += _dot(weights.astype(v.dtype), given, _TN)
+        weights = weights.astype(v.dtype)
+        if not blocks:
+          sum_k[...] += _dot(slope, q, _TN)
+          sum_v[...] += _dot(weights, given, _TN)
+          return
+        num_rows = q.shape[0]
+        for block, part in zip(blocks, (slope, weights), strict=True):
+          block[:num_rows] = part
+
+        def add(keys):
+          sum_k[keys] += _dot(blocks[0][:num_rows, keys], q, _TN)
+          sum_v[keys] += _dot(blocks[1][:num_rows, keys], given, _TN)
+
+        _in_parts(k.shape[0], _KEYS, add)
 
       _for_chunks(r.q.shape[1], chunk)
       dk[b, :, lanes] = _rotated_back(
@@ -333,9 +365,18 @@ def _for_images(count: int, body):
     lax.fori_loop(0, count, body, 0)
 
 
+def _chunk_rows(length: int) -> int:
+  """Rows of scores that fit beside keys and values."""
+  return min(max(_SCORES // length // 16 * 16, 16), length)
+
+
 def _for_chunks(length: int, body):
-  """`body` over rows of scores that fit beside keys and values."""
-  size = min(max(_SCORES // length // 16 * 16, 16), length)
+  """`body` over the rows, as many at a time as `_chunk_rows`."""
+  _in_parts(length, _chunk_rows(length), body)
+
+
+def _in_parts(length: int, size: int, body):
+  """`body` over slices of `size`, and one of what is left."""
   whole, rest = divmod(length, size)
   if whole <= _UNROLLED:
     for i in range(whole):

@@ -1,6 +1,7 @@
 """Every implementation is softmax(q kᵀ / √d) v, and so is its gradient."""
 
 import functools
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 
 from dinojax.core import errors
 from dinojax.kernels import attention
+from dinojax.kernels import attention_tpu
 from dinojax.kernels import reference
 
 # The second one's scores exceed the limit for mixing images in one product.
@@ -84,13 +86,49 @@ def test_an_unknown_name_and_heads_that_do_not_fit_are_refused():
   qkv, _ = inputs(SHAPES[0])
   with pytest.raises(errors.UserError, match='head_major'):
     attention.attend(qkv, num_heads=2, implementation='flash')
-  with pytest.raises(errors.UserError, match='heads of 64 or 128'):
-    attention.attend(qkv, num_heads=2, implementation='tpu')
+  for name, wanted in (('tpu', 'heads of 64 or 128 in a width divisible'),
+                       ('gpu', 'heads of 64 or 128, not 2 heads in 16')):
+    with pytest.raises(errors.UserError, match=wanted):
+      attention.attend(qkv, num_heads=2, implementation=name)
+  with pytest.raises(errors.UserError, match='heads of 128 at most'):
+    attention.pick('cudnn', 257, 512, 2, jnp.dtype('bfloat16'))
 
 
 @pytest.mark.parametrize('platform, width, num_heads, want', [
-    ('cpu', 384, 6, 'head_major'), ('gpu', 384, 6, 'xla'),
+    ('cpu', 384, 6, 'head_major'), ('gpu', 384, 6, 'cudnn'),
+    ('gpu', 4096, 32, 'cudnn'), ('gpu', 512, 2, 'xla'),
+    ('gpu', 36, 3, 'xla'),
     ('tpu', 384, 6, 'tpu'), ('tpu', 1536, 24, 'tpu'), ('tpu', 4096, 32, 'tpu'),
     ('tpu', 192, 3, 'xla'), ('tpu', 128, 4, 'xla')])
 def test_the_platform_and_the_heads_choose(platform, width, num_heads, want):
   assert attention.choose(platform, width, num_heads) == want
+
+
+@pytest.fixture
+def said(caplog):
+  """What the log says of fresh choices."""
+  attention._say.cache_clear()
+  caplog.set_level(logging.INFO, attention.__name__)
+  yield caplog
+  attention._say.cache_clear()
+
+
+def test_the_shape_picks_and_the_log_says_so_once(said, monkeypatch):
+  monkeypatch.setattr(attention_tpu, 'MAX_TOKENS', 8192)
+  sizes = dict(width=384, num_heads=6, dtype=jnp.dtype('bfloat16'))
+  for _ in range(2):
+    assert attention.pick('tpu', 257, **sizes) == 'tpu'
+    assert attention.pick('tpu', 16385, **sizes) == 'xla'
+  assert said.messages == [
+      'attention: tpu for 257 tokens',
+      'attention: xla for 16,385 tokens (tpu takes 8,192 at most)']
+
+
+def test_float32_does_not_go_to_cudnn(said):
+  qkv, _ = inputs(SHAPES[0])
+  out = attention.attend(qkv, num_heads=2, implementation='cudnn')
+  np.testing.assert_array_equal(
+      out, attention.attend(qkv, num_heads=2, implementation='xla'))
+  assert said.messages[0] == (
+      'attention: xla for 10 tokens (cudnn takes bfloat16 and float16, not '
+      'float32)')

@@ -61,6 +61,18 @@ def test_long_sequences_go_chunk_by_chunk(rest, monkeypatch):
   check(1, 96 + rest, 64)
 
 
+@pytest.mark.parametrize('head_dim', [64, 128])
+@pytest.mark.parametrize('outside', [False, True])
+def test_sequences_too_long_to_be_held(head_dim, outside, monkeypatch):
+  monkeypatch.setattr(attention_tpu, '_SCORES', 16 * 300)
+  monkeypatch.setattr(attention_tpu, '_SINGLE_BUFFERED', 100)
+  monkeypatch.setattr(attention_tpu, '_KEYS', 128)
+  if outside:
+    monkeypatch.setattr(attention_tpu, '_ROTATED_INSIDE', 100)
+  rope = positions.rope((17, 17), positions.rope_periods(head_dim))
+  check(1, 17 * 17 + 5, head_dim, rope=rope)
+
+
 def test_large_scores_do_not_overflow():
   # Scores reach hundreds: a float32 of that size is rounded to 3e-5, which
   # the softmax turns into a factor.
