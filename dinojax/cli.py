@@ -15,6 +15,7 @@ COMMANDS = {
     'embed': ('dinojax.embed', 'features of a folder of images, as a file'),
     'pca': ('dinojax.pca', 'draw patch features of images in colour'),
     'compile': ('dinojax.compile', 'what a config needs on a machine'),
+    'doctor': ('dinojax.doctor', 'what is wrong, or slow, before a run'),
     'convert': ('dinojax.convert', 'images to records, weights in and out'),
 }
 
@@ -34,5 +35,9 @@ def main():
           + '\n`dinojax COMMAND --help` lists the flags.',
           file=sys.stderr if asked else sys.stdout)
     sys.exit(2 if asked else 0)
-  sys.argv = [f'dinojax {words[0]}', *words[1:]]
-  importlib.import_module(COMMANDS[words[0]][0]).entry()
+  name = COMMANDS[words[0]][0]
+  module = importlib.import_module(name)
+  # --help shows the flags of the module that argv names, under its docstring.
+  sys.argv = [name, *words[1:]]
+  sys.modules['__main__'].__doc__ = module.__doc__
+  module.entry()

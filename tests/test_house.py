@@ -15,7 +15,8 @@ ALLOWED = {
     'data': BASE | {'data'}, 'augment': BASE | {'augment'},
     'models': LOWER | {'models'}, 'train': LOWER | {'models', 'train'},
     'evals': LOWER | {'models', 'train', 'evals'},
-    'interop': LOWER | {'models', 'interop'}}
+    'interop': LOWER | {'models', 'interop'},
+    'checks': LOWER | {'models', 'train', 'checks', 'job'}}
 
 
 def modules():

@@ -44,7 +44,8 @@ class Image:
 
   def __init__(self, file: PilImage.Image):
     self._file = file
-    self._turn = _orientation(file)
+    # Pillow turns TIFF files by itself, size and pixels.
+    self._turn = 1 if file.format == 'TIFF' else _orientation(file)
     width, height = file.size
     self.size = (
         (height, width) if self._turn in _SWAPS_AXES else (width, height))

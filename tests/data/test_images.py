@@ -34,17 +34,18 @@ def decode(data, **options):
   return np.asarray(pixels)
 
 
+@pytest.mark.parametrize('kind', ['PNG', 'TIFF'])
 @pytest.mark.parametrize('turn, inverse', [
     (1, None), (2, 'FLIP_LEFT_RIGHT'), (3, 'ROTATE_180'),
     (4, 'FLIP_TOP_BOTTOM'), (5, 'TRANSPOSE'), (6, 'ROTATE_90'),
     (7, 'TRANSVERSE'), (8, 'ROTATE_270')])
-def test_exif_orientation_is_undone(turn, inverse):
+def test_exif_orientation_is_undone(turn, inverse, kind):
   upright = photo()
   stored = upright if inverse is None else upright.transpose(
       getattr(Image.Transpose, inverse))
   exif = Image.Exif()
   exif[0x0112] = turn
-  data = encode(stored, 'PNG', exif=exif)
+  data = encode(stored, kind, exif=exif)
   assert images.open_image(data).size == upright.size
   np.testing.assert_array_equal(decode(data), np.asarray(upright))
 
