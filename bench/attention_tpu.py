@@ -20,10 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinojax import plan
 from dinojax.kernels import attention
 from dinojax.kernels import attention_tpu
 from dinojax.parallel import mesh as mesh_lib
+from dinojax.parallel import topologies
 
 _SIZES = {'bf16': 2, 'f32': 4, 's32': 4, 'pred': 1}
 _ARRAY = re.compile(rf'\b({"|".join(_SIZES)})\[([\d,]*)\]')
@@ -39,7 +39,7 @@ def main():
   parser.add_argument('--heads', type=int, default=16)
   parser.add_argument('--head_dim', type=int, default=64)
   args = parser.parse_args()
-  mesh = mesh_lib.make(devices=plan.devices(args.topology)[:1])
+  mesh = mesh_lib.make(devices=topologies.devices(args.topology)[:1])
   width = args.heads * args.head_dim
   array = lambda dtype, *shape: jax.ShapeDtypeStruct(
       shape, dtype, sharding=jax.NamedSharding(mesh, jax.P()))

@@ -1,7 +1,8 @@
 """`dinojax compile --config=configs/vitg.py --topology=v5e:16x16`.
 
 Compiles the very step that training runs, for TPUs that are not here (with
-libtpu, on any CPU) or for n CPU devices, and says what it needs.
+libtpu, on any CPU) or for n CPU devices, and says what it needs and takes:
+memory, collectives, a roofline. `--fit` looks for the largest batch.
 """
 
 import json
@@ -21,6 +22,9 @@ _CONFIG = config_flags.DEFINE_config_file(
 _TOPOLOGY = flags.DEFINE_string(
     'topology', None, "Where: a TPU slice, 'v5e:16x16' or 'v5p:4x4x4', or "
     "'cpu:8'.")
+_FIT = flags.DEFINE_bool(
+    'fit', False, 'Finds the largest train.batch_size that fits memory.')
+_EXPLAIN = flags.DEFINE_bool('explain', False, 'Also: where the time goes.')
 _JSON = flags.DEFINE_string('json', None, 'File that gets the same numbers.')
 
 
@@ -30,12 +34,24 @@ def main(argv: list[str]) -> int:
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   # Only now: what these import must not look for devices before.
-  from dinojax import plan
+  from dinojax.planning import fit
+  from dinojax.planning import plan
+  from dinojax.planning import text as plan_text
+  began = time.monotonic()
+  say = lambda text: print(
+      f'[{time.monotonic() - began:5.0f} s] {text}', flush=True)
   try:
-    began = time.monotonic()
-    found = plan.compiled(_CONFIG.value, _TOPOLOGY.value)
+    if _FIT.value:
+      found = fit.largest(_CONFIG.value, _TOPOLOGY.value, say)
+      say(f'largest: {found["fit"]["images_per_device"]} images a device, '
+          f'train.batch_size={found["images_per_step"]}')
+    else:
+      say(f'compiling the step for {_TOPOLOGY.value}: seconds for a small '
+          'model, 5 to 10 minutes for a large one')
+      found = plan.compiled(_CONFIG.value, _TOPOLOGY.value)
+      say('compiled')
     found['compile_s'] = round(time.monotonic() - began, 1)
-    print(plan.table(found))
+    print(plan_text.table(found, _EXPLAIN.value))
     if _JSON.value:
       with open(_JSON.value, 'w') as file:
         json.dump(found, file, indent=1)

@@ -16,6 +16,7 @@ ALLOWED = {
     'models': LOWER | {'models'}, 'train': LOWER | {'models', 'train'},
     'evals': LOWER | {'models', 'train', 'evals'},
     'interop': LOWER | {'models', 'interop'},
+    'planning': LOWER | {'models', 'train', 'planning'},
     'checks': LOWER | {'models', 'train', 'checks', 'job'}}
 
 

@@ -349,8 +349,11 @@ def _rounder(dtype):
 
 
 def _dot(a, b, dimensions):
-  return lax.dot_general(a, b, dimensions,
-                         preferred_element_type=jnp.float32)
+  # Stated, because a default of 'highest' fails to compile for bfloat16.
+  exact = a.dtype == jnp.float32
+  return lax.dot_general(
+      a, b, dimensions, preferred_element_type=jnp.float32,
+      precision=lax.Precision.HIGHEST if exact else lax.Precision.DEFAULT)
 
 
 def _heads(spec: _Spec):

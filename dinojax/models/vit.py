@@ -61,7 +61,7 @@ class ViTConfig:
   rope_dtype: str = 'float32'
   token_std: float = 0.02  # of CLS and registers at the start; DINOv2: 1e-6
   dtype: str = 'float32'
-  remat: str = 'dots'  # or 'none', 'blocks', 'offload', see layers.remat
+  remat: str = 'dots'  # of layers.REMAT
   packing: str = 'tuple'  # or 'stream', see layers.tokenwise
   attention: str = 'xla'  # see kernels.attention
 

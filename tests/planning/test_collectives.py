@@ -2,9 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
 
-from dinojax.parallel import hlo
 from dinojax.parallel import mesh as mesh_lib
+from dinojax.planning import collectives
 
 TEXT = '''HloModule jit_step
 
@@ -39,7 +40,7 @@ ENTRY %main (a: f32[64]) -> f32[16] {
 
 
 def test_loops_chains_and_groups_are_counted():
-  found = {(c.kind, c.elements): c for c in hlo.collectives(TEXT)}
+  found = {(c.kind, c.elements): c for c in collectives.of_program(TEXT)}
   plain = found['all-gather', 8 * 16]
   assert (plain.count, plain.devices, plain.dtype) == (40, 4, 'bf16')
   assert plain.sent_bytes == 40 * 8 * 16 * 2 * 3 / 4
@@ -48,6 +49,41 @@ def test_loops_chains_and_groups_are_counted():
   assert scatter.sent_bytes == 64 * 4 * 3 / 4
   reduce, = (c for c in found.values() if c.kind == 'all-reduce')
   assert (reduce.devices, reduce.elements) == (8, 110) and len(found) == 4
+
+
+@pytest.mark.parametrize('groups, devices', [
+    ('{{0,1,2},{3,4,5}}', 3), ('[2,8]<=[16]', 8),
+    ("mesh['x'=16,'y'=1,'z'=4] {'x','y'}", 16),
+    ("mesh['x'=16,'z'=4] {'z','x'}", 64), ("mesh['x'=16] {'x':(2)4}", 4),
+    ("mesh['x'=1,'y'=16,'z'=16], device_ids=([16,16]T(1,0)) {'y'}", 16)])
+def test_every_way_to_name_a_group_is_read(groups, devices):
+  one, = collectives.of_program(f'''
+ENTRY %main (a: f32[64]) -> f32[64] {{
+  ROOT %r = f32[64]{{0}} all-reduce(%a), replica_groups={groups}, to_apply=%b
+}}
+''')
+  assert one.devices == devices
+  assert one.sent_bytes == 2 * 64 * 4 * (devices - 1) / devices
+
+
+def test_an_unknown_way_to_name_a_group_is_an_error():
+  with pytest.raises(ValueError, match='cannot read'):
+    collectives.of_program(
+        TEXT.replace('replica_groups={{', 'replica_groups=<<'))
+
+
+def test_what_starts_counts_what_comes_out():
+  found = collectives.of_program('''
+ENTRY %main (a: f32[64]) -> f32[64] {
+  %g = ((bf16[4], bf16[8]), (bf16[16], bf16[32])) all-gather-start(%a), GROUPS
+  %h = (bf16[16]{0}, bf16[32]{0}) all-gather-done(%g)
+  %p = (f32[64]{0}, f32[64]{0}, u32[], u32[]) collective-permute-start(%a)
+  ROOT %q = f32[64]{0} collective-permute-done(%p)
+}
+'''.replace('GROUPS', 'replica_groups={{0,1,2,3}}'))
+  assert [(c.kind, c.dtype, c.elements, c.sent_bytes) for c in found] == [
+      ('all-gather', 'bf16', 48, 48 * 2 * 3 / 4),
+      ('collective-permute', 'f32', 64, 64 * 4)]
 
 
 def test_a_real_program_agrees_with_the_count():
@@ -65,6 +101,6 @@ def test_a_real_program_agrees_with_the_count():
     text = jax.jit(jax.shard_map(
         local, in_specs=(jax.P(None, None, 'fsdp'), jax.P('fsdp')),
         out_specs=jax.P('fsdp'))).lower(weights, x).compile().as_text()
-  one, = hlo.collectives(text)
+  one, = collectives.of_program(text)
   assert (one.kind, one.elements, one.devices, one.count) == (
       'all-gather', 8 * 32, 4, 5)

@@ -1,0 +1,1 @@
+"""What a config needs on a machine, before there is one."""

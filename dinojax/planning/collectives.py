@@ -1,0 +1,99 @@
+"""What a compiled program sends between devices, read from its text.
+
+Loops are counted with their trips: the compiler's own analysis counts the
+body of a scan once.
+"""
+
+import dataclasses
+import math
+import re
+
+from dinojax.planning import instructions
+from dinojax.planning import layouts
+
+KINDS = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all',
+         'collective-permute')
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+  """One collective of a step.
+
+  Attributes:
+    kind: 'all-gather', ….
+    dtype: of what is sent.
+    elements: of the whole array, before or after.
+    devices: that take part together.
+    count: times a step.
+  """
+
+  kind: str
+  dtype: str
+  elements: int
+  devices: int
+  count: int
+
+  @property
+  def sent_bytes(self) -> float:
+    """That a device sends in a step, around a ring."""
+    array = layouts.Array(self.dtype, (self.elements,))
+    whole = array.num_bytes * self.count
+    if self.kind == 'collective-permute':
+      return whole
+    rounds = 2 if self.kind == 'all-reduce' else 1
+    return rounds * whole * (self.devices - 1) / self.devices
+
+
+def of_program(text: str) -> list[Collective]:
+  """All collectives of a program's text (`compiled.as_text()`)."""
+  program = instructions.parse(text)
+  found: dict[str, Collective] = {}
+  for name, times in program.times().items():
+    for one in program.computations[name].values():
+      kind = one.opcode.removesuffix('-start')
+      if kind in KINDS:
+        # The parts of one that overlaps with other work form a chain.
+        chain = one.attribute(r'(chain_id="\d+")')
+        key = chain or f'{name} {one.name}'
+        if key not in found or found[key].count < times:
+          found[key] = _read(one, kind, times)
+  return list(found.values())
+
+
+def _read(one: instructions.Instruction, kind: str,
+          times: int) -> Collective:
+  arrays = layouts.arrays(one.shape)
+  if one.opcode == 'all-gather-start':  # (what goes in, what comes out)
+    arrays = arrays[len(arrays) // 2:]
+  elif one.opcode == 'collective-permute-start':  # (in, out, two contexts)
+    arrays = arrays[1:2]
+  elements, devices = sum(x.elements for x in arrays), _group(one)
+  if kind == 'reduce-scatter':
+    elements *= devices
+  return Collective(kind, arrays[0].dtype, elements, devices, times)
+
+
+def _group(one: instructions.Instruction) -> int:
+  """Devices of a group.
+
+  As '{{0,1},{2,3}}', '[16,16]<=[256]', or axes of a mesh,
+  "mesh['a'=2,'b'=8] {'a'}", of which one may be a part, "{'b':(1)4}".
+  """
+  if one.opcode.startswith('collective-permute'):
+    return 2
+  listed = one.attribute(r'replica_groups=\{\{([\d,]*)\}')
+  if listed:
+    return len(listed.split(','))
+  rows = one.attribute(r'replica_groups=\[\d+,(\d+)\]')
+  if rows:
+    return int(rows)
+  axes = re.search(r'replica_groups=mesh\[(.*?)\][^{]*\{(.*?)\}', one.rest)
+  if axes:
+    sizes = dict(re.findall(r"'(\w+)'=(\d+)", axes.group(1)))
+    return math.prod(
+        int(part or sizes[name]) for name, part in re.findall(
+            r"'(\w+)'(?::\(\d+\)(\d+))?", axes.group(2)))
+  unknown = one.attribute(r'(replica_groups=.{,200})')
+  if unknown:
+    raise ValueError(f'{one.name}: cannot read {unknown}')
+  return 1

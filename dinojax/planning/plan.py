@@ -1,0 +1,128 @@
+"""What a config needs on a machine, before there is one."""
+
+import re
+from typing import Any
+
+import jax
+import numpy as np
+
+from dinojax.core import chips
+from dinojax.core import errors
+from dinojax.core import tree
+from dinojax.parallel import mesh as mesh_lib
+from dinojax.parallel import topologies
+from dinojax.planning import collectives
+from dinojax.planning import estimate
+from dinojax.train import flops
+from dinojax.train import program
+from dinojax.train import recipe as recipe_lib
+from dinojax.train import settings as settings_lib
+
+_GIB = 2**30
+
+
+def compiled(config: Any, topology: str) -> dict:
+  """Compiles the step of a config and measures the program.
+
+  Args:
+    config: ConfigDict, see train.settings.
+    topology: see topologies.devices.
+
+  Returns:
+    Numbers by name, JSON-able; memory is that of one device. `roofline` is
+    None for CPUs; its `items` are what takes long.
+
+  Raises:
+    UserError: the config, the topology, or the two together.
+    DoesNotFit: the program needs more memory than a device has.
+  """
+  settings = settings_lib.read(config)
+  found = topologies.devices(topology)
+  mesh = mesh_lib.make(settings.mesh.data, settings.mesh.fsdp, devices=found)
+  settings_lib.check_devices(settings, mesh.size)
+  epoch_steps = settings.train.epoch_steps or 1
+  recipe, lowered = program.of_config(settings, mesh, epoch_steps)
+  step = _compile(lowered, mesh, topology)
+  work = _work(recipe, mesh, epoch_steps)
+  text = step.as_text()
+  sent = collectives.of_program(text)
+  return {
+      'topology': topology, 'devices': mesh.size,
+      'mesh': {name: int(n) for name, n in mesh.shape.items()},
+      'attention': recipe.settings.model.attention,
+      'remat': recipe.settings.model.remat,
+      'images_per_step': settings.train.batch_size,
+      **_memory(step), 'hbm_gib': hbm_gib(topology), **work,
+      'collectives': _collectives(sent),
+      **estimate.of_program(text, topology, mesh.size, sent, work)}
+
+
+def hbm_gib(topology: str) -> float | None:
+  """Memory of one device, None for CPUs."""
+  if topology.startswith('cpu:'):
+    return None
+  chip = chips.of_topology(topology)
+  return chip.hbm_gib / chip.cores
+
+
+def _compile(lowered: jax.stages.Lowered, mesh: jax.sharding.Mesh,
+             topology: str) -> jax.stages.Compiled:
+  try:
+    return lowered.compile(mesh_lib.compiler_options(mesh))
+  except jax.errors.JaxRuntimeError as error:
+    # '… (27.39G) exceeds available HBM (15.75G)', 'Used 20G of 15.75G hbm'
+    sizes = re.findall(r'\b([\d.]+)([KMGT])\b', str(error))
+    if 'RESOURCE_EXHAUSTED' not in str(error) or len(sizes) < 2:
+      raise
+    needed, limit = (float(size) * 1024.0 ** ('KMGT'.index(unit) - 2)
+                     for size, unit in sizes[:2])
+    raise DoesNotFit(topology, needed, limit) from error
+
+
+class DoesNotFit(errors.UserError):
+  """The program needs more memory than a device has."""
+
+  def __init__(self, topology: str, needed_gib: float, limit_gib: float):
+    self.needed_gib = needed_gib
+    super().__init__(
+        f'the step does not fit {topology}: it needs at least '
+        f'{needed_gib:.2f} GiB of the {limit_gib:.2f} GiB that a device has '
+        'for programs. Set mesh.fsdp to split the state over more devices, '
+        'train.batch_size or train.group_images to fewer images a device, '
+        'train.num_micro_batches to more, or model.remat=blocks')
+
+
+def _memory(step: jax.stages.Compiled) -> dict:
+  """Of one device, as the compiler plans it."""
+  m = step.memory_analysis()
+  arguments, temporaries = m.argument_size_in_bytes, m.temp_size_in_bytes
+  new = m.output_size_in_bytes - m.alias_size_in_bytes
+  return {'arguments_gib': arguments / _GIB,
+          'temporaries_gib': temporaries / _GIB,
+          'peak_gib': (arguments + temporaries + new) / _GIB}
+
+
+def _work(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
+          epoch_steps: int) -> dict:
+  s = recipe.settings
+  rows = program.abstract_batch(s, mesh)
+  masked = int(np.prod(rows['mask_index'].shape)) if (
+      'mask_index' in rows) else 0
+  total = flops.step(s, masked)
+  return {
+      'parameters': {name: tree.num_elements(part)
+                     for name, part in recipe.student.shapes.items()},
+      'model_flops_per_step': total,
+      'model_flops_per_image': total / s.train.batch_size,
+      'total_steps': recipe_lib.total_steps(s, epoch_steps)}
+
+
+def _collectives(sent: list[collectives.Collective]) -> dict:
+  """By kind and type: how many a step, and bytes that a device sends."""
+  out: dict[str, dict] = {}
+  for one in sent:
+    entry = out.setdefault(
+        f'{one.kind} {one.dtype}', {'count': 0, 'sent_bytes': 0.0})
+    entry['count'] += one.count
+    entry['sent_bytes'] += one.sent_bytes
+  return dict(sorted(out.items(), key=lambda x: -x[1]['sent_bytes']))

@@ -1,0 +1,89 @@
+"""The numbers of `plan.compiled`, for people."""
+
+from collections.abc import Mapping
+
+_BOUNDS = {'no_overlap': 'without overlap', 'full_overlap': 'full overlap',
+           'compiler': 'as the compiler expects'}
+
+
+def table(found: Mapping, explain: bool = False) -> str:
+  """What `plan.compiled` found.
+
+  Args:
+    found: see there.
+    explain: also where the time goes.
+  """
+  lines = [*_program(found), *_memory(found), *_flops(found)]
+  for name, entry in found['collectives'].items():
+    lines.append(f'{name:22} {entry["count"]:5d} a step, '
+                 f'{entry["sent_bytes"] / 1e6:.3f} MB sent by a device')
+  if found['roofline'] is None:
+    return '\n'.join([*lines, 'no roofline: a CPU has no published peaks'])
+  return '\n'.join([*lines, *_roofline(found),
+                    *(_items(found['roofline']) if explain else [])])
+
+
+def _program(found: Mapping) -> list[str]:
+  mesh = ' × '.join(f'{name} {n}' for name, n in found['mesh'].items())
+  count = ', '.join(f'{name} {n / 1e6:.1f} M'
+                    for name, n in found['parameters'].items())
+  return [f'{found["topology"]}: {found["devices"]} devices ({mesh}), '
+          f'{found["images_per_step"]} images a step, attention '
+          f'{found["attention"]}',
+          f'parameters       {count}']
+
+
+def _memory(found: Mapping) -> list[str]:
+  line = (f'memory a device  {found["peak_gib"]:.3f} GiB: arguments '
+          f'{found["arguments_gib"]:.3f}, temporaries '
+          f'{found["temporaries_gib"]:.3f}')
+  if found['hbm_gib'] is None:
+    return [line]
+  share = found['peak_gib'] / found['hbm_gib']
+  return [f'{line}; {100 * share:.0f} % of the {found["hbm_gib"]:.0f} GiB '
+          'of HBM' + ('' if share <= 1 else ': does not fit')]
+
+
+def _flops(found: Mapping) -> list[str]:
+  needed, done = (found['model_flops_per_step'],
+                  found['executed_flops_per_step'])
+  return [
+      f'model FLOPs      {needed:.3e} a step, '
+      f'{found["model_flops_per_image"]:.3e} an image: what the recipe needs',
+      f'executed FLOPs   {done:.3e} a step: {done / needed:.3f} × needed, '
+      f'with model.remat={found["remat"]}']
+
+
+def _roofline(found: Mapping) -> list[str]:
+  r, images = found['roofline'], found['images_per_step']
+  lines = [
+      f'matrix products  {r["matrix_s"]:.3f} s, tiles filled up: '
+      f'{r["padded_flops"] / max(r["flops"], 1):.3f} × executed FLOPs',
+      f'HBM              {r["hbm_s"]:.3f} s, {r["hbm_bytes"] / 1e9:.1f} GB a '
+      'device',
+      f'busy             {r["busy_s"]:.3f} s: the longer of the two, '
+      'instruction by instruction',
+      f'links            {r["link_s"]:.3f} s']
+  if r['host_bytes']:
+    lines.append(f'host memory      {r["host_s"]:.3f} s, '
+                 f'{r["host_bytes"] / 1e9:.1f} GB a device')
+  for name, seconds in r['step_s'].items():
+    lines.append(
+        f'step             {seconds:.3f} s, {_BOUNDS[name]}: '
+        f'{images / seconds:.0f} images/s, MFU {r["mfu_pct"][name]:.1f} %')
+  least, most = min(r['chip_hours'].values()), max(r['chip_hours'].values())
+  lines.append(
+      f'whole recipe     {found["total_steps"]} steps: {least:.0f} to '
+      f'{most:.0f} chip-hours')
+  return [*lines, 'an estimate, which takes for granted:',
+          *(f'- {one}' for one in r['assumptions'])]
+
+
+def _items(roofline: Mapping) -> list[str]:
+  lines = ['where the time goes (ms: roofline, as the compiler expects):']
+  for one in roofline['items']:
+    lines.append(
+        f'{1e3 * one["seconds"]:9.2f} {1e3 * one["expected_s"]:9.2f}  '
+        f'{one["padded_flops"] / 1e12:8.3f} TFLOP '
+        f'{one["hbm_bytes"] / 1e9:8.2f} GB  {one["name"]}')
+  return lines

@@ -1,0 +1,114 @@
+"""Bytes that an instruction of a compiled program moves to and from a memory.
+
+Operands and results that lie there, each with its tiles filled up. Of what is
+only sliced, the slice is read; of what is updated in place, the update is
+written. What stays inside a fusion moves nothing.
+"""
+
+from collections.abc import Mapping
+
+from dinojax.planning import instructions
+from dinojax.planning import layouts
+
+_SLICES = ('dynamic-slice', 'slice', 'gather')
+# Operand that is updated in place, and the one that holds the update.
+_UPDATES = {'dynamic-update-slice': 1, 'scatter': 2}
+_SAME = ('bitcast', 'get-tuple-element')
+
+
+def moved_bytes(program: instructions.Program,
+                one: instructions.Instruction, shapes: Mapping[str, str],
+                space: int = layouts.HBM) -> float:
+  """Of one instruction, run once.
+
+  Args:
+    program: that it is part of.
+    one: any but those that run other computations, fusions aside.
+    shapes: of its operands, by name; unknown ones count nothing.
+    space: the memory, see layouts.
+  """
+  if one.opcode == 'copy-start':  # (to, from, a context)
+    return sum(x.bytes_in(space) for x in layouts.arrays(one.shape)[:2])
+  if one.opcode.endswith('-start'):
+    return _started(one, shapes, space)
+  read = sum(
+      min(_lying(shapes.get(name, ''), space), _read(program, one, place))
+      for place, name in enumerate(one.operands)
+      if name not in one.operands[:place] or one.opcode == 'fusion')
+  written = sum(
+      min(array.bytes_in(space), part) for array, part in zip(
+          layouts.arrays(one.shape), _written(program, one, shapes),
+          strict=False))
+  return read + written
+
+
+def _lying(shape: str, space: int) -> float:
+  return sum(x.bytes_in(space) for x in layouts.arrays(shape))
+
+
+def _padded(shape: str) -> float:
+  return sum(x.padded_bytes for x in layouts.arrays(shape))
+
+
+def _started(one, shapes, space: int) -> float:
+  """Of an asynchronous slice: what arrives, at both ends."""
+  places = layouts.arrays(one.shape)
+  size = min((x.padded_bytes for x in places if x.elements > 1), default=0.0)
+  ends = [_lying(shapes.get(name, ''), space) > 0
+          for name in one.operands[:1]]
+  arrives = [x for x in places if x.padded_bytes == size][-1:]
+  return size * (sum(ends) + sum(x.space == space for x in arrives))
+
+
+def _read(program, one, place: int) -> float:
+  """At most so much of an operand is read by an instruction."""
+  if one.opcode in _SLICES:
+    return _padded(one.shape) if place == 0 else float('inf')
+  if one.opcode in _UPDATES:
+    return 0.0 if place == 0 else float('inf')
+  if one.opcode != 'fusion':
+    return float('inf')
+  inside = program.computations.get(one.called[0], {})
+  for name, inner in inside.items():
+    if inner.opcode == 'parameter' and inner.rest.startswith(f'({place})'):
+      return _read_inside(program, inside, name)
+  return float('inf')
+
+
+def _read_inside(program, inside, name: str) -> float:
+  """What a fusion's instructions read of one of its values."""
+  total = 0.0
+  if inside[name].root:
+    return float('inf')
+  for user in inside.values():
+    if name in user.operands:
+      if user.opcode in _SAME:
+        total += _read_inside(program, inside, user.name)
+      else:
+        total += max(_read(program, user, place)
+                     for place, operand in enumerate(user.operands)
+                     if operand == name)
+  return total
+
+
+def _written(program, one, shapes) -> list[float]:
+  """At most so much of each result is written."""
+  if one.opcode in _UPDATES:
+    update = one.operands[_UPDATES[one.opcode]]
+    return [_padded(shapes.get(update, ''))]
+  if one.opcode == 'fusion':
+    inside = program.computations.get(one.called[0], {})
+    inner = {x.name: x.shape for x in inside.values()}
+    for x in inside.values():
+      if x.root:
+        return _written_inside(program, inside, inner, x)
+  return [x.padded_bytes for x in layouts.arrays(one.shape)]
+
+
+def _written_inside(program, inside, shapes, one) -> list[float]:
+  if one.opcode == 'tuple':
+    return [part for name in one.operands for part in _written_inside(
+        program, inside, shapes, inside[name])]
+  if one.opcode == 'bitcast' and one.operands[0] in inside:
+    return _written_inside(program, inside, shapes, inside[one.operands[0]])
+  return _written(program, one, shapes)

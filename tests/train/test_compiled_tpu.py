@@ -1,0 +1,62 @@
+"""The step as the TPU compiler makes it; needs libtpu, and no TPU."""
+
+import functools
+import importlib.util
+
+import pytest
+
+from dinojax.parallel import mesh as mesh_lib
+from dinojax.parallel import topologies
+from dinojax.planning import collectives
+from dinojax.train import program
+from dinojax.train import settings as settings_lib
+from tests.train import tiny
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec('libtpu') is None,
+        reason='libtpu is not installed: pip install libtpu')]
+WIDTH = 256
+
+
+@functools.cache
+def text():
+  """Of the step on eight v5e, all weights split in four."""
+  settings = settings_lib.read(tiny.config(
+      model__embed_dim=WIDTH, model__num_heads=4, model__depth=2,
+      model__dtype='bfloat16', model__attention='auto',
+      model__packing='auto', model__remat='blocks',
+      train__batch_size=32, train__group_images=4))
+  mesh = mesh_lib.make(2, 4, devices=topologies.devices('v5e:2x4'))
+  _, lowered = program.of_config(settings, mesh, epoch_steps=100)
+  return lowered.compile().as_text()
+
+
+def found(kind):
+  """Collectives of the size of a block's weights or more."""
+  return [one for one in collectives.of_program(text())
+          if one.kind == kind and one.elements >= WIDTH * WIDTH]
+
+
+def test_attention_is_the_kernel():
+  assert text().count('vit_attention_backward') > 0
+
+
+def test_weights_are_gathered_in_bfloat16():
+  gathers = found('all-gather')
+  # Four matrices of two blocks, for the teacher, forward, and again backward.
+  assert sum(one.count for one in gathers) >= 4 * 2 * 3
+  assert {one.dtype for one in gathers} == {'bf16'}
+
+
+def test_gradients_of_weights_are_scattered_in_float32():
+  scatters = found('reduce-scatter')
+  assert sum(one.count for one in scatters) >= 4 * 2
+  assert {one.dtype for one in scatters} == {'f32'}
+  # What is summed whole is summed once, over `data`, and never in a loop.
+  assert all(one.count == 1 for one in found('all-reduce'))
+
+
+def test_nothing_goes_from_all_to_all():
+  assert not found('all-to-all')
