@@ -39,6 +39,7 @@ test-all: $(VENV)/.installed-test-$(TORCH)
 
 lint: $(VENV)/.installed-test-$(TORCH)
 	$(BIN)/ruff check .
+	$(BIN)/shellcheck launch/*.sh
 
 clean:
 	rm -rf $(VENV) .jax_cache

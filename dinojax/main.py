@@ -25,23 +25,28 @@ _CACHE = flags.DEFINE_string(
     'compile_cache', job.DEFAULT_COMPILE_CACHE,
     'Folder of compiled programs, so that a second start is quick; empty: '
     'none.')
+_STOPPED = flags.DEFINE_integer(
+    'stopped_exit_code', 0,
+    'Exit code when a signal ended the run before its last step; schedulers '
+    'that start only failed jobs again need another than 0, such as 143.')
 
 
 def main(argv: list[str]) -> int:
-  """Runs training; 0 when it ended or was asked to stop."""
+  """Runs training; 0 when it ended, --stopped_exit_code after a signal."""
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
   try:
     job.compile_cache(_CACHE.value)
     processes.initialize()
-    job.train(_CONFIG.value, _WORKDIR.value)
+    result = job.train(_CONFIG.value, _WORKDIR.value)
   except errors.UserError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
-  finally:
-    if jax.distributed.is_initialized():
-      jax.distributed.shutdown()
-  return 0
+  # After an error jax does this at exit, where a process whose error the
+  # others do not share waits for them: only after it has said what is wrong.
+  if jax.distributed.is_initialized():
+    jax.distributed.shutdown()
+  return 0 if result.finished else _STOPPED.value
 
 
 def entry():

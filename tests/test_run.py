@@ -76,14 +76,16 @@ def test_killed_three_times_ends_in_the_same_weights(tmp_path):
   assert losses(tmp_path / 'killed') == losses(tmp_path / 'whole')
 
 
-def test_sigterm_saves_and_exits_with_success(tmp_path):
-  process = start(tmp_path, '--config.train.total_steps=100000')
+@pytest.mark.parametrize('code', [0, 143])
+def test_sigterm_saves_and_exits_as_asked(tmp_path, code):
+  process = start(tmp_path, '--config.train.total_steps=100000',
+                  *([f'--stopped_exit_code={code}'] if code else []))
   for line in process.stdout:
     if line.startswith('step 3/'):
       process.send_signal(signal.SIGTERM)
       break
   text = process.communicate(timeout=120)[0]
-  assert process.returncode == 0, text
+  assert process.returncode == code, text
   assert 'stopped by a signal: saved step' in text
   assert state(tmp_path)[0] >= 3
 

@@ -164,18 +164,44 @@ def _residual(branch, crops: list[Array], kept: list[Array | None]):
   Source: DINOv2's drop_add_residual_stochastic_depth: exactly k rows of a
     group are updated, scaled by rows/k.
   """
-  subset = [_take(x, rows) for x, rows in zip(crops, kept, strict=True)]
-  out = branch(subset, kept)
+  forks = [_fork(x, rows) for x, rows in zip(crops, kept, strict=True)]
+  out = branch([subset for _, subset in forks], kept)
   return [_add(x, y, rows)
-          for x, y, rows in zip(crops, out, kept, strict=True)]
+          for (x, _), y, rows in zip(forks, out, kept, strict=True)]
 
 
-def _take(x: Array, kept: Array | None) -> Array:
+def _fork(x: Array, kept: Array | None) -> tuple[Array, Array]:
+  """The residual stream and the rows of it that a branch reads."""
   if kept is None or jnp.issubdtype(kept.dtype, jnp.floating):
-    return x
-  groups = x.reshape(kept.shape[0], -1, *x.shape[1:])
-  return jax.vmap(lambda rows, i: rows[i])(groups, kept).reshape(
-      -1, *x.shape[1:])
+    return x, x
+  groups, subset = _fork_groups(
+      x.reshape(kept.shape[0], -1, *x.shape[1:]), kept)
+  return groups.reshape(x.shape), subset.reshape(-1, *x.shape[1:])
+
+
+@jax.custom_vjp
+def _fork_groups(groups: Array, kept: Array) -> tuple[Array, Array]:
+  """[g, r, …] and [g, k]: itself and its kept rows [g, k, …].
+
+  Both at once, so that the gradient of the rows is added to that of the
+  stream where they lie: left to itself, differentiation fills an array of
+  zeros with it and adds the two.
+  """
+  return groups, jax.vmap(lambda rows, i: rows[i])(groups, kept)
+
+
+def _fork_backward(kept: Array, cotangents: tuple[Array, Array]):
+  return _add_rows(*cotangents, kept), None
+
+
+_fork_groups.defvjp(
+    lambda groups, kept: (_fork_groups(groups, kept), kept), _fork_backward)
+
+
+def _add_rows(groups: Array, rows: Array, kept: Array) -> Array:
+  """[g, r, …] with [g, k, …] added to the kept rows."""
+  add = lambda group, new, i: group.at[i].add(new, unique_indices=True)
+  return jax.vmap(add)(groups, rows, kept)
 
 
 def _add(x: Array, y: Array, kept: Array | None) -> Array:
@@ -186,8 +212,7 @@ def _add(x: Array, y: Array, kept: Array | None) -> Array:
   groups = x.reshape(kept.shape[0], -1, *x.shape[1:])
   y = y.reshape(*kept.shape, *y.shape[1:])
   y = y * jnp.asarray(groups.shape[1] / kept.shape[1], y.dtype)
-  add = lambda rows, i, out: rows.at[i].add(out, unique_indices=True)
-  return jax.vmap(add)(groups, kept, y).reshape(x.shape)
+  return _add_rows(groups, y, kept).reshape(x.shape)
 
 
 class ViT(nnx.Module):

@@ -1,38 +1,156 @@
 """Several processes as one program: start, stop together, divide rows."""
 
+from collections.abc import Mapping
+import importlib.util
 import os
+import re
 import signal
 import threading
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
+from dinojax.core import errors
 from dinojax.parallel import mesh as mesh_lib
+
+# All processes end within seconds of each other. One that failed waits as long
+# for the others, which know nothing yet; jax's own five minutes are idle ones.
+_SHUTDOWN_SECONDS = 60
 
 
 def initialize():
   """Joins the other processes of the run, if there are any.
 
-  Clusters that jax knows (Slurm, GKE, TPU pods, OpenMPI) are found by
+  TPU pods, GKE, Slurm, OpenMPI and indexed Kubernetes jobs are found by
   themselves; elsewhere set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-  JAX_PROCESS_ID, as launch/local.sh does.
+  JAX_PROCESS_ID, as launch/local.sh does. JAX_NUM_PROCESSES=1 trains alone.
+
+  Raises:
+    UserError: a launcher that was recognised, but says too little.
   """
-  address = os.environ.get('JAX_COORDINATOR_ADDRESS')
-  if address:
+  arguments = launched(os.environ, on_tpu='tpu' in (
+      jax.config.jax_platforms or '').split(','))
+  if arguments is not None:
     jax.distributed.initialize(
-        address, int(os.environ['JAX_NUM_PROCESSES']),
-        int(os.environ['JAX_PROCESS_ID']))
-  elif _on_cluster():
-    jax.distributed.initialize()
+        **arguments, shutdown_timeout_seconds=_SHUTDOWN_SECONDS)
 
 
-def _on_cluster() -> bool:
-  """Whether more than one process was started by a known launcher."""
-  counts = ('SLURM_NTASKS', 'OMPI_COMM_WORLD_SIZE')
-  if any(int(os.environ.get(name, '1')) > 1 for name in counts):
-    return True
-  workers = os.environ.get('TPU_WORKER_HOSTNAMES', '')
-  return len(workers.split(',')) > 1
+def launched(env: Mapping[str, str], *, on_tpu: bool) -> dict[str, Any] | None:
+  """Arguments of jax.distributed.initialize; None: this process is alone.
+
+  jax would find most clusters by itself, but takes a shell inside an
+  allocation for the program, and then waits for processes that nobody starts.
+
+  Args:
+    env: variables that launchers set.
+    on_tpu: whether jax will use TPUs of this machine.
+  """
+  if 'JAX_COORDINATOR_ADDRESS' in env:
+    return _told(env)
+  if env.get('JAX_NUM_PROCESSES') == '1':
+    return None
+  if _number(env, 'OMPI_COMM_WORLD_SIZE') > 1:
+    # Before Slurm: mpirun starts its own helpers by srun.
+    return _open_mpi(env)
+  if _number(env, 'SLURM_STEP_NUM_TASKS') > 1:
+    return _slurm(env)
+  if on_tpu:
+    return {} if _may_be_pod(env) else None
+  if 'KUBERNETES_SERVICE_HOST' in env and 'JOB_COMPLETION_INDEX' in env:
+    return _kubernetes()
+  return None
+
+
+def _told(env: Mapping[str, str]) -> dict[str, Any]:
+  """What JAX_* variables say, and nothing that a cluster says."""
+  names = ('JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
+  for name in names:
+    if name not in env:
+      raise errors.UserError(
+          f'JAX_COORDINATOR_ADDRESS={env["JAX_COORDINATOR_ADDRESS"]} is set, '
+          f'but {name} is not: set it, or unset JAX_COORDINATOR_ADDRESS')
+  count, index = (_number(env, name) for name in names)
+  if not 0 <= index < count:
+    raise errors.UserError(
+        f'JAX_PROCESS_ID={index} is not below JAX_NUM_PROCESSES={count}: '
+        'number the processes from 0')
+  return dict(
+      coordinator_address=env['JAX_COORDINATOR_ADDRESS'], num_processes=count,
+      process_id=index, cluster_detection_method='deactivate')
+
+
+def _open_mpi(env: Mapping[str, str]) -> dict[str, Any]:
+  """OpenMPI 4 says where its first process is; 5 no longer does."""
+  if 'OMPI_MCA_orte_hnp_uri' not in env:
+    raise errors.UserError(
+        f'OMPI_COMM_WORLD_SIZE={env["OMPI_COMM_WORLD_SIZE"]}, but this '
+        'OpenMPI does not say where process 0 is: set '
+        'JAX_COORDINATOR_ADDRESS=HOST:PORT, '
+        'JAX_NUM_PROCESSES=$OMPI_COMM_WORLD_SIZE and '
+        'JAX_PROCESS_ID=$OMPI_COMM_WORLD_RANK in each process')
+  return {}
+
+
+def _slurm(env: Mapping[str, str]) -> dict[str, Any]:
+  """One process a node, or more that share its GPUs equally.
+
+  SLURM_NTASKS counts the tasks of the allocation, also in its shell; only
+  the step of `srun` is this program. jax gives every task one GPU: a node
+  with one task would train on one of its eight.
+  """
+  out = {'num_processes': _number(env, 'SLURM_STEP_NUM_TASKS')}
+  visible = [x for x in env.get('CUDA_VISIBLE_DEVICES', '').split(',') if x]
+  if not visible:
+    return out
+  sharing = 1  # --gpus-per-task: what a task sees is its own
+  if 'SLURM_GPUS_PER_TASK' not in env:
+    # '2(x3),1' are three nodes of two tasks and one of one.
+    counts = [int(tasks) for tasks, nodes in re.findall(
+        r'(\d+)(?:\(x(\d+)\))?', env['SLURM_STEP_TASKS_PER_NODE'])
+        for _ in range(int(nodes or 1))]
+    sharing = counts[_number(env, 'SLURM_NODEID')]
+  if len(visible) % sharing:
+    raise errors.UserError(
+        f'{sharing} tasks of a node cannot share its {len(visible)} GPUs '
+        'equally: use --ntasks-per-node=1, or a divisor of the GPUs')
+  each, part = len(visible) // sharing, 0
+  if sharing > 1:
+    part = _number(env, 'SLURM_LOCALID')
+  return out | {'local_device_ids': list(
+      range(part * each, (part + 1) * each))}
+
+
+def _may_be_pod(env: Mapping[str, str]) -> bool:
+  """Whether the TPUs of this machine may be part of a larger slice.
+
+  GKE says how many hosts there are. A TPU VM does not, but Google's metadata
+  server does, which jax asks; it sets TPU_SKIP_MDS_QUERY where there is none.
+  """
+  hosts = env.get('TPU_PROCESS_ADDRESSES', env.get('TPU_WORKER_HOSTNAMES'))
+  if hosts is not None:
+    return len(hosts.split(',')) > 1 or (
+        _number(env, 'MEGASCALE_NUM_SLICES') > 1)
+  return 'TPU_SKIP_MDS_QUERY' not in env
+
+
+def _kubernetes() -> dict[str, Any]:
+  """An indexed job: jax asks Kubernetes for its size and first pod."""
+  if importlib.util.find_spec('kubernetes') is None:
+    raise errors.UserError(
+        'this is a pod of an indexed Kubernetes job, and jax needs the '
+        'package kubernetes to find the others: `pip install kubernetes`, or '
+        'set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; '
+        'for a job of one pod, JAX_NUM_PROCESSES=1')
+  return {}
+
+
+def _number(env: Mapping[str, str], name: str) -> int:
+  text = env.get(name, '0')
+  if not text.isdecimal():
+    raise errors.UserError(f'{name}={text} is not a whole number: set it to '
+                           'one, or unset it')
+  return int(text)
 
 
 def is_first() -> bool:
@@ -73,6 +191,8 @@ class StopSignal:
     if self._seen and number == signal.SIGINT:
       raise KeyboardInterrupt
     self._seen = True
+    if jax.process_count() > 1:
+      signal.raise_signal(signal.SIGTERM)  # only this one reaches the others
 
   def reached(self, step: int) -> bool:
     """Whether all processes should stop after `step`."""

@@ -32,8 +32,10 @@ _PROTOTYPES = re.compile(r'(last_layer/(kernel|v|g)|^centers/\w+)$')
 def split_axis(name: str, shape: tuple[int, ...], size: int) -> int | None:
   """The axis of a leaf that is split in `size` parts, counted from the end.
 
-  The largest axis that divides evenly; never the leading (layer) axis of
-  stacked blocks, which the scan walks over. None: the leaf is replicated.
+  The last axis where it divides evenly: of rows the TPU compiler may pad a
+  gradient and sum it whole, which sends twice as much. Else the largest that
+  does; never the leading (layer) axis of stacked blocks, which the scan walks
+  over. None: the leaf is replicated.
   What is per prototype is always split, each prototype stays whole.
 
   Raises:
@@ -51,6 +53,8 @@ def split_axis(name: str, shape: tuple[int, ...], size: int) -> int | None:
   axes = [i for i in range(first, len(shape)) if shape[i] % size == 0]
   if not axes:
     return None
+  if axes[-1] == len(shape) - 1:
+    return -1
   return max(axes, key=lambda i: (shape[i], i)) - len(shape)
 
 

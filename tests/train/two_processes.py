@@ -1,6 +1,11 @@
-"""Runs the tiny recipe in one of two processes of four CPU devices each."""
+"""Runs the tiny recipe in one of two processes of four CPU devices each.
+
+  python -m tests.train.two_processes OUT             the whole run
+  python -m tests.train.two_processes OUT DIR:0:2 …   parts of it, saved
+"""
 
 import os
+import pathlib
 import pickle
 import sys
 
@@ -11,17 +16,23 @@ jax.config.update('jax_default_matmul_precision', 'highest')
 jax.config.update('jax_compilation_cache_dir', os.environ['CACHE'])
 
 from dinojax.parallel import processes
+from tests.train import resumed
 from tests.train import tiny
 
 
-def main():
+def part(text: str):
+  workdir, start, end = text.rsplit(':', 2)
+  return resumed.steps(pathlib.Path(workdir), (2, 4), int(start), int(end))
+
+
+def main(out: str, *parts: str):
   processes.initialize()
-  result = tiny.run((2, 4))
+  result = [part(text) for text in parts] if parts else tiny.run((2, 4))
   if jax.process_index() == 0:
-    with open(sys.argv[1], 'wb') as f:
+    with open(out, 'wb') as f:
       pickle.dump(result, f)
   jax.distributed.shutdown()
 
 
 if __name__ == '__main__':
-  main()
+  main(*sys.argv[1:])

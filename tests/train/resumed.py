@@ -1,0 +1,43 @@
+"""Part of the tiny run: from a checkpoint, or the start, to a checkpoint."""
+
+import functools
+import pathlib
+
+import jax
+
+from dinojax.parallel import mesh as mesh_lib
+from dinojax.parallel import processes
+from dinojax.train import checkpoint
+from dinojax.train import settings as settings_lib
+from dinojax.train import state as state_lib
+from tests.train import tiny
+
+
+@functools.cache
+def program(shape: tuple[int, int]):
+  """Mesh, recipe, fresh state and step: traced once a mesh."""
+  settings = settings_lib.read(tiny.config())
+  devices = jax.devices()[:shape[0] * shape[1]]
+  mesh = mesh_lib.make(*shape, devices=devices)
+  with mesh_lib.activate(mesh):
+    return mesh, *tiny.program(settings, mesh)
+
+
+def steps(workdir: pathlib.Path, shape: tuple[int, int], start: int,
+          end: int) -> list[dict[str, float]]:
+  """Metrics of steps `start` to `end` on a mesh of `shape`, then saved."""
+  mesh, recipe, state, step = program(shape)
+  with mesh_lib.activate(mesh):
+    saved = checkpoint.Checkpoints(workdir)
+    if start:
+      assert saved.latest() == start
+      state = saved.restore(state_lib.abstract(recipe, mesh))
+    metrics = []
+    for i in range(start, end):
+      rows = tiny.share(tiny.batch(recipe.settings, i), jax.process_index(),
+                        jax.process_count())
+      state, out = step(state, processes.to_devices(rows, mesh))
+      metrics.append({k: float(v) for k, v in out.items()})
+    saved.save(end, state)
+    saved.close()
+  return metrics
