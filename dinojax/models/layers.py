@@ -15,7 +15,11 @@ normal = nnx.initializers.normal
 
 def linear(num_in: int, num_out: int, *, dtype, rngs: nnx.Rngs,
            use_bias: bool = True) -> nnx.Linear:
-  """A Linear with the references' initialisation (normal 0.02, bias 0)."""
+  """A Linear with the references' initialisation (normal 0.02, bias 0).
+
+  Weights of blocks meet their inputs in these, and in vit.Attention.project:
+  products in another format, such as DINOv3's float8, belong there.
+  """
   return nnx.Linear(
       num_in, num_out, use_bias=use_bias, dtype=dtype,
       kernel_init=normal(0.02), rngs=rngs)
