@@ -39,7 +39,7 @@ test-all: $(VENV)/.installed-test-$(TORCH)
 
 lint: $(VENV)/.installed-test-$(TORCH)
 	$(BIN)/ruff check .
-	$(BIN)/shellcheck launch/*.sh
+	$(BIN)/shellcheck launch/*.sh bench/*.sh
 
 clean:
 	rm -rf $(VENV) .jax_cache

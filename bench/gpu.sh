@@ -8,7 +8,7 @@
 # said. SMOKE=1 runs every part on a CPU, on tiny shapes. VITS_BATCH and
 # VITL_BATCH are the images of a step; PYTHON is the interpreter.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 : "${1:?usage: bench/gpu.sh FOLDER [PART ...]}"
 folder=$1
 shift
@@ -28,8 +28,8 @@ if [ -n "$smoke" ]; then
 else
   if ! "$python" -c 'import jax, sys
 sys.exit(jax.devices()[0].platform != "gpu")'; then
-    echo 'error: JAX finds no GPU: run this where `nvidia-smi` shows one,' \
-      'with `pip install "jax[cuda12]"`; SMOKE=1 runs it on a CPU' >&2
+    echo "error: JAX finds no GPU: run this where nvidia-smi shows one, after" \
+      "pip install -e '.[cuda13]'; SMOKE=1 runs it on a CPU" >&2
     exit 2
   fi
   export JAX_PLATFORMS=cuda
@@ -60,6 +60,11 @@ keep() {
   fi
 }
 
+attention_of() {
+  keep "$1" "$python" -m bench.attention_gpu --heads="$2" \
+    ${shapes[@]+"${shapes[@]}"}
+}
+
 steps_of() {
   local part=$1 form
   shift
@@ -81,9 +86,8 @@ run_part() {
     numerics)
       keep numerics "$python" -m pytest -q tests/kernels/test_attention_gpu.py \
         "${kernel_tests[@]}" ;;
-    wide | narrow)
-      keep "$1" "$python" -m bench.attention_gpu --heads="${!1}" \
-        ${shapes[@]+"${shapes[@]}"} ;;
+    wide) attention_of wide "$wide" ;;
+    narrow) attention_of narrow "$narrow" ;;
     vits) steps_of vits "${vits[@]}" ;;
     vitl) steps_of vitl "${vitl[@]}" ;;
     *)
