@@ -86,6 +86,7 @@ def base() -> config_dict.ConfigDict:
   c.koleo = section(sections.Koleo)
   c.gram = section(sections.Gram)
   c.teacher = section(sections.Teacher)
+  c.init = section(sections.Init)
   c.optimizer = section(sections.Optimizer)
   c.schedules = section(sections.Schedules)
   for name in ('lr', 'weight_decay', 'momentum', 'teacher_temperature'):

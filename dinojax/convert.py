@@ -12,7 +12,7 @@ from absl import app
 from absl import flags
 from rich import progress
 
-from dinojax import model as model_lib
+from dinojax import weights as weights_lib
 from dinojax.core import errors
 from dinojax.core import tree
 from dinojax.data import records
@@ -75,7 +75,7 @@ def to_records(spec: str, out: str):
 
 def bring_in(path: str, out: str):
   """Reads weights of another library into a folder of ours."""
-  weights = model_lib.weights(
+  weights = weights_lib.read(
       path, num_heads=_NUM_HEADS.value, image_px=_IMAGE_PX.value,
       exact_periods=_EXACT_PERIODS.value)
   store.save(out, weights)
@@ -87,7 +87,7 @@ def bring_in(path: str, out: str):
 
 def take_out(path: str, out: str):
   """Writes weights in a format of another library."""
-  weights = model_lib.weights(path, num_heads=_NUM_HEADS.value)
+  weights = weights_lib.read(path, num_heads=_NUM_HEADS.value)
   kind = _FORMAT.value
   for text in writing.write(
       out, weights, kind, lossy=_LOSSY.value, image_px=_IMAGE_PX.value):

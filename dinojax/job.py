@@ -12,25 +12,24 @@ import jax
 import numpy as np
 
 from dinojax import __version__
+from dinojax import start
+from dinojax import weights as weights_lib
 from dinojax.core import config as config_lib
 from dinojax.core import errors
 from dinojax.core import tree
 from dinojax.data import pipeline
 from dinojax.data import sources
 from dinojax.evals import online
-from dinojax.interop import reading
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
 from dinojax.train import checkpoint
 from dinojax.train import loop
 from dinojax.train import recipe as recipe_lib
 from dinojax.train import settings as settings_lib
-from dinojax.train import state as state_lib
 
 DEFAULT_COMPILE_CACHE = os.path.join(
     os.environ.get('XDG_CACHE_HOME', os.path.expanduser('~/.cache')),
     'dinojax', 'compiled')
-CONFIG = 'config.json'
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain',
              'numpy', 'pillow')
 
@@ -70,7 +69,8 @@ def train(config: Any, workdir: str) -> loop.Result:
     epoch_steps = settings.train.epoch_steps or max(
         num_images // settings.train.batch_size, 1)
     recipe = recipe_lib.build(settings, mesh, epoch_steps)
-    evaluator = online.make(recipe, mesh)
+    given = _given(recipe, mesh, folder)
+    evaluator = online.make(recipe, mesh, given and given.fill)
     steps = lambda d: d and d.steps(
         batch_size=settings.train.batch_size, epoch_steps=epoch_steps)
     describe(recipe, mesh, num_images, epoch_steps)
@@ -81,11 +81,22 @@ def train(config: Any, workdir: str) -> loop.Result:
         archive_steps=steps(settings.checkpoint.archive_every),
         evaluation_steps=steps(settings.knn.every),
         batches=lambda step: batches(settings, training, homogeneous, step),
-        evaluate=evaluator, info=versions())
+        evaluate=evaluator, begin=given and given.begin,
+        info=versions())
     result = loop.run(run)
     if result.finished and processes.is_first():
       write_results(folder, result)
   return result
+
+
+def _given(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
+           folder: epath.Path) -> start.Start | None:
+  """What the run starts from; a resumed one needs it only to compare with."""
+  init = recipe.settings.init
+  resumed = checkpoint.Checkpoints(folder).latest() is not None
+  if init.source is None or (resumed and init.max_knn_drop is None):
+    return None
+  return start.Start(recipe, mesh)
 
 
 def batches(settings: settings_lib.Settings, training: list,
@@ -113,7 +124,7 @@ def prepare_workdir(workdir: str, config: Any,
     UserError: no permission, or a field that changes the result differs.
   """
   folder = epath.Path(workdir)
-  path = folder / CONFIG
+  path = folder / weights_lib.CONFIG
   try:
     folder.mkdir(parents=True, exist_ok=True)
     if path.exists():
@@ -133,52 +144,6 @@ def prepare_workdir(workdir: str, config: Any,
         f'--workdir={workdir} cannot be written: {error.strerror or error}; '
         'choose a folder you may write to, with space left') from error
   return folder
-
-
-def read_workdir(workdir: str) -> settings_lib.Settings:
-  """The settings of an existing run.
-
-  Raises:
-    UserError: not the folder of a run.
-  """
-  path = epath.Path(workdir) / CONFIG
-  if not path.exists():
-    raise errors.UserError(
-        f'--workdir={workdir} holds no run: {CONFIG} is missing')
-  return settings_lib.read(json.loads(path.read_text()))
-
-
-def is_workdir(path: str) -> bool:
-  """Whether a run was started there."""
-  place = epath.Path(path)
-  return (place / CONFIG).exists() and (
-      place / checkpoint.FOLDER).exists()
-
-
-def read_teacher(workdir: str) -> reading.Weights:
-  """The EMA teacher of a run's last checkpoint, heads included.
-
-  Raises:
-    UserError: no run, or no checkpoint yet.
-  """
-  settings = read_workdir(workdir)
-  mesh = mesh_lib.make(devices=mesh_lib.one_device())
-  with mesh_lib.activate(mesh):
-    recipe = recipe_lib.build(settings, mesh, epoch_steps=1)
-    saved = checkpoint.Checkpoints(workdir)
-    if saved.latest() is None:
-      raise errors.UserError(f'--workdir={workdir} has no checkpoint yet')
-    state = state_lib.abstract(recipe, mesh)
-    part = state_lib.ema_part(state)
-    params = jax.device_get(
-        saved.restore_part(part, checkpoint.abstract_part(state, part)))
-  config = recipe_lib.still(recipe.settings.model)
-  heads = {'dino_head': settings.dino.head, 'ibot_head': settings.ibot.head}
-  return reading.Weights(
-      config, params['backbone'], {}, 'dinojax',
-      {name: reading.Head(heads[name], part)
-       for name, part in params.items() if name in heads},
-      mean=settings.augment.mean, std=settings.augment.std)
 
 
 def write_text(path: epath.Path, text: str):

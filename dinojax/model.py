@@ -14,13 +14,12 @@ import jax
 import numpy as np
 from PIL import Image
 
-from dinojax import job
+from dinojax import weights as weights_lib
 from dinojax.augment import photometric
 from dinojax.core import errors
 from dinojax.data import crops
 from dinojax.data import images as images_lib
 from dinojax.interop import reading
-from dinojax.interop import store
 from dinojax.kernels import attention
 from dinojax.models import network
 from dinojax.models import vit
@@ -179,41 +178,9 @@ class Model:
 
 
 def load(path: str, **options) -> Model:
-  """A ready model, see `weights` for where from."""
-  return Model(weights(path, **options))
+  """A ready model, see `weights.read` for where from."""
+  return Model(weights_lib.read(path, **options))
 
-
-def weights(path: str, *, num_heads: int | None = None,
-            image_px: int | None = None,
-            exact_periods: bool = False) -> reading.Weights:
-  """Weights of any kind.
-
-  Args:
-    path: the workdir of a run (its EMA teacher), a folder that `dinojax
-      convert import` wrote, any weight file of DINOv2, DINOv3, transformers
-      or timm; or, where none of these is there, 'owner/name' on the Hugging
-      Face Hub.
-    num_heads: for sizes that were never published.
-    image_px: side that learned positions are resampled to.
-    exact_periods: see `reading.read`.
-
-  Raises:
-    UserError: nothing there, or nothing that is known.
-  """
-  if store.is_ours(path):
-    return _resampled(store.load(path), image_px)
-  if job.is_workdir(path):
-    return _resampled(job.read_teacher(path), image_px)
-  return reading.read(path, num_heads=num_heads, image_px=image_px,
-                      exact_periods=exact_periods)
-
-
-def _resampled(weights: reading.Weights,
-               image_px: int | None) -> reading.Weights:
-  if image_px is None:
-    return weights
-  config, params = reading.resample(weights.config, weights.params, image_px)
-  return dataclasses.replace(weights, config=config, params=params)
 
 
 def _features(out: dict, grid: tuple[int, int] | None = None) -> Features:

@@ -17,7 +17,7 @@ ALLOWED = {
     'evals': LOWER | {'models', 'train', 'evals'},
     'interop': LOWER | {'models', 'interop'},
     'planning': LOWER | {'models', 'train', 'planning'},
-    'checks': LOWER | {'models', 'train', 'checks', 'job'}}
+    'checks': LOWER | {'models', 'train', 'checks', 'job', 'weights'}}
 
 
 def modules():

@@ -114,9 +114,10 @@ def check_what_was_trained(workdir):
   """The EMA teacher is a model, and goes where weights go."""
   import dinojax
   from dinojax import model as model_lib
+  from dinojax import weights as weights_lib
   from dinojax.interop import reading
   from dinojax.interop import writing
-  weights = model_lib.weights(str(workdir))
+  weights = weights_lib.read(str(workdir))
   teacher = state(workdir)[1]['teacher']
   jax.tree.map(np.testing.assert_array_equal, weights.params,
                teacher['backbone'])

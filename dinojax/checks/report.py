@@ -14,6 +14,7 @@ from etils import epath
 import jax
 
 from dinojax import job
+from dinojax import weights as weights_lib
 from dinojax.checks import sanity
 from dinojax.checks import speed
 from dinojax.checks import supply
@@ -261,10 +262,10 @@ def _workdir(workdir: str, settings: settings_lib.Settings,
 def _continues(workdir: str, settings: settings_lib.Settings
                ) -> findings.Finding:
   """Whether a run is there, and whether it is this one."""
-  if not (epath.Path(workdir) / job.CONFIG).exists():
+  if not (epath.Path(workdir) / weights_lib.CONFIG).exists():
     return findings.ok('workdir', f'{workdir}: a new run')
   try:
-    old = job.read_workdir(workdir)
+    old = weights_lib.read_workdir(workdir)
   except errors.UserError as wrong:
     return findings.error('workdir', f'{workdir}: {wrong}',
                           'use another --workdir')

@@ -16,13 +16,19 @@ from dinojax.parallel import sharding
 from dinojax.train import recipe as recipe_lib
 
 
-def make(recipe: recipe_lib.Recipe,
-         mesh: jax.sharding.Mesh) -> Callable[[int, dict], dict] | None:
+def make(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
+         given: Callable[[dict], dict] | None = None
+         ) -> Callable[[int, dict], dict] | None:
   """The evaluator of a run, or None without labelled validation images.
+
+  Args:
+    recipe: what is trained.
+    mesh: the devices.
+    given: puts the weights that a run starts from into fresh parameters.
 
   Returns:
     (step, teacher parameters) to knn/trained, knn/untrained, knn/raw_pixels
-    in per cent.
+    and knn/start (of given weights) in per cent; see `guard` for its error.
 
   Raises:
     UserError: a source without labels.
@@ -60,12 +66,34 @@ def make(recipe: recipe_lib.Recipe,
   def evaluate(step: int, teacher: dict) -> dict[str, float]:
     pair = measure(teacher)
     if not baselines:
+      fresh = untrained(recipe, mesh)
       baselines['knn/raw_pixels'] = score('pixels', pair)
-      baselines['knn/untrained'] = score(
-          'cls', measure(untrained(recipe, mesh)))
-    return {'knn/trained': score('cls', pair), **baselines}
+      baselines['knn/untrained'] = score('cls', measure(fresh))
+      if given:
+        baselines['knn/start'] = score('cls', measure(given(fresh)))
+    found = {'knn/trained': score('cls', pair), **baselines}
+    guard(step, found, settings.init.max_knn_drop)
+    return found
 
   return evaluate
+
+
+def guard(step: int, found: dict[str, float], most: float | None):
+  """Ends a run that forgets what it was given.
+
+  Raises:
+    UserError: knn/trained is more than `most` points below knn/start.
+  """
+  trained = found['knn/trained']
+  start = found.get('knn/start', trained)
+  if most is None or trained >= start - most:
+    return
+  raise errors.UserError(
+      f'k-NN has fallen from {start:.2f} to {trained:.2f} at step {step}, by '
+      f'more than init.max_knn_drop={most}: training destroys what '
+      'init.source knew. Freeze the backbone for longer while new heads learn '
+      '(init.freeze_backbone_steps), or lower schedules.lr.peak; checkpoints '
+      'until here are kept')
 
 
 def untrained(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh) -> dict:

@@ -46,6 +46,7 @@ class Run:
     evaluation_steps: between evaluations, or None for the end only.
     batches: numpy batches from a step on.
     evaluate: k-NN and what else is measured; None to leave out.
+    begin: puts weights into a fresh state; None: it stays random.
     info: facts saved beside the checkpoints and metrics.
   """
 
@@ -58,6 +59,7 @@ class Run:
   evaluation_steps: int | None
   batches: Batches
   evaluate: Evaluator | None
+  begin: Callable[[dict], dict] | None
   info: dict
 
 
@@ -94,6 +96,7 @@ def run(job: Run) -> Result:
   start = saved.latest()
   if start is None:
     state = state_lib.create(job.recipe, job.mesh, settings.seed)
+    state = job.begin(state) if job.begin else state
     seconds, start = 0.0, 0
   else:
     state = saved.restore(state_lib.abstract(job.recipe, job.mesh))

@@ -185,7 +185,10 @@ def make_schedules(s: settings_lib.Settings, epoch_steps: int) -> dict:
   scale = schedules.scale_lr(1.0, s.train.batch_size, plan.lr_rule)
   # The published schedules: v2 leaves the final rate unscaled, v3 scales it.
   lr = curve(plan.lr, scale, scale if plan.style == 'v3' else 1.0)
-  return {
+  frozen = steps(s.init.freeze_backbone)
+  waits = {'backbone_trains': schedules.frozen_until(
+      curve(sections.Curve(1.0, 1.0, 1.0)), frozen)} if frozen else {}
+  return waits | {
       'lr': lr,
       'last_layer_lr': schedules.frozen_until(
           lr, steps(plan.freeze_last_layer)),

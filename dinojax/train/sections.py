@@ -163,6 +163,20 @@ class Train:
 
 
 @dataclasses.dataclass(frozen=True)
+class Init:
+  """What the weights of a new run start from; without `source`, random ones.
+
+  The teacher starts from the same. Heads that the source lacks, or whose
+  sizes differ, are random: they want a backbone that waits for them.
+  """
+
+  source: str | None = None  # a run's workdir, or what dinojax.load takes
+  heads: bool = True  # those of the source too, where it has them
+  freeze_backbone: Duration = Duration(0, 'steps')
+  max_knn_drop: float | None = None  # points below the start that end a run
+
+
+@dataclasses.dataclass(frozen=True)
 class Mesh:
   """Devices: parameters are split over fsdp, replicated over data."""
 

@@ -43,6 +43,7 @@ class Settings:
   log: sections.Log = free(sections.Log())
   knn: sections.Knn = free(sections.Knn())
   gram: sections.Gram = sections.Gram()
+  init: sections.Init = sections.Init()
   seed: int = 0
 
   @property
@@ -69,6 +70,7 @@ def read(config: Any) -> Settings:
   _check_batch(settings, problems)
   _check_choices(settings, problems)
   _check_gram(settings, problems)
+  _check_init(settings, problems)
   problems.raise_any()
   return settings
 
@@ -175,6 +177,19 @@ def _check_gram(s: Settings, problems: config_lib.Errors):
       gram.teacher == 'frozen' or gram.refresh_every is None,
       'gram.refresh_every renews a teacher of its own, but gram.teacher is '
       'ema: leave it unset')
+
+
+def _check_init(s: Settings, problems: config_lib.Errors):
+  init, has_knn = s.init, bool(s.knn.validation or s.data.validation)
+  problems.check(
+      init.source is not None or not (
+          init.freeze_backbone.value or init.max_knn_drop is not None),
+      'init.freeze_backbone and init.max_knn_drop guard weights that were '
+      'given, but init.source is not set: set it, or leave them out')
+  problems.check(
+      init.max_knn_drop is None or (has_knn and s.knn.every is not None),
+      f'init.max_knn_drop={init.max_knn_drop} needs k-NN while training: set '
+      'data.validation and knn.every_steps')
 
 
 def check_devices(settings: Settings, num_devices: int):

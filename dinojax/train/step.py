@@ -301,6 +301,12 @@ def update(state: dict, grads: dict, loss: Array, sched: dict,
       grads, state['opt'], state['student'], lr=sched['lr'],
       last_layer_lr=sched['last_layer_lr'],
       weight_decay=sched['weight_decay'])
+  if 'backbone_trains' in sched:
+    # Moments have begun, as those of the last layer do: the first update of
+    # weights is not a large one.
+    student['backbone'] = optimizer.select(
+        sched['backbone_trains'] > 0, student['backbone'],
+        state['student']['backbone'])
   name = state_lib.ema_part(state)
   ema = optax.incremental_update(
       student, state[name], 1 - sched['momentum'])

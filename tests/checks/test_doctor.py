@@ -14,6 +14,7 @@ import pytest
 
 from configs import demo
 from dinojax import job
+from dinojax import weights as weights_lib
 from dinojax.checks import report
 from dinojax.checks import sanity
 from dinojax.checks import supply
@@ -300,9 +301,9 @@ def test_a_workdir_of_another_run(tmp_path):
   found = look(seed=3)
   assert levels(found) == {'workdir': 'error'}
   assert 'seed: 0 → 3' in found[0].text
-  (tmp_path / job.CONFIG).write_text('{"seed": 3}')
+  (tmp_path / weights_lib.CONFIG).write_text('{"seed": 3}')
   assert levels(look()) == {'workdir': 'error'}
-  assert not machine.is_writable(str(tmp_path / job.CONFIG))
+  assert not machine.is_writable(str(tmp_path / weights_lib.CONFIG))
   assert machine.is_writable(str(tmp_path / 'not' / 'there'))
 
 

@@ -1,0 +1,91 @@
+"""A backbone's weights for a config of another patch or image size."""
+
+import math
+
+import numpy as np
+
+from dinojax.core import errors
+from dinojax.core import tree
+from dinojax.interop import reading
+from dinojax.kernels import resample
+from dinojax.models import positions
+from dinojax.models import vit
+
+# What a backbone cannot be changed in and stay what it has learned.
+_FIXED = ('embed_dim', 'depth', 'num_heads', 'num_channels', 'ffn',
+          'position', 'norm', 'num_registers')
+
+
+def backbone(weights: reading.Weights, config: vit.ViTConfig,
+             shapes: tree.Tree, source: str) -> tuple[tree.Tree, list[str]]:
+  """Parameters of `weights` in the shapes of `config`.
+
+  Args:
+    weights: as read.
+    config: of the backbone that is trained.
+    shapes: its abstract parameters.
+    source: where the weights are from, for messages.
+
+  Returns:
+    A tree that may lack leaves of `shapes`, float32 numpy; and sentences on
+    what was resampled, what is missing and what is left over.
+
+  Raises:
+    UserError: another architecture.
+  """
+  _check(weights.config, config, source)
+  params, said = dict(weights.params), []
+  old, new = weights.config, config
+  if old.patch_px != new.patch_px:
+    kernel = params['patch_embed']['kernel']
+    params['patch_embed'] = params['patch_embed'] | {
+        'kernel': patches(kernel, new.patch_px)}
+    said.append(f'patches of {old.patch_px} resampled to {new.patch_px} pixels')
+  if new.position == 'learned':
+    grid = new.grid((new.image_px,) * 2)
+    side = math.isqrt(len(params['pos_embed']) - 1)
+    if grid != (side, side):
+      params['pos_embed'] = np.asarray(positions.resize_learned(
+          params['pos_embed'], grid, offset=0.0, antialias=side > grid[0]))
+      said.append(f'positions of {side} × {side} patches resampled to '
+                  f'{grid[0]} × {grid[1]}')
+  have, want = dict(tree.items(params)), dict(tree.items(shapes))
+  for name in have.keys() & want.keys():
+    if have[name].shape != want[name].shape:
+      raise errors.UserError(
+          f'init.source={source}: {name} has shape {have[name].shape}, the '
+          f'config asks for {want[name].shape}')
+  for text, names in (('random, as the source has none', want.keys() - have),
+                      ('not used', have.keys() - want)):
+    if names:
+      said.append(f'{", ".join(sorted(names))}: {text}')
+  return params, said
+
+
+def _check(old: vit.ViTConfig, new: vit.ViTConfig, source: str):
+  if not isinstance(old, vit.ViTConfig):
+    raise errors.UserError(
+        f'init.source={source} is a ConvNeXt, and the config trains a ViT: '
+        'use weights of a ViT')
+  wrong = [f'model.{key}={getattr(new, key)}, the source has '
+           f'{getattr(old, key)}'
+           for key in _FIXED if getattr(old, key) != getattr(new, key)]
+  if wrong:
+    raise errors.UserError(
+        f'init.source={source} is another architecture: ' + '; '.join(wrong)
+        + '; set the config to what the source has')
+
+
+def patches(kernel: np.ndarray, patch_px: int) -> np.ndarray:
+  """[y, x, c, d] for patches of another size, [patch_px, patch_px, c, d].
+
+  The kernel whose products with resized patches are nearest to the old ones
+  with the patches themselves; for larger patches they are equal.
+
+  Source: FlexiViT (Beyer et al. 2022), resizing by pseudo-inverse.
+  """
+  sizes = kernel.shape[0], patch_px
+  side = resample.cubic_matrix(*sizes, antialias=sizes[1] < sizes[0])
+  inverse = np.linalg.pinv(side.T.astype(np.float64))
+  return np.einsum('ai,bj,ijcd->abcd', inverse, inverse,
+                   kernel.astype(np.float64)).astype(np.float32)
