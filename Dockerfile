@@ -32,6 +32,6 @@ RUN python -m pip install --editable ".${EXTRA:+[${EXTRA}]}"
 # A number, so that Kubernetes can check that it is not root. Where the devices
 # of TPUs belong to root, --build-arg RUN_AS=0.
 ARG RUN_AS=1000
-RUN useradd --uid 1000 --create-home trainer
+RUN useradd --uid 1000 --create-home trainer && install -d -o trainer /runs
 USER ${RUN_AS}
 ENTRYPOINT ["python", "-m", "dinojax.main"]

@@ -12,7 +12,8 @@
 #   PYTHON=.venv/bin/python the interpreter (python3)
 #   DRY_RUN=1               prints what would be run
 #
-# Ctrl-C or SIGTERM saves and ends all processes; again: ends them at once.
+# Ctrl-C, SIGTERM or a closed terminal saves and ends all processes; again: ends
+# them at once.
 set -euo pipefail
 
 usage() {
@@ -108,15 +109,15 @@ signal_all() {
 stop() {
   stopping=$(( stopping + 1 ))
   if (( stopping == 1 )); then
-    echo 'local.sh: stopping all processes: each saves first' >&2
+    echo 'local.sh: stopping all processes: each saves first' >&2 || true
     signal_all TERM
   else
-    echo 'local.sh: stopped at once' >&2
+    echo 'local.sh: stopped at once' >&2 || true
     signal_all KILL -
     exit 130
   fi
 }
-trap stop INT TERM
+trap stop INT TERM HUP
 trap 'signal_all KILL -; wait 2>/dev/null' EXIT
 
 # A process group each: Ctrl-C reaches this script alone, which passes it on.

@@ -73,10 +73,22 @@ state() {
     '--format=value(state.state)'
 }
 
+# As `state`, but gcloud may fail a few times: no answer is not "no slice".
+surely() {
+  local try
+  for try in 1 2 3 4 5; do
+    state && return
+    (( try == 5 )) || sleep "${POLL_S:-60}"
+  done
+  fail "gcloud does not answer; the run goes on, the same command returns to it"
+}
+
 wait_for() {
   [[ -z ${DRY_RUN:-} ]] || return 0
   local now last=
-  while now=$(state); [[ $now != ACTIVE ]]; do
+  while true; do
+    now=$(surely) || exit
+    [[ $now != ACTIVE ]] || return 0
     case $now in
       '' | FAILED | SUSPEND*) fail "slice $name is ${now:-not there}: \
 launch/tpu.sh delete $name, then create it again" ;;
@@ -137,9 +149,20 @@ train() {
   on_worker all start_run "$@"
 }
 
-# On a worker. Its exit code, or nothing while it goes on.
+# On a worker. Its exit code, or nothing while it goes on; 143 also after a
+# reboot, which leaves no code.
 end_of_run() {
-  [ ! -f dinojax/train.code ] || cat dinojax/train.code
+  cd dinojax || return
+  if [ -f train.code ]; then
+    cat train.code
+  elif ! kill -0 "$(cat train.pid)" 2>/dev/null; then
+    echo 143
+  fi
+}
+
+# On a worker.
+is_running() {
+  kill -0 "$(cat dinojax/train.pid)" 2>/dev/null
 }
 
 # On a worker.
@@ -168,19 +191,23 @@ delete() {
 }
 
 # Looks at the run until it ends: 0 when training is over, 1 when the slice is
-# gone. Workers that stop or fail may be the first sign of that: wait and see.
+# gone, or still there and stopped for five looks: maintenance, a reboot.
+# Workers that stop or fail may be the first sign of the former: wait and see.
 watch() {
-  local code now
+  local code now stopped=0
   while true; do
-    now=$(state)
+    now=$(surely) || exit
     [[ $now == ACTIVE ]] || return 1
     code=$(on_worker 0 end_of_run) || code=  # a slice that is going away
     case $code in
-      '' | 143) sleep "${POLL_S:-60}" ;;
+      '') stopped=0; sleep "${POLL_S:-60}" ;;
+      143)
+        (( ++stopped <= 5 )) || return 1
+        sleep "${POLL_S:-60}" ;;
       0) return 0 ;;
       *)
         sleep $(( ${POLL_S:-60} * 5 ))
-        now=$(state)
+        now=$(surely) || exit
         [[ $now != ACTIVE ]] || fail "the run ended with exit code $code: \
 launch/tpu.sh logs $name says why; launch/tpu.sh delete $name ends the slice" ;;
     esac
@@ -197,13 +224,15 @@ keep() {
       '') create ;;
     esac
     wait_for
-    setup
-    train "$@"
+    if [[ $now != ACTIVE ]] || ! on_worker 0 is_running; then
+      setup
+      train "$@"
+    fi
     if watch; then
       delete
       return
     fi
-    echo "tpu.sh: $name was preempted: asking for another slice" >&2
+    echo "tpu.sh: $name was preempted or restarted: resuming" >&2
   done
 }
 
@@ -222,7 +251,9 @@ shift 2
 case $action in
   train | keep)
     (( $# )) || fail "launch/tpu.sh $action $name --config=FILE \
---workdir=gs://BUCKET/DIR" ;;
+--workdir=gs://BUCKET/DIR"
+    [[ " $*" == *" --workdir=gs://"* || " $*" == *" --workdir gs://"* ]] ||
+      fail "--workdir must be on gs://: disks of a slice go with it" ;;
 esac
 [[ $action != keep || -z ${DRY_RUN:-} ]] ||
   fail 'keep does what create, wait, setup and train do: DRY_RUN those'

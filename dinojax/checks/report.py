@@ -29,6 +29,7 @@ from dinojax.data import sources
 from dinojax.parallel import machine
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
+from dinojax.train import checkpoint
 from dinojax.train import pace
 from dinojax.train import recipe as recipe_lib
 from dinojax.train import settings as settings_lib
@@ -254,9 +255,16 @@ def _workdir(workdir: str, settings: settings_lib.Settings,
   if recipe:
     with mesh_lib.activate(mesh):
       size = pace.state_gib(recipe, mesh)
-    found += supply.space(size, machine.free_gib(workdir),
-                          recipe.settings.checkpoint.keep)
+    keep = recipe.settings.checkpoint.keep
+    found += supply.space(size, machine.free_gib(workdir), keep,
+                          min(_num_checkpoints(workdir), keep))
   return found
+
+
+def _num_checkpoints(workdir: str) -> int:
+  folder = epath.Path(workdir) / checkpoint.FOLDER
+  return sum(part.name.isdecimal()
+             for part in folder.iterdir()) if folder.exists() else 0
 
 
 def _continues(workdir: str, settings: settings_lib.Settings

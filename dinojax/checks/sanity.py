@@ -60,10 +60,14 @@ class Run:
 
 def findings_of(s: Settings, run: Run) -> Found:
   """Every check of this file."""
-  checks: tuple[Callable[[Settings, Run], Found], ...] = (
-      length, warmups, learning_rate, teacher, groups, koleo, prototypes,
-      gram)
-  return [finding for check in checks for finding in check(s, run)]
+  timed: tuple[Callable[[Settings, Run], Found], ...] = (
+      length, warmups, learning_rate, teacher)
+  rest = groups, koleo, prototypes, gram
+  if s.train.epoch_steps or run.num_images:
+    return [finding for check in (*timed, *rest) for finding in check(s, run)]
+  return [findings.skip('length', 'epochs are counted in images, and the data '
+                        'cannot be opened')] + [
+      finding for check in rest for finding in check(s, run)]
 
 
 def length(s: Settings, run: Run) -> Found:

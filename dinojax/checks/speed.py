@@ -122,7 +122,10 @@ def _step(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh, flops: float,
         'a smaller config (README), or a machine with accelerators: `dinojax '
         'compile` says what it needs there')], None
   say('compiling the step')
-  program = pace.compiled(recipe, mesh)
+  try:
+    program = pace.compiled(recipe, mesh)
+  except errors.UserError as wrong:
+    return [findings.error('memory', str(wrong))], None
   found = [supply.memory(program.peak_gib, have, 'the compiled step takes')]
   if program.peak_gib > have:
     return [*found, findings.skip('step', 'not run: it does not fit')], None

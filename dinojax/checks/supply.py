@@ -98,14 +98,15 @@ def products(speed: float, dtype: str, peak: float | None
       'or heat or a power limit holds it back (nvidia-smi)')
 
 
-def space(state_gib: float, free_gib: float | None, keep: int) -> Found:
-  """Do the checkpoints of a run fit on its disk?"""
+def space(state_gib: float, free_gib: float | None, keep: int,
+          have: int = 0) -> Found:
+  """Do the checkpoints of a run fit on its disk, beside those it has?"""
   if free_gib is None:
     return []
   # A new one is whole before an old one goes.
-  need = (keep + 1) * state_gib
+  need = max(keep + 1 - have, 1) * state_gib
   text = (f'{keep} checkpoints of {state_gib:.3g} GiB and one in the making, '
-          f'{free_gib:.1f} free')
+          f'{have} there, {free_gib:.1f} free')
   if need > free_gib:
     return [findings.error('checkpoints', text, 'free space, or lower '
                            'checkpoint.keep')]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import functools
 import logging
+import signal
 
 import grain
 import numpy as np
@@ -129,9 +130,16 @@ def _read_ahead(rows: grain.MapDataset, count: int, num_threads: int,
       num_threads=num_threads, prefetch_buffer_size=each))
   if num_workers:
     # Workers before batches: the rows are the same for any number of them.
-    rows = rows.mp_prefetch(grain.MultiprocessingOptions(
-        num_workers=num_workers))
+    rows = rows.mp_prefetch(
+        grain.MultiprocessingOptions(num_workers=num_workers),
+        worker_init_fn=_ignore_signals)
   return rows
+
+
+def _ignore_signals(*_):
+  """Of a worker: the training process is told, and still needs its rows."""
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
 
 
 class _Rows:

@@ -71,8 +71,9 @@ def pick(implementation: str, length: int, width: int, num_heads: int,
   """
   _check(implementation, width, num_heads)
   name, reason = implementation, None
-  if name == 'tpu' and length > attention_tpu.MAX_TOKENS:
-    name, reason = 'xla', f'tpu takes {attention_tpu.MAX_TOKENS:,} at most'
+  if name == 'tpu' and length > attention_tpu.max_tokens(dtype):
+    most = attention_tpu.max_tokens(dtype)
+    name, reason = 'xla', f'tpu takes {most:,} of {dtype} at most'
   elif name == 'cudnn' and dtype not in _CUDNN_DTYPES:
     name, reason = 'xla', f'cudnn takes bfloat16 and float16, not {dtype}'
   _say(name, length, reason)

@@ -40,6 +40,11 @@ _ROTATED_INSIDE = 8192  # longer sequences are rotated before the kernel
 _SINGLE_BUFFERED = 4096
 
 
+def max_tokens(dtype: jnp.dtype) -> int:
+  """Tokens that fit, in two bytes each number or in four."""
+  return MAX_TOKENS * 2 // max(jnp.dtype(dtype).itemsize, 2)
+
+
 def fits(width: int, num_heads: int) -> bool:
   """Whether heads of this projection fill lanes."""
   return width % LANES == 0 and width // num_heads in HEAD_DIMS
@@ -69,7 +74,8 @@ def attend(qkv: jax.Array, *, num_heads: int,
     raise ValueError(
         f'heads of {head_dim} in a width of {width} do not fill lanes of '
         f'{LANES}: the kernel takes head widths of 64 and 128')
-  if rope is not None and length > _ROTATED_INSIDE:
+  if rope is not None and length > _ROTATED_INSIDE * 2 // max(
+      qkv.dtype.itemsize, 2):
     parts = qkv.reshape(batch, length, 3, num_heads, head_dim)
     turned = [rotary.rotate(parts[:, :, i], rope) for i in range(2)]
     qkv = jnp.stack([*turned, parts[:, :, 2]], axis=2).reshape(qkv.shape)

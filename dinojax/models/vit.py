@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dinojax.core import config as config_lib
 from dinojax.kernels import attention
 from dinojax.kernels import rotary
 from dinojax.models import layers
@@ -61,7 +62,7 @@ class ViTConfig:
   rope_dtype: str = 'float32'
   token_std: float = 0.02  # of CLS and registers at the start; DINOv2: 1e-6
   dtype: str = 'float32'
-  remat: str = 'dots'  # of layers.REMAT
+  remat: str = config_lib.free('dots')  # of layers.REMAT
   packing: str = 'tuple'  # or 'stream', see layers.tokenwise
   attention: str = 'xla'  # see kernels.attention
 

@@ -45,7 +45,9 @@ def split_axis(name: str, shape: tuple[int, ...], size: int) -> int | None:
     if shape[-1] % size:
       raise errors.UserError(
           f'{shape[-1]} prototypes ({name}) cannot be split over mesh.fsdp='
-          f'{size} devices: set num_prototypes to a multiple of {size}')
+          f'{size} devices: set mesh.fsdp to {math.gcd(shape[-1], size)} and '
+          'mesh.data to -1, or, in a new run, num_prototypes to a multiple of '
+          f'{size}')
     return -1
   first = 1 if 'blocks/' in name else 0
   if size == 1 or math.prod(shape) < MIN_ELEMENTS:

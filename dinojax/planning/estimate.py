@@ -24,7 +24,7 @@ def of_program(text: str, topology: str, devices: int,
     topology: 'v5e:16x16'; of 'cpu:8' only the FLOPs are counted.
     devices: of the topology.
     sent: its collectives.
-    work: model_flops_per_step and total_steps.
+    work: model_flops_per_step and total_steps (None: unknown).
 
   Returns:
     executed_flops_per_step, and roofline: None for CPUs, or numbers by name;
@@ -51,8 +51,9 @@ def of_program(text: str, topology: str, devices: int,
       'roofline': {
           **sums, 'link_s': link_s, 'host_s': host_s, 'step_s': step_s,
           'mfu_pct': mfu,
-          'chip_hours': of_all(lambda s: work['total_steps'] * s * devices
-                               / chip.cores / 3600),
+          'chip_hours': work['total_steps'] and of_all(
+              lambda s: work['total_steps'] * s * devices
+              / chip.cores / 3600),
           'assumptions': assumptions(chip), 'items': _items(items, chip)}}
 
 

@@ -114,7 +114,9 @@ def _work(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
                      for name, part in recipe.student.shapes.items()},
       'model_flops_per_step': total,
       'model_flops_per_image': total / s.train.batch_size,
-      'total_steps': recipe_lib.total_steps(s, epoch_steps)}
+      # Epochs of the data are unknown here.
+      'total_steps': recipe_lib.total_steps(s, epoch_steps) if (
+          s.train.epoch_steps or s.train.total.unit != 'epochs') else None}
 
 
 def _collectives(sent: list[collectives.Collective]) -> dict:

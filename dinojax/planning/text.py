@@ -71,10 +71,14 @@ def _roofline(found: Mapping) -> list[str]:
     lines.append(
         f'step             {seconds:.3f} s, {_BOUNDS[name]}: '
         f'{images / seconds:.0f} images/s, MFU {r["mfu_pct"][name]:.1f} %')
-  least, most = min(r['chip_hours'].values()), max(r['chip_hours'].values())
-  lines.append(
-      f'whole recipe     {found["total_steps"]} steps: {least:.0f} to '
-      f'{most:.0f} chip-hours')
+  if r['chip_hours']:
+    least, *_, most = sorted(r['chip_hours'].values())
+    lines.append(
+        f'whole recipe     {found["total_steps"]} steps: {least:.0f} to '
+        f'{most:.0f} chip-hours')
+  else:
+    lines.append('whole recipe     its epochs are those of the data: set '
+                 '--config.train.epoch_steps for chip-hours')
   return [*lines, 'an estimate, which takes for granted:',
           *(f'- {one}' for one in r['assumptions'])]
 

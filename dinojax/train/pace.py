@@ -39,7 +39,9 @@ def matrix_flops(dtype: jnp.dtype, device: jax.Device,
   jax.block_until_ready(multiply(a, b))
   done, count, began = 0, 1, time.monotonic()
   while (spent := time.monotonic() - began) < seconds:
-    jax.block_until_ready([multiply(a, b) for _ in range(count)])
+    for _ in range(count):  # none is kept: they would fill the memory
+      out = multiply(a, b)
+    out.block_until_ready()
     done, count = done + count, 2 * count
   return done * 2 * side ** 3 / spent
 
@@ -106,12 +108,24 @@ class Program:
 
 
 def compiled(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh) -> Program:
-  """The step that training runs, as it runs it."""
+  """The step that training runs, as it runs it.
+
+  Raises:
+    UserError: the compiler finds that it does not fit.
+  """
   began = time.monotonic()
   rows = program.prepared(
       recipe.settings, _batch_shapes(recipe.settings, mesh), mesh)
-  step = program.lower(recipe, state_lib.abstract(recipe, mesh), rows).compile(
-      mesh_lib.compiler_options(mesh))
+  lowered = program.lower(recipe, state_lib.abstract(recipe, mesh), rows)
+  try:
+    step = lowered.compile(mesh_lib.compiler_options(mesh))
+  except jax.errors.JaxRuntimeError as error:
+    if 'RESOURCE_EXHAUSTED' not in str(error):
+      raise
+    raise errors.UserError(
+        f'the step does not fit: {str(error).splitlines()[0]}; set mesh.fsdp '
+        'above 1, train.num_micro_batches to more, or model.remat=blocks'
+    ) from error
   m = step.memory_analysis()
   peak = (m.argument_size_in_bytes + m.temp_size_in_bytes
           + m.output_size_in_bytes - m.alias_size_in_bytes)

@@ -100,6 +100,9 @@ def test_settings_that_cannot_learn_well(changes, name, level, fix):
 
 
 def test_batches_that_devices_cannot_share():
+  found = sanity.findings_of(settings(), sanity.Run(1, None))
+  assert {f.name for f in found if f.level == 'skip'} == {'length'}
+  assert not {'teacher', 'learning rate'} & {f.name for f in found}
   found = sanity.groups(settings(), sanity.Run(8, None))
   assert levels(found) == {'batch on devices': 'error'}
   assert '512' in found[0].text  # the batch that would work
@@ -167,6 +170,7 @@ def test_what_fits():
           for need in (8.9, 9.5, 10.1)] == ['ok', 'warn', 'error']
   assert levels(supply.space(2.0, 6.1, keep=2)) == {}
   assert levels(supply.space(2.0, 5.9, keep=2)) == {'checkpoints': 'error'}
+  assert levels(supply.space(2.0, 2.1, keep=2, have=2)) == {}
   assert supply.space(2.0, None, keep=2) == []
 
 

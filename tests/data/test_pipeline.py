@@ -2,6 +2,9 @@
 
 import collections
 import io
+import multiprocessing
+import os
+import signal
 
 import numpy as np
 from PIL import Image
@@ -79,6 +82,21 @@ def test_workers_do_not_change_batches(workers):
   for a, b in zip(batches(source, count=3, num_workers=workers), here,
                   strict=True):
     assert_equal(a, b)
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_workers_outlive_a_signal_to_the_whole_group(number):
+  # The training process saves first, and needs rows until then.
+  iterator = pipeline.train_batches(
+      [Pictures(20)], weights=[1.0], seed=3, start_step=0, batch_size=8,
+      group_images=2, crops=crops.Crops(global_px=16, local_px=8, num_local=2),
+      masks=masking.Masks(), patch_px=4, num_threads=1, num_workers=1)
+  next(iterator)
+  worker, = multiprocessing.active_children()
+  os.kill(worker.pid, number)
+  for _ in range(20):
+    next(iterator)
+  iterator.close()
 
 
 def test_seeds_change_batches():

@@ -121,7 +121,10 @@ def test_the_shape_picks_and_the_log_says_so_once(said, monkeypatch):
     assert attention.pick('tpu', 16385, **sizes) == 'xla'
   assert said.messages == [
       'attention: tpu for 257 tokens',
-      'attention: xla for 16,385 tokens (tpu takes 8,192 at most)']
+      'attention: xla for 16,385 tokens (tpu takes 8,192 of bfloat16 at '
+      'most)']
+  assert attention.pick(
+      'tpu', 8192, **sizes | {'dtype': jnp.dtype('float32')}) == 'xla'
 
 
 def test_float32_does_not_go_to_cudnn(said):

@@ -127,7 +127,7 @@ def test_nvidia_smi_counts_the_gpus(program):
 
 
 @pytest.mark.parametrize('number, code', [
-    (signal.SIGTERM, 0), (signal.SIGINT, 143)])
+    (signal.SIGTERM, 0), (signal.SIGINT, 143), (signal.SIGHUP, 0)])
 def test_a_signal_reaches_all_and_all_save(program, number, code):
   process = program.start(2, '--config=a', STOPPED=str(code))
   process.send_signal(number)
