@@ -17,6 +17,7 @@ from dinojax.parallel import mesh as mesh_lib
 # All processes end within seconds of each other. One that failed waits as long
 # for the others, which know nothing yet; jax's own five minutes are idle ones.
 _SHUTDOWN_SECONDS = 60
+_GPUS = '/proc/driver/nvidia/gpus'  # a folder each
 
 
 def initialize():
@@ -81,7 +82,10 @@ def _told(env: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _open_mpi(env: Mapping[str, str]) -> dict[str, Any]:
-  """OpenMPI 4 says where its first process is; 5 no longer does."""
+  """OpenMPI 4 says where its first process is; 5 no longer does.
+
+  As with Slurm, jax would give every process one GPU.
+  """
   if 'OMPI_MCA_orte_hnp_uri' not in env:
     raise errors.UserError(
         f'OMPI_COMM_WORLD_SIZE={env["OMPI_COMM_WORLD_SIZE"]}, but this '
@@ -89,7 +93,8 @@ def _open_mpi(env: Mapping[str, str]) -> dict[str, Any]:
         'JAX_COORDINATOR_ADDRESS=HOST:PORT, '
         'JAX_NUM_PROCESSES=$OMPI_COMM_WORLD_SIZE and '
         'JAX_PROCESS_ID=$OMPI_COMM_WORLD_RANK in each process')
-  return {}
+  return _shared(_num_gpus(env), _number(env, 'OMPI_COMM_WORLD_LOCAL_SIZE'),
+                 _number(env, 'OMPI_COMM_WORLD_LOCAL_RANK'))
 
 
 def _slurm(env: Mapping[str, str]) -> dict[str, Any]:
@@ -100,8 +105,7 @@ def _slurm(env: Mapping[str, str]) -> dict[str, Any]:
   with one task would train on one of its eight.
   """
   out = {'num_processes': _number(env, 'SLURM_STEP_NUM_TASKS')}
-  visible = [x for x in env.get('CUDA_VISIBLE_DEVICES', '').split(',') if x]
-  if not visible:
+  if not _num_gpus(env):
     return out
   sharing = 1  # --gpus-per-task: what a task sees is its own
   if 'SLURM_GPUS_PER_TASK' not in env:
@@ -110,15 +114,27 @@ def _slurm(env: Mapping[str, str]) -> dict[str, Any]:
         r'(\d+)(?:\(x(\d+)\))?', env['SLURM_STEP_TASKS_PER_NODE'])
         for _ in range(int(nodes or 1))]
     sharing = counts[_number(env, 'SLURM_NODEID')]
-  if len(visible) % sharing:
+  part = _number(env, 'SLURM_LOCALID') if sharing > 1 else 0
+  return out | _shared(_num_gpus(env), sharing, part)
+
+
+def _num_gpus(env: Mapping[str, str]) -> int:
+  """Those that a process of this machine sees."""
+  if 'CUDA_VISIBLE_DEVICES' in env:
+    return len([x for x in env['CUDA_VISIBLE_DEVICES'].split(',') if x])
+  return len(os.listdir(_GPUS)) if os.path.isdir(_GPUS) else 0
+
+
+def _shared(num_gpus: int, sharing: int, part: int) -> dict[str, Any]:
+  """The GPUs of one of the processes that share them; {}: there are none."""
+  if not num_gpus:
+    return {}
+  if num_gpus % max(sharing, 1):
     raise errors.UserError(
-        f'{sharing} tasks of a node cannot share its {len(visible)} GPUs '
+        f'{sharing} tasks of a node cannot share its {num_gpus} GPUs '
         'equally: use --ntasks-per-node=1, or a divisor of the GPUs')
-  each, part = len(visible) // sharing, 0
-  if sharing > 1:
-    part = _number(env, 'SLURM_LOCALID')
-  return out | {'local_device_ids': list(
-      range(part * each, (part + 1) * each))}
+  each = num_gpus // max(sharing, 1)
+  return {'local_device_ids': list(range(part * each, (part + 1) * each))}
 
 
 def _may_be_pod(env: Mapping[str, str]) -> bool:

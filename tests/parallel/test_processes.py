@@ -69,6 +69,16 @@ def test_jax_finds_the_rest_of_a_cluster(env, on_tpu):
   assert processes.launched(env, on_tpu=on_tpu) == {}
 
 
+@pytest.mark.parametrize('tasks, rank, devices', [
+    (1, 0, [0, 1, 2, 3]), (2, 1, [2, 3]), (4, 2, [2])])
+def test_processes_of_open_mpi_share_the_gpus_of_a_node(tasks, rank, devices):
+  env = OPEN_MPI | {
+      'OMPI_MCA_orte_hnp_uri': 'x', 'CUDA_VISIBLE_DEVICES': '0,1,2,3',
+      'OMPI_COMM_WORLD_LOCAL_SIZE': str(tasks),
+      'OMPI_COMM_WORLD_LOCAL_RANK': str(rank)}
+  assert processes.launched(env, on_tpu=False) == {'local_device_ids': devices}
+
+
 def test_variables_of_jax_come_before_any_cluster():
   assert processes.launched(SALLOC | TOLD, on_tpu=True) == dict(
       coordinator_address='a:1', num_processes=2, process_id=1,
