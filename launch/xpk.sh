@@ -37,6 +37,9 @@ for variable in CLUSTER IMAGE TPU_TYPE; do
   [[ -n ${!variable:-} ]] || fail "$variable is not set: export $variable=…"
 done
 
+[[ " $*" == *" --workdir=gs://"* || " $*" == *" --workdir gs://"* ]] ||
+  fail '--workdir must be on gs://: the disk of a pod goes with it'
+
 # exec: xpk's own shell passes SIGTERM to its child, which must be Python.
 # 143: xpk takes 0 for the end of training and 1 to 126 for a mistake, and
 # starts again after other codes.

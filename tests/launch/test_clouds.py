@@ -155,6 +155,8 @@ def test_a_dry_run_says_what_a_run_does(fake, words):
     (['xpk.sh', 'Big', '--config=a'], XPK, "'Big' is not a name"),
     (['xpk.sh', 'my-run'], XPK, 'my-run --config=FILE'),
     (['xpk.sh', 'my-run', '--config=a'], {}, 'CLUSTER is not set'),
+    (['xpk.sh', 'my-run', '--config=a', '--workdir=runs/x'], XPK,
+     'must be on gs://'),
 ])
 def test_what_is_missing_is_said(fake, words, variables, text):
   done = fake.run(*words, **variables)
