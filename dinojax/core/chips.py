@@ -58,9 +58,9 @@ _TPUS = (
     Chip('tpu7x', ('tpu7x',), 2307e12, 192, 7.38e12, 100e9, 6, wrap=4,
          matrix_side=256, cores=2))
 
-# Source: NVIDIA's data sheets of the four. Tensor-core figures are printed
-# there "with sparsity", the A100's aside: dense is half of them. NVLink is
-# printed for both directions.
+# Source: NVIDIA's data sheets of the four, as others quote them; not checked
+# against the sheets. Tensor-core figures are printed there "with sparsity", the
+# A100's aside: dense is half of them. NVLink is printed for both directions.
 _GPUS = (
     Chip('A100-80GB', ('nvidia a100-sxm4-80gb',), 312e12, 80, 2.039e12,
          300e9),
