@@ -87,6 +87,9 @@ def base() -> config_dict.ConfigDict:
   c.gram = section(sections.Gram)
   c.teacher = section(sections.Teacher)
   c.init = section(sections.Init)
+  c.distillation = section(sections.Distillation)
+  c.distillation.dino = section(sections.HeadSizes)
+  c.distillation.ibot = section(sections.HeadSizes)
   c.optimizer = section(sections.Optimizer)
   c.schedules = section(sections.Schedules)
   for name in ('lr', 'weight_decay', 'momentum', 'teacher_temperature'):

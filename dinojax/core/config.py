@@ -5,7 +5,8 @@ dataclass whose field names are the keys; `section` builds it and collects
 errors. Fields are `result` (change what is learned) unless marked `free`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
 import dataclasses
 import types
 import typing
@@ -42,10 +43,18 @@ class Errors:
 
   def __init__(self):
     self.messages: list[str] = []
+    self._where = ''
 
   def add(self, message: str):
     """Notes one mistake."""
-    self.messages.append(message)
+    self.messages.append(self._where + message)
+
+  @contextlib.contextmanager
+  def inside(self, path: str) -> Iterator[None]:
+    """Mistakes noted meanwhile are of this part of the config."""
+    before, self._where = self._where, f'{path}: ' if path else ''
+    yield
+    self._where = before
 
   def check(self, condition: bool, message: str):
     """Notes `message` unless `condition` holds."""
@@ -67,7 +76,8 @@ def section(cls: type, values: Mapping[str, Any], *, path: str,
   """Builds dataclass `cls` from the keys of a config section.
 
   A field of type Duration is written with its unit in the key: field
-  `warmup` is one of `warmup_steps`, `warmup_epochs`, `warmup_images`.
+  `warmup` is one of `warmup_steps`, `warmup_epochs`, `warmup_images`. A field
+  that may be one of several dataclasses has a key `family` for which.
 
   Args:
     cls: frozen dataclass.
@@ -87,13 +97,13 @@ def section(cls: type, values: Mapping[str, Any], *, path: str,
     if Duration in (hint, *typing.get_args(hint)):
       known.update(f'{field.name}_{unit}' for unit in UNITS)
       value = _duration(field, key, hint, values, problems)
-    elif dataclasses.is_dataclass(hint):
+    elif families := _families(hint):
       known.add(field.name)
       inner = values.get(field.name)
       if inner is None and _has_default(field):
         continue
-      value = section(hint, inner if inner is not None else {}, path=key,
-                      problems=problems)
+      chosen, inner = _family(families, inner or {}, key, problems)
+      value = section(chosen, inner, path=key, problems=problems)
     elif field.name in values:
       known.add(field.name)
       value = _value(values[field.name], hint, key, problems)
@@ -109,6 +119,26 @@ def section(cls: type, values: Mapping[str, Any], *, path: str,
         f'{path + "." if path else ""}{name} is not a key: use one of '
         f'{", ".join(sorted(known))}')
   return cls(**arguments)
+
+
+def _families(hint: Any) -> tuple[type, ...]:
+  """The dataclass, or the dataclasses, that a field may be."""
+  return tuple(h for h in (typing.get_args(hint) or (hint,))
+               if dataclasses.is_dataclass(h))
+
+
+def _family(families: tuple[type, ...], values: Mapping[str, Any], key: str,
+            problems: Errors) -> tuple[type, dict]:
+  """The class that `family` names, the first without; and the other keys."""
+  values = dict(values)
+  if len(families) == 1:
+    return families[0], values
+  known = {cls.FAMILY: cls for cls in families}
+  name = values.pop('family', families[0].FAMILY)
+  if name not in known:
+    problems.add(f'{key}.family={name!r} is not known: use one of '
+                 f'{", ".join(known)}')
+  return known.get(name, families[0]), values
 
 
 def _has_default(field: dataclasses.Field) -> bool:
@@ -184,6 +214,26 @@ def _tuple(value, options, key: str, problems: Errors) -> tuple:
                for i, (v, h) in enumerate(zip(value, hints, strict=True)))
 
 
+def merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict:
+  """Nested `base` with the values of `own`.
+
+  A section of another `family` takes the place of the old one, and so does a
+  duration in another unit.
+  """
+  out = dict(base)
+  for key, value in own.items():
+    name, _, unit = key.rpartition('_')
+    if value is None and unit in UNITS and name:
+      continue
+    if unit in UNITS and name:
+      out |= {f'{name}_{other}': None for other in UNITS}
+    old = base.get(key)
+    alike = isinstance(old, Mapping) and isinstance(value, Mapping) and (
+        old.get('family') == value.get('family'))
+    out[key] = merged(old, value) if alike else value
+  return out
+
+
 def plain(config: Any) -> dict:
   """A ConfigDict as nested plain dicts, references resolved.
 
@@ -201,11 +251,15 @@ def plain(config: Any) -> dict:
 
 def flatten(value: Any, path: str = '', *, results_only: bool = False) -> dict:
   """A dataclass as {'optimizer.betas': …}; optionally without free fields."""
+  if isinstance(value, Mapping):
+    return {key: leaf for name, inner in value.items() for key, leaf in
+            flatten(inner, f'{path}.{name}', results_only=results_only
+                    ).items()}
   if not dataclasses.is_dataclass(value):
     return {path: _jsonable(value)}
   if isinstance(value, Duration):
     return {f'{path}_{value.unit}': value.value}
-  flat = {}
+  flat = {f'{path}.family': value.FAMILY} if hasattr(value, 'FAMILY') else {}
   for field in dataclasses.fields(value):
     if results_only and field.metadata.get('free'):
       continue

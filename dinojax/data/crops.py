@@ -29,6 +29,20 @@ class Crops:
   num_local: int = 8
   ratio: tuple[float, float] = (3 / 4, 4 / 3)
   flip_probability: float = 0.5
+  # Of the Gram teacher's view of a global crop; None: global_px.
+  gram_px: int | None = None
+  # (global_px, local_px, gram_px or None, probability): every step draws one
+  # of these instead of the three sizes above.
+  sizes: tuple[tuple, ...] = ()
+
+  def of_size(self, index: int) -> 'Crops':
+    """The crops of the steps that draw a size."""
+    if not self.sizes:
+      return self
+    global_px, local_px, gram_px, _ = self.sizes[index]
+    return dataclasses.replace(
+        self, global_px=global_px, local_px=local_px, gram_px=gram_px,
+        sizes=())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,8 @@ positions, at a stride of 32 pixels. Masks and draws do not apply to it.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import math
+from typing import ClassVar
 
 from flax import nnx
 import jax
@@ -22,6 +24,8 @@ Features = dict[str, Array]
 class ConvNeXtConfig:
   """Everything that shapes a ConvNeXt; sizes by name are in `zoo`."""
 
+  FAMILY: ClassVar[str] = 'convnext'
+
   depths: tuple[int, int, int, int]
   dims: tuple[int, int, int, int]
   patch_px: int | None = None  # intermediate maps are resized to this grid
@@ -37,6 +41,15 @@ class ConvNeXtConfig:
     return jnp.dtype(self.dtype)
 
   @property
+  def token_px(self) -> int:
+    """Side of the square of pixels that a position stands for."""
+    return math.prod(stride(i) for i in range(len(self.depths)))
+
+  def grid(self, image_px: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of the last map of an image."""
+    return image_px[0] // self.token_px, image_px[1] // self.token_px
+
+  @property
   def embed_dim(self) -> int:
     """Width of the features."""
     return self.dims[-1]
@@ -45,6 +58,11 @@ class ConvNeXtConfig:
   def depth(self) -> int:
     """Stages, which count as layers."""
     return len(self.depths)
+
+
+def stride(stage: int) -> int:
+  """By how much a stage reduces the map."""
+  return 4 if stage == 0 else 2
 
 
 class Block(nnx.Module):
@@ -72,7 +90,7 @@ class Stage(nnx.Module):
     self.config, self.is_stem = config, index == 0
     dtype, width = config.compute_dtype, config.dims[index]
     last = config.num_channels if index == 0 else config.dims[index - 1]
-    step = 4 if index == 0 else 2
+    step = stride(index)
     self.reduce = layers.conv(last, width, step, stride=step, dtype=dtype,
                               rngs=rngs)
     self.norm = layers.norm(

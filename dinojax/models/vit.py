@@ -7,6 +7,7 @@ and passed in, so a forward is a function of its arguments.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+from typing import ClassVar
 
 from flax import nnx
 import jax
@@ -27,6 +28,8 @@ Features = dict[str, Array]
 @dataclasses.dataclass(frozen=True)
 class ViTConfig:
   """Everything that shapes a ViT; sizes by name are in `zoo`."""
+
+  FAMILY: ClassVar[str] = 'vit'
 
   embed_dim: int
   depth: int
@@ -70,6 +73,11 @@ class ViTConfig:
   def compute_dtype(self):
     """The dtype of activations."""
     return jnp.dtype(self.dtype)
+
+  @property
+  def token_px(self) -> int:
+    """Side of the square of pixels that a patch token stands for."""
+    return self.patch_px
 
   @property
   def periods(self) -> np.ndarray:

@@ -8,6 +8,10 @@ from dinojax.models import heads
 Duration = config_lib.Duration
 free = config_lib.free
 
+# The sections that one of several students has of its own.
+OWN = ('model', 'dino', 'ibot', 'koleo', 'optimizer', 'schedules', 'train',
+       'init')
+
 
 @dataclasses.dataclass(frozen=True)
 class Data:
@@ -78,13 +82,16 @@ class Koleo:
 class Gram:
   """Patch similarities are held to those of a teacher; 0: they are not.
 
-  The teacher is a backbone of its own ('frozen'), which sees crops of
-  crops.gram_px pixels and is renewed from the EMA teacher at times, or the
-  EMA teacher itself ('ema').
+  The teacher is a backbone of its own ('frozen'), which sees the global crops
+  undistorted at crops.gram_px pixels, or the EMA teacher itself ('ema'). Its
+  own backbone comes from `source`, or is the EMA teacher of step `start`, and
+  may be renewed from the EMA teacher at times. Nothing of it runs before.
   """
 
   loss_weight: float = 0.0  # times schedules.gram_weight
   teacher: str = 'frozen'
+  source: str | None = None  # as init.source
+  start: Duration = Duration(0, 'steps')
   normalize: bool = True
   per_image: bool = True
   remove_negative: bool = False
@@ -155,6 +162,7 @@ class Train:
 
   batch_size: int
   total: Duration
+  share: float = 1.0  # of the batch, that one of several students learns from
   epoch_steps: int | None = None  # None: one pass over the training images
   group_images: int = 2
   num_micro_batches: int = 1
@@ -171,9 +179,43 @@ class Init:
   """
 
   source: str | None = None  # a run's workdir, or what dinojax.load takes
+  part: str = 'ema'  # of a run; 'student', or 'both': each from its own
   heads: bool = True  # those of the source too, where it has them
   freeze_backbone: Duration = Duration(0, 'steps')
   max_knn_drop: float | None = None  # points below the start that end a run
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadSizes:
+  """Of a head whose prototypes and loss another section has."""
+
+  hidden_dim: int = 2048
+  bottleneck_dim: int = 256
+  num_layers: int = 3
+  weight_norm: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Distillation:
+  """A network that is given and stays as it is teaches; without, the EMA.
+
+  It needs heads with as many prototypes as the student's: of a run, or of a
+  run that trained new ones on a frozen backbone (init.freeze_backbone).
+  """
+
+  source: str | None = None  # as init.source
+  # What the source is, so that a config can be planned without it: a name of
+  # models.zoo and the heads; None: read from the source.
+  model: str | None = None
+  dino: HeadSizes = HeadSizes()
+  ibot: HeadSizes = HeadSizes()
+  patches: str = 'masked'  # whose targets iBOT predicts; or 'all'
+  hide_masked: bool = False  # from the student
+
+  @property
+  def is_on(self) -> bool:
+    """Whether another network than the EMA teaches."""
+    return self.source is not None or self.model is not None
 
 
 @dataclasses.dataclass(frozen=True)
