@@ -10,10 +10,27 @@ import math
 from ml_collections import config_dict
 
 from dinojax.augment import photometric
+from dinojax.core import errors
 from dinojax.data import crops
 from dinojax.data import masking
+from dinojax.models import convnext
 from dinojax.models import vit
 from dinojax.train import sections
+
+
+def words(arg: str, known: tuple[str, ...]) -> tuple[str, ...]:
+  """The words of an argument, 'a,b'.
+
+  Raises:
+    UserError: one that the file does not know.
+  """
+  found = tuple(word for word in arg.split(',') if word)
+  for word in found:
+    if word not in known:
+      raise errors.UserError(
+          f'--config=…:{arg}: {word!r} is not known: use '
+          f'{", ".join(known)}, joined by commas')
+  return found
 
 
 def section(cls, **values) -> dict:
@@ -116,6 +133,22 @@ def set_model(c: config_dict.ConfigDict, model: vit.ViTConfig):
       c.model[field.name] = getattr(model, field.name)
 
 
+def model(config: vit.ViTConfig | convnext.ConvNeXtConfig) -> dict:
+  """A model of any family as a section, platform choices left open."""
+  out = {'family': config.FAMILY}
+  for field in dataclasses.fields(config):
+    out[field.name] = _placeholder(getattr(config, field.name), field.type)
+  return out | {name: 'auto' for name in ('dtype', 'packing', 'attention')
+                if name in out}
+
+
+def student(config: vit.ViTConfig | convnext.ConvNeXtConfig) -> dict:
+  """One of several students: what a command line may want to set."""
+  return {'model': model(config), 'dino': {}, 'ibot': {},
+          'schedules': {'lr': {}}, 'optimizer': {},
+          'train': {'share': 1.0}, 'init': section(sections.Init)}
+
+
 def small_batch(c: config_dict.ConfigDict):
   """Adapts a recipe to one GPU or a CPU: batches of 32 to 512.
 
@@ -168,3 +201,38 @@ def smoke(c: config_dict.ConfigDict) -> config_dict.ConfigDict:
   c.mesh.data = -1
   c.mesh.fsdp = 1
   return c
+
+
+def smoke_distillation(c: config_dict.ConfigDict) -> config_dict.ConfigDict:
+  """`smoke` of students that learn from the run of another `:smoke`."""
+  own = c.model
+  c.model = model(vit.ViTConfig(
+      embed_dim=32, depth=2, num_heads=2, patch_px=_token_px(own)))
+  smoke(c)
+  c.model = own
+  _shrink(c.model)
+  for student in c.get('students', {}).values():
+    _shrink(student.model)
+    for name in ('dino', 'ibot'):
+      student[name] = {'hidden_dim': 32, 'bottleneck_dim': 16}
+  # In two steps from 0.994 to 1 there would be no average.
+  c.schedules.momentum = curve(0.99, 0.99, 0.99)
+  c.distillation.source = 'runs/teacher'
+  c.distillation.model = None
+  return c
+
+
+def _token_px(section: config_dict.ConfigDict) -> int:
+  if section.get('family') == 'convnext':
+    return convnext.ConvNeXtConfig(section.depths, section.dims).token_px
+  return section.patch_px
+
+
+def _shrink(section: config_dict.ConfigDict):
+  """A model of its family that takes no time."""
+  if section.get('family') == 'convnext':
+    section.depths, section.dims = (1, 1, 1, 1), (8, 8, 16, 32)
+    return
+  section.embed_dim, section.depth, section.num_heads = 32, 2, 2
+  section.ffn_hidden = 64
+  section.image_px = 4 * section.patch_px

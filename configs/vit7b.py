@@ -19,6 +19,7 @@ from dinojax.models import zoo
 
 def get_config(arg: str = ''):
   """`:smoke` ends in seconds."""
+  words = common.words(arg, ('smoke',))
   c = common.base()
   c.data.train = 'tfds:imagenet2012/train'
   c.data.validation = 'tfds:imagenet2012/validation'
@@ -60,4 +61,4 @@ def get_config(arg: str = ''):
   c.checkpoint.keep = 3
   c.checkpoint.archive_every_epochs = 50.0
   c.log.every_steps = 10
-  return common.smoke(c) if arg == 'smoke' else c
+  return common.smoke(c) if 'smoke' in words else c

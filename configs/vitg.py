@@ -8,6 +8,8 @@ Hardware: 256 TPU v5e, or 64 H100. 625,000 steps; the released model took
 22,000 A100-hours on a private collection of 142 M images.
 Expected: the released model has k-NN 83.5, linear 86.5 on ImageNet.
 First loss: 11.78 = ln 131072 for both DINO parts, half of it for iBOT.
+Differs: the number of hidden patches is exact (masks.counts), where DINOv2
+draws it within each bin of ratios.
 """
 
 from configs import common
@@ -16,6 +18,7 @@ from dinojax.models import zoo
 
 def get_config(arg: str = ''):
   """`:smoke` ends in seconds."""
+  words = common.words(arg, ('smoke',))
   c = common.base()
   c.data.train = 'tfds:imagenet2012/train'
   c.data.validation = 'tfds:imagenet2012/validation'
@@ -50,4 +53,4 @@ def get_config(arg: str = ''):
   c.checkpoint.every_steps = 3750.0
   c.checkpoint.keep = 3
   c.log.every_steps = 10
-  return common.smoke(c) if arg == 'smoke' else c
+  return common.smoke(c) if 'smoke' in words else c

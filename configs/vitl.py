@@ -8,7 +8,8 @@ Source: DINOv2's vitl16_short.yaml and DINOv3's vitl_im1k_lin834.yaml.
 Hardware there: 32 A100 for a day; 32 H100 for 14 to 20 hours.
 Expected there: k-NN 81.6, linear 82.9 (v2); k-NN 82.0, linear 83.5 (v3).
 First loss: 11.09 = ln 65536 for both DINO parts, half of it for iBOT.
-Differs: group_images is the references' images a GPU (64).
+Differs: group_images is the references' images a GPU (64). DINOv2 draws the
+number of hidden patches within each bin of ratios; here it is exact.
 """
 
 from configs import common
@@ -17,7 +18,7 @@ from dinojax.models import zoo
 
 def get_config(arg: str = ''):
   """`v2` (default) or `v3`; `smoke` and `v3,smoke` end in seconds."""
-  words = set(arg.split(',')) - {''}
+  words = common.words(arg, ('v2', 'v3', 'smoke'))
   c = common.base()
   c.data.train = 'tfds:imagenet2012/train'
   c.data.validation = 'tfds:imagenet2012/validation'

@@ -1,6 +1,8 @@
 """From a config and a workdir to a run: the parts that entry points share."""
 
 from collections.abc import Iterator
+import contextlib
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -20,6 +22,7 @@ from dinojax.core import tree
 from dinojax.data import pipeline
 from dinojax.data import sources
 from dinojax.evals import online
+from dinojax.models import network
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
 from dinojax.train import checkpoint
@@ -52,12 +55,7 @@ def train(config: Any, workdir: str) -> loop.Result:
     UserError: anything the user can mend, before work starts where possible.
   """
   settings = settings_lib.read(config)
-  if settings.gram.has_backbone:
-    raise errors.UserError(
-        f'gram.teacher={settings.gram.teacher} needs weights and crops for a '
-        'Gram teacher of its own, which a config cannot name: set '
-        'gram.teacher=ema, or gram.loss_weight=0')
-  folder = prepare_workdir(workdir, config, settings)
+  folder = open_workdir(workdir, settings)
   training = [(sources.open_source(spec), weight)
               for spec, weight in settings.data.mixture]
   homogeneous = [(sources.open_source(spec), probability)
@@ -68,9 +66,15 @@ def train(config: Any, workdir: str) -> loop.Result:
     num_images = sum(len(source) for source, _ in training)
     epoch_steps = settings.train.epoch_steps or max(
         num_images // settings.train.batch_size, 1)
-    recipe = recipe_lib.build(settings, mesh, epoch_steps)
-    given = _given(recipe, mesh, folder)
-    evaluator = online.make(recipe, mesh, given and given.fill)
+    teacher = weights_lib.read_frozen_teacher(settings)
+    recipe = recipe_lib.build(
+        settings, mesh, epoch_steps, teacher and teacher.config)
+    given = start.Start(recipe, mesh, teacher)
+    del teacher  # the host's copy goes when it is on the devices
+    if checkpoint.Checkpoints(folder).latest() is None:
+      given.check()
+    evaluator = online.make(recipe, mesh, given.fill)
+    write_workdir(folder, config)
     steps = lambda d: d and d.steps(
         batch_size=settings.train.batch_size, epoch_steps=epoch_steps)
     describe(recipe, mesh, num_images, epoch_steps)
@@ -80,44 +84,34 @@ def train(config: Any, workdir: str) -> loop.Result:
         checkpoint_steps=max(steps(settings.checkpoint.every), 1),
         archive_steps=steps(settings.checkpoint.archive_every),
         evaluation_steps=steps(settings.knn.every),
-        batches=lambda step: batches(settings, training, homogeneous, step),
-        evaluate=evaluator, begin=given and given.begin,
-        info=versions())
+        batches=lambda step: batches(
+            settings, training, homogeneous, step, recipe.gram_start),
+        evaluate=evaluator, given=given, info=versions())
     result = loop.run(run)
     if result.finished and processes.is_first():
       write_results(folder, result)
   return result
 
 
-def _given(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
-           folder: epath.Path) -> start.Start | None:
-  """What the run starts from; a resumed one needs it only to compare with."""
-  init = recipe.settings.init
-  resumed = checkpoint.Checkpoints(folder).latest() is not None
-  if init.source is None or (resumed and init.max_knn_drop is None):
-    return None
-  return start.Start(recipe, mesh)
-
-
 def batches(settings: settings_lib.Settings, training: list,
-            homogeneous: list, step: int) -> Iterator[dict]:
-  """This process's batches from `step` on."""
+            homogeneous: list, step: int,
+            gram_start: int = 0) -> Iterator[dict]:
+  """This process's batches from `step` on, see pipeline.train_batches."""
+  crops = dataclasses.replace(settings.crops, gram_px=settings.gram_px)
   return pipeline.train_batches(
       [source for source, _ in training],
       weights=[weight for _, weight in training],
       homogeneous=homogeneous, seed=settings.seed, start_step=step,
       batch_size=settings.train.batch_size,
-      group_images=settings.train.group_images, crops=settings.crops,
-      masks=settings.masks if settings.ibot.loss_weight else None,
-      patch_px=settings.model.patch_px,
+      group_images=settings.train.group_images, crops=crops,
+      masks=settings.chosen, patch_px=settings.model.token_px,
       process_index=jax.process_index(), process_count=jax.process_count(),
       num_workers=settings.data.num_workers,
       num_threads=settings.data.num_threads,
-      max_pixels=settings.data.max_pixels)
+      max_pixels=settings.data.max_pixels, gram_start=gram_start)
 
 
-def prepare_workdir(workdir: str, config: Any,
-                    settings: settings_lib.Settings) -> epath.Path:
+def open_workdir(workdir: str, settings: settings_lib.Settings) -> epath.Path:
   """Creates the workdir, or checks that it belongs to this config.
 
   Raises:
@@ -125,25 +119,49 @@ def prepare_workdir(workdir: str, config: Any,
   """
   folder = epath.Path(workdir)
   path = folder / weights_lib.CONFIG
-  try:
+  with _writable(workdir):
     folder.mkdir(parents=True, exist_ok=True)
     if path.exists():
       old = settings_lib.read(json.loads(path.read_text()))
-      lines = config_lib.difference(*(
-          config_lib.flatten(s, results_only=True) for s in (old, settings)))
+      lines = _changes(old, settings)
       if lines:
         text = '\n  '.join(lines)
         raise errors.UserError(
             f'{workdir} holds a run of another config; these fields change '
             f'the result:\n  {text}\nUse another --workdir, or set them back')
     if processes.is_first():
-      write_text(path, json.dumps(config_lib.plain(config), indent=1))
       write_text(folder / 'versions.json', json.dumps(versions(), indent=1))
+  return folder
+
+
+def _changes(old: settings_lib.Settings,
+             new: settings_lib.Settings) -> list[str]:
+  """What differs and changes the result; students may come and go."""
+  both = old.students.keys() & new.students.keys()
+  flat = [config_lib.flatten(s, results_only=True) | {
+      f'students.{name}.{key}': value for name in both
+      for key, value in config_lib.flatten(
+          s.students[name], results_only=True).items()}
+          for s in (old, new)]
+  return config_lib.difference(*flat)
+
+
+def write_workdir(folder: epath.Path, config: Any):
+  """Puts the config into the workdir, which is then a run of it."""
+  if processes.is_first():
+    with _writable(str(folder)):
+      write_text(folder / weights_lib.CONFIG,
+                 json.dumps(config_lib.plain(config), indent=1))
+
+
+@contextlib.contextmanager
+def _writable(workdir: str) -> Iterator[None]:
+  try:
+    yield
   except OSError as error:
     raise errors.UserError(
         f'--workdir={workdir} cannot be written: {error.strerror or error}; '
         'choose a folder you may write to, with space left') from error
-  return folder
 
 
 def write_text(path: epath.Path, text: str):
@@ -165,17 +183,27 @@ def describe(recipe: recipe_lib.Recipe, mesh, num_images: int,
   if not processes.is_first():
     return
   s = recipe.settings
-  count = {name: tree.num_elements(part) / 1e6
-           for name, part in recipe.student.shapes.items()}
-  parts = ', '.join(f'{name} {n:.1f} M' for name, n in count.items())
   total = recipe_lib.total_steps(s, epoch_steps)
-  print(
+  lines = [
       f'{num_images} images · batch {s.train.batch_size} · {epoch_steps} '
       f'steps an epoch · {total} steps · '
-      f'{mesh.size} × {mesh_lib.platform(mesh)} · {s.model.dtype} · '
-      f'attention {s.model.attention}\nparameters: {parts} · peak lr '
-      f'{peak(recipe, total):.3g} (schedules.lr.peak='
-      f'{s.schedules.lr.peak} by rule {s.schedules.lr_rule})', flush=True)
+      f'{mesh.size} × {mesh_lib.platform(mesh)} · {s.model.dtype}']
+  if recipe.has_frozen_teacher:
+    lines.append(f'teacher: {_sizes(recipe.teacher)} · frozen')
+  for name, one in recipe.each.items():
+    plan = one.settings.schedules
+    kernel = getattr(one.settings.model, 'attention', None)
+    lines.append(
+        f'{name or "parameters"}: {_sizes(one.student)}'
+        + (f' · attention {kernel}' if kernel else '')
+        + f' · peak lr {peak(one, total):.3g} (schedules.lr.peak='
+        f'{plan.lr.peak} by rule {plan.lr_rule})')
+  print('\n'.join(lines), flush=True)
+
+
+def _sizes(net: network.Functional) -> str:
+  return ', '.join(f'{name} {tree.num_elements(part) / 1e6:.1f} M'
+                   for name, part in net.shapes.items())
 
 
 def peak(recipe: recipe_lib.Recipe, total_steps: int) -> float:
@@ -185,9 +213,8 @@ def peak(recipe: recipe_lib.Recipe, total_steps: int) -> float:
 
 def write_results(folder: epath.Path, result: loop.Result):
   """results.json: what the run came to."""
-  knn = {name.removeprefix('knn/'): round(value, 3)
-         for name, value in result.evaluation.items()
-         if name.startswith('knn/')}
+  knn = {name.replace('knn/', ''): round(value, 3)
+         for name, value in result.evaluation.items() if 'knn/' in name}
   write_text(folder / 'results.json', json.dumps(
       {'knn_top1_pct': knn, 'steps': result.step,
        'seconds': round(result.seconds, 1),

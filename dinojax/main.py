@@ -1,7 +1,8 @@
 """`python -m dinojax.main --config=configs/demo.py --workdir=runs/demo`.
 
 Trains from the config; the same command resumes. Everything else happens in
-dinojax.train: settings → recipe → loop → step.
+dinojax.train: settings → recipe → loop → step. `--recipe=FILE` instead of
+`--config` is a chain of such runs, see dinojax.stages.
 """
 
 import sys
@@ -12,12 +13,18 @@ import jax
 from ml_collections import config_flags
 
 from dinojax import job
+from dinojax import stages
 from dinojax.core import errors
 from dinojax.parallel import processes
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file, such as configs/demo.py or '
     'configs/vits.py:smoke.', lock_config=True)
+_RECIPE = config_flags.DEFINE_config_file(
+    'recipe', None, 'Instead of --config: stages one after the other, such as '
+    'configs/recipes/dinov3.py[:smoke].', lock_config=True)
+_STAGES = flags.DEFINE_list(
+    'stages', [], 'Only these stages of --recipe, such as gram,highres.')
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Folder of the run, local or gs://; the same command '
     'with the same folder resumes.')
@@ -38,7 +45,7 @@ def main(argv: list[str]) -> int:
   try:
     job.compile_cache(_CACHE.value)
     processes.initialize()
-    result = job.train(_CONFIG.value, _WORKDIR.value)
+    finished = _train()
   except errors.UserError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
@@ -46,12 +53,29 @@ def main(argv: list[str]) -> int:
   # others do not share waits for them: only after it has said what is wrong.
   if jax.distributed.is_initialized():
     jax.distributed.shutdown()
-  return 0 if result.finished else _STOPPED.value
+  return 0 if finished else _STOPPED.value
+
+
+def _train() -> bool:
+  """One run or a chain of them; False after a signal."""
+  config, recipe = (flags.FLAGS[name].present for name in ('config', 'recipe'))
+  if bool(config) == bool(recipe):
+    given = 'both --config and' if config else 'neither --config nor'
+    raise errors.UserError(
+        f'{given} --recipe are given: --config=FILE is one run, --recipe=FILE '
+        'a chain of them; give one of the two')
+  if recipe:
+    return stages.train(_RECIPE.value, _WORKDIR.value, _STAGES.value)
+  if _STAGES.value:
+    raise errors.UserError(
+        f'--stages={",".join(_STAGES.value)} chooses among the stages of '
+        '--recipe, but --config is one run: leave it out')
+  return job.train(_CONFIG.value, _WORKDIR.value).finished
 
 
 def entry():
   """The `train` entry of the console command."""
-  flags.mark_flags_as_required(['config', 'workdir'])
+  flags.mark_flags_as_required(['workdir'])
   app.run(main)
 
 

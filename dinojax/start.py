@@ -1,4 +1,4 @@
-"""Where the weights of a new run come from."""
+"""Where the weights of a run come from: its start, and teachers that it has."""
 
 import jax
 
@@ -6,39 +6,111 @@ from dinojax import weights as weights_lib
 from dinojax.core import errors
 from dinojax.core import tree
 from dinojax.interop import adapt
+from dinojax.interop import reading
 from dinojax.parallel import processes
 from dinojax.parallel import sharding
+from dinojax.train import loop
 from dinojax.train import recipe as recipe_lib
 from dinojax.train import state as state_lib
 
 
-class Start:
-  """The weights of init.source, for networks of a recipe.
+class Start(loop.Given):
+  """The weights that a config names, for networks of a recipe."""
 
-  Student and EMA start from the same.
-  """
+  def __init__(self, recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
+               teacher: weights_lib.Teacher | None = None):
+    """Weights are read when they are needed.
 
-  def __init__(self, recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh):
-    """Reads them, and says what is missing.
+    Args:
+      recipe: what is trained.
+      mesh: the devices.
+      teacher: that is distilled.
+    """
+    self._recipe, self._mesh, self._teacher = recipe, mesh, teacher
+    self._found: dict[str, tuple[tree.Tree, tree.Tree] | None] = {}
+    self._gram: tree.Tree | None = None
+    if recipe.settings.gram.has_backbone and recipe.settings.gram.source:
+      self.anchor = self._anchor
+
+  def check(self):
+    """Reads all that a new run needs, and says what is missing.
 
     Raises:
       UserError: no such weights, or those of another architecture.
     """
-    self._mesh = mesh
-    self._found, said = parts(recipe)
-    if processes.is_first():
-      print('\n  '.join([
-          f'starts from {recipe.settings.init.source}', *said]), flush=True)
+    for name in self._recipe.each:
+      self._parts(name)
+    if self.anchor:
+      self._gram = self._read_gram()
 
   def begin(self, state: dict) -> dict:
-    """A fresh state with these weights."""
-    for name in ('student', state_lib.ema_part(state)):
-      state = state | {name: self.fill(state[name])}
-    return state
+    """A fresh state with these weights in students and their EMA."""
+    filled = {}
+    for name, own in state_lib.each(state).items():
+      found = self._parts(name)
+      ema = state_lib.ema_part(own)
+      filled[name] = own if found is None else own | {
+          'student': self._fill(own['student'], found[0]),
+          ema: self._fill(own[ema], found[1])}
+    if state_lib.STUDENTS in state:
+      return state | {state_lib.STUDENTS: filled}
+    return filled['']
 
-  def fill(self, params: tree.Tree) -> tree.Tree:
-    """Fresh parameters of a network with these weights."""
-    new = dict(tree.items(self._found))
+  def complete(self, state: dict) -> dict:
+    """A state with the frozen teacher."""
+    if self._teacher is None:
+      return state
+    shapes = sharding.abstract(self._recipe.teacher.shapes, self._mesh)
+    params = {part: self._teacher.params[part] for part in shapes}
+    self._teacher = None  # of the host's memory
+    return state | {'teacher': self._fill(shapes, params)}
+
+  def fill(self, name: str, params: tree.Tree) -> tree.Tree | None:
+    """Fresh parameters with what the EMA of a student starts from, if any."""
+    found = self._parts(name)
+    return None if found is None else self._fill(params, found[1])
+
+  def _anchor(self, like: tree.Tree) -> tree.Tree:
+    params = self._gram or self._read_gram()
+    self._gram = None
+    return self._fill(like, params)
+
+  def _read_gram(self) -> tree.Tree:
+    s = self._recipe.settings
+    read = _read('gram.source', s.gram.source)
+    params, said = adapt.backbone(
+        read, s.model, self._recipe.gram.shapes, f'gram.source={s.gram.source}')
+    _say(f'the Gram teacher is {s.gram.source}', said)
+    missing = set(tree.names(self._recipe.gram.shapes)) - set(
+        tree.names(params))
+    if missing:
+      raise errors.UserError(
+          f'gram.source={s.gram.source} lacks {", ".join(sorted(missing))}: a '
+          'Gram teacher must be whole, use weights of this architecture')
+    return params
+
+  def _parts(self, name: str) -> tuple[tree.Tree, tree.Tree] | None:
+    """What a student and its EMA start from; None: at random."""
+    if name not in self._found:
+      self._found[name] = self._read_parts(name)
+    return self._found[name]
+
+  def _read_parts(self, name: str) -> tuple[tree.Tree, tree.Tree] | None:
+    one = self._recipe.each[name]
+    init = one.settings.init
+    if init.source is None:
+      return None
+    student, said = parts(
+        one, 'student' if init.part in ('student', 'both') else 'ema')
+    ema = student
+    if init.part == 'both':
+      ema, _ = parts(one, 'ema')
+    _say(f'{name + " " if name else ""}starts from {init.source}', said)
+    return student, ema
+
+  def _fill(self, params: tree.Tree, found: tree.Tree) -> tree.Tree:
+    """Parameters, or their shapes, with these values where there are any."""
+    new = dict(tree.items(found))
 
     def leaf(name, old, place):
       if name not in new:
@@ -50,20 +122,34 @@ class Start:
         leaf, params, sharding.shardings(params, self._mesh))
 
 
-def parts(recipe: recipe_lib.Recipe) -> tuple[dict, list[str]]:
-  """What the source has for the student: backbone and heads; and on that.
+def _say(what: str, details: list[str]):
+  if processes.is_first():
+    print('\n  '.join([what, *details]), flush=True)
+
+
+def _read(key: str, source: str, part: str = 'ema') -> reading.Weights:
+  try:
+    return weights_lib.read(source, part=part)
+  except errors.UserError as error:
+    raise errors.UserError(f'{key}={source}: {error}') from error
+
+
+def parts(recipe: recipe_lib.Recipe,
+          part: str = 'ema') -> tuple[dict, list[str]]:
+  """What init.source has for a student: backbone and heads; and on that.
+
+  Args:
+    recipe: of one student.
+    part: of a run: 'ema' or 'student'.
 
   Raises:
-    UserError: see `Start`.
+    UserError: no such weights, or those of another architecture.
   """
   settings, shapes = recipe.settings, recipe.student.shapes
   source = settings.init.source
-  try:
-    read = weights_lib.read(source)
-  except errors.UserError as error:
-    raise errors.UserError(f'init.source={source}: {error}') from error
+  read = _read('init.source', source, part)
   params, said = adapt.backbone(
-      read, settings.model, shapes['backbone'], source)
+      read, settings.model, shapes['backbone'], f'init.source={source}')
   found = {'backbone': params}
   for name in sorted(set(shapes) - {'backbone'}):
     head = read.heads.get(name) if settings.init.heads else None

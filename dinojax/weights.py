@@ -7,27 +7,31 @@ from etils import epath
 import jax
 
 from dinojax.core import errors
+from dinojax.core import tree
 from dinojax.interop import reading
 from dinojax.interop import store
+from dinojax.models import network
 from dinojax.parallel import mesh as mesh_lib
+from dinojax.parallel import sharding
 from dinojax.train import checkpoint
+from dinojax.train import distilled
 from dinojax.train import recipe as recipe_lib
 from dinojax.train import settings as settings_lib
-from dinojax.train import state as state_lib
 
 CONFIG = 'config.json'  # of a run, in its workdir
 
 
-def read(path: str, *, num_heads: int | None = None,
+def read(path: str, *, part: str = 'ema', num_heads: int | None = None,
          image_px: int | None = None,
          exact_periods: bool = False) -> reading.Weights:
   """Weights of any kind.
 
   Args:
-    path: the workdir of a run (its EMA teacher), a folder that `dinojax
-      convert import` wrote, any weight file of DINOv2, DINOv3, transformers
-      or timm; or, where none of these is there, 'owner/name' on the Hugging
-      Face Hub.
+    path: the workdir of a run, or workdir/NAME of one of its students; a
+      folder that `dinojax convert import` wrote; any weight file of DINOv2,
+      DINOv3, transformers or timm; or, where none of these is there,
+      'owner/name' on the Hugging Face Hub.
+    part: of a run: 'ema' or 'student'.
     num_heads: for sizes that were never published.
     image_px: side that learned positions are resampled to.
     exact_periods: see `reading.read`.
@@ -37,8 +41,9 @@ def read(path: str, *, num_heads: int | None = None,
   """
   if store.is_ours(path):
     return _resampled(store.load(path), image_px)
-  if is_workdir(path):
-    return _resampled(read_teacher(path), image_px)
+  workdir, student = split_workdir(path)
+  if workdir:
+    return _resampled(read_run(workdir, student, part), image_px)
   return reading.read(path, num_heads=num_heads, image_px=image_px,
                       exact_periods=exact_periods)
 
@@ -64,34 +69,95 @@ def read_workdir(workdir: str) -> settings_lib.Settings:
   return settings_lib.read(json.loads(path.read_text()))
 
 
-def is_workdir(path: str) -> bool:
-  """Whether a run was started there."""
+def split_workdir(path: str) -> tuple[str | None, str]:
+  """The workdir of a run and a student's name ('': of one alone), or None."""
   place = epath.Path(path)
-  return (place / CONFIG).exists() and (
-      place / checkpoint.FOLDER).exists()
+  for folder, name in ((place, ''), (place.parent, place.name)):
+    if (folder / CONFIG).exists() and (folder / checkpoint.FOLDER).exists():
+      return str(folder), name
+  return None, ''
 
 
-def read_teacher(workdir: str) -> reading.Weights:
-  """The EMA teacher of a run's last checkpoint, heads included.
+def read_run(workdir: str, student: str = '',
+             part: str = 'ema') -> reading.Weights:
+  """The EMA of a run's last checkpoint, heads included, into host memory.
+
+  Args:
+    workdir: of the run.
+    student: which of several.
+    part: 'ema', or 'student' for its weights themselves.
 
   Raises:
-    UserError: no run, or no checkpoint yet.
+    UserError: no run, no such student, or no checkpoint yet.
   """
-  settings = read_workdir(workdir)
-  mesh = mesh_lib.make(devices=mesh_lib.one_device())
+  whole = read_workdir(workdir)
+  settings = _student(whole, student, workdir)
+  mesh = mesh_lib.make(devices=mesh_lib.host_device())
+  saved = checkpoint.Checkpoints(workdir)
+  if saved.latest() is None:
+    raise errors.UserError(f'--workdir={workdir} has no checkpoint yet')
+  if part == 'ema' and not whole.distillation.is_on:
+    part = 'teacher'
   with mesh_lib.activate(mesh):
-    recipe = recipe_lib.build(settings, mesh, epoch_steps=1)
-    saved = checkpoint.Checkpoints(workdir)
-    if saved.latest() is None:
-      raise errors.UserError(f'--workdir={workdir} has no checkpoint yet')
-    state = state_lib.abstract(recipe, mesh)
-    part = state_lib.ema_part(state)
-    params = jax.device_get(
-        saved.restore_part(part, checkpoint.abstract_part(state, part)))
-  config = recipe_lib.still(recipe.settings.model)
+    shapes = recipe_lib.student_network(settings, mesh).shapes
+    params = jax.device_get(saved.restore_part(
+        f'{part}.{student}' if student else part,
+        sharding.abstract(shapes, mesh)))
+  platform = mesh_lib.platform(mesh_lib.make(devices=mesh_lib.one_device()))
+  config = recipe_lib.still(
+      recipe_lib.resolve_model(settings.model, platform))
   heads = {'dino_head': settings.dino.head, 'ibot_head': settings.ibot.head}
   return reading.Weights(
       config, params['backbone'], {}, 'dinojax',
       {name: reading.Head(heads[name], part)
        for name, part in params.items() if name in heads},
       mean=settings.augment.mean, std=settings.augment.std)
+
+
+def _student(settings: settings_lib.Settings, name: str,
+             workdir: str) -> settings_lib.Settings:
+  if name in settings.each:
+    return settings.each[name]
+  raise errors.UserError(
+      f'{workdir} has no student {name!r}: give one of '
+      + ', '.join(f'{workdir}/{known}' for known in settings.each)
+      if settings.students else
+      f'{workdir} is a run of one student: give it without /{name}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+  """A network that is distilled, as read."""
+
+  config: network.NetworkConfig
+  params: tree.Tree
+
+
+def read_frozen_teacher(settings: settings_lib.Settings) -> Teacher | None:
+  """What distillation.source names; None: the EMA teaches.
+
+  Raises:
+    UserError: nothing there, or not what distillation.model says.
+  """
+  d = settings.distillation
+  if not d.is_on:
+    return None
+  if d.source is None:
+    raise errors.UserError(
+        'distillation has no teacher: set distillation.source to the workdir '
+        'of a run, or to weights with heads')
+  try:
+    found = read(d.source)
+  except errors.UserError as error:
+    raise errors.UserError(
+        f'distillation.source={d.source}: {error}') from error
+  head = lambda name: (
+      found.heads[name].config if name in found.heads else None)
+  config = network.NetworkConfig(
+      found.config, head('dino_head'), head('ibot_head'))
+  if d.model is not None:
+    distilled.check(
+        distilled.from_settings(settings), config, settings, d.source)
+  params = {'backbone': found.params} | {
+      name: one.params for name, one in found.heads.items()}
+  return Teacher(config, params)

@@ -5,14 +5,14 @@ import importlib
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dinojax.core import tree
-from dinojax.data import masking
 from dinojax.parallel import mesh as mesh_lib
+from dinojax.train import program
 from dinojax.train import recipe as recipe_lib
+from dinojax.train import segments
 from dinojax.train import settings as settings_lib
 from dinojax.train import state as state_lib
 from dinojax.train import step as step_lib
@@ -27,35 +27,25 @@ def load(name, arg=''):
   return importlib.import_module(f'configs.{name}').get_config(arg)
 
 
-def abstract_batch(s):
-  b, group, p = s.train.batch_size, s.train.group_images, s.num_patches
-  rows = group * s.crops.num_global
-  m = sum(masking.upper_bounds(rows, p, s.masks))
-  sds = lambda shape, dtype: jax.ShapeDtypeStruct(
-      shape, dtype, sharding=jax.NamedSharding(
-          mesh_lib.make(devices=jax.devices()[:1]), mesh_lib.ROWS))
-  dtype = s.model.compute_dtype
-  crop = lambda views, px: sds((b, views, px, px, 3), dtype)
-  return {'global': crop(s.crops.num_global, s.crops.global_px),
-          'local': crop(s.crops.num_local, s.crops.local_px),
-          'mask': sds((b, s.crops.num_global, p), bool),
-          'mask_index': sds((b // group, m), jnp.int32),
-          'mask_weight': sds((b // group, m), jnp.float32),
-          'bad': sds((b,), bool)}
-
-
 @pytest.mark.parametrize('name, arg', VARIANTS)
 def test_full_size_step_traces(name, arg):
   s = settings_lib.read(load(name, arg))
   mesh = mesh_lib.make(devices=jax.devices()[:1])
   with mesh_lib.activate(mesh):
-    recipe = recipe_lib.build(s, mesh, epoch_steps=100)
-    state = state_lib.abstract(recipe, mesh)
-    step = functools.partial(step_lib.train_step, recipe=recipe)
-    new, metrics = jax.eval_shape(step, state, abstract_batch(recipe.settings))
-  assert jax.tree.map(lambda x: x.shape, new) == jax.tree.map(
-      lambda x: x.shape, state)
-  assert metrics['loss'].shape == ()
+    whole = recipe_lib.build(s, mesh, epoch_steps=100)
+    last = recipe_lib.total_steps(s, 100)
+    for segment in segments.between(whole, 0, last):
+      recipe = segments.recipe_of(whole, segment)
+      state = state_lib.abstract(recipe, mesh)
+      rows = program.prepared(
+          recipe.settings, program.abstract_batch(recipe.settings, mesh), mesh)
+      new, metrics = jax.eval_shape(functools.partial(
+          step_lib.train_step, recipe=recipe), state, rows)
+      assert jax.tree.map(lambda x: x.shape, new) == jax.tree.map(
+          lambda x: x.shape, state)
+      assert metrics['loss'].shape == ()
+      assert ('gram' in state) == (
+          segment.is_anchored and s.gram.teacher == 'frozen')
 
 
 def test_vitg_has_the_published_size():

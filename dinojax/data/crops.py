@@ -91,7 +91,8 @@ def multi_crop(image: images.Image, rng: np.random.Generator,
 
   All rectangles are drawn from the header and with `rng` alone, so that a
   JPEG is decoded once, no larger than the crops need. Returns global
-  [v, y, x, c] uint8, and local likewise when there are any.
+  [v, y, x, c] uint8, and likewise local, when there are any, and gram, the
+  global crops at gram_px, when that is set.
 
   Raises:
     images.BadImage: the pixels cannot be decoded.
@@ -106,6 +107,10 @@ def multi_crop(image: images.Image, rng: np.random.Generator,
                   bool(rng.random() < spec.flip_probability))
              for _ in range(count)]
       for kind, count, scale, size_px in groups if count}
+  if spec.gram_px is not None:
+    cuts['gram'] = [
+        dataclasses.replace(cut, size_px=spec.gram_px)
+        for cut in cuts['global']]
   every = [cut for group in cuts.values() for cut in group]
   pixels = image.decode(reduction(every))
   return {kind: np.stack([_cut(pixels, image.size, cut) for cut in group])

@@ -40,6 +40,7 @@ class Plan:
   masks: masking.Masks | None
   patch_px: int
   max_pixels: int
+  gram_start: int = 0
 
   @functools.cached_property
   def mixture(self) -> mixture.Mixture:
@@ -52,19 +53,28 @@ class Plan:
   def __getstate__(self) -> dict:
     return {k: v for k, v in self.__dict__.items() if k != 'mixture'}
 
+  def crops_at(self, step: int) -> crops_lib.Crops:
+    """The sizes of a step; no Gram crops before they are needed."""
+    crops = self.crops.of_size(size_at(self.crops, self.seed, step))
+    if step < self.gram_start:
+      return dataclasses.replace(crops, gram_px=None)
+    return crops
+
   def sample(self, row: int) -> dict:
     """Crops, masks and label of one global row number."""
     rng = mixture.generator(self.seed, 1, row)
     source, index = self.mixture.locate(row)
-    out, problem = self._crop(source, index, rng)
+    crops = self.crops_at(row // self.batch_size)
+    out, problem = self._crop(source, index, rng, crops)
     out['row'] = np.int32(row % self.batch_size)
     out['bad'] = np.bool_(problem is not None)
     out['problem'] = problem
     if self.masks is not None:
-      out['mask'] = self._masks(row)
+      out['mask'] = self._masks(row, crops)
     return out
 
-  def _crop(self, source: int, index: int, rng) -> tuple[dict, dict | None]:
+  def _crop(self, source: int, index: int, rng,
+            crops: crops_lib.Crops) -> tuple[dict, dict | None]:
     """Crops of a record; of a drawn other one when it cannot be read."""
     problem = None
     chosen = self.sources[source]
@@ -74,7 +84,7 @@ class Plan:
         record = chosen[index]
         name = record.name
         image = images.open_image(record.image, max_pixels=self.max_pixels)
-        out = crops_lib.multi_crop(image, rng, self.crops)
+        out = crops_lib.multi_crop(image, rng, crops)
         return out | {'label': np.int32(record.label)}, problem
       except (images.BadImage, OSError) as error:
         problem = problem or {'source': chosen.spec, 'name': name,
@@ -85,16 +95,16 @@ class Plan:
         f'decoded, the first ({problem["name"]}) because: '
         f'{problem["reason"]}; check the source')
 
-  def _masks(self, row: int) -> np.ndarray:
+  def _masks(self, row: int, crops: crops_lib.Crops) -> np.ndarray:
     """[v, p] bool. Mask sizes are dealt within a group, shapes per row."""
-    views, spec = self.crops.num_global, self.masks
-    grid = (self.crops.global_px // self.patch_px,) * 2
+    views, spec = crops.num_global, self.masks
+    grid = (crops.global_px // self.patch_px,) * 2
     group, member = divmod(row, self.group_images)
     counts = masking.row_counts(
         self.group_images * views, grid[0] * grid[1], spec,
         mixture.generator(self.seed, 4, group))
     rng = mixture.generator(self.seed, 5, row)
-    largest = masking.max_block(self.crops.global_px, self.patch_px)
+    largest = masking.max_block(crops.global_px, self.patch_px)
     return np.stack([
         masking.row_mask(rng, grid, int(count), largest, spec).reshape(-1)
         for count in counts[member * views:(member + 1) * views]])
@@ -114,6 +124,15 @@ class Plan:
       batch['mask_index'] = np.stack([index for index, _ in pairs])
       batch['mask_weight'] = np.stack([weight for _, weight in pairs])
     return batch
+
+
+def size_at(crops: crops_lib.Crops, seed: int, step: int) -> int:
+  """Which of `crops.sizes` the images of a step have; 0 without."""
+  if not crops.sizes:
+    return 0
+  edges = np.cumsum([entry[3] for entry in crops.sizes])
+  drawn = mixture.generator(seed, 6, step).random() * edges[-1]
+  return int(np.searchsorted(edges, drawn, side='right'))
 
 
 def _reason(error: images.BadImage | OSError) -> str:
@@ -167,13 +186,15 @@ def train_batches(
     crops: crops_lib.Crops, masks: masking.Masks | None, patch_px: int,
     homogeneous: Sequence[tuple[sources_lib.Source, float]] = (),
     process_index: int = 0, process_count: int = 1, num_workers: int = 0,
-    num_threads: int = 2, max_pixels: int = images.DEFAULT_MAX_PIXELS
+    num_threads: int = 2, max_pixels: int = images.DEFAULT_MAX_PIXELS,
+    gram_start: int = 0
 ) -> Iterator[dict]:
   """This process's share of every global batch from `start_step` on.
 
-  Yields numpy dicts: global [b, v, y, x, c] and local uint8; label, row [b];
-  bad [b] (replaced); mask [b, v, p] bool, mask_index and mask_weight [g, m]
-  unless `masks` is None; problems, a list of what could not be read.
+  Yields numpy dicts: global [b, v, y, x, c], local and gram (from step
+  `gram_start` on) uint8; label, row [b]; bad [b] (replaced); mask [b, v, p]
+  bool, mask_index and mask_weight [g, m] unless `masks` is None; problems, a
+  list of what could not be read.
 
   Raises:
     UserError: batch, processes and groups do not divide.
@@ -190,7 +211,8 @@ def train_batches(
       homogeneous=tuple((first + i, probability) for i, (_, probability)
                         in enumerate(homogeneous)),
       seed=seed, batch_size=batch_size, group_images=group_images,
-      crops=crops, masks=masks, patch_px=patch_px, max_pixels=max_pixels)
+      crops=crops, masks=masks, patch_px=patch_px, max_pixels=max_pixels,
+      gram_start=gram_start)
   rows = grain.MapDataset.source(
       _Rows(plan, start_step, process_index, process_count))
   share = batch_size // process_count

@@ -17,65 +17,89 @@ from dinojax.train import recipe as recipe_lib
 
 
 def make(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
-         given: Callable[[dict], dict] | None = None
-         ) -> Callable[[int, dict], dict] | None:
+         given: Callable[[str, dict], dict | None] = lambda name, fresh: None
+         ) -> Callable[[int, dict[str, dict]], dict[str, float]] | None:
   """The evaluator of a run, or None without labelled validation images.
 
   Args:
     recipe: what is trained.
     mesh: the devices.
-    given: puts the weights that a run starts from into fresh parameters.
+    given: puts the weights that a student starts from into its fresh
+      parameters; None where it starts at random.
 
   Returns:
-    (step, teacher parameters) to knn/trained, knn/untrained, knn/raw_pixels
-    and knn/start (of given weights) in per cent; see `guard` for its error.
+    (step, EMA by student) to knn/trained, knn/untrained, knn/raw_pixels and
+    knn/start (of given weights) in per cent, NAME/knn/… of several students;
+    see `guard` for its error.
 
   Raises:
     UserError: a source without labels.
   """
-  settings = recipe.settings
-  plan = settings.knn
-  if not (plan.validation or settings.data.validation):
+  plan, data = recipe.settings.knn, recipe.settings.data
+  if not (plan.validation or data.validation):
     return None
-  train = _labelled(plan.train or settings.data.mixture[0][0], 'knn.train')
-  test = _labelled(plan.validation or settings.data.validation,
-                   'knn.validation')
-  embed = features.embedder(
-      recipe.teacher, settings.augment.mean, settings.augment.std,
-      settings.model.compute_dtype)
+  train = _labelled(plan.train or data.mixture[0][0], 'knn.train')
+  test = _labelled(plan.validation or data.validation, 'knn.validation')
+  students = {
+      name: _Student(one, mesh, train, test,
+                     lambda fresh, name=name: given(name, fresh))
+      for name, one in recipe.each.items()}
 
-  def extract(params, source, limit):
+  def evaluate(step: int, emas: dict[str, dict]) -> dict[str, float]:
+    return {f'{name}/{key}' if name else key: value
+            for name, student in students.items()
+            for key, value in student.evaluate(step, emas[name]).items()}
+
+  return evaluate
+
+
+class _Student:
+  """k-NN of one student, and what it is compared with."""
+
+  def __init__(self, recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
+               train: sources.Source, test: sources.Source,
+               given: Callable[[dict], dict | None]):
+    settings = recipe.settings
+    self._recipe, self._mesh, self._given = recipe, mesh, given
+    self._train, self._test = train, test
+    self._embed = features.embedder(
+        recipe.student, settings.augment.mean, settings.augment.std,
+        settings.model.compute_dtype)
+    self._baselines: dict[str, float] = {}
+
+  def evaluate(self, step: int, ema: dict) -> dict[str, float]:
+    """Scores of the EMA, and of its baselines."""
+    pair, baselines = self._measure(ema), self._baselines
+    if not baselines:
+      fresh = untrained(self._recipe, self._mesh)
+      baselines['knn/raw_pixels'] = self._score('pixels', pair)
+      baselines['knn/untrained'] = self._score('cls', self._measure(fresh))
+      start = self._given(fresh)
+      if start is not None:
+        baselines['knn/start'] = self._score('cls', self._measure(start))
+    found = {'knn/trained': self._score('cls', pair), **baselines}
+    guard(step, found, self._recipe.settings.init.max_knn_drop)
+    return found
+
+  def _measure(self, params: dict) -> tuple:
+    plan = self._recipe.settings.knn
+    return (self._extract(params, self._train, plan.max_train_images),
+            self._extract(params, self._test, plan.max_validation_images))
+
+  def _extract(self, params: dict, source: sources.Source, limit: int):
+    s = self._recipe.settings
     return features.extract(
-        embed, params, source, mesh=mesh, batch_size=plan.batch_size,
-        indices=spread(len(source), limit), resize_px=plan.resize_px,
-        crop_px=plan.crop_px, num_threads=settings.data.num_threads,
-        mean=settings.augment.mean, std=settings.augment.std)
+        self._embed, params, source, mesh=self._mesh,
+        batch_size=s.knn.batch_size, indices=spread(len(source), limit),
+        resize_px=s.knn.resize_px, crop_px=s.knn.crop_px,
+        num_threads=s.data.num_threads, mean=s.augment.mean,
+        std=s.augment.std)
 
-  def measure(params):
-    return (extract(params, train, plan.max_train_images),
-            extract(params, test, plan.max_validation_images))
-
-  def score(name, pair):
-    a, b = pair
+  def _score(self, name: str, pair: tuple) -> float:
+    (a, b), plan = pair, self._recipe.settings.knn
     return knn.top1(
         getattr(a, name), a.labels, getattr(b, name), b.labels, k=plan.k,
         temperature=plan.temperature)
-
-  baselines: dict[str, float] = {}
-
-  def evaluate(step: int, teacher: dict) -> dict[str, float]:
-    pair = measure(teacher)
-    if not baselines:
-      fresh = untrained(recipe, mesh)
-      baselines['knn/raw_pixels'] = score('pixels', pair)
-      baselines['knn/untrained'] = score('cls', measure(fresh))
-      if given:
-        baselines['knn/start'] = score('cls', measure(given(fresh)))
-    found = {'knn/trained': score('cls', pair), **baselines}
-    guard(step, found, settings.init.max_knn_drop)
-    return found
-
-  return evaluate
 
 
 def guard(step: int, found: dict[str, float], most: float | None):
@@ -98,7 +122,7 @@ def guard(step: int, found: dict[str, float], most: float | None):
 
 def untrained(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh) -> dict:
   """The network as it was before the first step."""
-  shardings = sharding.shardings(recipe.teacher.shapes, mesh)
+  shardings = sharding.shardings(recipe.student.shapes, mesh)
   key = jax.random.fold_in(jax.random.key(recipe.settings.seed), 0)
   return jax.jit(recipe.student.init, out_shardings=shardings)(key)
 

@@ -8,15 +8,18 @@ from dinojax.core import errors
 from dinojax.core import tree
 from dinojax.interop import reading
 from dinojax.kernels import resample
+from dinojax.models import convnext
 from dinojax.models import positions
 from dinojax.models import vit
 
 # What a backbone cannot be changed in and stay what it has learned.
-_FIXED = ('embed_dim', 'depth', 'num_heads', 'num_channels', 'ffn',
-          'position', 'norm', 'num_registers')
+_FIXED = {
+    'vit': ('embed_dim', 'depth', 'num_heads', 'num_channels', 'ffn',
+            'position', 'norm', 'num_registers'),
+    'convnext': ('depths', 'dims', 'num_channels')}
 
 
-def backbone(weights: reading.Weights, config: vit.ViTConfig,
+def backbone(weights: reading.Weights, config: reading.Config,
              shapes: tree.Tree, source: str) -> tuple[tree.Tree, list[str]]:
   """Parameters of `weights` in the shapes of `config`.
 
@@ -24,7 +27,7 @@ def backbone(weights: reading.Weights, config: vit.ViTConfig,
     weights: as read.
     config: of the backbone that is trained.
     shapes: its abstract parameters.
-    source: where the weights are from, for messages.
+    source: where the weights are from, for messages: 'init.source=DIR'.
 
   Returns:
     A tree that may lack leaves of `shapes`, float32 numpy; and sentences on
@@ -35,7 +38,25 @@ def backbone(weights: reading.Weights, config: vit.ViTConfig,
   """
   _check(weights.config, config, source)
   params, said = dict(weights.params), []
-  old, new = weights.config, config
+  if isinstance(config, vit.ViTConfig):
+    params, said = _resampled(params, weights.config, config)
+  have, want = dict(tree.items(params)), dict(tree.items(shapes))
+  for name in have.keys() & want.keys():
+    if have[name].shape != want[name].shape:
+      raise errors.UserError(
+          f'{source}: {name} has shape {have[name].shape}, the '
+          f'config asks for {want[name].shape}')
+  for text, names in (('random, as the source has none', want.keys() - have),
+                      ('not used', have.keys() - want)):
+    if names:
+      said.append(f'{", ".join(sorted(names))}: {text}')
+  return params, said
+
+
+def _resampled(params: tree.Tree, old: vit.ViTConfig,
+               new: vit.ViTConfig) -> tuple[tree.Tree, list[str]]:
+  """Patches and positions for the sizes of `new`, and what was changed."""
+  said = []
   if old.patch_px != new.patch_px:
     kernel = params['patch_embed']['kernel']
     params['patch_embed'] = params['patch_embed'] | {
@@ -49,30 +70,22 @@ def backbone(weights: reading.Weights, config: vit.ViTConfig,
           params['pos_embed'], grid, offset=0.0, antialias=side > grid[0]))
       said.append(f'positions of {side} × {side} patches resampled to '
                   f'{grid[0]} × {grid[1]}')
-  have, want = dict(tree.items(params)), dict(tree.items(shapes))
-  for name in have.keys() & want.keys():
-    if have[name].shape != want[name].shape:
-      raise errors.UserError(
-          f'init.source={source}: {name} has shape {have[name].shape}, the '
-          f'config asks for {want[name].shape}')
-  for text, names in (('random, as the source has none', want.keys() - have),
-                      ('not used', have.keys() - want)):
-    if names:
-      said.append(f'{", ".join(sorted(names))}: {text}')
   return params, said
 
 
-def _check(old: vit.ViTConfig, new: vit.ViTConfig, source: str):
-  if not isinstance(old, vit.ViTConfig):
+def _check(old: reading.Config, new: reading.Config, source: str):
+  names = {vit.ViTConfig: 'ViT', convnext.ConvNeXtConfig: 'ConvNeXt'}
+  if type(old) is not type(new):
     raise errors.UserError(
-        f'init.source={source} is a ConvNeXt, and the config trains a ViT: '
-        'use weights of a ViT')
+        f'{source} is a {names[type(old)]}, and the config trains a '
+        f'{names[type(new)]}: use weights of a {names[type(new)]}')
   wrong = [f'model.{key}={getattr(new, key)}, the source has '
            f'{getattr(old, key)}'
-           for key in _FIXED if getattr(old, key) != getattr(new, key)]
+           for key in _FIXED[new.FAMILY]
+           if getattr(old, key) != getattr(new, key)]
   if wrong:
     raise errors.UserError(
-        f'init.source={source} is another architecture: ' + '; '.join(wrong)
+        f'{source} is another architecture: ' + '; '.join(wrong)
         + '; set the config to what the source has')
 
 

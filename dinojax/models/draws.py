@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dinojax.models import convnext
 from dinojax.models import vit
 
 Draws = dict[str, dict]
@@ -21,8 +22,8 @@ def num_kept(rows: int, rate: float) -> int:
   return max(int(rows * (1 - rate)), 1)
 
 
-def draw(key: jax.Array, config: vit.ViTConfig, *, num_groups: int,
-         rows: dict[str, int]) -> Draws:
+def draw(key: jax.Array, config: vit.ViTConfig | convnext.ConvNeXtConfig, *,
+         num_groups: int, rows: dict[str, int]) -> Draws:
   """Draws for one step, by crop kind.
 
   Args:
@@ -35,6 +36,8 @@ def draw(key: jax.Array, config: vit.ViTConfig, *, num_groups: int,
     {kind: {'attn', 'ffn': [g, l, k] int32 kept rows, 'rope': {'shift',
     'log_jitter': [g, l, 2], 'log_rescale': [g, l]}}}; absent when off.
   """
+  if not isinstance(config, vit.ViTConfig):
+    return {}
   out = {}
   for i, (kind, count) in enumerate(rows.items()):
     kind_key = jax.random.fold_in(key, i)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from dinojax.core import tree
+from dinojax.models import convnext
 from dinojax.models import heads
 from dinojax.models import vit
 from dinojax.parallel import sharding
@@ -17,10 +18,36 @@ from dinojax.parallel import sharding
 class NetworkConfig:
   """A backbone and its heads; a head that no loss uses is None."""
 
-  backbone: vit.ViTConfig
+  backbone: vit.ViTConfig | convnext.ConvNeXtConfig
   dino_head: heads.HeadConfig | None
   ibot_head: heads.HeadConfig | None
   shared_head: bool = False  # patches go through the DINO head (DINOv2 short)
+  # The crops have a token for so many pixels, by each side; None: as the
+  # backbone has. Others are resized, so that grids of tokens agree.
+  crops_token_px: int | None = None
+
+
+def make_backbone(config: vit.ViTConfig | convnext.ConvNeXtConfig, *,
+                  rngs: nnx.Rngs) -> vit.ViT | convnext.ConvNeXt:
+  """A backbone of either family."""
+  families = {vit.ViTConfig: vit.ViT,
+              convnext.ConvNeXtConfig: convnext.ConvNeXt}
+  return families[type(config)](config, rngs=rngs)
+
+
+def fit_crops(crops: jax.Array, old_token_px: int,
+              new_token_px: int) -> jax.Array:
+  """[r, y, x, c] crops with as many tokens at another size of tokens.
+
+  Source: DINOv3's distillation into ConvNeXt: bilinear, antialiased.
+  """
+  if old_token_px == new_token_px:
+    return crops
+  r, y, x, c = crops.shape
+  size = [n // old_token_px * new_token_px for n in (y, x)]
+  out = jax.image.resize(
+      crops.astype(jnp.float32), (r, *size, c), 'linear', antialias=True)
+  return out.astype(crops.dtype)
 
 
 class Network(nnx.Module):
@@ -30,7 +57,7 @@ class Network(nnx.Module):
     self.config = config
     width = config.backbone.embed_dim
     dtype = config.backbone.compute_dtype
-    self.backbone = vit.ViT(config.backbone, rngs=rngs)
+    self.backbone = make_backbone(config.backbone, rngs=rngs)
     if config.dino_head:
       self.dino_head = heads.Head(
           width, config.dino_head, dtype=dtype, rngs=rngs)
@@ -54,9 +81,12 @@ class Network(nnx.Module):
       [g, m, k] logits of the masked patches; patches [r, p, d] normed. Split
       over devices as `output_specs` says.
     """
+    token_px = self.config.backbone.token_px
+    crops = {
+        kind: fit_crops(x, self.config.crops_token_px or token_px, token_px)
+        for kind, x in rows['crops'].items()}
     features = self.backbone(
-        rows['crops'], masks=rows.get('masks'), draws=rows.get('draws'),
-        train=train)
+        crops, masks=rows.get('masks'), draws=rows.get('draws'), train=train)
     out = {'cls': {kind: f['cls'].astype(jnp.float32)
                    for kind, f in features.items()}}
     if patches:

@@ -46,6 +46,11 @@ def one_device() -> list[jax.Device]:
   return jax.local_devices()[:1]
 
 
+def host_device() -> list[jax.Device]:
+  """This process's processor, whose memory holds what no chip does."""
+  return jax.local_devices(backend='cpu')[:1]
+
+
 def platform(mesh: jax.sharding.Mesh) -> str:
   """'cpu', 'gpu' or 'tpu': of the mesh, not of the host that compiles."""
   return mesh.devices.flat[0].platform

@@ -81,6 +81,13 @@ def shardings(params: tree.Tree, mesh: jax.sharding.Mesh) -> tree.Tree:
       is_leaf=lambda x: isinstance(x, P))
 
 
+def abstract(params: tree.Tree, mesh: jax.sharding.Mesh) -> tree.Tree:
+  """Shapes, dtypes and places of parameters: the target of a restore."""
+  return jax.tree.map(
+      lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+      params, shardings(params, mesh))
+
+
 def annotate(module: nnx.Module, mesh: jax.sharding.Mesh) -> nnx.Module:
   """Writes each parameter's split axis into its metadata; for `gather`."""
   size = mesh.shape[mesh_lib.FSDP]
@@ -218,6 +225,20 @@ def split_rows(rows: tree.Tree, num_parts: int) -> tree.Tree:
         local, in_specs=spec, out_specs=P(None, *spec))(x)
 
   return jax.tree.map(one, rows)
+
+
+def some_rows(x: jax.Array, unit: int, take: int, of: int) -> jax.Array:
+  """Of every `of` units of `unit` rows the first `take`.
+
+  Without communication: every device holds whole multiples of `of` units.
+  """
+  spec = jax.typeof(x).sharding.spec
+
+  def local(x):
+    parts = x.reshape(-1, of, unit, *x.shape[1:])[:, :take]
+    return parts.reshape(-1, *x.shape[1:])
+
+  return jax.shard_map(local, in_specs=spec, out_specs=spec)(x)
 
 
 def merge_rows(parts: tree.Tree) -> tree.Tree:

@@ -96,8 +96,13 @@ class Checkpoints:
         f'the same command again: it resumes from step {self.latest() or 0}')
 
   def restore(self, abstract: dict, step: int | None = None) -> dict:
-    """The state at `step`, the latest by default, on the given shardings."""
-    state = state_lib.join(self._load(step, state_lib.split(abstract)))
+    """The state at `step`, the latest by default, on the given shardings.
+
+    A frozen teacher is not part of it.
+    """
+    parts = state_lib.split(abstract)
+    state, abstract = (
+        state_lib.join(x) for x in (self._load(step, parts), parts))
     # A typed key comes back with the sharding of its two words.
     return jax.tree.map(
         lambda x, want: x if x.sharding == want.sharding

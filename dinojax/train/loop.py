@@ -15,6 +15,7 @@ import time
 
 from etils import epath
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dinojax.core import errors
@@ -24,12 +25,28 @@ from dinojax.train import checkpoint
 from dinojax.train import program
 from dinojax.train import recipe as recipe_lib
 from dinojax.train import report
+from dinojax.train import segments
 from dinojax.train import state as state_lib
 
-# What an evaluator is: (step, teacher parameters) to named numbers.
-Evaluator = Callable[[int, dict], dict[str, float]]
+# What an evaluator is: (step, EMA by student) to named numbers.
+Evaluator = Callable[[int, dict[str, dict]], dict[str, float]]
 # Batches of this process from a step on.
 Batches = Callable[[int], Iterator[dict]]
+
+
+class Given:
+  """The weights that a run is given: here none."""
+
+  # Fills a Gram teacher's backbone; None: it is a copy of the EMA.
+  anchor: Callable[[dict], dict] | None = None
+
+  def begin(self, state: dict) -> dict:
+    """A fresh state with the weights that it starts from."""
+    return state
+
+  def complete(self, state: dict) -> dict:
+    """A state with what no checkpoint holds: a frozen teacher."""
+    return state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +63,7 @@ class Run:
     evaluation_steps: between evaluations, or None for the end only.
     batches: numpy batches from a step on.
     evaluate: k-NN and what else is measured; None to leave out.
-    begin: puts weights into a fresh state; None: it stays random.
+    given: weights from elsewhere.
     info: facts saved beside the checkpoints and metrics.
   """
 
@@ -59,8 +76,8 @@ class Run:
   evaluation_steps: int | None
   batches: Batches
   evaluate: Evaluator | None
-  begin: Callable[[dict], dict] | None
   info: dict
+  given: Given = Given()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,12 +112,11 @@ def run(job: Run) -> Result:
       archive_every=job.archive_steps)
   start = saved.latest()
   if start is None:
-    state = state_lib.create(job.recipe, job.mesh, settings.seed)
-    state = job.begin(state) if job.begin else state
-    seconds, start = 0.0, 0
+    state, seconds, start = _fresh(job, job.recipe), 0.0, 0
   else:
-    state = saved.restore(state_lib.abstract(job.recipe, job.mesh))
+    state = _restored(job, saved, start)
     seconds = saved.info().get('seconds', 0.0)
+  state = job.given.complete(state)
   with processes.StopSignal() as stop:
     try:
       with contextlib.closing(
@@ -112,6 +128,33 @@ def run(job: Run) -> Result:
           f'{error.strerror or checkpoint.first_line(error)}; free space or '
           'fix the permissions, and start the same command again: it resumes '
           f'from step {saved.latest() or 0}') from error
+
+
+def _fresh(job: Run, recipe: recipe_lib.Recipe) -> dict:
+  """The state before the first step."""
+  recipe = dataclasses.replace(recipe, gram=None)  # comes when it is needed
+  return job.given.begin(
+      state_lib.create(recipe, job.mesh, recipe.settings.seed))
+
+
+def _restored(job: Run, saved: checkpoint.Checkpoints, step: int) -> dict:
+  """The saved state; students that are not in it start now."""
+  recipe = segments.recipe_of(job.recipe, segments.at(job.recipe, step))
+  known = saved.info().get('students', list(recipe.students))
+  old, new = ({name: one for name, one in recipe.students.items()
+               if (name in known) == wanted} for wanted in (True, False))
+  if recipe.students and not old:
+    raise errors.UserError(
+        f'{job.workdir} has none of the students of this config, only '
+        f'{", ".join(known)}: use another --workdir')
+  state = saved.restore(state_lib.abstract(
+      dataclasses.replace(recipe, students=old), job.mesh))
+  if new:
+    fresh = _fresh(job, dataclasses.replace(recipe, students=new))
+    begun = {name: own | {'begun': jnp.copy(state['step'])}
+             for name, own in fresh[state_lib.STUDENTS].items()}
+    state[state_lib.STUDENTS] |= begun
+  return state
 
 
 class _Session:
@@ -137,12 +180,13 @@ class _Session:
     job, step, say = self.job, self.start, self.report.say
     if step:
       say(f'resumed from step {step} of {job.workdir}')
+    state = self.enter(step, state)
     if step >= job.total_steps:
       self.evaluate(step, state)
       return Result(state, step, True, self.seconds, self.evaluation)
     batches = job.batches(step)
     batch = self.next_batch(batches)
-    programs = _compile(job, state, batch, say)
+    programs = _compile_all(job, step, state, say)
     previous = None
     while True:
       if step % job.checkpoint_steps == 0 and step > self.start:
@@ -155,11 +199,12 @@ class _Session:
       if step > self.start:
         batch = self.next_batch(batches)
       self.profile(step)
+      run = programs[segments.at(job.recipe, step)]
       with jax.profiler.StepTraceAnnotation('train', step_num=step):
-        state, metrics = programs.step(
-            state, programs.prepare(batch, np.int32(step)))
+        state, metrics = run.step(state, run.prepare(batch, np.int32(step)))
       self.running = metrics['loss']
       step += 1
+      state = self.enter(step, state)
       if previous is not None:
         self.read(step - 1, previous)
       previous = metrics
@@ -180,9 +225,21 @@ class _Session:
     self.saved.wait()
     return Result(state, step, True, self.seconds, self.evaluation)
 
+  def enter(self, step: int, state: dict) -> dict:
+    """The state with what the segment of its next step needs."""
+    recipe, given = self.job.recipe, self.job.given
+    after = segments.enter(
+        state, segments.recipe_of(recipe, segments.at(recipe, step)),
+        given.anchor)
+    if 'gram' in after and 'gram' not in state:
+      self.report.say(f'step {step}: Gram anchoring begins')
+    return after
+
   def info(self) -> dict:
     """What is saved beside a checkpoint."""
-    return self.job.info | {'seconds': self.seconds}
+    students = list(self.job.recipe.students)
+    return self.job.info | {'seconds': self.seconds} | (
+        {'students': students} if students else {})
 
   def next_batch(self, batches: Iterator[dict]) -> dict:
     """The next batch on the devices; bad images are written down."""
@@ -204,8 +261,7 @@ class _Session:
     if self.job.evaluate is None:
       return
     began = time.monotonic()
-    self.evaluation = self.job.evaluate(
-        step, state[state_lib.ema_part(state)])
+    self.evaluation = self.job.evaluate(step, state_lib.emas(state))
     self.report.evaluated(
         step, self.evaluation, seconds=time.monotonic() - began)
 
@@ -237,22 +293,36 @@ class _Session:
 
 @dataclasses.dataclass(frozen=True)
 class _Programs:
-  """The compiled programs of a stage."""
+  """The compiled programs of a segment."""
 
   prepare: Callable[[dict, np.int32], dict]
   step: Callable[[dict, dict], tuple[dict, dict]]
 
 
-def _compile(job: Run, state: dict, batch: dict,
-             say: Callable[[str], None]) -> _Programs:
+def _compile_all(job: Run, start: int, state: dict,
+                 say: Callable[[str], None]
+                 ) -> dict[segments.Segment, _Programs]:
   """Compiles all programs before the first step; says how long it took."""
-  began = time.monotonic()
-  prepare = jax.jit(functools.partial(
-      recipe_lib.prepare, job.recipe.settings))
-  prepare = prepare.lower(batch, np.int32(0)).compile()
-  rows = program.prepared(job.recipe.settings, batch, job.mesh)
-  step = program.lower(job.recipe, state, rows).compile(
-      mesh_lib.compiler_options(job.mesh))
-  say(f'compiled in {time.monotonic() - began:.1f}s for '
-      f'{job.mesh.size} × {mesh_lib.platform(job.mesh)}')
-  return _Programs(prepare, step)
+  found = segments.between(job.recipe, start, job.total_steps)
+  platform, out = mesh_lib.platform(job.mesh), {}
+  for segment in found:
+    began = time.monotonic()
+    recipe = segments.recipe_of(job.recipe, segment)
+    out[segment] = _compile(recipe, job.mesh, program.shapes_of(
+        segments.enter(state, recipe, lambda like: like)))
+    say(f'compiled in {time.monotonic() - began:.1f}s for '
+        f'{job.mesh.size} × {platform}'
+        + (f': {segment.describe(recipe)}' if len(found) > 1 else ''))
+  return out
+
+
+def _compile(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
+             state: dict) -> _Programs:
+  batch = program.abstract_batch(recipe.settings, mesh)
+  del batch['label']
+  prepare = jax.jit(functools.partial(recipe_lib.prepare, recipe.settings))
+  rows = program.prepared(recipe.settings, batch, mesh)
+  step = program.lower(recipe, state, rows)
+  return _Programs(
+      prepare.lower(batch, np.int32(0)).compile(),
+      step.compile(mesh_lib.compiler_options(mesh)))

@@ -32,10 +32,14 @@ def target_metrics(targets: jax.Array) -> dict[str, jax.Array]:
   """
   k = targets.shape[-1]
   targets = targets.astype(jnp.float32)
-  entropy = lambda p: -jnp.sum(p * jnp.log(p + 1e-20), axis=-1)
   mean = targets.mean(tuple(range(targets.ndim - 1)))
-  return {'teacher/entropy': entropy(targets).mean() / math.log(k),
-          'teacher/usage': jnp.exp(entropy(mean)) / k}
+  return {'teacher/entropy': mean_entropy(targets) / math.log(k),
+          'teacher/usage': jnp.exp(mean_entropy(mean)) / k}
+
+
+def mean_entropy(targets: jax.Array) -> jax.Array:
+  """Of distributions [..., k], nats."""
+  return -jnp.sum(targets * jnp.log(targets + 1e-20), axis=-1).mean()
 
 
 def feature_metrics(cls: jax.Array) -> dict[str, jax.Array]:
@@ -55,15 +59,16 @@ def loss_metrics(loss: jax.Array, entropy: jax.Array,
 
   Args:
     loss: mean cross-entropy, nats.
-    entropy: teacher/entropy, of ln K.
+    entropy: mean entropy of the targets, nats.
     num_prototypes: K.
 
   Returns:
     dino/loss_over_log_k: 1 for a uniform student, whatever the targets;
     dino/divergence: of student from teacher, what can still be learned.
   """
-  ratio = loss / math.log(num_prototypes)
-  return {'dino/loss_over_log_k': ratio, 'dino/divergence': ratio - entropy}
+  log_k = math.log(num_prototypes)
+  return {'dino/loss_over_log_k': loss / log_k,
+          'dino/divergence': (loss - entropy) / log_k}
 
 
 class Monitor:

@@ -30,6 +30,13 @@ def lower(recipe: recipe_lib.Recipe, state: dict,
       donate_argnums=0, out_shardings=(keep, None)).lower(state, rows)
 
 
+def shapes_of(state: dict) -> dict:
+  """Shapes and places of arrays, to compile for while they change."""
+  return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+      state)
+
+
 def prepared(settings: settings_lib.Settings, batch: dict,
              mesh: jax.sharding.Mesh) -> dict:
   """Shapes of what the step gets for a batch (or its shapes)."""
@@ -52,10 +59,12 @@ def abstract_batch(settings: settings_lib.Settings,
          'bad': array(jnp.bool_, b)}
   if s.crops.num_local:
     out['local'] = crop(s.crops.num_local, s.crops.local_px)
-  if s.ibot.loss_weight:
+  if s.gram_px:
+    out['gram'] = crop(s.crops.num_global, s.gram_px)
+  if s.chosen:
     groups = b // s.train.group_images
     size = sum(masking.upper_bounds(
-        s.train.group_images * s.crops.num_global, s.num_patches, s.masks))
+        s.train.group_images * s.crops.num_global, s.num_patches, s.chosen))
     out |= {'mask': array(jnp.bool_, b, s.crops.num_global, s.num_patches),
             'mask_index': array(jnp.int32, groups, size),
             'mask_weight': array(jnp.float32, groups, size)}

@@ -4,6 +4,7 @@ Pretraining of either generation is a value of `Recipe`; later stages add
 entries to its targets and terms, never another step.
 """
 
+from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Any
 
@@ -11,14 +12,18 @@ import jax
 
 from dinojax.augment import photometric
 from dinojax.kernels import attention
+from dinojax.models import convnext
 from dinojax.models import draws
 from dinojax.models import network
 from dinojax.models import vit
 from dinojax.parallel import mesh as mesh_lib
+from dinojax.train import distilled
 from dinojax.train import optimizer
 from dinojax.train import schedules
 from dinojax.train import sections
 from dinojax.train import settings as settings_lib
+
+Backbone = vit.ViTConfig | convnext.ConvNeXtConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,25 +32,35 @@ class Recipe:
 
   Attributes:
     settings: the checked config, platform choices resolved.
-    student: network with stochastic depth and RoPE augmentation.
+    student: network with stochastic depth and RoPE augmentation; None: there
+      are several.
     teacher: what makes the targets: the same network without them, or a
       larger one.
+    schedules: named functions of the step.
+    optimizer: AdamW with per-parameter factors.
     has_frozen_teacher: whether the teacher is given and stays as it is; then
       the student's EMA is kept beside it.
     gram: the backbone of the Gram teacher, if it has one of its own.
+    gram_start: the first step with Gram anchoring.
     gram_refresh: when that is renewed, or None for never.
-    schedules: named functions of the step.
-    optimizer: AdamW with per-parameter factors.
+    students: by name, when several learn from one frozen teacher.
   """
 
   settings: settings_lib.Settings
-  student: network.Functional
+  student: network.Functional | None
   teacher: network.Functional
   schedules: dict[str, Any]
-  optimizer: optimizer.AdamW
+  optimizer: optimizer.AdamW | None
   has_frozen_teacher: bool = False
   gram: network.Functional | None = None
+  gram_start: int = 0
   gram_refresh: 'Refresh | None' = None
+  students: Mapping[str, 'Recipe'] = dataclasses.field(default_factory=dict)
+
+  @property
+  def each(self) -> Mapping[str, 'Recipe']:
+    """The students by name; one alone has no name."""
+    return self.students or {'': self}
 
   def draw(self, key: jax.Array, num_groups: int) -> draws.Draws:
     """What the student draws in one step."""
@@ -68,14 +83,22 @@ class Refresh:
 
 def prepare(settings: settings_lib.Settings, batch: dict,
             step: jax.Array) -> dict:
-  """A batch of uint8 crops with photometric augmentation, normalised."""
+  """A batch of uint8 crops with photometric augmentation, normalised.
+
+  The Gram teacher's crops are only normalised.
+  """
   key = jax.random.fold_in(jax.random.key(settings.seed), 1)
+  dtype = settings.model.compute_dtype
   out = dict(batch)
   for kind in ('global', 'local'):
     if kind in batch:
       out[kind] = photometric.augment(
           batch[kind], key, step, batch['row'], kind=kind,
-          spec=settings.augment, dtype=settings.model.compute_dtype)
+          spec=settings.augment, dtype=dtype)
+  if 'gram' in batch:
+    spec = settings.augment
+    out['gram'] = photometric.normalize(
+        batch['gram'], spec.mean, spec.std, dtype)
   return out
 
 
@@ -88,29 +111,62 @@ def build(settings: settings_lib.Settings, mesh: jax.sharding.Mesh,
     settings: from `settings.read`.
     mesh: decides 'auto' values by its platform.
     epoch_steps: steps of one epoch, for durations given in epochs.
-    frozen_teacher: what is distilled; None: the EMA of the student teaches.
+    frozen_teacher: what is distilled; None: what distillation.model says, or
+      else the EMA of the student teaches.
+
+  Raises:
+    UserError: teacher and student do not fit each other.
   """
-  settings = resolve(settings, mesh_lib.platform(mesh))
-  student = network_config(settings)
-  quiet = still(student.backbone)
-  teacher = dataclasses.replace(student, backbone=quiet)
+  platform = mesh_lib.platform(mesh)
+  settings = resolve(settings, platform)
+  frozen_teacher = frozen_teacher or distilled.from_settings(settings)
   make = lambda config: network.Functional(
       lambda rngs: network.Network(config, rngs=rngs), mesh)
-  student = make(student)
+  teacher = None
+  if frozen_teacher:
+    frozen_teacher = distilled.fitted(frozen_teacher, settings)
+    teacher = make(dataclasses.replace(
+        frozen_teacher, backbone=resolve_model(
+            still(frozen_teacher.backbone), platform)))
+  if settings.students:
+    students = {
+        name: _one(own, mesh, epoch_steps, make, teacher,
+                   crops_token_px=settings.model.token_px)
+        for name, own in settings.students.items()}
+    return Recipe(
+        settings=settings, student=None, teacher=teacher,
+        has_frozen_teacher=True, optimizer=None, students=students,
+        schedules=make_schedules(settings, epoch_steps))
+  return _one(settings, mesh, epoch_steps, make, teacher)
+
+
+def _one(settings: settings_lib.Settings, mesh: jax.sharding.Mesh,
+         epoch_steps: int, make: Callable, frozen: network.Functional | None,
+         crops_token_px: int | None = None) -> Recipe:
+  """The recipe of one student."""
+  settings = resolve(settings, mesh_lib.platform(mesh))
+  config = dataclasses.replace(
+      network_config(settings), crops_token_px=crops_token_px)
+  quiet = still(config.backbone)
+  student = make(config)
   gram = None
   if settings.gram.has_backbone:
-    gram = network.Functional(lambda rngs: vit.ViT(quiet, rngs=rngs), mesh)
+    gram = network.Functional(
+        lambda rngs: network.make_backbone(quiet, rngs=rngs), mesh)
   return Recipe(
       settings=settings, student=student,
-      teacher=make(frozen_teacher or teacher),
-      has_frozen_teacher=frozen_teacher is not None,
-      gram=gram, gram_refresh=_refresh(settings, epoch_steps),
+      teacher=frozen or make(dataclasses.replace(config, backbone=quiet)),
+      has_frozen_teacher=frozen is not None,
+      gram=gram, gram_start=_steps(settings, settings.gram.start, epoch_steps),
+      gram_refresh=_refresh(settings, epoch_steps),
       schedules=make_schedules(settings, epoch_steps),
       optimizer=make_optimizer(settings, student.shapes))
 
 
-def still(backbone: vit.ViTConfig) -> vit.ViTConfig:
+def still(backbone: Backbone) -> Backbone:
   """A backbone that draws nothing at random."""
+  if not isinstance(backbone, vit.ViTConfig):
+    return backbone
   return dataclasses.replace(
       backbone, drop_path_rate=0.0, rope_shift=None, rope_jitter=None,
       rope_rescale=None)
@@ -120,24 +176,44 @@ def _refresh(s: settings_lib.Settings, epoch_steps: int) -> Refresh | None:
   if not s.gram.has_backbone or s.gram.refresh_every is None:
     return None
   start, every = (
-      d.steps(batch_size=s.train.batch_size, epoch_steps=epoch_steps)
+      _steps(s, d, epoch_steps)
       for d in (s.gram.refresh_start, s.gram.refresh_every))
   return Refresh(start, every, s.gram.max_refreshes)
+
+
+def _steps(s: settings_lib.Settings, length: sections.Duration,
+           epoch_steps: int) -> int:
+  return length.steps(
+      batch_size=s.train.batch_size, epoch_steps=epoch_steps)
 
 
 def resolve(settings: settings_lib.Settings,
             platform: str) -> settings_lib.Settings:
   """Replaces 'auto' by what suits 'cpu', 'gpu' or 'tpu'."""
-  model, on_cpu = settings.model, platform == 'cpu'
-  choices = {
-      'dtype': 'float32' if on_cpu else 'bfloat16',
-      'packing': 'stream' if on_cpu else 'tuple',
-      'attention': attention.choose(
-          platform, model.embed_dim, model.num_heads)}
-  chosen = {key: value for key, value in choices.items()
-            if getattr(model, key) == 'auto'}
   return dataclasses.replace(
-      settings, model=dataclasses.replace(model, **chosen))
+      settings, model=resolve_model(settings.model, platform))
+
+
+def resolve_model(model: Backbone, platform: str) -> Backbone:
+  """`resolve` of a backbone."""
+  on_cpu = platform == 'cpu'
+  choices = {'dtype': 'float32' if on_cpu else 'bfloat16'}
+  if isinstance(model, vit.ViTConfig):
+    choices |= {
+        'packing': 'stream' if on_cpu else 'tuple',
+        'attention': attention.choose(
+            platform, model.embed_dim, model.num_heads)}
+  return dataclasses.replace(model, **{
+      key: value for key, value in choices.items()
+      if getattr(model, key) == 'auto'})
+
+
+def student_network(s: settings_lib.Settings,
+                    mesh: jax.sharding.Mesh) -> network.Functional:
+  """The student's network alone, as it runs on a mesh."""
+  config = network_config(resolve(s, mesh_lib.platform(mesh)))
+  return network.Functional(
+      lambda rngs: network.Network(config, rngs=rngs), mesh)
 
 
 def network_config(s: settings_lib.Settings) -> network.NetworkConfig:
@@ -161,15 +237,13 @@ def make_optimizer(s: settings_lib.Settings, shapes) -> optimizer.AdamW:
 
 def total_steps(s: settings_lib.Settings, epoch_steps: int) -> int:
   """Length of training in steps."""
-  return s.train.total.steps(
-      batch_size=s.train.batch_size, epoch_steps=epoch_steps)
+  return _steps(s, s.train.total, epoch_steps)
 
 
 def make_schedules(s: settings_lib.Settings, epoch_steps: int) -> dict:
   """Named functions of the step."""
   total = total_steps(s, epoch_steps)
-  steps = lambda d: d.steps(
-      batch_size=s.train.batch_size, epoch_steps=epoch_steps)
+  steps = lambda length: _steps(s, length, epoch_steps)
 
   def curve(c: sections.Curve, factor=1.0, end_factor=1.0):
     peak, end = c.peak * factor, c.end * end_factor
@@ -182,7 +256,8 @@ def make_schedules(s: settings_lib.Settings, epoch_steps: int) -> dict:
         cosine_steps=None if c.cosine is None else steps(c.cosine))
 
   plan = s.schedules
-  scale = schedules.scale_lr(1.0, s.train.batch_size, plan.lr_rule)
+  scale = schedules.scale_lr(
+      1.0, s.train.batch_size * s.train.share, plan.lr_rule)
   # The published schedules: v2 leaves the final rate unscaled, v3 scales it.
   lr = curve(plan.lr, scale, scale if plan.style == 'v3' else 1.0)
   frozen = steps(s.init.freeze_backbone)

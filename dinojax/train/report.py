@@ -33,8 +33,9 @@ class Report:
     settings = recipe.settings
     self._every = settings.log.every_steps
     self._progress = log.Progress(total_steps, start)
-    self._monitor = monitor.Monitor(settings.dino.num_prototypes)
-    self._knn: float | None = None
+    self._monitors = {name: monitor.Monitor(settings.dino.num_prototypes)
+                      for name in recipe.each}
+    self._knn: list[float] = []  # of every student
     self.waited = self.rested = 0.0
     self._logged = (start, time.monotonic())
     name = 'bad_images.jsonl' if self._first else (
@@ -88,7 +89,9 @@ class Report:
                 seconds: float):
     """Logs an evaluation that took `seconds`."""
     self.rested += seconds
-    self._knn = numbers.get('knn/trained', self._knn)
+    scores = [value for name, value in numbers.items()
+              if name.endswith('knn/trained')]
+    self._knn = scores or self._knn
     if self._first:
       self._metrics.write({'step': step, **numbers,
                            'time/evaluation_s': seconds})
@@ -107,11 +110,13 @@ class Report:
   def _check_finite(self, step: int, values: Mapping[str, np.ndarray]):
     """Stops after several non-finite steps in a row."""
     settings = self._recipe.settings
-    names = tree.names(self._recipe.student.shapes)
+    names = [f'{student} {name}'.strip()
+             for student, one in self._recipe.each.items()
+             for name in tree.names(one.student.shapes)]
     first = int(values['first_bad_leaf'])
     where = (f'the gradient of {names[first]}' if first >= 0 else 'the loss')
     terms = [name for name, value in values.items()
-             if name.startswith('loss/') and not np.isfinite(value)]
+             if 'loss/' in name and not np.isfinite(value)]
     count, limit = int(values['nonfinite_in_row']), (
         settings.train.max_nonfinite_steps)
     text = (f'step {step}: {where} is not finite'
@@ -155,17 +160,21 @@ class Report:
     self._metrics.write(row)
     self._board.write(step, row)
     self._progress.show(step, self._line(row))
-    warning = self._monitor.check(row)
-    if warning:
-      self.say(f'step {step}: {warning}')
+    for name, watch in self._monitors.items():
+      # What is of one student stands in the row under its name.
+      warning = watch.check(row | {
+          key.removeprefix(f'{name}/'): value for key, value in row.items()
+          if name and key.startswith(f'{name}/')})
+      if warning:
+        self.say(f'step {step}: {name + ": " if name else ""}{warning}')
 
   def _line(self, row: Mapping[str, float]) -> dict[str, str]:
     """The parts of the progress line."""
     parts = {'loss': f'{row["loss"]:.3f}'}
     if 'dino/loss_over_log_k' in row:
       parts['loss/ln K'] = f'{row["dino/loss_over_log_k"]:.3f}'
-    if self._knn is not None:
-      parts['k-NN'] = f'{self._knn:.1f}%'
+    if self._knn:
+      parts['k-NN'] = ' '.join(f'{score:.1f}%' for score in self._knn)
     return parts | {
         'images/s': f'{row["time/images_per_s"]:.1f}',
         'data wait': f'{row["time/data_wait_pct"]:.0f}%'}

@@ -59,6 +59,15 @@ class Settings:
     return rows * columns
 
   @property
+  def chosen(self) -> masking.Masks | None:
+    """Which patches iBOT predicts, of the masks if they hide any."""
+    if not self.ibot.loss_weight:
+      return None
+    if self.distillation.is_on and self.distillation.patches == 'all':
+      return masking.Masks(probability=1.0, ratio=(1.0, 1.0))
+    return self.masks
+
+  @property
   def gram_px(self) -> int | None:
     """Side of the Gram teacher's crops; None: there are none."""
     if not self.gram.has_backbone:

@@ -21,6 +21,7 @@ from dinojax.parallel import sharding
 from dinojax.train import monitor
 from dinojax.train import optimizer
 from dinojax.train import recipe as recipe_lib
+from dinojax.train import several
 from dinojax.train import state as state_lib
 
 Array = jax.Array
@@ -41,42 +42,62 @@ def train_step(state: dict, batch: dict, *,
   Returns:
     The next state, and metrics: float32 scalars by name.
   """
-  sched = {name: f(state['step']) for name, f in recipe.schedules.items()}
-  grads, centers, metrics = differentiate(state, batch, sched, recipe)
-  new, update_metrics = update(state, grads, metrics['loss'], sched, recipe)
+  sched = scheduled(state['step'], recipe)
+  rows = network_rows(batch)
+  targets, centers, seen = make_targets(state, rows, sched, recipe)
+  if recipe.students:
+    new, metrics = several.learn(state, rows, targets, recipe, _learn)
+  else:
+    new, metrics = _learn(state, rows, targets, sched, recipe)
+    metrics |= {f'schedule/{name}': value for name, value in sched.items()}
   if 'bad' in batch:
     new['counters']['bad_images'] += jnp.sum(batch['bad'].astype(jnp.int32))
   if centers:
     new['centers'] = centers
   new['step'] = state['step'] + 1
-  return new, metrics | update_metrics | {
-      'bad_images': new['counters']['bad_images'],
-      **{f'schedule/{name}': value for name, value in sched.items()}}
+  return new, seen | metrics | {'bad_images': new['counters']['bad_images']}
 
 
-def differentiate(state: dict, batch: dict, sched: dict,
-                  recipe: recipe_lib.Recipe) -> tuple[dict, dict, dict]:
-  """Gradients of the student, the next centers, and metrics of the losses.
+def scheduled(step: Array, recipe: recipe_lib.Recipe) -> dict:
+  """Values of the schedules."""
+  return {name: f(step) for name, f in recipe.schedules.items()}
+
+
+def _learn(state: dict, rows: dict, targets: dict, sched: dict,
+           recipe: recipe_lib.Recipe) -> tuple[dict, dict]:
+  """One student's update, and its metrics."""
+  grads, metrics = differentiate(state, rows, targets, sched, recipe)
+  new, said = update(state, grads, metrics['loss'], sched, recipe)
+  return new, metrics | said
+
+
+def differentiate(state: dict, rows: dict, targets: dict, sched: dict,
+                  recipe: recipe_lib.Recipe) -> tuple[dict, dict]:
+  """Gradients of the student, and metrics of the losses.
 
   Args:
-    state: see state.init.
-    batch: see `train_step`.
+    state: see state.init, or state.init_student with step and key.
+    rows: see `network_rows`.
+    targets: see `make_targets`.
     sched: values of the schedules at this step.
     recipe: what is trained.
   """
   key = jax.random.fold_in(state['key'], state['step'])
-  rows = network_rows(batch)
-  num_groups = batch['global'].shape[0] // recipe.settings.train.group_images
+  num_groups = num_images(rows, recipe) // recipe.settings.train.group_images
   drawn = jax.tree.map(
       sharding.constrain, recipe.draw(key, num_groups))
-  targets, centers, seen = make_targets(state, rows, sched, recipe)
   grads, metrics = gradients(
       state['student'], rows | {'draws': drawn}, targets, sched, recipe)
   if 'loss/dino_global' in metrics:
-    seen |= monitor.loss_metrics(
-        metrics['loss/dino_global'], seen['teacher/entropy'],
+    metrics |= monitor.loss_metrics(
+        metrics['loss/dino_global'], monitor.mean_entropy(targets['dino']),
         recipe.settings.dino.num_prototypes)
-  return grads, centers, metrics | seen
+  return grads, metrics
+
+
+def num_images(rows: dict, recipe: recipe_lib.Recipe) -> int:
+  """Images whose crops are the rows."""
+  return len(rows['crops']['global']) // recipe.settings.crops.num_global
 
 
 def network_rows(batch: dict) -> dict:
@@ -223,9 +244,9 @@ def terms(student: dict, rows: dict, targets: dict, sched: dict,
           recipe: recipe_lib.Recipe) -> dict[str, tuple[Array, Array]]:
   """(weight, value) of every loss term, by name."""
   s = recipe.settings
-  # DINOv3 distils whole images: then masks choose patches and hide none.
-  hidden = () if not recipe.has_frozen_teacher else ('masks',)
-  seen = {k: v for k, v in rows.items() if k not in hidden}
+  # Whole images are distilled: then masks choose patches and hide none.
+  hide = not recipe.has_frozen_teacher or s.distillation.hide_masked
+  seen = {k: v for k, v in rows.items() if hide or k != 'masks'}
   out = recipe.student.outputs(
       student, seen, train=True, patches='gram' in targets)
   views = {'global': s.crops.num_global, 'local': s.crops.num_local}

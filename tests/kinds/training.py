@@ -286,7 +286,9 @@ def training(case):
     @functools.partial(jax.jit, out_shardings=(keep, None, None))
     def step(state, batch):
       sched = {k: f(state['step']) for k, f in recipe.schedules.items()}
-      grads, _, _ = step_lib.differentiate(state, batch, sched, recipe)
+      rows = step_lib.network_rows(batch)
+      targets, _, _ = step_lib.make_targets(state, rows, sched, recipe)
+      grads, _ = step_lib.differentiate(state, rows, targets, sched, recipe)
       return *step_lib.train_step(state, batch, recipe=recipe), grads
 
     count = len(case.inputs['lr'])

@@ -1,0 +1,1 @@
+"""Chains of stages, one file a recipe: `--recipe=configs/recipes/x.py`."""

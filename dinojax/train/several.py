@@ -1,0 +1,93 @@
+"""Several students of one frozen teacher, in one step.
+
+The teacher looks at the batch once. Every student then learns by the same
+function as one alone, from its share of the batch, on its own clock.
+"""
+
+from collections.abc import Callable
+import fractions
+
+import jax
+import jax.numpy as jnp
+
+from dinojax.parallel import sharding
+from dinojax.train import recipe as recipe_lib
+from dinojax.train import state as state_lib
+
+_MOST_PARTS = 64
+
+
+def learn(state: dict, rows: dict, targets: dict, recipe: recipe_lib.Recipe,
+          one: Callable) -> tuple[dict, dict]:
+  """Updates every student.
+
+  Args:
+    state: see state.init.
+    rows: of the batch, see step.network_rows.
+    targets: of the batch, see step.make_targets.
+    recipe: of several students.
+    one: (state, rows, targets, schedules, recipe) to the next state and
+      metrics of one student.
+
+  Returns:
+    The next state; metrics as NAME/metric, and of all together loss,
+    nonfinite_in_row, first_bad_leaf and skipped_steps.
+  """
+  new, metrics, offset = {}, {}, 0
+  total = {'loss': jnp.zeros(()), 'first_bad_leaf': jnp.full((), -1),
+           'nonfinite_in_row': state_lib.zero(),
+           'skipped_steps': state_lib.zero()}
+  for name, own in recipe.students.items():
+    entries = state[state_lib.STUDENTS][name]
+    step = state['step'] - entries['begun']
+    sched = {key: f(step) for key, f in own.schedules.items()}
+    key = state_lib.student_key(state['key'], name)
+    after, said = one(
+        entries | {'step': step, 'key': key},
+        *share(rows, targets, own.settings), sched, own)
+    new[name] = {key: after[key] for key in entries}
+    metrics |= {f'{name}/{key}': value for key, value in said.items()}
+    metrics |= {f'{name}/schedule/{key}': value
+                for key, value in sched.items()}
+    bad = said['first_bad_leaf']
+    total = {
+        'loss': total['loss'] + said['loss'],
+        'first_bad_leaf': jnp.where(
+            (total['first_bad_leaf'] < 0) & (bad >= 0), bad + offset,
+            total['first_bad_leaf']),
+        'nonfinite_in_row': jnp.maximum(
+            total['nonfinite_in_row'], said['nonfinite_in_row']),
+        'skipped_steps': total['skipped_steps'] + said['skipped_steps']}
+    offset += len(jax.tree.leaves(entries['student']))
+  return state | {
+      state_lib.STUDENTS: new,
+      'counters': dict(state['counters'])}, metrics | total
+
+
+def parts(share_of_batch: float) -> tuple[int, int]:
+  """A share as so many groups of so many."""
+  fraction = fractions.Fraction(share_of_batch).limit_denominator(_MOST_PARTS)
+  return fraction.numerator, fraction.denominator
+
+
+def share(rows: dict, targets: dict, settings) -> tuple[dict, dict]:
+  """The rows and targets of a student's part of the groups of images.
+
+  Of every few groups the first some, so that all devices have as many.
+  """
+  take, of = parts(settings.train.share)
+  if take == of:
+    return rows, targets
+  group, crops = settings.train.group_images, settings.crops
+  views = {'global': crops.num_global, 'local': crops.num_local}
+  pick = lambda x, unit: sharding.some_rows(x, unit, take, of)
+  out = dict(rows)
+  for name in ('crops', 'masks'):
+    if name in rows:
+      out[name] = {kind: pick(x, group * views[kind])
+                   for kind, x in rows[name].items()}
+  for name in ('mask_index', 'mask_weight'):
+    if name in rows:
+      out[name] = pick(rows[name], 1)
+  units = {'dino': group, 'ibot': 1}
+  return out, {name: pick(x, units[name]) for name, x in targets.items()}
