@@ -202,7 +202,7 @@ def describe(recipe: recipe_lib.Recipe, mesh, num_images: int,
 
 
 def _sizes(net: network.Functional) -> str:
-  return ', '.join(f'{name} {tree.num_elements(part) / 1e6:.1f} M'
+  return ', '.join(f'{name} {tree.num_elements(part) / 1e6:.3g} M'
                    for name, part in net.shapes.items())
 
 

@@ -31,6 +31,9 @@ def get_config(arg: str = ''):
 
   c.highres = vitg_highres.get_config(arg)
   c.highres.init.source = 'stage:pretrain'
+  if smoke:  # larger than before, as 518 pixels are than 224
+    larger = 6 * c.highres.model.patch_px
+    c.highres.model.image_px = c.highres.crops.global_px = larger
 
   c.distil = vitg_distill.get_config('s,b,smoke' if smoke else '')
   c.distil.distillation.source = 'stage:highres'

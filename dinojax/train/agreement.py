@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import typing
 
 from dinojax.augment import photometric
@@ -26,6 +28,10 @@ def check(s: Settings, problems: Errors):
   _check_gram(s, problems)
   _check_init(s, problems)
   _check_distillation(s, problems)
+  for name in s.students:
+    problems.check(
+        re.fullmatch(r'\w+', name) is not None,
+        f'students.{name!r}: a name is letters, digits and _')
   for name, student in s.each.items():
     with problems.inside(f'students.{name}' if name else ''):
       _check_model(student, problems)
@@ -237,6 +243,13 @@ def _check_student(s: Settings, base: Settings, problems: Errors):
       f'model: patches of {s.model.token_px} pixels, and the crops are made '
       f'for patches of {largest}: give the config the model of the student '
       'with the largest patches')
+  mine = dataclasses.replace(
+      s.train, total=base.train.total, share=base.train.share)
+  for field in dataclasses.fields(mine):
+    own, shared = (getattr(x, field.name) for x in (mine, base.train))
+    problems.check(
+        own == shared,
+        f'train.{field.name}={own} is {shared} for all students: leave it out')
   problems.check(
       0 < s.train.share <= 1,
       f'train.share={s.train.share} is not in (0, 1]')

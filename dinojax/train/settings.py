@@ -6,6 +6,7 @@ A config (configs/*.py) has the sections of `Settings`; keys are field names.
 
 from collections.abc import Mapping
 import dataclasses
+import fractions
 import math
 from typing import Any
 import warnings
@@ -21,6 +22,7 @@ from dinojax.train import agreement
 from dinojax.train import sections
 
 free = config_lib.free
+_MOST_PARTS = 64  # of a batch, in shares
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,11 +155,29 @@ def check_devices(settings: Settings, num_devices: int):
         f'koleo.group_images={spread} does not divide the {rows} images that '
         f'a device takes at a time; with train.num_micro_batches > 1 a group '
         f'must: set koleo.group_images to {math.gcd(rows, spread)}')
-  _warn_rounding(settings)
+  for name, student in settings.each.items():
+    _check_share(student, name, rows // group)
+    _warn_rounding(student)
+
+
+def _check_share(settings: Settings, name: str, groups: int):
+  """Whether the groups of a device can be divided as a student's share says."""
+  take, of = fraction(settings.train.share)
+  if groups % of:
+    raise errors.UserError(
+        f'students.{name}.train.share={settings.train.share} is {take} of '
+        f'{of} groups, and a device takes {groups} groups at a time: set it '
+        f'to a multiple of 1/{groups}, or train.group_images to less')
+
+
+def fraction(share: float) -> tuple[int, int]:
+  """A share as so many groups of so many."""
+  exact = fractions.Fraction(share).limit_denominator(_MOST_PARTS)
+  return exact.numerator, exact.denominator
 
 
 def _warn_rounding(settings: Settings):
-  rate = settings.model.drop_path_rate
+  rate = getattr(settings.model, 'drop_path_rate', 0.0)
   if not rate:
     return
   for kind in ('global', 'local'):

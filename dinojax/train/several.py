@@ -5,16 +5,14 @@ function as one alone, from its share of the batch, on its own clock.
 """
 
 from collections.abc import Callable
-import fractions
 
 import jax
 import jax.numpy as jnp
 
 from dinojax.parallel import sharding
 from dinojax.train import recipe as recipe_lib
+from dinojax.train import settings as settings_lib
 from dinojax.train import state as state_lib
-
-_MOST_PARTS = 64
 
 
 def learn(state: dict, rows: dict, targets: dict, recipe: recipe_lib.Recipe,
@@ -64,18 +62,13 @@ def learn(state: dict, rows: dict, targets: dict, recipe: recipe_lib.Recipe,
       'counters': dict(state['counters'])}, metrics | total
 
 
-def parts(share_of_batch: float) -> tuple[int, int]:
-  """A share as so many groups of so many."""
-  fraction = fractions.Fraction(share_of_batch).limit_denominator(_MOST_PARTS)
-  return fraction.numerator, fraction.denominator
-
-
-def share(rows: dict, targets: dict, settings) -> tuple[dict, dict]:
+def share(rows: dict, targets: dict,
+          settings: settings_lib.Settings) -> tuple[dict, dict]:
   """The rows and targets of a student's part of the groups of images.
 
   Of every few groups the first some, so that all devices have as many.
   """
-  take, of = parts(settings.train.share)
+  take, of = settings_lib.fraction(settings.train.share)
   if take == of:
     return rows, targets
   group, crops = settings.train.group_images, settings.crops

@@ -1,6 +1,7 @@
 """Batches are a function of (seed, step), whoever makes them."""
 
 import collections
+import dataclasses
 import io
 import multiprocessing
 import os
@@ -294,3 +295,39 @@ def test_center_crop_rounds_as_torchvision():
       images.open_image(out.getvalue()), resize_px=61, crop_px=40)
   # 100 × 61 is not resized; the left border is round((100 − 40) / 2) = 30.
   np.testing.assert_array_equal(got[0, :, 0], np.arange(30, 70))
+
+
+SIZES = ((16, 8, None, 0.25), (24, 16, 40, 0.0), (32, 8, None, 0.75))
+
+
+def test_a_step_draws_its_sizes_for_all_rows():
+  spec = crops.Crops(num_local=2, sizes=SIZES)
+  drawn = [pipeline.size_at(spec, 3, step) for step in range(400)]
+  assert set(drawn) == {0, 2}
+  assert abs(drawn.count(2) / 400 - 0.75) < 0.08
+  for step, batch in enumerate(batches(count=6, crops=spec)):
+    side, local, _, _ = SIZES[drawn[step]]
+    assert batch['global'].shape == (8, 2, side, side, 3)
+    assert batch['local'].shape == (8, 2, local, local, 3)
+    assert batch['mask'].shape == (8, 2, (side // 4) ** 2)
+  assert_equal(batches(crops=spec, start_step=5)[0],
+               batches(crops=spec, skip=5)[0])
+
+
+def test_gram_crops_show_what_the_global_crops_show():
+  spec = crops.Crops(global_px=16, local_px=8, num_local=2, gram_px=16)
+  same, = batches(crops=spec)
+  np.testing.assert_array_equal(same['gram'], same['global'])
+  larger, = batches(crops=dataclasses.replace(spec, gram_px=32))
+  assert larger['gram'].shape == (8, 2, 32, 32, 3)
+  # The mean of a picture of noise says which rectangle it shows.
+  means = [x.mean((2, 3)).astype(np.float32) for x in (
+      larger['gram'], larger['global'])]
+  assert np.corrcoef(*(m.reshape(-1) for m in means))[0, 1] > 0.9
+  np.testing.assert_array_equal(larger['global'], same['global'])
+
+
+def test_gram_crops_are_not_made_before_they_are_needed():
+  spec = crops.Crops(global_px=16, local_px=8, num_local=2, gram_px=32)
+  before, after = batches(crops=spec, count=2, gram_start=1)
+  assert 'gram' not in before and 'gram' in after

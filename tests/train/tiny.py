@@ -45,15 +45,15 @@ def batch(settings, step: int) -> dict:
   """Random crops of the whole global batch, with real masks."""
   rng = np.random.default_rng(step)
   b, group = settings.train.batch_size, settings.train.group_images
-  side = settings.crops.global_px // settings.model.patch_px
+  side = settings.crops.global_px // settings.model.token_px
   masks = []
   for _ in range(b // group):
-    counts = masking.row_counts(2 * group, side * side, settings.masks, rng)
+    counts = masking.row_counts(2 * group, side * side, settings.chosen, rng)
     masks.append([masking.row_mask(rng, (side, side), int(n), 8,
-                                   settings.masks).reshape(-1)
+                                   settings.chosen).reshape(-1)
                   for n in counts])
   masks = np.array(masks)
-  size = sum(masking.upper_bounds(2 * group, side * side, settings.masks))
+  size = sum(masking.upper_bounds(2 * group, side * side, settings.chosen))
   pairs = [masking.collate(m, size) for m in masks]
   crop = lambda views, px: rng.normal(
       size=(b, views, px, px, 3)).astype(np.float32)

@@ -1,0 +1,109 @@
+"""Gram anchoring that begins at a step, and steps of several sizes."""
+
+import jax
+import numpy as np
+import pytest
+
+from dinojax.core import errors
+from dinojax.parallel import mesh as mesh_lib
+from dinojax.parallel import processes
+from dinojax.train import program
+from dinojax.train import recipe as recipe_lib
+from dinojax.train import segments
+from dinojax.train import settings as settings_lib
+from dinojax.train import state as state_lib
+from dinojax.train import step as step_lib
+from tests.train import tiny
+
+SMALL = dict(model__depth=1, model__drop_path_rate=0.0)
+GRAM = SMALL | dict(gram__loss_weight=2.0, gram__start_steps=3,
+                    crops__gram_px=32)
+
+
+def settings_of(**changes):
+  return settings_lib.read(tiny.config(**changes))
+
+
+@pytest.fixture
+def mesh():
+  mesh = mesh_lib.make(devices=jax.devices()[:1])
+  with mesh_lib.activate(mesh):
+    yield mesh
+
+
+def text(recipe, mesh):
+  state = state_lib.abstract(recipe, mesh)
+  rows = program.prepared(
+      recipe.settings, program.abstract_batch(recipe.settings, mesh), mesh)
+  return program.lower(recipe, state, rows).as_text()
+
+
+def test_before_its_start_anchoring_costs_nothing(mesh):
+  anchored = recipe_lib.build(settings_of(**GRAM), mesh, epoch_steps=10)
+  plain = recipe_lib.build(settings_of(**SMALL), mesh, epoch_steps=10)
+  before = segments.recipe_of(anchored, segments.at(anchored, 2))
+  after = segments.recipe_of(anchored, segments.at(anchored, 3))
+  assert 'gram' not in state_lib.abstract(before, mesh)
+  # The value of the gram weight is logged in both.
+  assert text(before, mesh) == text(plain, mesh)
+  assert len(text(after, mesh)) > len(text(plain, mesh))
+
+
+def test_the_gram_teacher_is_the_ema_of_its_first_step(mesh):
+  settings = settings_of(**GRAM)
+  whole = recipe_lib.build(settings, mesh, epoch_steps=10)
+  before, after = (
+      segments.recipe_of(whole, segments.at(whole, s)) for s in (2, 3))
+  state = state_lib.create(before, mesh, 0)
+  batch = processes.to_devices(tiny.batch(settings, 0), mesh)
+  state, metrics = jax.jit(
+      lambda s, b: step_lib.train_step(s, b, recipe=before))(state, batch)
+  assert 'loss/gram' not in metrics
+  assert segments.enter(state, before, None) is state
+  entered = segments.enter(state, after, None)
+  jax.tree.map(np.testing.assert_array_equal, entered['gram'],
+               state['teacher']['backbone'])
+  assert segments.enter(entered, after, None) is entered
+  rng = np.random.default_rng(0)
+  crops = rng.normal(size=(16, 2, 32, 32, 3)).astype(np.float32)
+  rows = batch | processes.to_devices({'gram': crops}, mesh)
+  new, metrics = jax.jit(
+      lambda s, b: step_lib.train_step(s, b, recipe=after))(entered, rows)
+  assert float(metrics['loss/gram']) > 0
+  jax.tree.map(np.testing.assert_array_equal, new['gram'], entered['gram'])
+  # Weights of elsewhere take the place of the EMA.
+  zeros = lambda like: jax.tree.map(np.zeros_like, like)
+  other = segments.enter(state, after, zeros)
+  assert not any(x.any() for x in jax.tree.leaves(other['gram']))
+
+
+def test_all_segments_that_will_come_are_known_before(mesh):
+  sizes = ((16, 8, 32, 0.5), (32, 8, 48, 0.5), (48, 8, 48, 0.0))
+  changes = {k: v for k, v in GRAM.items() if k != 'crops__gram_px'}
+  whole = recipe_lib.build(
+      settings_of(**changes, crops__sizes=sizes), mesh, epoch_steps=10)
+  find = lambda start, end: {
+      (s.is_anchored, s.size) for s in segments.between(whole, start, end)}
+  assert find(0, 3) == {(False, 0), (False, 1)}
+  assert find(0, 4) == {(False, 0), (False, 1), (True, 0), (True, 1)}
+  assert find(3, 9) == {(True, 0), (True, 1)}
+  assert {segments.at(whole, s) for s in range(40)} == set(
+      segments.between(whole, 0, 40))
+  assert segments.heaviest(whole) == segments.Segment(True, 2)
+  seen = segments.recipe_of(whole, segments.Segment(True, 1)).settings
+  assert (seen.crops.global_px, seen.gram_px, seen.num_patches) == (32, 48, 64)
+
+
+@pytest.mark.parametrize('changes, parts', [
+    (dict(crops__gram_px=32), ('no Gram teacher', 'gram.loss_weight')),
+    (GRAM | dict(crops__gram_px=30), ('crops.gram_px=30', '28 or 32')),
+    (dict(crops__sizes=((16, 8, None, 0.5), (30, 8, None, 0.5))),
+     ('crops.sizes[1] global=30', '28 or 32')),
+    (dict(crops__sizes=((16, 8, None, 0.5),)), ('add up to 0.5',)),
+    (dict(crops__sizes=((16, 8, 0.5),)), ('crops.sizes[0]', 'probability')),
+])
+def test_sizes_that_cannot_be_are_refused(changes, parts):
+  with pytest.raises(errors.UserError) as caught:
+    settings_of(**changes)
+  for part in parts:
+    assert part in str(caught.value)
