@@ -55,7 +55,7 @@ def measure(options: argparse.Namespace) -> dict:
         settings, mesh, settings.train.epoch_steps or 1000)
     program = pace.compiled(recipe, mesh)
     seconds = pace.step_seconds(program, recipe, mesh, options.steps)
-  batch, flops = settings.train.batch_size, pace.step_flops(settings, mesh)
+  batch, flops = settings.train.batch_size, pace.step_flops(recipe, mesh)
   device = mesh.devices.flat[0]
   chip = chips.of_device_kind(device.device_kind)
   peak = chip.bf16_flops / chip.cores * mesh.size if chip else None

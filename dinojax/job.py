@@ -123,7 +123,7 @@ def open_workdir(workdir: str, settings: settings_lib.Settings) -> epath.Path:
     folder.mkdir(parents=True, exist_ok=True)
     if path.exists():
       old = settings_lib.read(json.loads(path.read_text()))
-      lines = _changes(old, settings)
+      lines = changes(old, settings)
       if lines:
         text = '\n  '.join(lines)
         raise errors.UserError(
@@ -134,7 +134,7 @@ def open_workdir(workdir: str, settings: settings_lib.Settings) -> epath.Path:
   return folder
 
 
-def _changes(old: settings_lib.Settings,
+def changes(old: settings_lib.Settings,
              new: settings_lib.Settings) -> list[str]:
   """What differs and changes the result; students may come and go."""
   both = old.students.keys() & new.students.keys()

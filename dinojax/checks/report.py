@@ -19,7 +19,6 @@ from dinojax.checks import sanity
 from dinojax.checks import speed
 from dinojax.checks import supply
 from dinojax.checks import views
-from dinojax.core import config as config_lib
 from dinojax.core import errors
 from dinojax.core import findings
 from dinojax.core import tree
@@ -32,6 +31,7 @@ from dinojax.parallel import processes
 from dinojax.train import checkpoint
 from dinojax.train import pace
 from dinojax.train import recipe as recipe_lib
+from dinojax.train import segments
 from dinojax.train import settings as settings_lib
 
 Found = list[findings.Finding]
@@ -207,20 +207,32 @@ def _network(settings: settings_lib.Settings, run: sanity.Run
   mesh = None
   try:
     mesh = mesh_lib.make(settings.mesh.data, settings.mesh.fsdp)
+    given = weights_lib.read_frozen_teacher(settings)
     with mesh_lib.activate(mesh):
-      recipe = recipe_lib.build(settings, mesh, run.epoch_steps(settings))
+      recipe = recipe_lib.build(
+          settings, mesh, run.epoch_steps(settings), given and given.config)
+      recipe = segments.recipe_of(recipe, segments.heaviest(recipe))
       least = pace.least_gib(recipe, mesh)
   except errors.UserError as wrong:
     return None, mesh, [findings.error('mesh', str(wrong))]
-  sizes = ', '.join(f'{name} {tree.num_elements(part) / 1e6:.2f}M'
-                    for name, part in recipe.student.shapes.items())
   axes = ' × '.join(f'{name} {n}' for name, n in mesh.shape.items())
   return recipe, mesh, [
-      findings.ok('parameters', sizes), findings.ok('mesh', axes),
-      _chosen('dtype', settings, recipe, mesh),
-      _chosen('attention', settings, recipe, mesh),
+      *_parameters(recipe), findings.ok('mesh', axes),
+      *(_chosen(key, settings, recipe, mesh)
+        for key in ('dtype', 'attention') if hasattr(settings.model, key)),
       supply.memory(least, machine.available_gib(mesh.devices.flat[0]),
                     'weights, EMA, moments and gradients alone take')]
+
+
+def _parameters(recipe: recipe_lib.Recipe) -> Found:
+  """Of a frozen teacher, and of every student."""
+  networks = {'teacher': recipe.teacher} if recipe.has_frozen_teacher else {}
+  networks |= {name or 'parameters': one.student
+               for name, one in recipe.each.items()}
+  return [findings.ok(owner, ', '.join(
+      f'{name} {tree.num_elements(part) / 1e6:.2f}M'
+      for name, part in net.shapes.items()))
+          for owner, net in networks.items()]
 
 
 def _chosen(key: str, settings: settings_lib.Settings,
@@ -277,8 +289,7 @@ def _continues(workdir: str, settings: settings_lib.Settings
   except errors.UserError as wrong:
     return findings.error('workdir', f'{workdir}: {wrong}',
                           'use another --workdir')
-  lines = config_lib.difference(*(
-      config_lib.flatten(s, results_only=True) for s in (old, settings)))
+  lines = job.changes(old, settings)
   if not lines:
     return findings.ok('workdir', f'{workdir}: continues its run')
   return findings.error(

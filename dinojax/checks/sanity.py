@@ -61,8 +61,8 @@ class Run:
 def findings_of(s: Settings, run: Run) -> Found:
   """Every check of this file."""
   timed: tuple[Callable[[Settings, Run], Found], ...] = (
-      length, warmups, learning_rate, teacher)
-  rest = groups, koleo, prototypes, gram
+      length, warmups, learning_rate, teacher, gram)
+  rest = groups, koleo, prototypes
   if s.train.epoch_steps or run.num_images:
     return [finding for check in (*timed, *rest) for finding in check(s, run)]
   return [findings.skip('length', 'epochs are counted in images, and the data '
@@ -222,11 +222,24 @@ def prototypes(s: Settings, run: Run) -> Found:
 
 
 def gram(s: Settings, run: Run) -> Found:
-  """A Gram teacher of its own cannot be started from a config."""
-  del run
-  if not s.gram.has_backbone:
+  """Does anchoring begin, and is its teacher renewed, before the end?"""
+  if not s.gram.loss_weight:
     return []
-  return [findings.error(
-      'Gram teacher', f'gram.teacher={s.gram.teacher} needs weights and crops '
-      'of its own, which a config cannot name',
-      'set gram.teacher=ema, or gram.loss_weight=0')]
+  total, found = run.total_steps(s), []
+  whole = s.gram.start, s.gram.refresh_start
+  names = ['gram.start', 'gram.refresh_start']
+  for name, length in zip(names, whole, strict=True):
+    steps = run.steps(s, length)
+    if steps >= total and length.value:
+      found.append(findings.warn(
+          'Gram teacher', f'{name} is step {steps}, of {total}: it never '
+          'comes', f'set {name}_steps to less'))
+  if s.gram.has_backbone and s.gram_px < s.crops.global_px:
+    found.append(findings.warn(
+        'Gram teacher', f'crops.gram_px={s.gram_px} is less than '
+        f'crops.global_px={s.crops.global_px}: it would anchor to coarser '
+        'features', f'set crops.gram_px to {2 * s.crops.global_px} or so'))
+  return found or [findings.ok(
+      'Gram teacher', 'the EMA' if not s.gram.has_backbone else
+      f'{s.gram.source or "the EMA of its first step"}, from step '
+      f'{run.steps(s, s.gram.start)}')]

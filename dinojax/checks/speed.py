@@ -111,7 +111,7 @@ def _step(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh, flops: float,
     return [findings.skip('step', '--steps=0')], None
   have = machine.available_gib(mesh.devices.flat[0])
   batch = recipe.settings.train.batch_size
-  least = pace.step_flops(recipe.settings, mesh) / flops / mesh.size
+  least = pace.step_flops(recipe, mesh) / flops / mesh.size
   if pace.least_gib(recipe, mesh) > have:
     return [findings.skip('step', 'not run: it does not fit')], None
   if least * (steps + 1) > _LONGEST_S:

@@ -4,16 +4,16 @@ import re
 from typing import Any
 
 import jax
-import numpy as np
 
 from dinojax.core import chips
 from dinojax.core import errors
 from dinojax.core import tree
+from dinojax.models import vit
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import topologies
 from dinojax.planning import collectives
 from dinojax.planning import estimate
-from dinojax.train import flops
+from dinojax.train import pace
 from dinojax.train import program
 from dinojax.train import recipe as recipe_lib
 from dinojax.train import settings as settings_lib
@@ -49,8 +49,11 @@ def compiled(config: Any, topology: str) -> dict:
   return {
       'topology': topology, 'devices': mesh.size,
       'mesh': {name: int(n) for name, n in mesh.shape.items()},
-      'attention': recipe.settings.model.attention,
-      'remat': recipe.settings.model.remat,
+      'attention': ', '.join(sorted({
+          one.settings.model.attention for one in recipe.each.values()
+          if isinstance(one.settings.model, vit.ViTConfig)}) or ['none']),
+      'remat': ', '.join(sorted({
+          one.settings.model.remat for one in recipe.each.values()})),
       'images_per_step': settings.train.batch_size,
       **_memory(step), 'hbm_gib': hbm_gib(topology), **work,
       'collectives': _collectives(sent),
@@ -104,14 +107,14 @@ def _memory(step: jax.stages.Compiled) -> dict:
 
 def _work(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
           epoch_steps: int) -> dict:
-  s = recipe.settings
-  rows = program.abstract_batch(s, mesh)
-  masked = int(np.prod(rows['mask_index'].shape)) if (
-      'mask_index' in rows) else 0
-  total = flops.step(s, masked)
+  s, total = recipe.settings, pace.step_flops(recipe, mesh)
+  frozen = {'teacher': recipe.teacher} if recipe.has_frozen_teacher else {}
+  students = {name: one.student for name, one in recipe.each.items()}
   return {
-      'parameters': {name: tree.num_elements(part)
-                     for name, part in recipe.student.shapes.items()},
+      'parameters': {
+          f'{owner} {name}'.strip(): tree.num_elements(part)
+          for owner, net in (frozen | students).items()
+          for name, part in net.shapes.items()},
       'model_flops_per_step': total,
       'model_flops_per_image': total / s.train.batch_size,
       # Epochs of the data are unknown here.

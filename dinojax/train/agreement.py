@@ -187,6 +187,16 @@ def _check_gram(s: Settings, problems: Errors):
       gram.tokens == 'all' or not gram.per_image,
       f'gram.tokens={gram.tokens!r} compares tokens of several images: set '
       'gram.per_image=False, or gram.tokens=all')
+  begins = gram.source or gram.start.value or s.init.source
+  problems.check(
+      not gram.has_backbone or bool(begins),
+      'the Gram teacher has no weights to start from: set gram.source to a '
+      'run or weights, gram.start_steps to the step whose EMA it is, or '
+      'init.source; or gram.teacher=ema')
+  problems.check(
+      gram.teacher == 'frozen' or gram.source is None,
+      f'gram.source={gram.source} is for a teacher of its own, but '
+      'gram.teacher is ema: set gram.teacher=frozen, or leave it unset')
   problems.check(
       gram.teacher == 'frozen' or gram.refresh_every is None,
       'gram.refresh_every renews a teacher of its own, but gram.teacher is '

@@ -75,7 +75,9 @@ def rate(times: Sequence[float], images: int) -> float:
 def least_gib(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh) -> float:
   """Of one device: the state and a gradient, without any activation."""
   state = state_lib.abstract(recipe, mesh)
-  return (_part_bytes(state) + _part_bytes(state['student'])) / _GIB
+  largest = max(_part_bytes(own['student'])
+                for own in state_lib.each(state).values())
+  return (_part_bytes(state) + largest) / _GIB
 
 
 def state_gib(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh) -> float:
@@ -90,12 +92,13 @@ def _part_bytes(arrays) -> int:
              for x in jax.tree.leaves(arrays))
 
 
-def step_flops(settings: settings_lib.Settings,
-               mesh: jax.sharding.Mesh) -> float:
+def step_flops(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh) -> float:
   """That a step needs, by formula."""
-  rows = program.abstract_batch(settings, mesh)
+  rows = program.abstract_batch(recipe.settings, mesh)
   masked = math.prod(rows['mask_index'].shape) if 'mask_index' in rows else 0
-  return flops.step(settings, masked)
+  return flops.step(
+      recipe.settings, masked,
+      recipe.teacher.config if recipe.has_frozen_teacher else None)
 
 
 @dataclasses.dataclass(frozen=True)

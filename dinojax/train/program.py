@@ -10,6 +10,7 @@ from dinojax.data import masking
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import sharding
 from dinojax.train import recipe as recipe_lib
+from dinojax.train import segments
 from dinojax.train import settings as settings_lib
 from dinojax.train import state as state_lib
 from dinojax.train import step as step_lib
@@ -74,9 +75,13 @@ def abstract_batch(settings: settings_lib.Settings,
 def of_config(settings: settings_lib.Settings, mesh: jax.sharding.Mesh,
               epoch_steps: int) -> tuple[recipe_lib.Recipe,
                                          jax.stages.Lowered]:
-  """The step that training with these settings would run on a mesh."""
+  """The step that training with these settings would run on a mesh.
+
+  Where steps differ, the one that needs most.
+  """
   with mesh_lib.activate(mesh):
     recipe = recipe_lib.build(settings, mesh, epoch_steps)
+    recipe = segments.recipe_of(recipe, segments.heaviest(recipe))
     state = state_lib.abstract(recipe, mesh)
     rows = prepared(recipe.settings, abstract_batch(recipe.settings, mesh),
                     mesh)

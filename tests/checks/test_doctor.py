@@ -90,7 +90,12 @@ def test_the_demo_is_sane_and_every_check_speaks():
      'dino prototypes', 'ok', ''),
     (dict(model__drop_path_rate=0.3, train__group_images=1), 'drop path',
      'warn', 'group_images'),
-    (dict(gram__loss_weight=1.0), 'Gram teacher', 'error', 'gram.teacher=ema'),
+    (dict(gram__loss_weight=1.0, gram__start_steps=160.0), 'Gram teacher',
+     'warn', 'gram.start_steps'),
+    (dict(gram__loss_weight=1.0, gram__start_steps=10.0, crops__gram_px=24),
+     'Gram teacher', 'warn', 'crops.gram_px to 96'),
+    (dict(gram__loss_weight=1.0, gram__start_steps=10.0), 'Gram teacher', 'ok',
+     ''),
 ])
 def test_settings_that_cannot_learn_well(changes, name, level, fix):
   found = sanity.findings_of(settings(**changes), sanity.Run(1, 2535))
@@ -293,7 +298,8 @@ def test_a_config_is_measured_from_end_to_end(tmp_path):
 
 def test_a_workdir_of_another_run(tmp_path):
   old = demo.get_config('smoke')
-  job.prepare_workdir(str(tmp_path), old, settings_lib.read(old))
+  job.write_workdir(job.open_workdir(
+      str(tmp_path), settings_lib.read(old)), old)
 
   def look(**changes):
     config = demo.get_config('smoke')
