@@ -213,10 +213,12 @@ def smoke_distillation(c: config_dict.ConfigDict) -> config_dict.ConfigDict:
   _shrink(c.model)
   for student in c.get('students', {}).values():
     _shrink(student.model)
+    student.init.source = None
     for name in ('dino', 'ibot'):
       student[name] = {'hidden_dim': 32, 'bottleneck_dim': 16}
   # In two steps from 0.994 to 1 there would be no average.
   c.schedules.momentum = curve(0.99, 0.99, 0.99)
+  c.init.source = None
   c.distillation.source = 'runs/teacher'
   c.distillation.model = None
   return c

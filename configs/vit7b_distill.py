@@ -123,7 +123,7 @@ def set_students(c, names, late: bool = False):
     c.students = made
     return
   (alone,) = made.values()
-  for section in ('dino', 'ibot', 'optimizer', 'schedules'):
+  for section in ('dino', 'ibot', 'optimizer', 'schedules', 'init'):
     _update(c[section], alone[section])
 
 
@@ -148,6 +148,8 @@ def student(name: str, late: bool = False) -> dict:
     own = common.student(zoo.vit_config(
         f'dinov3_{name}', rope_dtype='bfloat16'))
     own['optimizer']['layerwise_decay'] = 0.99
-  if not late:
+  if late:
+    own['init']['source'] = f'runs/{name}'
+  else:
     own['schedules']['lr'] = {'peak': _RATES[name]}
   return own

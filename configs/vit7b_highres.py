@@ -21,10 +21,12 @@ from configs import vit7b
 
 
 def get_config(arg: str = ''):
-  """`:smoke` ends in seconds, without sources too."""
+  """`:smoke` ends in seconds, and starts from nothing."""
   words = common.words(arg, ('smoke',))
   c = vit7b.get_config()  # every value that is not named here is the same
+  c.init.source = 'runs/vit7b_gram'
   c.init.part = 'ema'
+  c.gram.source = 'runs/vit7b_gram'
   c.model.remat = 'blocks'
   c.crops.global_px = 512
   c.crops.gram_px = 768
@@ -53,8 +55,10 @@ def get_config(arg: str = ''):
 
 
 def smoke(c):
-  """Two combinations of sizes."""
+  """Two combinations of sizes, anchored to the EMA of the first step."""
   common.smoke(c)
+  c.init.source = c.gram.source = None
+  c.gram.start_steps = 1.0
   small, patch = c.crops.global_px, c.model.patch_px
   c.crops.gram_px = small + 2 * patch
   c.crops.sizes = (

@@ -129,8 +129,6 @@ def open_workdir(workdir: str, settings: settings_lib.Settings) -> epath.Path:
         raise errors.UserError(
             f'{workdir} holds a run of another config; these fields change '
             f'the result:\n  {text}\nUse another --workdir, or set them back')
-    if processes.is_first():
-      write_text(folder / 'versions.json', json.dumps(versions(), indent=1))
   return folder
 
 
@@ -152,6 +150,7 @@ def write_workdir(folder: epath.Path, config: Any):
     with _writable(str(folder)):
       write_text(folder / weights_lib.CONFIG,
                  json.dumps(config_lib.plain(config), indent=1))
+      write_text(folder / 'versions.json', json.dumps(versions(), indent=1))
 
 
 @contextlib.contextmanager

@@ -76,27 +76,41 @@ def train(recipe: Any, workdir: str, names: Sequence[str] = ()) -> bool:
   chosen = choose(stages, names)
   _check_here(stages, chosen)
   _say(plan(stages, chosen))
+  left = [stage for stage in chosen if not stage.ended]
   for stage in chosen:
     if stage.ended:
       _say(f'stage {stage.name}: done, nothing to do')
-    elif not _train(stage):
+      continue
+    left.remove(stage)
+    finished, stopped = _train(stage)
+    if not finished:
+      return False
+    if stopped and left:  # by a signal in its last evaluation
+      _say(f'stopped by a signal after stage {stage.name}; the same command '
+           'continues')
       return False
   _summarize(epath.Path(_absolute(workdir)), stages)
   return True
 
 
-def _train(stage: Stage) -> bool:
-  """Trains or resumes one; nothing of it stays on the devices."""
+def _train(stage: Stage) -> tuple[bool, bool]:
+  """Trains or resumes one; nothing of it stays on the devices.
+
+  Returns:
+    Whether it has ended, and whether a signal asks to stop.
+  """
   _say(f'stage {stage.name}: {stage.folder}')
   try:
-    finished = job.train(stage.config, str(stage.folder)).finished
+    result = job.train(stage.config, str(stage.folder))
   except errors.UserError as error:
     raise errors.UserError(f'stage {stage.name}: {error}') from error
+  finished, stopped = result.finished, result.stopped
+  del result
   gc.collect()  # what refers to itself would keep its arrays
   if finished and jax.process_count() > 1:
     # The next stage reads what the first process may still be renaming.
     multihost_utils.sync_global_devices(f'stage {stage.name}')
-  return finished
+  return finished, stopped
 
 
 def read(recipe: Any, workdir: str) -> list[Stage]:

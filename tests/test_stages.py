@@ -1,6 +1,7 @@
 """A recipe's stages: their order, what they start from, and what stops them."""
 
 import gc
+import importlib
 import json
 import os
 import pathlib
@@ -43,7 +44,7 @@ class Job:
   """Instead of job.train: writes what it writes, and notes what was asked."""
 
   def __init__(self):
-    self.configs, self.stopped = {}, ()
+    self.configs, self.stopped, self.signalled = {}, (), ()
 
   @property
   def names(self):
@@ -58,7 +59,9 @@ class Job:
     if finished:
       job.write_text(folder / 'results.json', json.dumps(
           {'knn_top1_pct': {'trained': 50.0}, 'steps': 20, 'seconds': 1.0}))
-    return types.SimpleNamespace(finished=finished)
+    return types.SimpleNamespace(
+        finished=finished,
+        stopped=not finished or folder.name in self.signalled)
 
   def forget(self):
     self.configs.clear()
@@ -128,6 +131,15 @@ def test_a_signal_ends_the_chain_and_the_same_command_continues(
   assert stages.train(recipe(), str(tmp_path))
   assert trained.names == ['gram', 'highres']
   assert 'gram      resumes from step 7' in capsys.readouterr().out
+
+
+def test_a_signal_in_the_last_evaluation_begins_no_other_stage(
+    trained, tmp_path, capsys):
+  trained.signalled = ('gram', 'highres')
+  assert not stages.train(recipe(), str(tmp_path))
+  assert trained.names == ['pretrain', 'gram']
+  assert 'stopped by a signal after stage gram' in capsys.readouterr().out
+  assert stages.train(recipe(), str(tmp_path))  # there is none after highres
 
 
 def test_all_mistakes_of_all_stages_are_told_before_any_work(
@@ -242,6 +254,20 @@ def test_an_error_says_in_which_stage(monkeypatch, tmp_path):
   monkeypatch.setattr(job, 'train', fail)
   refused('stage pretrain: the disk is full', recipe=recipe(),
           workdir=str(tmp_path))
+
+
+@pytest.mark.parametrize('arg', ['', 'smoke'])
+@pytest.mark.parametrize('name, uses', [
+    ('dinov2', {'pretrain': [], 'highres': ['pretrain'],
+                'distil': ['highres']}),
+    ('dinov3', {'pretrain': [], 'gram': ['pretrain'], 'highres': ['gram'],
+                'distil': ['highres']})])
+def test_recipes_read_and_every_stage_starts_from_another(
+    tmp_path, name, uses, arg):
+  module = importlib.import_module(f'configs.recipes.{name}')
+  found = stages.read(module.get_config(arg), str(tmp_path))
+  assert {stage.name: stage.needs for stage in found} == uses
+  assert len(found[-1].settings.students) >= 2
 
 
 CHAIN = '''

@@ -238,7 +238,7 @@ def plain(config: Any) -> dict:
   """A ConfigDict as nested plain dicts, references resolved.
 
   Raises:
-    UserError: the file that --config names cannot be loaded.
+    UserError: the file that --config or --recipe names cannot be loaded.
   """
   if isinstance(config, config_dict.ConfigDict):
     config = config.copy_and_resolve_references().to_dict()
@@ -246,7 +246,7 @@ def plain(config: Any) -> dict:
     return dict(config)
   except OSError as error:  # what the flag gives for such a file
     raise errors.UserError(
-        f'--config: {" ".join(str(error).split())}') from error
+        f'config file: {" ".join(str(error).split())}') from error
 
 
 def flatten(value: Any, path: str = '', *, results_only: bool = False) -> dict:

@@ -187,8 +187,11 @@ class StopSignal:
   once. Use as a context manager around the loop.
   """
 
+  # jax wants numbers that rise: from one run to the next, steps do not.
+  _times_asked = 0
+
   def __init__(self):
-    self._seen = False
+    self._seen = self._agreed = False
     self._previous = {}
 
   def __enter__(self):
@@ -210,8 +213,15 @@ class StopSignal:
     if jax.process_count() > 1:
       signal.raise_signal(signal.SIGTERM)  # only this one reaches the others
 
-  def reached(self, step: int) -> bool:
-    """Whether all processes should stop after `step`."""
+  def reached(self) -> bool:
+    """Whether all processes should stop now; each asks after every step."""
     if jax.process_count() > 1:
-      return multihost_utils.reached_preemption_sync_point(step)
-    return self._seen
+      StopSignal._times_asked += 1
+      self._agreed |= multihost_utils.reached_preemption_sync_point(
+          StopSignal._times_asked)
+    return self.seen
+
+  @property
+  def seen(self) -> bool:
+    """Whether all processes know of one, without asking."""
+    return self._agreed if jax.process_count() > 1 else self._seen

@@ -88,6 +88,7 @@ class Result:
     state: at the last step.
     step: the last step.
     finished: False after a preemption.
+    stopped: whether a signal was seen, at the very end too.
     seconds: of training, all starts together.
     evaluation: of the last step, empty after a preemption.
   """
@@ -95,6 +96,7 @@ class Result:
   state: dict
   step: int
   finished: bool
+  stopped: bool
   seconds: float
   evaluation: dict[str, float]
 
@@ -183,7 +185,8 @@ class _Session:
     state = self.enter(step, state)
     if step >= job.total_steps:
       self.evaluate(step, state)
-      return Result(state, step, True, self.seconds, self.evaluation)
+      return Result(
+          state, step, True, stop.seen, self.seconds, self.evaluation)
     batches = job.batches(step)
     batch = self.next_batch(batches)
     programs = _compile_all(job, step, state, say)
@@ -211,19 +214,20 @@ class _Session:
       if (job.evaluation_steps and step % job.evaluation_steps == 0
           and step < job.total_steps):
         self.evaluate(step, state)
-      if stop.reached(step) and step < job.total_steps:
+      if stop.reached() and step < job.total_steps:
         self.read(step, previous)
         self.saved.save(step, state, self.info())
         self.saved.wait()
         say(f'stopped by a signal: saved step {step}; the same command '
             'continues')
-        return Result(state, step, False, self.seconds, {})
+        return Result(state, step, False, True, self.seconds, {})
     if previous is not None:
       self.read(step, previous)
     self.saved.save(step, state, self.info())
     self.evaluate(step, state)
     self.saved.wait()
-    return Result(state, step, True, self.seconds, self.evaluation)
+    return Result(
+        state, step, True, stop.seen, self.seconds, self.evaluation)
 
   def enter(self, step: int, state: dict) -> dict:
     """The state with what the segment of its next step needs."""

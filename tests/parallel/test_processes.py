@@ -31,7 +31,7 @@ from dinojax.parallel import processes
 processes.initialize()
 with processes.StopSignal() as stop:
   step = 1
-  while not stop.reached(step):
+  while not stop.reached():
     print('step', step, flush=True)
     time.sleep(0.05)
     step += 1
@@ -127,12 +127,19 @@ def test_an_indexed_job_needs_the_package_that_asks_kubernetes(monkeypatch):
       POD | {'JAX_NUM_PROCESSES': '1'}, on_tpu=False) is None
 
 
+def test_what_comes_after_the_last_step_is_seen():
+  with processes.StopSignal() as stop:
+    assert not stop.reached()
+    signal.raise_signal(signal.SIGTERM)
+    assert stop.seen
+
+
 def test_ctrl_c_is_noted_once_and_obeyed_twice():
   before = signal.getsignal(signal.SIGINT)
   with processes.StopSignal() as stop:
-    assert not stop.reached(1)
+    assert not stop.reached()
     signal.raise_signal(signal.SIGINT)
-    assert stop.reached(2)
+    assert stop.reached()
     with pytest.raises(KeyboardInterrupt):
       signal.raise_signal(signal.SIGINT)
   assert signal.getsignal(signal.SIGINT) is before

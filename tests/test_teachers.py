@@ -1,0 +1,171 @@
+"""Teachers that a config names, and students that come and go."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from configs import demo
+from dinojax import job
+from dinojax import weights as weights_lib
+from dinojax.core import errors
+from dinojax.core import tree
+from dinojax.train import checkpoint
+
+
+def config(**changes):
+  """The smoke demo for eight devices, without k-NN; section__key=value."""
+  c = demo.get_config('smoke').unlock()
+  c.train.group_images = 1
+  c.train.total_steps = 4.0
+  c.model.depth = 1
+  c.data.validation = None
+  c.checkpoint.every_steps = 2.0
+  c.log.tensorboard = False
+  for key, value in changes.items():
+    section, _, name = key.partition('__')
+    if name:
+      c[section][name] = value
+    else:
+      c[section] = value
+  return c
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """A finished run."""
+  folder = str(tmp_path_factory.mktemp('run'))
+  job.train(config(), folder)
+  return folder
+
+
+def part(workdir, name='', which='ema'):
+  path = f'{workdir}/{name}' if name else str(workdir)
+  read = weights_lib.read(path, part=which)
+  return {'backbone': read.params} | {
+      key: head.params for key, head in read.heads.items()}
+
+
+def gap(a, b):
+  return max(np.abs(x - y).max() for x, y in zip(
+      jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def begun(tmp_path, **changes):
+  """The weights after no step: the learning rate is zero."""
+  c = config(**changes)
+  for name in ('lr', 'weight_decay'):
+    c.schedules[name].update(start=0.0, peak=0.0, end=0.0)
+  c.schedules.momentum.update(start=1.0, peak=1.0, end=1.0)
+  job.train(c, str(tmp_path))
+  return part(tmp_path), part(tmp_path, which='student')
+
+
+def test_student_and_ema_start_from_their_own(run, tmp_path):
+  ema, student = part(run), part(run, which='student')
+  assert gap(ema, student) > 0
+  for which, want in (('ema', (ema, ema)), ('student', (student, student)),
+                      ('both', (ema, student))):
+    got = begun(tmp_path / which, init__source=run, init__part=which)
+    for a, b in zip(got, want, strict=True):
+      assert gap(a, b) == 0
+
+
+def test_a_gram_teacher_comes_from_a_run_and_stays(run, tmp_path, capsys):
+  anchored = dict(gram__loss_weight=1.0, gram__source=run,
+                  gram__start_steps=2.0, crops__gram_px=64)
+  state = job.train(config(**anchored), str(tmp_path)).state
+  assert 'Gram anchoring begins' in capsys.readouterr().err
+  assert gap(state['gram'], part(run)['backbone']) == 0
+  # A start at the boundary, and one behind it, continue.
+  for step in (2, 3):
+    copied = tmp_path.parent / f'from{step}'
+    shutil.copytree(tmp_path, copied)
+    shutil.rmtree(copied / 'checkpoints' / '4')
+    if step == 2:
+      assert checkpoint.Checkpoints(copied).latest() == 2
+    again = job.train(config(**anchored), str(copied)).state
+    for name in ('student', 'gram', 'opt'):
+      assert gap(state[name], again[name]) == 0
+
+
+def test_a_run_is_distilled_and_continues(run, tmp_path, capsys):
+  distilled = dict(distillation__source=run)
+  whole = job.train(config(**distilled), str(tmp_path / 'a'))
+  assert 'teacher: backbone' in capsys.readouterr().out
+  assert gap(whole.state['teacher'], part(run)) == 0
+  saved = {path.name.partition('.')[0] for path in (
+      tmp_path / 'a' / 'checkpoints' / '4').iterdir()}
+  assert 'ema' in saved and 'teacher' not in saved
+  shutil.copytree(tmp_path / 'a', tmp_path / 'b')
+  shutil.rmtree(tmp_path / 'b' / 'checkpoints' / '4')
+  again = job.train(config(**distilled), str(tmp_path / 'b'))
+  assert gap(whole.state['student'], again.state['student']) == 0
+  assert gap(whole.state['teacher'], again.state['teacher']) == 0
+
+
+VIT = dict(
+    family='vit', embed_dim=16, depth=1, num_heads=2, patch_px=8,
+    position='rope', dtype='auto', packing='auto', attention='auto')
+
+
+def several(run, *names):
+  c = config(distillation__source=run, crops__num_local=0,
+             koleo__loss_weight=0.0)
+  c.students = {name: dict(model=VIT) for name in names}
+  return c
+
+
+def test_students_come_and_go(run, tmp_path):
+  job.train(several(run, 'one', 'two'), str(tmp_path))
+  before = part(tmp_path, 'one')
+  assert set(before) == {'backbone', 'dino_head', 'ibot_head'}
+  two = part(tmp_path, 'two')
+  assert two['backbone']['patch_embed']['kernel'].shape == (8, 8, 3, 16)
+  shutil.rmtree(tmp_path / 'checkpoints' / '4')  # two steps are left
+  second = several(run, 'late', 'one')
+  state = job.train(second, str(tmp_path)).state
+  assert gap(before, part(tmp_path, 'one')) == 0  # whoever else learns
+  assert int(state['students']['late']['begun']) == 2
+  assert int(state['students']['late']['opt']['count']) == 2
+  assert int(state['students']['one']['opt']['count']) == 4
+  with pytest.raises(errors.UserError, match='no student .two.*late'):
+    part(tmp_path, 'two')
+  # What a student is cannot change on the way.
+  second.students.one.koleo = dict(topk=2)
+  with pytest.raises(errors.UserError,
+                     match='students.one.koleo.topk: 1 → 2'):
+    job.train(second, str(tmp_path))
+
+
+@pytest.mark.parametrize('changes, parts', [
+    (dict(gram__loss_weight=1.0), ('gram.source', 'gram.start_steps')),
+    (dict(gram__loss_weight=1.0, gram__source='/nowhere'),
+     ('gram.source=/nowhere',)),
+    (dict(distillation__source='/nowhere'),
+     ('distillation.source=/nowhere',)),
+    (dict(distillation__source='RUN', dino__num_prototypes=128),
+     ('dino.num_prototypes=128', 'has 64')),
+    (dict(distillation__source='RUN', distillation__model='dinov2_vits14'),
+     ('is not what distillation.model', 'embed_dim 384, the source has 32')),
+    (dict(gram__loss_weight=1.0, gram__source='RUN', model__embed_dim=64),
+     ('gram.source', 'model.embed_dim=64, the source has 32')),
+])
+def test_wrong_teachers_answer_before_work_starts(run, tmp_path, changes,
+                                                  parts):
+  changes = {key: run if value == 'RUN' else value
+             for key, value in changes.items()}
+  with pytest.raises(errors.UserError) as caught:
+    job.train(config(**changes), str(tmp_path))
+  for text in parts:
+    assert text in str(caught.value)
+  # The workdir is not claimed by a config that could not run.
+  assert not (tmp_path / weights_lib.CONFIG).exists()
+
+
+def test_a_teacher_keeps_its_precision(run):
+  """Reading a run gives the float32 weights of its checkpoint."""
+  assert {x.dtype for x in jax.tree.leaves(part(run))} == {
+      np.dtype('float32')}
+  assert len(tree.names(part(run))) > 10
