@@ -195,8 +195,9 @@ def describe(recipe: recipe_lib.Recipe, mesh, num_images: int,
     lines.append(
         f'{name or "parameters"}: {_sizes(one.student)}'
         + (f' · attention {kernel}' if kernel else '')
-        + f' · peak lr {peak(one, total):.3g} (schedules.lr.peak='
-        f'{plan.lr.peak} by rule {plan.lr_rule})')
+        + f' · peak lr {peak(one, total):.3g} (schedules.lr.'
+        f'{"end" if plan.lr.end > plan.lr.peak else "peak"}='
+        f'{max(plan.lr.peak, plan.lr.end)} by rule {plan.lr_rule})')
   print('\n'.join(lines), flush=True)
 
 

@@ -27,10 +27,11 @@ def read(path: str, *, part: str = 'ema', num_heads: int | None = None,
   """Weights of any kind.
 
   Args:
-    path: the workdir of a run, or workdir/NAME of one of its students; a
-      folder that `dinojax convert import` wrote; any weight file of DINOv2,
-      DINOv3, transformers or timm; or, where none of these is there,
-      'owner/name' on the Hugging Face Hub.
+    path: the workdir of a run, or workdir/NAME of one of its students, with
+      @STEP for another checkpoint than the last; a folder that `dinojax
+      convert import` wrote; any weight file of DINOv2, DINOv3, transformers
+      or timm; or, where none of these is there, 'owner/name' on the Hugging
+      Face Hub.
     part: of a run: 'ema' or 'student'.
     num_heads: for sizes that were never published.
     image_px: side that learned positions are resampled to.
@@ -41,9 +42,9 @@ def read(path: str, *, part: str = 'ema', num_heads: int | None = None,
   """
   if store.is_ours(path):
     return _resampled(store.load(path), image_px)
-  workdir, student = split_workdir(path)
-  if workdir:
-    return _resampled(read_run(workdir, student, part), image_px)
+  run = find_run(path)
+  if run:
+    return _resampled(read_run(run, part), image_px)
   return reading.read(path, num_heads=num_heads, image_px=image_px,
                       exact_periods=exact_periods)
 
@@ -69,40 +70,55 @@ def read_workdir(workdir: str) -> settings_lib.Settings:
   return settings_lib.read(json.loads(path.read_text()))
 
 
-def split_workdir(path: str) -> tuple[str | None, str]:
-  """The workdir of a run and a student's name ('': of one alone), or None."""
-  place = epath.Path(path)
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A checkpoint of a run: of which student, of which step (None: the last)."""
+
+  workdir: str
+  student: str = ''
+  step: int | None = None
+
+
+def find_run(path: str) -> Run | None:
+  """What DIR, DIR/STUDENT, or either with @STEP, means; None: no run."""
+  bare, _, step = path.rpartition('@')
+  if not (bare and step.isdecimal()):
+    bare, step = path, ''
+  place = epath.Path(bare)
   for folder, name in ((place, ''), (place.parent, place.name)):
     if (folder / CONFIG).exists() and (folder / checkpoint.FOLDER).exists():
-      return str(folder), name
-  return None, ''
+      return Run(str(folder), name, int(step) if step else None)
+  return None
 
 
-def read_run(workdir: str, student: str = '',
-             part: str = 'ema') -> reading.Weights:
-  """The EMA of a run's last checkpoint, heads included, into host memory.
+def read_run(run: Run, part: str = 'ema') -> reading.Weights:
+  """The EMA of a run, heads included, into host memory.
 
   Args:
-    workdir: of the run.
-    student: which of several.
+    run: where it is.
     part: 'ema', or 'student' for its weights themselves.
 
   Raises:
-    UserError: no run, no such student, or no checkpoint yet.
+    UserError: no run, no such student, or no such checkpoint.
   """
+  workdir = run.workdir
   whole = read_workdir(workdir)
-  settings = _student(whole, student, workdir)
+  settings = _student(whole, run.student, workdir)
   mesh = mesh_lib.make(devices=mesh_lib.host_device())
   saved = checkpoint.Checkpoints(workdir)
   if saved.latest() is None:
     raise errors.UserError(f'--workdir={workdir} has no checkpoint yet')
+  if run.step is not None and run.step not in saved.steps():
+    known = ', '.join(map(str, saved.steps()))
+    raise errors.UserError(
+        f'{workdir} has no checkpoint of step {run.step}, but of {known}')
   if part == 'ema' and not whole.distillation.is_on:
     part = 'teacher'
   with mesh_lib.activate(mesh):
     shapes = recipe_lib.student_network(settings, mesh).shapes
     params = jax.device_get(saved.restore_part(
-        f'{part}.{student}' if student else part,
-        sharding.abstract(shapes, mesh)))
+        f'{part}.{run.student}' if run.student else part,
+        sharding.abstract(shapes, mesh), run.step))
   platform = mesh_lib.platform(mesh_lib.make(devices=mesh_lib.one_device()))
   config = recipe_lib.still(
       recipe_lib.resolve_model(settings.model, platform))

@@ -20,14 +20,26 @@ from dinojax.train import step as step_lib
 NAMES = sorted(
     p.stem for p in (pathlib.Path(__file__).parents[1] / 'configs').glob('*.py')
     if p.stem not in ('__init__', 'common'))
-VARIANTS = [(name, '') for name in NAMES] + [('vitl', 'v3')]
+VARIANTS = [(name, '') for name in NAMES] + [
+    ('vitl', 'v3'), ('vitl_gram', 's'), ('vitg_highres', 's'),
+    ('vit7b_distill', 'vith16plus'), ('convnext_distill', 'tiny')]
+# The dear ones, and other arguments of the same files.
+SLOW = [('vit7b_highres', ''), ('vit7b_distill', ''),
+        ('vitg_highres', 'b'), ('vitg_highres', 'l'),
+        ('vitg_highres', 'l_swiglu'), ('vitg_distill', 's'),
+        ('vitg_distill', 's,b'), ('vit7b_distill', 'vits16'),
+        ('vit7b_distill', 'late'), ('vit7b_distill', 'late,vitl16'),
+        ('vit7b_distill', 'vits16,vitb16'),
+        ('vit7b_distill', 'convnext_base'), ('vitl_gram', 'b')]
+ALL = [v for v in VARIANTS if v not in SLOW] + [
+    pytest.param(*v, marks=pytest.mark.slow) for v in SLOW]
 
 
 def load(name, arg=''):
   return importlib.import_module(f'configs.{name}').get_config(arg)
 
 
-@pytest.mark.parametrize('name, arg', VARIANTS)
+@pytest.mark.parametrize('name, arg', ALL)
 def test_full_size_step_traces(name, arg):
   s = settings_lib.read(load(name, arg))
   mesh = mesh_lib.make(devices=jax.devices()[:1])

@@ -164,6 +164,13 @@ def test_wrong_teachers_answer_before_work_starts(run, tmp_path, changes,
   assert not (tmp_path / weights_lib.CONFIG).exists()
 
 
+def test_an_earlier_checkpoint_has_a_name(run):
+  assert gap(part(f'{run}@4'), part(run)) == 0
+  assert gap(part(f'{run}@2'), part(run)) > 0
+  with pytest.raises(errors.UserError, match='no checkpoint of step 3.*2, 4'):
+    part(f'{run}@3')
+
+
 def test_a_teacher_keeps_its_precision(run):
   """Reading a run gives the float32 weights of its checkpoint."""
   assert {x.dtype for x in jax.tree.leaves(part(run))} == {

@@ -179,7 +179,8 @@ def _value(value: Any, hint: Any, key: str, problems: Errors) -> Any:
   if isinstance(value, config_dict.FieldReference):
     value = value.get()
   if origin in (typing.Union, types.UnionType):
-    if value is None and type(None) in options:
+    # A command line cannot say None, so nothing stands for it.
+    if value in (None, '') and type(None) in options:
       return None
     options = [o for o in options if o is not type(None)]
     if len(options) == 1:

@@ -102,7 +102,8 @@ def check(config: network.NetworkConfig, read: network.NetworkConfig,
     raise errors.UserError(
         f'distillation.source={source} is not what distillation.model, '
         f'distillation.dino and distillation.ibot say: {"; ".join(wrong)}; '
-        'correct these, or set distillation.model=None to take what is there')
+        'correct these, or leave distillation.model empty: then it is what is '
+        'there')
 
 
 # Of a network, that cannot differ.
