@@ -135,8 +135,8 @@ def run(job: Run) -> Result:
 def _fresh(job: Run, recipe: recipe_lib.Recipe) -> dict:
   """The state before the first step."""
   recipe = dataclasses.replace(recipe, gram=None)  # comes when it is needed
-  return job.given.begin(
-      state_lib.create(recipe, job.mesh, recipe.settings.seed))
+  return job.given.begin(state_lib.create(
+      recipe, job.mesh, recipe.settings.seed, with_teacher=False))
 
 
 def _restored(job: Run, saved: checkpoint.Checkpoints, step: int) -> dict:

@@ -14,12 +14,15 @@ PARTS = ('student', 'teacher', 'ema', 'gram', 'opt')
 STUDENTS = 'students'
 
 
-def init(recipe: recipe_lib.Recipe, key: jax.Array) -> dict:
+def init(recipe: recipe_lib.Recipe, key: jax.Array, *,
+         with_teacher: bool = True) -> dict:
   """A fresh state; call under jit with `shardings` as out_shardings.
 
   Args:
     recipe: what is trained.
     key: typed PRNG key; every draw of the run follows from it and the step.
+    with_teacher: whether a frozen teacher is part of it; one that is given
+      takes no memory twice.
 
   Returns:
     step, key, student, teacher (the EMA, equal to the student), opt,
@@ -29,7 +32,7 @@ def init(recipe: recipe_lib.Recipe, key: jax.Array) -> dict:
     teacher, counters, and students, each as `init_student` has it.
   """
   state = {'step': zero(), 'key': key, 'counters': {'bad_images': zero()}}
-  if recipe.has_frozen_teacher:
+  if recipe.has_frozen_teacher and with_teacher:
     state['teacher'] = recipe.teacher.init(jax.random.fold_in(key, 2))
   if recipe.students:
     return state | {STUDENTS: {
@@ -75,11 +78,11 @@ def student_key(key: jax.Array, name: str) -> jax.Array:
   return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
-def create(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
-           seed: int) -> dict:
+def create(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh, seed: int, *,
+           with_teacher: bool = True) -> dict:
   """`init`, jitted, with every leaf where it belongs."""
   key = jax.random.key(seed)
-  make = lambda key: init(recipe, key)
+  make = lambda key: init(recipe, key, with_teacher=with_teacher)
   out = sharding.shardings(jax.eval_shape(make, key), mesh)
   return jax.jit(make, out_shardings=out)(key)
 
