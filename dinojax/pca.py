@@ -1,7 +1,8 @@
 """`dinojax pca --workdir=runs/demo [--images=DIR] [--out=pca.png]`.
 
 Patch features of a trained run as colours: their first principal components,
-and how similar every patch is to a marked one.
+and how similar every patch is to a marked one. `--compare=A,B` draws those of
+other runs or weights beside them: before and after a stage, for one.
 """
 
 import os
@@ -27,6 +28,8 @@ _IMAGES = flags.DEFINE_string(
     'photographs far from every training tile.')
 _OUT = flags.DEFINE_string(
     'out', None, 'Picture to write; default: pca.png in the workdir.')
+_COMPARE = flags.DEFINE_list(
+    'compare', [], 'Other runs or weights, drawn beside the first.')
 _COUNT = flags.DEFINE_integer('count', 4, 'Images shown.', lower_bound=1)
 _GRID = flags.DEFINE_integer(
     'grid', 32, 'Patches along the side of an image.', lower_bound=2)
@@ -38,7 +41,7 @@ def main(argv: list[str]) -> int:
   del argv
   try:
     out = _OUT.value or str(epath.Path(_WORKDIR.value) / 'pca.png')
-    draw(_WORKDIR.value, out)
+    draw([_WORKDIR.value, *_COMPARE.value], out)
   except errors.UserError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
@@ -46,32 +49,41 @@ def main(argv: list[str]) -> int:
   return 0
 
 
-def draw(workdir: str, out: str):
-  """Loads the EMA teacher of a run and draws its patch features."""
-  model = model_lib.load(workdir)
-  side = _GRID.value * model.config.patch_px
-  shown = np.stack([_square(image, side) for image in _images()])
-  features = model(photometric.normalize(
-      shown, model.mean, model.std)).patches
-  grids = np.asarray(features, np.float32).reshape(
-      len(shown), _GRID.value, _GRID.value, -1)
-  sheet(shown, grids).save(out)
+def draw(runs: list[str], out: str):
+  """Loads the EMA of each run and draws its patch features."""
+  images, shown, grids = _images(), None, []
+  for run in runs:
+    model = model_lib.load(run)
+    side = _GRID.value * model.config.token_px
+    pixels = np.stack([_square(image, side) for image in images])
+    features = model(photometric.normalize(
+        pixels, model.mean, model.std)).patches
+    grids.append(np.asarray(features, np.float32).reshape(
+        len(pixels), _GRID.value, _GRID.value, -1))
+    shown = pixels if shown is None else shown
+  names = [os.path.basename(run.rstrip('/')) for run in runs]
+  sheet(shown, grids, names).save(out)
 
 
-def sheet(shown: np.ndarray, grids: np.ndarray) -> Image.Image:
-  """One row an image: itself with a marked patch, PCA, similarity."""
-  size, rows = 224, []
-  query = (grids.shape[1] * 45 // 100, grids.shape[2] * 45 // 100)
-  place = tuple((i + 0.5) * size / grids.shape[1] for i in query[::-1])
-  for image, colours, grid in zip(
-      shown, pictures.pca_rgb(grids), grids, strict=True):
-    near = pictures.colorize(pictures.similarity(grid, query))
-    rows.append([
-        pictures.mark(pictures.enlarge(image, size, smooth=True), place),
-        pictures.enlarge(colours, size),
-        pictures.mark(pictures.enlarge(near, size, smooth=True), place)])
-  return pictures.panel(
-      rows, ('image', 'PCA of patches', 'similarity to the mark'))
+def sheet(shown: np.ndarray, grids: list[np.ndarray],
+          names: list[str]) -> Image.Image:
+  """One row an image: itself with a marked patch; PCA, similarity of each."""
+  size = 224
+  count = grids[0].shape[1]
+  query = (count * 45 // 100,) * 2
+  place = ((query[0] + 0.5) * size / count,) * 2
+  rows = [[pictures.mark(pictures.enlarge(image, size, smooth=True), place)]
+          for image in shown]
+  for grid in grids:
+    for row, colours, patches in zip(
+        rows, pictures.pca_rgb(grid), grid, strict=True):
+      near = pictures.colorize(pictures.similarity(patches, query))
+      row += [pictures.enlarge(colours, size), pictures.mark(
+          pictures.enlarge(near, size, smooth=True), place)]
+  titles = ['image'] + [
+      f'{name}: {what}' if len(names) > 1 else what for name in names
+      for what in ('PCA of patches', 'similarity to the mark')]
+  return pictures.panel(rows, titles)
 
 
 def _images() -> list[Image.Image]:

@@ -4,10 +4,12 @@ import shutil
 
 import jax
 import numpy as np
+from PIL import Image
 import pytest
 
 from configs import demo
 from dinojax import job
+from dinojax import pca
 from dinojax import weights as weights_lib
 from dinojax.core import errors
 from dinojax.core import tree
@@ -169,6 +171,15 @@ def test_an_earlier_checkpoint_has_a_name(run):
   assert gap(part(f'{run}@2'), part(run)) > 0
   with pytest.raises(errors.UserError, match='no checkpoint of step 3.*2, 4'):
     part(f'{run}@3')
+
+
+def test_runs_are_drawn_beside_each_other(run, tmp_path):
+  out = tmp_path / 'compared.png'
+  pca.draw([run, f'{run}@2'], str(out))
+  sheet = np.asarray(Image.open(out).convert('RGB'), int)
+  assert sheet.shape[1] == 5 * 224 + 6 * 8  # image, and two of each
+  column = lambda i: sheet[30:, 8 + 232 * i:232 * (i + 1)]
+  assert column(2).std() > 10 and (column(2) != column(4)).any()
 
 
 def test_a_teacher_keeps_its_precision(run):

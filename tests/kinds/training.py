@@ -159,6 +159,8 @@ def gram_section(g) -> dict:
     section |= dict(
         refresh_every_steps=float(every), refresh_start_steps=float(first),
         max_refreshes=most)
+  if section['teacher'] == 'frozen':
+    section['source'] = 'the case'  # which `start` puts into the state
   return section if g['use_loss'] else {}
 
 
