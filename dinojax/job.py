@@ -1,6 +1,6 @@
 """From a config and a workdir to a run: the parts that entry points share."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import contextlib
 import dataclasses
 import importlib.metadata
@@ -33,6 +33,7 @@ from dinojax.train import settings as settings_lib
 DEFAULT_COMPILE_CACHE = os.path.join(
     os.environ.get('XDG_CACHE_HOME', os.path.expanduser('~/.cache')),
     'dinojax', 'compiled')
+_SOURCES = 'sources.json'  # which checkpoints a run was given
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain',
              'numpy', 'pillow')
 
@@ -56,6 +57,7 @@ def train(config: Any, workdir: str) -> loop.Result:
   """
   settings = settings_lib.read(config)
   folder = open_workdir(workdir, settings)
+  settings, pins = pinned(settings, folder)
   training = [(sources.open_source(spec), weight)
               for spec, weight in settings.data.mixture]
   homogeneous = [(sources.open_source(spec), probability)
@@ -71,10 +73,11 @@ def train(config: Any, workdir: str) -> loop.Result:
         settings, mesh, epoch_steps, teacher and teacher.config)
     given = start.Start(recipe, mesh, teacher)
     del teacher  # the host's copy goes when it is on the devices
-    if checkpoint.Checkpoints(folder).latest() is None:
-      given.check()
-    evaluator = online.make(recipe, mesh, given.fill)
-    write_workdir(folder, config)
+    saved = checkpoint.Checkpoints(folder)
+    _check_students(saved, settings, folder)
+    given.check(saved.latest())
+    evaluator = online.make(recipe, mesh, given.fill, folder)
+    write_workdir(folder, config, pins)
     steps = lambda d: d and d.steps(
         batch_size=settings.train.batch_size, epoch_steps=epoch_steps)
     describe(recipe, mesh, num_images, epoch_steps)
@@ -93,11 +96,27 @@ def train(config: Any, workdir: str) -> loop.Result:
   return result
 
 
+def _check_students(saved: checkpoint.Checkpoints,
+                    settings: settings_lib.Settings, folder: epath.Path):
+  """Whether a run that is continued has any of the students."""
+  if saved.latest() is None or not settings.students:
+    return
+  known = saved.info().get('students', [])
+  if not settings.students.keys() & known:
+    raise errors.UserError(
+        f'{folder} has none of the students of this config, only '
+        f'{", ".join(known)}: use another --workdir')
+
+
 def batches(settings: settings_lib.Settings, training: list,
             homogeneous: list, step: int,
             gram_start: int = 0) -> Iterator[dict]:
   """This process's batches from `step` on, see pipeline.train_batches."""
-  crops = dataclasses.replace(settings.crops, gram_px=settings.gram_px)
+  sizes = tuple(
+      (*entry[:2], settings.of_size(i).gram_px, entry[3])
+      for i, entry in enumerate(settings.crops.sizes))
+  crops = dataclasses.replace(
+      settings.crops, gram_px=settings.gram_px, sizes=sizes)
   return pipeline.train_batches(
       [source for source, _ in training],
       weights=[weight for _, weight in training],
@@ -144,12 +163,45 @@ def changes(old: settings_lib.Settings,
   return config_lib.difference(*flat)
 
 
-def write_workdir(folder: epath.Path, config: Any):
+def pinned(settings: settings_lib.Settings, folder: epath.Path
+           ) -> tuple[settings_lib.Settings, dict[str, str]]:
+  """Settings whose runs are read at the step of the first start.
+
+  Those runs may go on meanwhile: weights that start or teach a run, and what
+  it is compared with, must be the same at every start.
+
+  Returns:
+    The settings, and what each source is: written beside the config.
+  """
+  path = folder / _SOURCES
+  pins = json.loads(path.read_text()) if path.exists() else {}
+
+  def pin(section):
+    source = section.source
+    if source is None:
+      return section
+    if source not in pins:
+      pins[source] = weights_lib.at_its_last_step(source)
+    return dataclasses.replace(section, source=pins[source])
+
+  def all_of(s):
+    return dataclasses.replace(
+        s, init=pin(s.init), gram=pin(s.gram),
+        distillation=pin(s.distillation),
+        students={name: all_of(one) for name, one in s.students.items()})
+
+  return all_of(settings), pins
+
+
+def write_workdir(folder: epath.Path, config: Any,
+                  pins: Mapping[str, str] | None = None):
   """Puts the config into the workdir, which is then a run of it."""
   if processes.is_first():
     with _writable(str(folder)):
       write_text(folder / weights_lib.CONFIG,
                  json.dumps(config_lib.plain(config), indent=1))
+      if pins:
+        write_text(folder / _SOURCES, json.dumps(pins, indent=1))
       write_text(folder / 'versions.json', json.dumps(versions(), indent=1))
 
 

@@ -11,6 +11,7 @@ import dataclasses
 import gc
 import json
 import os
+import re
 from typing import Any
 
 from etils import epath
@@ -55,7 +56,7 @@ class Stage:
   @property
   def needs(self) -> list[str]:
     """The stages that must have ended before this one."""
-    return sorted({source.removeprefix(PREFIX).split('/')[0]
+    return sorted({_named(source).split('/')[0]
                    for source in self.sources.values()
                    if source.startswith(PREFIX)})
 
@@ -131,14 +132,23 @@ def read(recipe: Any, workdir: str) -> list[Stage]:
     config = _with_paths(recipe[name], root)
     folder = epath.Path(root) / name
     try:
+      settings = settings_lib.read(config)
       stages.append(Stage(
-          name, folder, config, settings_lib.read(config), sources,
-          (folder / RESULTS).exists(), _last_step(folder)))
+          name, folder, config, settings, sources,
+          _has_ended(folder, settings), _last_step(folder)))
     except errors.UserError as error:
       wrong.append(str(error))
     problems += [f'stage {name}: {text}' for text in wrong]
   _raise_any(problems)
   return stages
+
+
+def _has_ended(folder: epath.Path, settings: settings_lib.Settings) -> bool:
+  """Whether a run of all these students has written its results."""
+  if not (folder / RESULTS).exists():
+    return False
+  old = json.loads((folder / weights_lib.CONFIG).read_text())
+  return settings.students.keys() <= (old.get('students') or {}).keys()
 
 
 def _last_step(folder: epath.Path) -> int | None:
@@ -178,12 +188,17 @@ def _misnamed(recipe: Mapping, names: tuple) -> list[str]:
   return wrong
 
 
+def _named(source: str) -> str:
+  """NAME or NAME/STUDENT of a source, without the step of its checkpoint."""
+  return re.sub(r'@\d+$', '', source.removeprefix(PREFIX))
+
+
 def _misdirected(recipe: Mapping, earlier: Sequence[str], key: str,
                  source: str) -> Iterator[str]:
   """What is wrong with a source that names a stage."""
   if not source.startswith(PREFIX):
     return
-  name, _, student = source.removeprefix(PREFIX).partition('/')
+  name, _, student = _named(source).partition('/')
   if name not in recipe['stages']:
     yield (f'{key}={source}: there is no stage {name}; the stages are '
            f'{", ".join(recipe["stages"])}')

@@ -1,6 +1,7 @@
 """Where the weights of a run come from: its start, and teachers that it has."""
 
 import jax
+import jax.numpy as jnp
 
 from dinojax import weights as weights_lib
 from dinojax.core import errors
@@ -32,15 +33,20 @@ class Start(loop.Given):
     if recipe.settings.gram.has_backbone and recipe.settings.gram.source:
       self.anchor = self._anchor
 
-  def check(self):
-    """Reads all that a new run needs, and says what is missing.
+  def check(self, latest: int | None):
+    """Reads all that the run still needs, and says what is missing.
+
+    Args:
+      latest: step of the last checkpoint; None: there is none.
 
     Raises:
       UserError: no such weights, or those of another architecture.
     """
-    for name in self._recipe.each:
-      self._parts(name)
-    if self.anchor:
+    if latest is None:
+      for name in self._recipe.each:
+        self._parts(name)
+    if self.anchor and (
+        latest is None or latest < self._recipe.gram_start):
       self._gram = self._read_gram()
 
   def begin(self, state: dict) -> dict:
@@ -80,9 +86,12 @@ class Start(loop.Given):
     read = _read('gram.source', s.gram.source)
     params, said = adapt.backbone(
         read, s.model, self._recipe.gram.shapes, f'gram.source={s.gram.source}')
+    weights_lib.check_colours(read, s, f'gram.source={s.gram.source}')
     _say(f'the Gram teacher is {s.gram.source}', said)
-    missing = set(tree.names(self._recipe.gram.shapes)) - set(
-        tree.names(params))
+    # It sees whole images, and never trains.
+    missing = {name for name in tree.names(self._recipe.gram.shapes)
+               if not name.startswith(('mask_token', 'local_cls_norm'))
+               } - set(tree.names(params))
     if missing:
       raise errors.UserError(
           f'gram.source={s.gram.source} lacks {", ".join(sorted(missing))}: a '
@@ -114,7 +123,7 @@ class Start(loop.Given):
 
     def leaf(name, old, place):
       if name not in new:
-        return old
+        return old if isinstance(old, jax.ShapeDtypeStruct) else jnp.copy(old)
       return jax.make_array_from_callback(
           old.shape, place, lambda index: new[name][index].astype(old.dtype))
 
@@ -148,6 +157,7 @@ def parts(recipe: recipe_lib.Recipe,
   settings, shapes = recipe.settings, recipe.student.shapes
   source = settings.init.source
   read = _read('init.source', source, part)
+  weights_lib.check_colours(read, settings, f'init.source={source}')
   params, said = adapt.backbone(
       read, settings.model, shapes['backbone'], f'init.source={source}')
   found = {'backbone': params}

@@ -5,6 +5,7 @@ import json
 
 from etils import epath
 import jax
+import numpy as np
 
 from dinojax.core import errors
 from dinojax.core import tree
@@ -85,10 +86,22 @@ def find_run(path: str) -> Run | None:
   if not (bare and step.isdecimal()):
     bare, step = path, ''
   place = epath.Path(bare)
-  for folder, name in ((place, ''), (place.parent, place.name)):
+  parts = [(place, '')]
+  if not place.exists():  # a student has no folder of its own
+    parts.append((place.parent, place.name))
+  for folder, name in parts:
     if (folder / CONFIG).exists() and (folder / checkpoint.FOLDER).exists():
       return Run(str(folder), name, int(step) if step else None)
   return None
+
+
+def at_its_last_step(source: str) -> str:
+  """A run with the step of its last checkpoint; anything else as it is."""
+  run = find_run(source)
+  if run is None or run.step is not None:
+    return source
+  step = checkpoint.Checkpoints(run.workdir).latest()
+  return source if step is None else f'{source}@{step}'
 
 
 def read_run(run: Run, part: str = 'ema') -> reading.Weights:
@@ -149,6 +162,22 @@ class Teacher:
   params: tree.Tree
 
 
+def check_colours(weights: reading.Weights, settings: settings_lib.Settings,
+                  source: str):
+  """Whether weights see images normalised as they were trained.
+
+  Raises:
+    UserError: they do not, with the values to set.
+  """
+  a = settings.augment
+  if not all(np.allclose(*pair, atol=1e-3) for pair in (
+      (a.mean, weights.mean), (a.std, weights.std))):
+    raise errors.UserError(
+        f'augment.mean={a.mean}, augment.std={a.std}, but {source} was '
+        f'trained with {tuple(weights.mean)} and {tuple(weights.std)}: set '
+        'these')
+
+
 def read_frozen_teacher(settings: settings_lib.Settings) -> Teacher | None:
   """What distillation.source names; None: the EMA teaches.
 
@@ -167,6 +196,7 @@ def read_frozen_teacher(settings: settings_lib.Settings) -> Teacher | None:
   except errors.UserError as error:
     raise errors.UserError(
         f'distillation.source={d.source}: {error}') from error
+  check_colours(found, settings, f'distillation.source={d.source}')
   head = lambda name: (
       found.heads[name].config if name in found.heads else None)
   config = network.NetworkConfig(

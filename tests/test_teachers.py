@@ -1,5 +1,6 @@
 """Teachers that a config names, and students that come and go."""
 
+import pathlib
 import shutil
 
 import jax
@@ -119,7 +120,7 @@ def several(run, *names):
   return c
 
 
-def test_students_come_and_go(run, tmp_path):
+def test_students_come_and_go(run, tmp_path, capsys):
   job.train(several(run, 'one', 'two'), str(tmp_path))
   before = part(tmp_path, 'one')
   assert set(before) == {'backbone', 'dino_head', 'ibot_head'}
@@ -129,11 +130,18 @@ def test_students_come_and_go(run, tmp_path):
   second = several(run, 'late', 'one')
   state = job.train(second, str(tmp_path)).state
   assert gap(before, part(tmp_path, 'one')) == 0  # whoever else learns
+  said = capsys.readouterr().out
+  assert 'students late begin now' in said
+  assert 'students two are no longer trained' in said
   assert int(state['students']['late']['begun']) == 2
   assert int(state['students']['late']['opt']['count']) == 2
   assert int(state['students']['one']['opt']['count']) == 4
   with pytest.raises(errors.UserError, match='no student .two.*late'):
     part(tmp_path, 'two')
+  with pytest.raises(errors.UserError, match='ended at step 4.*students new'):
+    job.train(several(run, 'late', 'one', 'new'), str(tmp_path))
+  with pytest.raises(errors.UserError, match='none of the students'):
+    job.train(several(run, 'other'), str(tmp_path))
   # What a student is cannot change on the way.
   second.students.one.koleo = dict(topk=2)
   with pytest.raises(errors.UserError,
@@ -147,6 +155,8 @@ def test_students_come_and_go(run, tmp_path):
      ('gram.source=/nowhere',)),
     (dict(distillation__source='/nowhere'),
      ('distillation.source=/nowhere',)),
+    (dict(distillation__source='RUN', augment__std=(0.2, 0.2, 0.2)),
+     ('augment.std=(0.2, 0.2, 0.2)', '(0.229, 0.224, 0.225)')),
     (dict(distillation__source='RUN', dino__num_prototypes=128),
      ('dino.num_prototypes=128', 'has 64')),
     (dict(distillation__source='RUN', distillation__model='dinov2_vits14'),
@@ -164,6 +174,36 @@ def test_wrong_teachers_answer_before_work_starts(run, tmp_path, changes,
     assert text in str(caught.value)
   # The workdir is not claimed by a config that could not run.
   assert not (tmp_path / weights_lib.CONFIG).exists()
+
+
+def test_a_reader_leaves_a_run_that_writes_alone(run):
+  writing = pathlib.Path(run) / 'checkpoints' / '6.orbax-checkpoint-tmp'
+  writing.mkdir()
+  part(run)
+  assert writing.exists()
+  checkpoint.Checkpoints(run, writes=True).close()
+  assert not writing.exists()
+
+
+def test_a_file_in_the_workdir_is_not_a_student(run):
+  (pathlib.Path(run) / 'export').mkdir()
+  assert weights_lib.find_run(f'{run}/export') is None
+  assert weights_lib.find_run(f'{run}/b').student == 'b'
+
+
+def test_a_source_that_goes_on_is_read_where_it_was(run, tmp_path):
+  source = tmp_path / 'source'
+  shutil.copytree(run, source)
+  shutil.rmtree(source / 'checkpoints' / '4')
+  distilled = dict(distillation__source=str(source))
+  whole = job.train(config(**distilled), str(tmp_path / 'a')).state
+  assert gap(whole['teacher'], part(f'{run}@2')) == 0
+  shutil.copytree(run + '/checkpoints/4', source / 'checkpoints' / '4')
+  shutil.rmtree(tmp_path / 'a' / 'checkpoints' / '4')
+  again = job.train(config(**distilled), str(tmp_path / 'a')).state
+  assert gap(part(source), part(f'{run}@2')) > 0
+  assert gap(whole['teacher'], again['teacher']) == 0
+  assert gap(whole['student'], again['student']) == 0
 
 
 def test_an_earlier_checkpoint_has_a_name(run):

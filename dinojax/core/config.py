@@ -227,7 +227,8 @@ def merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict:
     if value is None and unit in UNITS and name:
       continue
     if unit in UNITS and name:
-      out |= {f'{name}_{other}': None for other in UNITS}
+      out |= {f'{name}_{other}': None for other in UNITS
+              if f'{name}_{other}' in base}
     old = base.get(key)
     alike = isinstance(old, Mapping) and isinstance(value, Mapping) and (
         old.get('family') == value.get('family'))

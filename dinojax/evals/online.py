@@ -4,7 +4,9 @@ Raw pixels and the untrained network say what of the number was learned.
 """
 
 from collections.abc import Callable
+import json
 
+from etils import epath
 import jax
 import numpy as np
 
@@ -12,12 +14,16 @@ from dinojax.core import errors
 from dinojax.data import sources
 from dinojax.evals import features
 from dinojax.evals import knn
+from dinojax.parallel import processes
 from dinojax.parallel import sharding
 from dinojax.train import recipe as recipe_lib
 
+_BASELINES = 'baselines.json'  # in the workdir
+
 
 def make(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
-         given: Callable[[str, dict], dict | None] = lambda name, fresh: None
+         given: Callable[[str, dict], dict | None] = lambda name, fresh: None,
+         folder: epath.Path | None = None
          ) -> Callable[[int, dict[str, dict]], dict[str, float]] | None:
   """The evaluator of a run, or None without labelled validation images.
 
@@ -26,6 +32,7 @@ def make(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
     mesh: the devices.
     given: puts the weights that a student starts from into its fresh
       parameters; None where it starts at random.
+    folder: of the run, which keeps the baselines from start to start.
 
   Returns:
     (step, EMA by student) to knn/trained, knn/untrained, knn/raw_pixels and
@@ -45,10 +52,20 @@ def make(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
                      lambda fresh, name=name: given(name, fresh))
       for name, one in recipe.each.items()}
 
+  path = folder / _BASELINES if folder else None
+  known = json.loads(path.read_text()) if path and path.exists() else {}
+  for name, student in students.items():
+    student.baselines |= known.get(name, {})
+
   def evaluate(step: int, emas: dict[str, dict]) -> dict[str, float]:
-    return {f'{name}/{key}' if name else key: value
-            for name, student in students.items()
-            for key, value in student.evaluate(step, emas[name]).items()}
+    found = {f'{name}/{key}' if name else key: value
+             for name, student in students.items()
+             for key, value in student.evaluate(step, emas[name]).items()}
+    fresh = {name: student.baselines for name, student in students.items()}
+    if path and processes.is_first() and not fresh.items() <= known.items():
+      known.update(fresh)
+      path.write_text(json.dumps(known, indent=1))
+    return found
 
   return evaluate
 
@@ -65,11 +82,11 @@ class _Student:
     self._embed = features.embedder(
         recipe.student, settings.augment.mean, settings.augment.std,
         settings.model.compute_dtype)
-    self._baselines: dict[str, float] = {}
+    self.baselines: dict[str, float] = {}
 
   def evaluate(self, step: int, ema: dict) -> dict[str, float]:
     """Scores of the EMA, and of its baselines."""
-    pair, baselines = self._measure(ema), self._baselines
+    pair, baselines = self._measure(ema), self.baselines
     if not baselines:
       fresh = untrained(self._recipe, self._mesh)
       baselines['knn/raw_pixels'] = self._score('pixels', pair)

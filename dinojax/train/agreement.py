@@ -26,7 +26,6 @@ def check(s: Settings, problems: Errors):
   _check_batch(s, problems)
   _check_choices(s, problems)
   _check_gram(s, problems)
-  _check_init(s, problems)
   _check_distillation(s, problems)
   for name in s.students:
     problems.check(
@@ -36,6 +35,9 @@ def check(s: Settings, problems: Errors):
     with problems.inside(f'students.{name}' if name else ''):
       _check_model(student, problems)
       _check_losses(student, problems)
+      _check_init(student, problems)
+      if name or not s.students:
+        _check_convnext(student, problems)
       if name:
         _check_student(student, s, problems)
 
@@ -84,13 +86,15 @@ def _check_sizes(s: Settings, problems: Errors):
         'such crops: set gram.loss_weight above 0 and gram.teacher=frozen, or '
         'leave it unset')
   for i, entry in enumerate(crops.sizes):
-    if len(entry) != 4 or not all(
-        isinstance(x, int | float) for j, x in enumerate(entry)
-        if j != 2 or x is not None):
+    if not _is_size(entry):
       problems.add(
           f'crops.sizes[{i}]={entry}: give (global_px, local_px, gram_px or '
           'None, probability)')
       return
+    problems.check(
+        entry[2] is None or s.gram.has_backbone,
+        f'crops.sizes[{i}] has crops of {entry[2]} pixels for a Gram teacher, '
+        'but there is none: give None there, or set gram.loss_weight')
     names = ('global', 'local', 'gram')
     sizes |= {f'crops.sizes[{i}] {kind}': px
               for kind, px in zip(names, entry[:3], strict=True)
@@ -105,6 +109,16 @@ def _check_sizes(s: Settings, problems: Errors):
         f'{key}={size} is not divisible by model.{named}={side}: '
         f'set it to {max(size // side, 1) * side} or '
         f'{(size // side + 1) * side}')
+
+
+def _is_size(entry: tuple) -> bool:
+  """Whether it is (global_px, local_px, gram_px or None, probability)."""
+  if len(entry) != 4:
+    return False
+  *sides, probability = entry
+  sides = [px for i, px in enumerate(sides) if i != 2 or px is not None]
+  return all(isinstance(px, int) and px > 0 for px in sides) and isinstance(
+      probability, int | float) and 0 <= probability <= 1
 
 
 def _check_batch(s: Settings, problems: Errors):
@@ -161,7 +175,7 @@ def _check_losses(s: Settings, problems: Errors):
         s.dino.loss_weight > 0,
         'ibot.separate_head=False shares the head of dino, but '
         'dino.loss_weight is 0: set ibot.separate_head=True')
-  batch = s.train.batch_size
+  batch = round(s.train.batch_size * s.train.share)
   if s.koleo.loss_weight:
     group = s.koleo.group_images
     problems.check(
@@ -169,8 +183,8 @@ def _check_losses(s: Settings, problems: Errors):
         'set it to 2 or more, or koleo.loss_weight to 0')
     problems.check(
         group < 1 or batch % group == 0,
-        f'train.batch_size={batch} is not divisible by '
-        f'koleo.group_images={group}')
+        f'{batch} images a step (train.batch_size × train.share) are not '
+        f'divisible by koleo.group_images={group}')
     problems.check(
         s.koleo.topk < group,
         f'koleo.topk={s.koleo.topk} needs more neighbours than '
@@ -194,6 +208,12 @@ def _check_gram(s: Settings, problems: Errors):
       'run or weights, gram.start_steps to the step whose EMA it is, or '
       'init.source; or gram.teacher=ema')
   problems.check(
+      s.ibot.loss_weight > 0 or (
+          gram.tokens == 'all' and not gram.log_masked),
+      f'gram.tokens={gram.tokens} and gram.log_masked={gram.log_masked} need '
+      'the masks of iBOT, but ibot.loss_weight is 0: set gram.tokens=all and '
+      'gram.log_masked=False')
+  problems.check(
       gram.teacher == 'frozen' or gram.source is None,
       f'gram.source={gram.source} is for a teacher of its own, but '
       'gram.teacher is ema: set gram.teacher=frozen, or leave it unset')
@@ -201,6 +221,25 @@ def _check_gram(s: Settings, problems: Errors):
       gram.teacher == 'frozen' or gram.refresh_every is None,
       'gram.refresh_every renews a teacher of its own, but gram.teacher is '
       'ema: leave it unset')
+
+
+def _check_convnext(s: Settings, problems: Errors):
+  """What would do nothing to a backbone without mask token and blocks."""
+  if isinstance(s.model, vit.ViTConfig):
+    return
+  problems.check(
+      s.distillation.is_on or not s.ibot.loss_weight,
+      'a ConvNeXt has no mask token, so that iBOT has nothing to predict '
+      'without a frozen teacher: set ibot.loss_weight=0, or '
+      'distillation.source')
+  problems.check(
+      not s.distillation.hide_masked,
+      'distillation.hide_masked cannot hide patches from a ConvNeXt, which '
+      'has no mask token: set it to False')
+  problems.check(
+      s.optimizer.layerwise_decay == 1.0,
+      f'optimizer.layerwise_decay={s.optimizer.layerwise_decay} does nothing '
+      'to a ConvNeXt, whose layers are not told apart: set it to 1.0')
 
 
 def _check_init(s: Settings, problems: Errors):
@@ -237,12 +276,32 @@ def _check_distillation(s: Settings, problems: Errors):
   problems.check(
       not (s.students and s.gram.loss_weight),
       'several students have no Gram teacher: set gram.loss_weight=0')
+  problems.check(
+      not s.gram.loss_weight or s.gram.has_backbone,
+      'gram.teacher=ema anchors to the network that makes the targets, which '
+      'is the frozen one here: set gram.teacher=frozen, or gram.loss_weight=0')
+  hides = s.distillation.hide_masked
+  problems.check(
+      not (hides and s.distillation.patches == 'all'),
+      'distillation.hide_masked hides all patches with '
+      'distillation.patches=all: set hide_masked=False, or patches=masked')
+  unused = [key for key in ('source', 'freeze_backbone', 'max_knn_drop')
+            if s.students and getattr(s.init, key) != getattr(
+                type(s.init)(), key) and all(
+                    getattr(one.init, key) != getattr(s.init, key)
+                    for one in s.students.values())]
+  for key in unused:
+    problems.add(f'init.{key} is of no student: set students.NAME.init.{key}')
 
 
 def _check_student(s: Settings, base: Settings, problems: Errors):
   """What one of several students has of its own."""
   for name in ('dino', 'ibot'):
     own, shared = getattr(s, name), getattr(base, name)
+    problems.check(
+        not own.loss_weight or shared.loss_weight > 0,
+        f'{name}.loss_weight={own.loss_weight}, but {name}.loss_weight of all '
+        'is 0, so that the teacher makes no targets for it: set that too')
     problems.check(
         own.num_prototypes == shared.num_prototypes,
         f'{name}.num_prototypes={own.num_prototypes} is not that of the '
@@ -263,4 +322,8 @@ def _check_student(s: Settings, base: Settings, problems: Errors):
   problems.check(
       0 < s.train.share <= 1,
       f'train.share={s.train.share} is not in (0, 1]')
-  _check_init(s, problems)
+  for name in ('teacher_temperature', 'gram_weight'):
+    problems.check(
+        getattr(s.schedules, name) == getattr(base.schedules, name),
+        f'schedules.{name} is of the teacher, the same for all students: set '
+        f'it outside of students')

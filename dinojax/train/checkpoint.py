@@ -29,13 +29,15 @@ class Checkpoints:
   """The checkpoints of one workdir."""
 
   def __init__(self, workdir: epath.PathLike, *, keep: int = 2,
-               archive_every: int | None = None):
+               archive_every: int | None = None, writes: bool = False):
     """Opens or creates `workdir`/checkpoints.
 
     Args:
       workdir: of the run; local or gs://.
       keep: how many of the latest are kept.
       archive_every: steps whose multiples are kept for ever.
+      writes: whether it is the run itself, which alone may remove what an
+        earlier start left half-written; another reads a run that goes on.
     """
     absl = logging.getLogger('absl')
     if _not_orbax not in absl.filters:
@@ -50,7 +52,7 @@ class Checkpoints:
     ) / FOLDER
     self._manager = ocp.training.Checkpointer(
         self.folder, preservation_policy=policies.AnyPreservationPolicy(kept),
-        cleanup_tmp_directories=True)
+        cleanup_tmp_directories=writes)
     self._pending = None
 
   def latest(self) -> int | None:

@@ -111,7 +111,7 @@ def run(job: Run) -> Result:
   settings = job.recipe.settings
   saved = checkpoint.Checkpoints(
       job.workdir, keep=settings.checkpoint.keep,
-      archive_every=job.archive_steps)
+      archive_every=job.archive_steps, writes=True)
   start = saved.latest()
   if start is None:
     state, seconds, start = _fresh(job, job.recipe), 0.0, 0
@@ -145,10 +145,16 @@ def _restored(job: Run, saved: checkpoint.Checkpoints, step: int) -> dict:
   known = saved.info().get('students', list(recipe.students))
   old, new = ({name: one for name, one in recipe.students.items()
                if (name in known) == wanted} for wanted in (True, False))
-  if recipe.students and not old:
+  if new and step >= job.total_steps:
     raise errors.UserError(
-        f'{job.workdir} has none of the students of this config, only '
-        f'{", ".join(known)}: use another --workdir')
+        f'{job.workdir} has ended at step {step}, so students '
+        f'{", ".join(new)} would learn nothing: leave them out, or set '
+        'train.total to more in another --workdir')
+  gone = [name for name in known if name not in recipe.students]
+  if processes.is_first():
+    for what, names in (('begin now', new), ('are no longer trained', gone)):
+      if names:
+        print(f'step {step}: students {", ".join(names)} {what}', flush=True)
   state = saved.restore(state_lib.abstract(
       dataclasses.replace(recipe, students=old), job.mesh))
   if new:

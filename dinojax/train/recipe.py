@@ -173,12 +173,12 @@ def still(backbone: Backbone) -> Backbone:
 
 
 def _refresh(s: settings_lib.Settings, epoch_steps: int) -> Refresh | None:
-  if not s.gram.has_backbone or s.gram.refresh_every is None:
+  every = s.gram.refresh_every
+  if not s.gram.has_backbone or every is None or not every.value:
     return None
-  start, every = (
-      _steps(s, d, epoch_steps)
-      for d in (s.gram.refresh_start, s.gram.refresh_every))
-  return Refresh(start, every, s.gram.max_refreshes)
+  start = _steps(s, s.gram.refresh_start, epoch_steps)
+  return Refresh(
+      start, max(_steps(s, every, epoch_steps), 1), s.gram.max_refreshes)
 
 
 def _steps(s: settings_lib.Settings, length: sections.Duration,

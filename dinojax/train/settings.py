@@ -149,25 +149,33 @@ def check_devices(settings: Settings, num_devices: int):
         f'a device takes at a time: set train.batch_size to '
         f'{max(math.ceil(rows / group), 1) * group * unit}, or run on '
         f'{fits[0] if fits else 1} devices')
-  spread = settings.koleo.group_images
-  if settings.koleo.loss_weight and t.num_micro_batches > 1 and rows % spread:
-    raise errors.UserError(
-        f'koleo.group_images={spread} does not divide the {rows} images that '
-        f'a device takes at a time; with train.num_micro_batches > 1 a group '
-        f'must: set koleo.group_images to {math.gcd(rows, spread)}')
   for name, student in settings.each.items():
     _check_share(student, name, rows // group)
+    _check_spread(student, rows)
     _warn_rounding(student)
 
 
 def _check_share(settings: Settings, name: str, groups: int):
   """Whether the groups of a device can be divided as a student's share says."""
-  take, of = fraction(settings.train.share)
-  if groups % of:
+  share = settings.train.share
+  take, of = fraction(share)
+  if groups % of or not take or abs(take / of - share) > 1e-3:
     raise errors.UserError(
         f'students.{name}.train.share={settings.train.share} is {take} of '
         f'{of} groups, and a device takes {groups} groups at a time: set it '
         f'to a multiple of 1/{groups}, or train.group_images to less')
+
+
+def _check_spread(settings: Settings, rows: int):
+  """Whether KoLeo's groups fit what a device takes of a micro-batch."""
+  spread = settings.koleo.group_images
+  rows = round(rows * settings.train.share)
+  if (settings.koleo.loss_weight and settings.train.num_micro_batches > 1
+      and rows % spread):
+    raise errors.UserError(
+        f'koleo.group_images={spread} does not divide the {rows} images that '
+        f'a device takes at a time; with train.num_micro_batches > 1 a group '
+        f'must: set koleo.group_images to {math.gcd(rows, spread)}')
 
 
 def fraction(share: float) -> tuple[int, int]:

@@ -14,6 +14,8 @@ from dinojax.train import recipe as recipe_lib
 from dinojax.train import settings as settings_lib
 from dinojax.train import state as state_lib
 
+_SHARED = ('teacher_temperature', 'gram_weight')  # schedules of the teacher
+
 
 def learn(state: dict, rows: dict, targets: dict, recipe: recipe_lib.Recipe,
           one: Callable) -> tuple[dict, dict]:
@@ -46,7 +48,7 @@ def learn(state: dict, rows: dict, targets: dict, recipe: recipe_lib.Recipe,
     new[name] = {key: after[key] for key in entries}
     metrics |= {f'{name}/{key}': value for key, value in said.items()}
     metrics |= {f'{name}/schedule/{key}': value
-                for key, value in sched.items()}
+                for key, value in sched.items() if key not in _SHARED}
     bad = said['first_bad_leaf']
     total = {
         'loss': total['loss'] + said['loss'],

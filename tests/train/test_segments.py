@@ -4,7 +4,9 @@ import jax
 import numpy as np
 import pytest
 
+from dinojax import job
 from dinojax.core import errors
+from dinojax.data import sources
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
 from dinojax.train import program
@@ -77,6 +79,23 @@ def test_the_gram_teacher_is_the_ema_of_its_first_step(mesh):
   assert not any(x.any() for x in jax.tree.leaves(other['gram']))
 
 
+def test_batches_have_what_their_program_takes(mesh):
+  """Sizes that leave the Gram crops to be as large as the global ones."""
+  changes = {k: v for k, v in GRAM.items() if k != 'crops__gram_px'} | dict(
+      data__train='photos:train',
+      crops__sizes=((16, 8, None, 0.5), (32, 8, 48, 0.5)))
+  settings = settings_of(**changes)
+  whole = recipe_lib.build(settings, mesh, epoch_steps=10)
+  training = [(sources.open_source('photos:train'), 1.0)]
+  for step in range(6):
+    batch = next(job.batches(settings, training, [], step, whole.gram_start))
+    batch.pop('problems')
+    recipe = segments.recipe_of(whole, segments.at(whole, step))
+    want = program.abstract_batch(recipe.settings, mesh)
+    assert {k: v.shape for k, v in batch.items()} == {
+        k: v.shape for k, v in want.items()}
+
+
 def test_all_segments_that_will_come_are_known_before(mesh):
   sizes = ((16, 8, 32, 0.5), (32, 8, 48, 0.5), (48, 8, 48, 0.0))
   changes = {k: v for k, v in GRAM.items() if k != 'crops__gram_px'}
@@ -100,6 +119,12 @@ def test_all_segments_that_will_come_are_known_before(mesh):
     (dict(crops__sizes=((16, 8, None, 0.5), (30, 8, None, 0.5))),
      ('crops.sizes[1] global=30', '28 or 32')),
     (dict(crops__sizes=((16, 8, None, 0.5),)), ('add up to 0.5',)),
+    (dict(crops__sizes=((16, 8, 32, 1.0),)),
+     ('crops.sizes[0]', 'there is none')),
+    (dict(crops__sizes=((16, 8, None, 1.5), (16, 8, None, -0.5))),
+     ('crops.sizes[0]', 'probability')),
+    (dict(gram__loss_weight=1.0, gram__teacher='ema', gram__log_masked=True,
+          ibot__loss_weight=0.0), ('ibot.loss_weight is 0',)),
     (dict(crops__sizes=((16, 8, 0.5),)), ('crops.sizes[0]', 'probability')),
 ])
 def test_sizes_that_cannot_be_are_refused(changes, parts):

@@ -126,6 +126,7 @@ def test_a_convnext_has_the_tokens_of_its_teacher():
   config = tiny.config(**QUIET)
   config['model'] = CONV
   config['crops'] |= dict(global_px=64, local_px=32)
+  config['optimizer'] = {}
   config['distillation'] = dict(source='a run', patches='all')
   settings = settings_lib.read(config)
   assert settings.num_patches == 4 and settings.model.token_px == 32
@@ -175,6 +176,16 @@ def test_all_patches_are_predicted_or_those_of_the_masks():
     (dict(students={'a/b': {}}), ("'a/b'", 'letters')),
     (dict(students=dict(a=dict(train=dict(batch_size=8)))),
      ('students.a', 'train.batch_size', '16')),
+    (dict(students=dict(a=dict(train=dict(share=0.5)),
+                        b=dict(koleo=dict(group_images=4))),
+          koleo__group_images=16), ('students.a: 8 images', '=16')),
+    (dict(students=dict(a=dict(schedules=dict(
+        teacher_temperature=dict(peak=0.1))))),
+     ('students.a', 'of the teacher')),
+    (dict(students=dict(a=dict(ibot=dict(loss_weight=1.0))),
+          ibot__loss_weight=0.0), ('students.a: ibot.loss_weight', 'set that')),
+    (dict(students=dict(a={}), gram__loss_weight=1.0, gram__teacher='ema'),
+     ('the frozen one',)),
     (dict(teacher__centering='softmax'), ('sinkhorn',)),
     (dict(ibot__separate_head=False), ('ibot.separate_head=True',)),
 ])
@@ -185,10 +196,27 @@ def test_wrong_students_are_refused(changes, parts):
     assert part in str(caught.value)
 
 
-def test_a_share_that_devices_cannot_have_is_refused():
-  settings = settings_of(dict(a=dict(train=dict(share=0.3))))
-  with pytest.raises(errors.UserError, match=r'share=0.3 is 3 of 10 groups'):
+@pytest.mark.parametrize('share', [0.3, 0.005, 0.999])
+def test_a_share_that_devices_cannot_have_is_refused(share):
+  settings = settings_of(dict(a=dict(train=dict(share=share))),
+                         koleo__loss_weight=0.0)
+  with pytest.raises(errors.UserError, match=rf'share={share} is .* groups'):
     settings_lib.check_devices(settings, 2)
+
+
+def test_what_would_do_nothing_is_refused():
+  base = tiny.config(**QUIET)
+  base['distillation'] = dict(source='a run')
+  refuse = lambda text, **sections: pytest.raises(
+      errors.UserError, settings_lib.read, base | sections).match(text)
+  refuse('hides all patches', distillation=dict(
+      source='a', patches='all', hide_masked=True))
+  conv = dict(model=CONV, crops=dict(global_px=64, local_px=32, num_local=2))
+  refuse('layers are not told apart', **conv)
+  refuse('no mask token', **conv, distillation={},
+         optimizer=dict(layerwise_decay=1.0))
+  refuse('init.source is of no student', students=dict(a={'init': {
+      'source': None}}), init=dict(source='weights'))
 
 
 def test_a_teacher_with_other_prototypes_or_no_heads_is_refused():
