@@ -23,7 +23,7 @@ For `:smoke` train the teacher first:
     --workdir=runs/students
 
 Source: vitl16_lvd1689m_distilled and convnext_*_distill of DINOv3.
-Hardware: 256 TPU v5p (not compiled for them yet). 625,000 steps.
+Hardware: 256 TPU v5p (docs/performance.md). 625,000 steps.
 Expected: the released ones, linear at 512 pixels, measured by others: S 81.4,
 S+ 82.9, B 85.0, L 87.4, H+ 87.7.
 First loss: 12.48 = ln 262144 for both DINO parts; iBOT's is half of 11.50.
