@@ -176,13 +176,12 @@ def pinned(settings: settings_lib.Settings, folder: epath.Path
   path = folder / _SOURCES
   pins = json.loads(path.read_text()) if path.exists() else {}
 
-  def pin(section):
-    source = section.source
-    if source is None:
-      return section
-    if source not in pins:
-      pins[source] = weights_lib.at_its_last_step(source)
-    return dataclasses.replace(section, source=pins[source])
+  for source in _sources(settings):
+    pins.setdefault(source, weights_lib.at_its_last_step(source))
+  if pins:
+    pins = json.loads(processes.of_first(json.dumps(pins)))
+  pin = lambda section: dataclasses.replace(
+      section, source=pins.get(section.source))
 
   def all_of(s):
     return dataclasses.replace(
@@ -191,6 +190,14 @@ def pinned(settings: settings_lib.Settings, folder: epath.Path
         students={name: all_of(one) for name, one in s.students.items()})
 
   return all_of(settings), pins
+
+
+def _sources(settings: settings_lib.Settings) -> set[str]:
+  """All that weights are read from."""
+  found = {getattr(one, name).source
+           for one in (settings, *settings.students.values())
+           for name in ('init', 'gram', 'distillation')}
+  return {source for source in found if source is not None}
 
 
 def write_workdir(folder: epath.Path, config: Any,

@@ -17,6 +17,7 @@ from dinojax.evals import knn
 from dinojax.parallel import processes
 from dinojax.parallel import sharding
 from dinojax.train import recipe as recipe_lib
+from dinojax.train import state as state_lib
 
 _BASELINES = 'baselines.json'  # in the workdir
 
@@ -49,7 +50,7 @@ def make(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
   test = _labelled(plan.validation or data.validation, 'knn.validation')
   students = {
       name: _Student(one, mesh, train, test,
-                     lambda fresh, name=name: given(name, fresh))
+                     lambda fresh, name=name: given(name, fresh), name)
       for name, one in recipe.each.items()}
 
   path = folder / _BASELINES if folder else None
@@ -75,8 +76,8 @@ class _Student:
 
   def __init__(self, recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
                train: sources.Source, test: sources.Source,
-               given: Callable[[dict], dict | None]):
-    settings = recipe.settings
+               given: Callable[[dict], dict | None], name: str):
+    settings, self._name = recipe.settings, name
     self._recipe, self._mesh, self._given = recipe, mesh, given
     self._train, self._test = train, test
     self._embed = features.embedder(
@@ -88,7 +89,7 @@ class _Student:
     """Scores of the EMA, and of its baselines."""
     pair, baselines = self._measure(ema), self.baselines
     if not baselines:
-      fresh = untrained(self._recipe, self._mesh)
+      fresh = untrained(self._recipe, self._mesh, self._name)
       baselines['knn/raw_pixels'] = self._score('pixels', pair)
       baselines['knn/untrained'] = self._score('cls', self._measure(fresh))
       start = self._given(fresh)
@@ -137,11 +138,14 @@ def guard(step: int, found: dict[str, float], most: float | None):
       'until here are kept')
 
 
-def untrained(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh) -> dict:
+def untrained(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
+              name: str = '') -> dict:
   """The network as it was before the first step."""
   shardings = sharding.shardings(recipe.student.shapes, mesh)
-  key = jax.random.fold_in(jax.random.key(recipe.settings.seed), 0)
-  return jax.jit(recipe.student.init, out_shardings=shardings)(key)
+  key = jax.random.key(recipe.settings.seed)
+  return jax.jit(
+      lambda key: state_lib.init_student(recipe, name, key)['student'],
+      out_shardings=shardings)(key)
 
 
 def spread(count: int, limit: int) -> np.ndarray:

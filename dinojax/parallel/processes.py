@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
+import numpy as np
 
 from dinojax.core import errors
 from dinojax.parallel import mesh as mesh_lib
@@ -172,6 +173,22 @@ def _number(env: Mapping[str, str], name: str) -> int:
 def is_first() -> bool:
   """Whether this process writes logs and pictures."""
   return jax.process_index() == 0
+
+
+def of_first(text: str) -> str:
+  """The text that the first process has, on all of them.
+
+  What is read from files that others write may differ by the moment.
+  """
+  if jax.process_count() == 1:
+    return text
+  letters = np.frombuffer(text.encode(), np.uint8)
+  length = int(multihost_utils.broadcast_one_to_all(np.int32(len(letters))))
+  padded = np.zeros(length, np.uint8)
+  if is_first():
+    padded[:] = letters
+  return np.asarray(
+      multihost_utils.broadcast_one_to_all(padded)).tobytes().decode()
 
 
 def to_devices(rows, mesh: jax.sharding.Mesh):

@@ -145,13 +145,34 @@ def test_ctrl_c_is_noted_once_and_obeyed_twice():
   assert signal.getsignal(signal.SIGINT) is before
 
 
-def start_loops(environments):
+TELL = '''
+import jax
+from dinojax.parallel import processes
+processes.initialize()
+print('told', processes.of_first('é' * (jax.process_index() + 2)), flush=True)
+jax.distributed.shutdown()
+'''
+
+
+def start_loops(environments, program=LOOP):
   root = pathlib.Path(__file__).parents[2]
   return [subprocess.Popen(
-      [sys.executable, '-c', LOOP], text=True, cwd=root,
+      [sys.executable, '-c', program], text=True, cwd=root,
       stdout=subprocess.PIPE, stderr=subprocess.PIPE,
       env=os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(root)} | env)
       for env in environments]
+
+
+def test_all_go_by_what_the_first_process_read():
+  with socket.socket() as s:
+    s.bind(('localhost', 0))
+    port = s.getsockname()[1]
+  both = start_loops([
+      {'JAX_COORDINATOR_ADDRESS': f'localhost:{port}',
+       'JAX_NUM_PROCESSES': '2', 'JAX_PROCESS_ID': str(i)} for i in range(2)],
+      TELL)
+  texts = [one.communicate(timeout=120) for one in both]
+  assert all(out.endswith('told éé\n') for out, _ in texts), texts
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
