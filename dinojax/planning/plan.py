@@ -55,9 +55,22 @@ def compiled(config: Any, topology: str) -> dict:
       'remat': ', '.join(sorted({
           one.settings.model.remat for one in recipe.each.values()})),
       'images_per_step': settings.train.batch_size,
+      'dearest_of': _steps(settings, recipe, epoch_steps),
       **_memory(step), 'hbm_gib': hbm_gib(topology), **work,
       'collectives': _collectives(sent),
       **estimate.of_program(text, topology, mesh.size, sent, work)}
+
+
+def _steps(settings: settings_lib.Settings, recipe: recipe_lib.Recipe,
+           epoch_steps: int) -> str | None:
+  """Which steps of a run the program is of; None: all are alike."""
+  total = recipe_lib.total_steps(settings, epoch_steps)
+  if not settings.crops.sizes and not 0 < recipe.gram_start < total:
+    return None
+  crops = recipe.settings.crops
+  text = f'crops of {crops.global_px} and {crops.local_px} pixels'
+  return text + (f', Gram anchoring at {recipe.settings.gram_px}'
+                 if recipe.settings.gram_px else '')
 
 
 def hbm_gib(topology: str) -> float | None:

@@ -27,10 +27,13 @@ def _program(found: Mapping) -> list[str]:
   mesh = ' × '.join(f'{name} {n}' for name, n in found['mesh'].items())
   count = ', '.join(f'{name} {n / 1e6:.1f} M'
                     for name, n in found['parameters'].items())
-  return [f'{found["topology"]}: {found["devices"]} devices ({mesh}), '
-          f'{found["images_per_step"]} images a step, attention '
-          f'{found["attention"]}',
-          f'parameters       {count}']
+  lines = [f'{found["topology"]}: {found["devices"]} devices ({mesh}), '
+           f'{found["images_per_step"]} images a step, attention '
+           f'{found["attention"]}']
+  if found['dearest_of']:
+    lines.append(f'steps differ     this is of the dearest, with '
+                 f'{found["dearest_of"]}; the whole recipe takes less')
+  return [*lines, f'parameters       {count}']
 
 
 def _memory(found: Mapping) -> list[str]:

@@ -17,6 +17,17 @@ from dinojax.planning import text as plan_text
 from tests.train import tiny
 
 
+def test_the_dearest_steps_are_planned():
+  small = dict(model__depth=1, model__drop_path_rate=0.0)
+  found = plan.compiled(tiny.config(
+      **small, crops__sizes=((8, 8, None, 0.9), (16, 8, None, 0.1))), 'cpu:8')
+  alone = plan.compiled(tiny.config(**small), 'cpu:8')
+  assert alone['dearest_of'] is None
+  assert found['model_flops_per_step'] == alone['model_flops_per_step']
+  assert ('of the dearest, with crops of 16 and 8 pixels; the whole'
+          in plan_text.table(found))
+
+
 def test_the_plan_of_a_small_step():
   config = tiny.config(train__batch_size=16, model__remat='none')
   config['mesh'] = dict(data=2, fsdp=4)
@@ -87,7 +98,8 @@ def test_the_estimate_of_a_program_by_hand():
   shown = plan_text.table({
       **found, **work, 'topology': 'v5e:4x4', 'devices': 16, 'mesh': {},
       'attention': 'tpu', 'remat': 'none', 'images_per_step': 64,
-      'parameters': {}, 'peak_gib': 4.0, 'arguments_gib': 1.0, 'hbm_gib': 16,
+      'dearest_of': None, 'parameters': {}, 'peak_gib': 4.0,
+      'arguments_gib': 1.0, 'hbm_gib': 16,
       'temporaries_gib': 3.0, 'model_flops_per_image': 1e12,
       'collectives': {}}, explain=True)
   for part in ('25 % of the 16 GiB', 'chip-hours', 'takes for granted',
