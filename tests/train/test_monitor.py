@@ -111,7 +111,8 @@ def test_feature_spread_of_known_features():
 
 
 def test_loss_metrics():
-  got = monitor.loss_metrics(jnp.asarray(math.log(K)), 0.25, K)
+  log_k = math.log(K)
+  got = monitor.loss_metrics(jnp.asarray(log_k), 0.25 * log_k, K)
   np.testing.assert_allclose(got['dino/loss_over_log_k'], 1, rtol=1e-6)
   np.testing.assert_allclose(got['dino/divergence'], 0.75, rtol=1e-6)
 
