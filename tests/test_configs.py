@@ -23,16 +23,14 @@ NAMES = sorted(
 VARIANTS = [(name, '') for name in NAMES] + [
     ('vitl', 'v3'), ('vitl_gram', 's'), ('vitg_highres', 's'),
     ('vit7b_distill', 'vith16plus'), ('convnext_distill', 'tiny')]
-# The dear ones, and other arguments of the same files.
-SLOW = [('vit7b_highres', ''), ('vit7b_distill', ''),
-        ('vitg_highres', 'b'), ('vitg_highres', 'l'),
+# Other arguments of the same files.
+SLOW = [('vitg_highres', 'b'), ('vitg_highres', 'l'),
         ('vitg_highres', 'l_swiglu'), ('vitg_distill', 's'),
         ('vitg_distill', 's,b'), ('vit7b_distill', 'vits16'),
         ('vit7b_distill', 'late'), ('vit7b_distill', 'late,vitl16'),
         ('vit7b_distill', 'vits16,vitb16'),
         ('vit7b_distill', 'convnext_base'), ('vitl_gram', 'b')]
-ALL = [v for v in VARIANTS if v not in SLOW] + [
-    pytest.param(*v, marks=pytest.mark.slow) for v in SLOW]
+ALL = VARIANTS + [pytest.param(*v, marks=pytest.mark.slow) for v in SLOW]
 
 
 def load(name, arg=''):

@@ -16,7 +16,8 @@ def row(loss=0.8, std=0.9, usage=0.7, lr=1e-3, last_layer_lr=1e-3, **more):
   return {'loss/dino_global': loss * math.log(K), 'teacher/feature_std': std,
           'teacher/usage': usage, 'teacher/entropy': 0.5, 'schedule/lr': lr,
           'schedule/last_layer_lr': last_layer_lr,
-          **monitor.loss_metrics(loss * math.log(K), 0.5 * math.log(K), K)} | more
+          **monitor.loss_metrics(
+              loss * math.log(K), 0.5 * math.log(K), K)} | more
 
 
 def said(rows, window=5):
