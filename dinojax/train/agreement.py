@@ -257,6 +257,10 @@ def _check_init(s: Settings, problems: Errors):
 
 def _check_distillation(s: Settings, problems: Errors):
   problems.check(
+      bool(s.students) or s.train.share == 1,
+      f'train.share={s.train.share} is of one of several students, and here is '
+      'one alone: set train.share=1, or train.batch_size')
+  problems.check(
       not s.students or s.distillation.is_on,
       'students have no teacher: set distillation.source')
   if not s.distillation.is_on:
@@ -326,4 +330,4 @@ def _check_student(s: Settings, base: Settings, problems: Errors):
     problems.check(
         getattr(s.schedules, name) == getattr(base.schedules, name),
         f'schedules.{name} is of the teacher, the same for all students: set '
-        f'it outside of students')
+        'it outside of students')

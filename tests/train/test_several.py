@@ -186,6 +186,7 @@ def test_all_patches_are_predicted_or_those_of_the_masks():
           ibot__loss_weight=0.0), ('students.a: ibot.loss_weight', 'set that')),
     (dict(students=dict(a={}), gram__loss_weight=1.0, gram__teacher='ema'),
      ('the frozen one',)),
+    (dict(train__share=0.5), ('train.share=0.5', 'one alone')),
     (dict(teacher__centering='softmax'), ('sinkhorn',)),
     (dict(ibot__separate_head=False), ('ibot.separate_head=True',)),
 ])
