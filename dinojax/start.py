@@ -68,6 +68,8 @@ class Start(loop.Given):
       return state
     shapes = sharding.abstract(self._recipe.teacher.shapes, self._mesh)
     params = {part: self._teacher.params[part] for part in shapes}
+    source = self._recipe.settings.distillation.source
+    _check_whole(params, shapes, f'distillation.source={source}')
     self._teacher = None  # of the host's memory
     return state | {'teacher': self._fill(shapes, params)}
 
@@ -88,14 +90,8 @@ class Start(loop.Given):
         read, s.model, self._recipe.gram.shapes, f'gram.source={s.gram.source}')
     weights_lib.check_colours(read, s, f'gram.source={s.gram.source}')
     _say(f'the Gram teacher is {s.gram.source}', said)
-    # It sees whole images, and never trains.
-    missing = {name for name in tree.names(self._recipe.gram.shapes)
-               if not name.startswith(('mask_token', 'local_cls_norm'))
-               } - set(tree.names(params))
-    if missing:
-      raise errors.UserError(
-          f'gram.source={s.gram.source} lacks {", ".join(sorted(missing))}: a '
-          'Gram teacher must be whole, use weights of this architecture')
+    _check_whole(params, self._recipe.gram.shapes,
+                 f'gram.source={s.gram.source}')
     return params
 
   def _parts(self, name: str) -> tuple[tree.Tree, tree.Tree] | None:
@@ -123,12 +119,28 @@ class Start(loop.Given):
 
     def leaf(name, old, place):
       if name not in new:
-        return old if isinstance(old, jax.ShapeDtypeStruct) else jnp.copy(old)
+        return jnp.copy(old) if isinstance(old, jax.Array) else jnp.zeros(
+            old.shape, old.dtype, device=place)
       return jax.make_array_from_callback(
           old.shape, place, lambda index: new[name][index].astype(old.dtype))
 
     return tree.map_with_name(
         leaf, params, sharding.shardings(params, self._mesh))
+
+
+def _check_whole(params: tree.Tree, shapes: tree.Tree, source: str):
+  """Whether a teacher that never trains has all that it reads.
+
+  It sees whole images, so a mask token and a norm of local crops it does not.
+  """
+  unread = 'mask_token', 'local_cls_norm'
+  missing = [name for name in tree.names(shapes)
+             if name not in set(tree.names(params))
+             and not any(part in name for part in unread)]
+  if missing:
+    raise errors.UserError(
+        f'{source} lacks {", ".join(missing)}: a teacher must be whole, use '
+        'weights of this architecture')
 
 
 def _say(what: str, details: list[str]):
