@@ -43,7 +43,7 @@ sys.exit(jax.devices()[0].platform != "gpu")'; then
   vitl=(--config=configs/vitl.py
         --set train.batch_size="${VITL_BATCH:-128}" model.patch_px=14
         crops.local_px=98)
-  wide=32x128 narrow=16x64 forms=(cudnn gpu xla)
+  wide=32x128 narrow=16x64 forms=(gpu_cudnn cudnn xla)
 fi
 
 # What a command prints goes to the log; lines that are JSON, to the results.

@@ -11,24 +11,27 @@ from dinojax.kernels import attention_gpu
 from dinojax.kernels import attention_tpu
 from dinojax.kernels import rotary
 
-IMPLEMENTATIONS = ('xla', 'head_major', 'tpu', 'gpu', 'cudnn')
+IMPLEMENTATIONS = ('xla', 'head_major', 'tpu', 'gpu', 'cudnn', 'gpu_cudnn')
 # About the second-level cache of a CPU core.
 _CACHE_BYTES = 2**20
 # What cuDNN takes on every GPU since Ampere.
 _CUDNN_HEAD_DIM, _CUDNN_UNIT = 128, 8
 _CUDNN_DTYPES = (jnp.bfloat16, jnp.float16)
+# Tokens up to which the GPU kernel is faster than cuDNN, for heads of 64, as
+# measured on an H200: 0.33 of its time at 50, 0.76 at 257, 1.07 at 577.
+_GPU_TOKENS = 512
 
 
 def choose(platform: str, width: int, num_heads: int) -> str:
   """What suits 'cpu', 'gpu' or 'tpu' for a model's heads.
 
-  On CPU it measured best. On GPU nothing is measured: cuDNN is NVIDIA's own,
-  and the kernel in attention_gpu an option until bench/gpu.sh says more.
+  On CPU and GPU it measured best (docs/performance.md). Heads of 128 are not
+  measured on a GPU: they go to cuDNN, which is NVIDIA's own.
   """
   if platform == 'tpu' and attention_tpu.fits(width, num_heads):
     return 'tpu'
   if platform == 'gpu' and _fits_cudnn(width, num_heads):
-    return 'cudnn'
+    return 'gpu_cudnn' if width // num_heads == 64 else 'cudnn'
   return 'head_major' if platform == 'cpu' else 'xla'
 
 
@@ -63,8 +66,9 @@ def pick(implementation: str, length: int, width: int, num_heads: int,
   """What runs for this shape; said once, in the log.
 
   'xla' runs anywhere, 'head_major' is fastest on CPU, 'tpu' and 'gpu' are
-  the kernels in attention_tpu and attention_gpu, 'cudnn' is NVIDIA's.
-  More tokens than a kernel takes, or float32 for cuDNN, go to 'xla'.
+  the kernels in attention_tpu and attention_gpu, 'cudnn' is NVIDIA's;
+  'gpu_cudnn' is 'gpu' for few tokens and 'cudnn' for many. More tokens than a
+  kernel takes, or float32 for cuDNN, go to 'xla'.
 
   Raises:
     UserError: unknown implementation, or one that cannot take these heads.
@@ -74,7 +78,9 @@ def pick(implementation: str, length: int, width: int, num_heads: int,
   if name == 'tpu' and length > attention_tpu.max_tokens(dtype):
     most = attention_tpu.max_tokens(dtype)
     name, reason = 'xla', f'tpu takes {most:,} of {dtype} at most'
-  elif name == 'cudnn' and dtype not in _CUDNN_DTYPES:
+  elif name == 'gpu_cudnn':
+    name = 'gpu' if length <= _GPU_TOKENS else 'cudnn'
+  if name == 'cudnn' and dtype not in _CUDNN_DTYPES:
     name, reason = 'xla', f'cudnn takes bfloat16 and float16, not {dtype}'
   _say(name, length, reason)
   return name
@@ -100,7 +106,8 @@ def _check(implementation: str, width: int, num_heads: int):
   if implementation == 'tpu' and not attention_tpu.fits(width, num_heads):
     refuse(f'heads of {" or ".join(map(str, attention_tpu.HEAD_DIMS))} in a '
            f'width divisible by {attention_tpu.LANES}')
-  if implementation == 'gpu' and not attention_gpu.fits(width, num_heads):
+  if implementation in ('gpu', 'gpu_cudnn') and not attention_gpu.fits(
+      width, num_heads):
     refuse(f'heads of {" or ".join(map(str, attention_gpu.HEAD_DIMS))}')
   if implementation == 'cudnn' and not _fits_cudnn(width, num_heads):
     refuse(f'heads of {_CUDNN_HEAD_DIM} at most that are divisible by '

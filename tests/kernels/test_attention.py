@@ -95,7 +95,7 @@ def test_an_unknown_name_and_heads_that_do_not_fit_are_refused():
 
 
 @pytest.mark.parametrize('platform, width, num_heads, want', [
-    ('cpu', 384, 6, 'head_major'), ('gpu', 384, 6, 'cudnn'),
+    ('cpu', 384, 6, 'head_major'), ('gpu', 384, 6, 'gpu_cudnn'),
     ('gpu', 4096, 32, 'cudnn'), ('gpu', 512, 2, 'xla'),
     ('gpu', 36, 3, 'xla'),
     ('tpu', 384, 6, 'tpu'), ('tpu', 1536, 24, 'tpu'), ('tpu', 4096, 32, 'tpu'),
@@ -125,6 +125,15 @@ def test_the_shape_picks_and_the_log_says_so_once(said, monkeypatch):
       'most)']
   assert attention.pick(
       'tpu', 8192, **sizes | {'dtype': jnp.dtype('float32')}) == 'xla'
+
+
+def test_few_tokens_go_to_the_gpu_kernel_and_many_to_cudnn():
+  sizes = dict(width=384, num_heads=6, dtype=jnp.dtype('bfloat16'))
+  pick = lambda length: attention.pick('gpu_cudnn', length, **sizes)
+  assert [pick(n) for n in (50, 257, 512, 513, 1374)] == [
+      'gpu', 'gpu', 'gpu', 'cudnn', 'cudnn']
+  assert attention.pick('gpu_cudnn', 1374, **sizes | {
+      'dtype': jnp.dtype('float32')}) == 'xla'
 
 
 def test_float32_does_not_go_to_cudnn(said):
