@@ -14,6 +14,7 @@ from absl import app
 from absl import flags
 from ml_collections import config_flags
 
+from dinojax.core import atomic
 from dinojax.core import errors
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -53,8 +54,7 @@ def main(argv: list[str]) -> int:
     found['compile_s'] = round(time.monotonic() - began, 1)
     print(plan_text.table(found, _EXPLAIN.value))
     if _JSON.value:
-      with open(_JSON.value, 'w') as file:
-        json.dump(found, file, indent=1)
+      atomic.write_text(_JSON.value, json.dumps(found, indent=1))
   except errors.UserError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2

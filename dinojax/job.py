@@ -16,6 +16,7 @@ import numpy as np
 from dinojax import __version__
 from dinojax import start
 from dinojax import weights as weights_lib
+from dinojax.core import atomic
 from dinojax.core import config as config_lib
 from dinojax.core import errors
 from dinojax.core import tree
@@ -205,11 +206,12 @@ def write_workdir(folder: epath.Path, config: Any,
   """Puts the config into the workdir, which is then a run of it."""
   if processes.is_first():
     with _writable(str(folder)):
-      write_text(folder / weights_lib.CONFIG,
+      atomic.write_text(folder / weights_lib.CONFIG,
                  json.dumps(config_lib.plain(config), indent=1))
       if pins:
-        write_text(folder / _SOURCES, json.dumps(pins, indent=1))
-      write_text(folder / 'versions.json', json.dumps(versions(), indent=1))
+        atomic.write_text(folder / _SOURCES, json.dumps(pins, indent=1))
+      atomic.write_text(
+          folder / 'versions.json', json.dumps(versions(), indent=1))
 
 
 @contextlib.contextmanager
@@ -220,13 +222,6 @@ def _writable(workdir: str) -> Iterator[None]:
     raise errors.UserError(
         f'--workdir={workdir} cannot be written: {error.strerror or error}; '
         'choose a folder you may write to, with space left') from error
-
-
-def write_text(path: epath.Path, text: str):
-  """Writes a whole file or nothing."""
-  temporary = path.parent / (path.name + '.tmp')
-  temporary.write_text(text)
-  temporary.replace(path)
 
 
 def versions() -> dict[str, str]:
@@ -274,7 +269,7 @@ def write_results(folder: epath.Path, result: loop.Result):
   """results.json: what the run came to."""
   knn = {name.replace('knn/', ''): round(value, 3)
          for name, value in result.evaluation.items() if 'knn/' in name}
-  write_text(folder / 'results.json', json.dumps(
+  atomic.write_text(folder / 'results.json', json.dumps(
       {'knn_top1_pct': knn, 'steps': result.step,
        'seconds': round(result.seconds, 1),
        'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}, indent=1))

@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 
 from dinojax import job
 from dinojax import weights as weights_lib
+from dinojax.core import atomic
 from dinojax.core import config as config_lib
 from dinojax.core import errors
 from dinojax.parallel import mesh as mesh_lib
@@ -327,7 +328,7 @@ def _summarize(root: epath.Path, stages: Sequence[Stage]):
   found = {
       stage.name: json.loads((stage.folder / RESULTS).read_text())
       for stage in stages if (stage.folder / RESULTS).exists()}
-  job.write_text(root / RESULTS, json.dumps(found, indent=1))
+  atomic.write_text(root / RESULTS, json.dumps(found, indent=1))
   rows = [('stage', 'steps', 'seconds', 'k-NN top-1 %')]
   for name, result in found.items():
     start = (name, str(result['steps']), f'{result["seconds"]:.0f}')
