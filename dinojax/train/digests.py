@@ -1,0 +1,56 @@
+"""Digests of arrays, computed where they are: what was saved is what is read.
+
+A sum over elements of a mixed number of their bits and place, modulo 2³²: any
+division over devices gives the same, nothing is gathered, and one changed
+element always changes it (by mixing, which is a bijection); several do but
+for one case in 4·10⁹.
+
+It reads the state once: 4 bytes a value. Measured: see docs/reliability.md.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from dinojax.core import tree
+
+
+@jax.jit
+def digest(x: jax.Array) -> jax.Array:
+  """uint32 [] of an array of any shape, type and sharding."""
+  if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+    x = jax.random.key_data(x)
+  if x.dtype == jnp.bool_:
+    x = x.astype(jnp.uint8)
+  kind = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
+  bits = jax.lax.bitcast_convert_type(x, kind).astype(jnp.uint32)
+  place = jnp.full(x.shape, len(x.shape) + 1, jnp.uint32)
+  for axis in range(x.ndim):
+    # Not a number of the element: that needs more than 32 bits.
+    place = _mix(place ^ jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis))
+  return jnp.sum(_mix(bits ^ place), dtype=jnp.uint32)
+
+
+def _mix(x: jax.Array) -> jax.Array:
+  """A bijection of 32 bits in which every bit depends on all.
+
+  Source: C. Wellons, "Prospecting for hash functions", lowbias32.
+  """
+  x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+  x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+  return x ^ (x >> 16)
+
+
+def of_parts(parts: Mapping[str, tree.Tree]) -> dict[str, dict[str, int]]:
+  """Digests of every array of every part, by name; the same on all hosts."""
+  arrays = {name: {path: digest(leaf) for path, leaf in tree.items(part)}
+            for name, part in parts.items()}
+  return jax.tree.map(int, jax.device_get(arrays))
+
+
+def differing(known: Mapping[str, int], part: tree.Tree) -> list[str]:
+  """Names of arrays that are not those that `known` was made from."""
+  found = of_parts({'': part})['']
+  return [name for name, number in found.items()
+          if known.get(name) != number]
