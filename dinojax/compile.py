@@ -14,6 +14,7 @@ from absl import app
 from absl import flags
 from ml_collections import config_flags
 
+from dinojax import entry as entry_lib
 from dinojax.core import atomic
 from dinojax.core import errors
 
@@ -29,6 +30,7 @@ _EXPLAIN = flags.DEFINE_bool('explain', False, 'Also: where the time goes.')
 _JSON = flags.DEFINE_string('json', None, 'File that gets the same numbers.')
 
 
+@entry_lib.guarded()
 def main(argv: list[str]) -> int:
   """Prints the table."""
   if len(argv) > 1:

@@ -11,6 +11,7 @@ import functools
 import logging
 import os
 import time
+import warnings
 
 from etils import epath
 import jax
@@ -60,6 +61,8 @@ class Checkpoints:
     absl = logging.getLogger('absl')
     if _not_orbax not in absl.filters:
       absl.addFilter(_not_orbax)
+      # After damage, orbax leaves what it had begun.
+      warnings.filterwarnings('ignore', message='coroutine .*never awaited')
     policies = ocp.training.preservation_policies
     kept = [policies.LatestN(keep)]
     if archive_every:
@@ -110,7 +113,9 @@ class Checkpoints:
       self._pending = self._manager.save_checkpointables_async(
           step, parts, force=True, custom_metadata={
               'time': time.time(), 'step': step,
-              'digests': digests.of_parts(parts), **(info or {})})
+              'digests': {name: digests.of_part(part)
+                          for name, part in parts.items()},
+              **(info or {})})
     except (OSError, ValueError) as error:
       raise self._failure(error) from error
 
@@ -215,30 +220,43 @@ class Checkpoints:
           f'the checkpoint of step {step} in {self.folder} does not fit this '
           f'config ({differs}): use the config it was made with, or another '
           '--workdir')
-    reason = first_line(error)[:200] if error else 'another process says so'
+    broken = [name for name, part in parts.items()
+              if not self._can_read(step, name, part)] or list(parts)
+    reason = first_line(error)[:120] if error else 'another process says so'
     return self._damage(
-        step, f'part {" or ".join(parts)} cannot be read ({reason})')
+        step, f'{" and ".join(broken)} cannot be read: files are missing, '
+        f'empty, cut short or changed ({reason})')
+
+  def _can_read(self, step: int, name: str, part: dict) -> bool:
+    try:
+      with _alone():
+        self._manager.load_checkpointables(step, {name: part})
+    except Exception:  # noqa: BLE001 (damaged bytes raise anything)
+      return False
+    return True
 
   def _differs(self, step: int, parts: dict) -> str:
     """How shapes or names differ from those saved; '' if not, or unknown."""
+    try:
+      known = self.info(step).get('digests', {})
+    except Damaged:
+      return ''
     for name, part in parts.items():
-      try:
-        saved = self._manager.checkpointables_metadata(step).metadata[name]
-        saved = dict(tree.items(saved))
-      except Exception:  # noqa: BLE001 (damaged: nothing can be said of it)
-        continue
-      for path, want in tree.items(part):
-        there = saved.get(path)
-        if there is None:
-          return f'{name}/{path} is not in it'
-        shape = getattr(there, 'shape', None)
-        if shape is not None and not _is_key(want) and (
-            tuple(shape) != tuple(want.shape)):
-          return f'{name}/{path} is {list(shape)}, not {list(want.shape)}'
-      extra = sorted(set(saved) - set(tree.names(part)))
-      if extra:
-        return f'{name}/{extra[0]} is only in the checkpoint'
+      listed = known.get(name) or self._listed(step, name)
+      text = digests.misfit(listed, part) if listed else ''
+      if text:
+        return f'{name}/{text}'
     return ''
+
+  def _listed(self, step: int, name: str) -> dict[str, list[int]]:
+    """Shapes as orbax describes them, of a checkpoint without digests."""
+    try:
+      saved = self._manager.checkpointables_metadata(step).metadata[name]
+    except Exception:  # noqa: BLE001 (damaged: nothing can be said of it)
+      return {}
+    # It sees the words of a key, and not the key.
+    return {path: [0, *x.shape[:-1 if path == 'key' else None]]
+            for path, x in tree.items(saved or {}) if hasattr(x, 'shape')}
 
   def _damage(self, step: int, reason: str) -> Damaged:
     return Damaged(
@@ -316,10 +334,6 @@ def _alone():
   return ocp.Context(multiprocessing_options=ocp.options.MultiprocessingOptions(
       primary_host=index, active_processes={index},
       barrier_sync_key_prefix=f'alone{index}'))
-
-
-def _is_key(x) -> bool:
-  return jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def first_line(error: Exception) -> str:

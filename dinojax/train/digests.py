@@ -42,15 +42,35 @@ def _mix(x: jax.Array) -> jax.Array:
   return x ^ (x >> 16)
 
 
-def of_parts(parts: Mapping[str, tree.Tree]) -> dict[str, dict[str, int]]:
-  """Digests of every array of every part, by name; the same on all hosts."""
-  arrays = {name: {path: digest(leaf) for path, leaf in tree.items(part)}
-            for name, part in parts.items()}
-  return jax.tree.map(int, jax.device_get(arrays))
+def of_part(part: tree.Tree) -> dict[str, list[int]]:
+  """Digest and shape of every array by name; the same on all hosts."""
+  numbers = jax.device_get(
+      {name: digest(leaf) for name, leaf in tree.items(part)})
+  return {name: [int(numbers[name]), *leaf.shape]
+          for name, leaf in tree.items(part)}
 
 
-def differing(known: Mapping[str, int], part: tree.Tree) -> list[str]:
+def differing(known: Mapping[str, list[int]], part: tree.Tree) -> list[str]:
   """Names of arrays that are not those that `known` was made from."""
-  found = of_parts({'': part})['']
-  return [name for name, number in found.items()
-          if known.get(name) != number]
+  found = of_part(part)
+  return [name for name in found if known.get(name) != found[name]]
+
+
+def misfit(known: Mapping[str, list[int]], wanted: tree.Tree) -> str:
+  """How arrays of these names and shapes are not those that are wanted.
+
+  Args:
+    known: as of `of_part`.
+    wanted: arrays or their shapes.
+
+  Returns:
+    A phrase about the first that differs; '' if none does.
+  """
+  names = tree.names(wanted)
+  for name, want in tree.items(wanted):
+    if name not in known:
+      return f'{name} is not in it'
+    if tuple(known[name][1:]) != want.shape:
+      return f'{name} is {known[name][1:]}, not {list(want.shape)}'
+  return ''.join(f'{name} is only in the checkpoint'
+                 for name in list(known) if name not in names)[:200]
