@@ -114,7 +114,8 @@ def _train(config: Any, settings: settings_lib.Settings, folder: epath.Path,
       return _tell_ended(loop.ended(run), folder)
     result = loop.run(run)
     if result.finished and processes.is_first():
-      write_results(folder, result)
+      with workdir_lib.writable(folder):
+        write_results(folder, result)
   return result
 
 

@@ -38,7 +38,7 @@ def results(folder: epath.Path) -> dict | None:
     if processes.is_first():
       output.warn(str(error))
     return None
-  return found if isinstance(found, dict) and 'steps' in found else None
+  return found if 'steps' in found else None
 
 
 def has_ended(folder: epath.Path, latest: int | None, total: int) -> bool:

@@ -79,20 +79,23 @@ def is_local(path: epath.PathLike) -> bool:
   return '://' not in os.fspath(path)
 
 
-def read_json(path: epath.PathLike, fix: str) -> Any:
-  """The value in a small JSON file.
+def read_json(path: epath.PathLike, fix: str) -> dict[str, Any]:
+  """The object in a small JSON file.
 
   Args:
     path: an existing file.
     fix: what to do when it cannot be read, as the end of a sentence.
 
   Raises:
-    UserError: it is empty, cut short, or no JSON.
+    UserError: it is empty, cut short, or no JSON object.
   """
   path = epath.Path(path)
   try:
     data = path.read_bytes()
-    return json.loads(data)
+    found = json.loads(data)
+    if not isinstance(found, dict):
+      raise ValueError(f'a {type(found).__name__}, not an object')
+    return found
   except (ValueError, RecursionError) as error:
     state = 'is empty' if not data.strip(b'\0 \r\n') else (
         f'is not whole ({error})')

@@ -8,8 +8,10 @@ them and compared when they are read.
 
 from collections.abc import Mapping
 import functools
+import gc
 import logging
 import os
+import sys
 import time
 import warnings
 
@@ -177,14 +179,9 @@ class Checkpoints:
       UserError: of another architecture; Damaged: not what was saved. On all
         processes, if on one.
     """
-    loaded, error = None, None
-    try:
-      with _alone():
-        loaded = self._manager.load_checkpointables(step, parts)
-    except Exception as raised:  # noqa: BLE001 (damaged bytes raise anything)
-      error = raised
-    if not processes.agree(error is None):
-      raise self._cannot_load(step, parts, error) from error
+    loaded, reason = self._read(step, parts)
+    if not processes.agree(not reason):
+      raise self._cannot_load(step, parts, reason or 'another process says so')
     known = self._digests(step)
     wrong = [f'{name}/{path}' for name in (parts if known else ())
              for path in digests.differing(known.get(name, {}), loaded[name])]
@@ -194,6 +191,14 @@ class Checkpoints:
           step, f'{", ".join(wrong[:_SHOWN]) or "an array"}{more} is not what '
           'was saved: its digest differs')
     return loaded
+
+  def _read(self, step: int, parts: dict) -> tuple[dict | None, str]:
+    """Parts as this process reads them, or why it cannot."""
+    try:
+      with _alone():
+        return self._manager.load_checkpointables(step, parts), ''
+    except Exception as error:  # noqa: BLE001 (damaged bytes raise anything)
+      return None, first_line(error)[:120]
 
   def _digests(self, step: int) -> Mapping[str, dict]:
     """Digests that were saved; {} of a checkpoint from before there were."""
@@ -208,7 +213,7 @@ class Checkpoints:
     return info.get('digests', {})
 
   def _cannot_load(self, step: int, parts: dict,
-                   error: Exception | None) -> errors.UserError:
+                   reason: str) -> errors.UserError:
     """Tells another architecture from damage."""
     if not (self.folder / str(step)).exists():
       return errors.UserError(
@@ -221,19 +226,11 @@ class Checkpoints:
           f'config ({differs}): use the config it was made with, or another '
           '--workdir')
     broken = [name for name, part in parts.items()
-              if not self._can_read(step, name, part)] or list(parts)
-    reason = first_line(error)[:120] if error else 'another process says so'
+              if self._read(step, {name: part})[1]] or list(parts)
+    _forget()
     return self._damage(
         step, f'{" and ".join(broken)} cannot be read: files are missing, '
         f'empty, cut short or changed ({reason})')
-
-  def _can_read(self, step: int, name: str, part: dict) -> bool:
-    try:
-      with _alone():
-        self._manager.load_checkpointables(step, {name: part})
-    except Exception:  # noqa: BLE001 (damaged bytes raise anything)
-      return False
-    return True
 
   def _differs(self, step: int, parts: dict) -> str:
     """How shapes or names differ from those saved; '' if not, or unknown."""
@@ -334,6 +331,15 @@ def _alone():
   return ocp.Context(multiprocessing_options=ocp.options.MultiprocessingOptions(
       primary_host=index, active_processes={index},
       barrier_sync_key_prefix=f'alone{index}'))
+
+
+def _forget():
+  """Frees what orbax had begun to read, which complains when it goes."""
+  hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+  try:
+    gc.collect()
+  finally:
+    sys.unraisablehook = hook
 
 
 def first_line(error: Exception) -> str:

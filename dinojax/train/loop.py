@@ -119,7 +119,7 @@ def run(job: Run) -> Result:
   seconds = saved.info(start).get('seconds', 0.0) if start else 0.0
   state = job.given.complete(state)
   try:
-    with contextlib.closing(_Session(job, saved, start, seconds)) as session:
+    with _Session(job, saved, start, seconds) as session:
       return session.train(state)
   except OSError as error:
     raise rescue.disk(error, job.workdir, saved.latest()) from error
@@ -228,11 +228,7 @@ class _Session:
     return time.monotonic() - self.clock
 
   def train(self, state: dict) -> Result:
-    """Gets everything ready, and trains.
-
-    Raises:
-      UserError: see `run`.
-    """
+    """Gets everything ready, and trains; errors as of `run`."""
     job, step, say = self.job, self.start, self.report.say
     if step:
       say(f'resumed from step {step} of {job.workdir}')
@@ -316,11 +312,7 @@ class _Session:
         {'students': students} if students else {})
 
   def save(self, step: int, state: dict):
-    """Starts writing a checkpoint.
-
-    Raises:
-      UserError: the workdir is not there any more.
-    """
+    """Starts writing a checkpoint, if the workdir is still there."""
     processes.first_raises(errors.UserError(
         f'{self.job.workdir} was removed or replaced while the run used it: '
         f'stopped at step {step}, because its log, its config and its '
@@ -393,8 +385,12 @@ class _Session:
       self.report.say(
           f'profile written to {self.job.workdir / "profile"}')
 
-  def close(self):
-    """Ends pending writes."""
-    self.end_profile()
-    self.report.close()
-    self.saved.close()
+  def __enter__(self):
+    return self
+
+  def __exit__(self, kind, *_):
+    """Ends pending writes; the first error is the one to tell."""
+    with contextlib.suppress(*((errors.UserError, OSError) if kind else ())):
+      self.end_profile()
+      self.report.close()
+      self.saved.close()

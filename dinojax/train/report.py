@@ -194,13 +194,17 @@ class Report:
   def _line(self, row: Mapping[str, float]) -> dict[str, str]:
     """The parts of the progress line, the most important first."""
     parts = {'loss': f'{row["loss"]:.3f}',
-             'images/s': f'{row["time/images_per_s"]:.3g}'}
+             'images/s': _three_digits(row['time/images_per_s'])}
     if 'dino/loss_over_log_k' in row:
       parts['loss/ln K'] = f'{row["dino/loss_over_log_k"]:.3f}'
     parts['data wait'] = f'{row["time/data_wait_pct"]:.0f}%'
     if self._knn:
       parts['k-NN'] = ' '.join(f'{score:.1f}%' for score in self._knn)
     return parts
+
+
+def _three_digits(value: float) -> str:
+  return f'{value:.0f}' if value >= 100 else f'{value:.3g}'
 
 
 def evaluation(workdir: epath.Path, step: int) -> dict[str, float] | None:

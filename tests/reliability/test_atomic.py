@@ -66,7 +66,7 @@ def test_the_data_are_on_the_disk_before_the_name(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('data', [
-    b'', b'\0' * 20, b'{"a": ', b'\xff\xfe', b'[' * 100_000])
+    b'', b'\0' * 20, b'[1]', b'{"a": ', b'\xff\xfe', b'[' * 100_000])
 def test_what_cannot_be_read_is_named(tmp_path, data):
   path = tmp_path / 'a.json'
   path.write_bytes(data)
