@@ -9,6 +9,8 @@ import importlib
 import os
 import sys
 
+from dinojax.core import signals
+
 COMMANDS = {
     'train': ('dinojax.main', 'train or resume a run'),
     'crops': ('dinojax.crops', 'draw the first training batch as a picture'),
@@ -22,6 +24,9 @@ COMMANDS = {
 
 def main():
   """Runs a subcommand; its flags follow."""
+  signals.watch('nothing was begun yet; the same command begins again',
+                signals.stopped_exit_code(sys.argv)
+                if sys.argv[1:2] == ['train'] else None)
   # `python -m` looks in the current folder; so does the installed command,
   # which finds configs/ there.
   sys.path.insert(0, os.getcwd())

@@ -14,6 +14,8 @@ from absl import app
 from absl import flags
 from ml_collections import config_flags
 
+from dinojax import entry as entry_lib
+from dinojax.core import atomic
 from dinojax.core import errors
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -28,6 +30,7 @@ _EXPLAIN = flags.DEFINE_bool('explain', False, 'Also: where the time goes.')
 _JSON = flags.DEFINE_string('json', None, 'File that gets the same numbers.')
 
 
+@entry_lib.guarded()
 def main(argv: list[str]) -> int:
   """Prints the table."""
   if len(argv) > 1:
@@ -53,8 +56,7 @@ def main(argv: list[str]) -> int:
     found['compile_s'] = round(time.monotonic() - began, 1)
     print(plan_text.table(found, _EXPLAIN.value))
     if _JSON.value:
-      with open(_JSON.value, 'w') as file:
-        json.dump(found, file, indent=1)
+      atomic.write_text(_JSON.value, json.dumps(found, indent=1))
   except errors.UserError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2

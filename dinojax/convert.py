@@ -12,6 +12,7 @@ from absl import app
 from absl import flags
 from rich import progress
 
+from dinojax import entry as entry_lib
 from dinojax import weights as weights_lib
 from dinojax.core import errors
 from dinojax.core import tree
@@ -45,6 +46,7 @@ _CHECK = flags.DEFINE_bool(
     'installed, and compare the features.')
 
 
+@entry_lib.guarded('the same command continues or overwrites')
 def main(argv: list[str]) -> int:
   """Runs the conversion; the same command continues or overwrites."""
   commands = {'records': to_records, 'import': bring_in, 'export': take_out}

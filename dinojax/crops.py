@@ -12,6 +12,7 @@ import jax
 from ml_collections import config_flags
 import numpy as np
 
+from dinojax import entry as entry_lib
 from dinojax import job
 from dinojax.core import errors
 from dinojax.data import sources
@@ -25,6 +26,7 @@ _OUT = flags.DEFINE_string('out', 'crops.png', 'Picture to write.')
 _COUNT = flags.DEFINE_integer('count', 8, 'Images shown.', lower_bound=1)
 
 
+@entry_lib.guarded()
 def main(argv: list[str]) -> int:
   """Writes the picture."""
   del argv

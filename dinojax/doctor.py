@@ -10,6 +10,7 @@ from absl import app
 from absl import flags
 from ml_collections import config_flags
 
+from dinojax import entry as entry_lib
 from dinojax import job
 from dinojax.checks import report
 
@@ -29,6 +30,7 @@ _CACHE = flags.DEFINE_string(
     'compile_cache', job.DEFAULT_COMPILE_CACHE, 'Folder of programs.')
 
 
+@entry_lib.guarded()
 def main(argv: list[str]) -> int:
   """Prints the findings; 1 where there are errors, 2 for wrong usage."""
   if len(argv) > 1:

@@ -10,6 +10,7 @@ import sys
 from absl import app
 from absl import flags
 
+from dinojax import entry as entry_lib
 from dinojax import job
 from dinojax import model as model_lib
 from dinojax.core import errors
@@ -57,6 +58,7 @@ _CACHE = flags.DEFINE_string(
 _SHOWN = 5
 
 
+@entry_lib.guarded('the same command continues')
 def main(argv: list[str]) -> int:
   """Writes the features; 0 when all are there."""
   if len(argv) > 1:

@@ -16,13 +16,18 @@ import numpy as np
 from dinojax import __version__
 from dinojax import start
 from dinojax import weights as weights_lib
+from dinojax import workdir as workdir_lib
+from dinojax.core import atomic
 from dinojax.core import config as config_lib
 from dinojax.core import errors
+from dinojax.core import output
 from dinojax.core import tree
 from dinojax.data import pipeline
+from dinojax.data import shared_memory
 from dinojax.data import sources
 from dinojax.evals import online
 from dinojax.models import network
+from dinojax.parallel import holder as holder_lib
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
 from dinojax.train import checkpoint
@@ -57,6 +62,13 @@ def train(config: Any, workdir: str) -> loop.Result:
   """
   settings = settings_lib.read(config)
   folder = open_workdir(workdir, settings)
+  with contextlib.ExitStack() as stack:
+    return _train(config, settings, folder, stack)
+
+
+def _train(config: Any, settings: settings_lib.Settings, folder: epath.Path,
+           stack: contextlib.ExitStack) -> loop.Result:
+  """`train`, in a workdir that is open; the stack ends what is held."""
   settings, pins = pinned(settings, folder)
   training = [(sources.open_source(spec), weight)
               for spec, weight in settings.data.mixture]
@@ -64,10 +76,18 @@ def train(config: Any, workdir: str) -> loop.Result:
                  for spec, probability in settings.data.homogeneous]
   mesh = mesh_lib.make(settings.mesh.data, settings.mesh.fsdp)
   settings_lib.check_devices(settings, mesh.size)
+  num_images = sum(len(source) for source, _ in training)
+  epoch_steps = settings.train.epoch_steps or max(
+      num_images // settings.train.batch_size, 1)
+  steps = lambda d: d and d.steps(
+      batch_size=settings.train.batch_size, epoch_steps=epoch_steps)
+  total = recipe_lib.total_steps(settings, epoch_steps)
+  every = max(steps(settings.checkpoint.every), 1)
+  before = (weights_lib.read_workdir(str(folder))
+            if (folder / weights_lib.CONFIG).exists() else settings)
+  holder = _hold(folder, total, max(every, steps(before.checkpoint.every)),
+                 stack)
   with mesh_lib.activate(mesh):
-    num_images = sum(len(source) for source, _ in training)
-    epoch_steps = settings.train.epoch_steps or max(
-        num_images // settings.train.batch_size, 1)
     teacher = weights_lib.read_frozen_teacher(settings)
     recipe = recipe_lib.build(
         settings, mesh, epoch_steps, teacher and teacher.config)
@@ -77,23 +97,69 @@ def train(config: Any, workdir: str) -> loop.Result:
     _check_students(saved, settings, folder)
     given.check(saved.latest())
     evaluator = online.make(recipe, mesh, given.fill, folder)
-    write_workdir(folder, config, pins)
-    steps = lambda d: d and d.steps(
-        batch_size=settings.train.batch_size, epoch_steps=epoch_steps)
-    describe(recipe, mesh, num_images, epoch_steps)
+    if holder:
+      write_workdir(folder, config, pins)
+      describe(recipe, mesh, num_images, epoch_steps)
+      _check_shared_memory(settings)
     run = loop.Run(
         recipe=recipe, mesh=mesh, workdir=folder,
-        total_steps=recipe_lib.total_steps(settings, epoch_steps),
-        checkpoint_steps=max(steps(settings.checkpoint.every), 1),
+        total_steps=total, checkpoint_steps=every,
         archive_steps=steps(settings.checkpoint.archive_every),
         evaluation_steps=steps(settings.knn.every),
         batches=lambda step: batches(
             settings, training, homogeneous, step, recipe.gram_start),
-        evaluate=evaluator, given=given, info=versions())
+        evaluate=evaluator, given=given, info=versions(),
+        is_lost=holder.is_lost if holder else lambda: False)
+    if not holder:
+      return _tell_ended(loop.ended(run), folder)
     result = loop.run(run)
     if result.finished and processes.is_first():
-      write_results(folder, result)
+      with workdir_lib.writable(folder):
+        write_results(folder, result)
   return result
+
+
+def _hold(folder: epath.Path, total: int, every: int,
+          stack: contextlib.ExitStack) -> holder_lib.Holder | None:
+  """Takes the workdir for this run; None: the run has ended.
+
+  A run that has ended is read only, so it needs no lock and no free space.
+
+  Raises:
+    UserError: another run holds it, it cannot be written, or its log tells
+      of checkpoints that are not there.
+  """
+  latest = checkpoint.Checkpoints(folder).latest()
+  if workdir_lib.has_ended(folder, latest, total):
+    return None
+  with workdir_lib.writable(folder):
+    holder = stack.enter_context(holder_lib.Holder(folder))
+  # Again: the other one may have made some until now.
+  workdir_lib.check(folder, checkpoint.Checkpoints(folder).latest(), every)
+  return holder
+
+
+def _tell_ended(result: loop.Result, folder: epath.Path) -> loop.Result:
+  """Says that there was nothing to do, and what the run came to."""
+  if processes.is_first():
+    print(f'resumed from step {result.step} of {folder}, which is its last: '
+          'nothing to do', *(f'{name} {value:.2f}' for name, value
+                             in result.evaluation.items()),
+          sep=' · ', flush=True)
+  return result
+
+
+def _check_shared_memory(settings: settings_lib.Settings):
+  """Says before the first batch that workers will not find enough."""
+  count, have = settings.data.num_workers, shared_memory.free_gib()
+  if not count or have is None:
+    return
+  need = shared_memory.need_gib(
+      settings.crops, settings.model.num_channels,
+      settings.train.batch_size // jax.process_count(), count)
+  if need > have:
+    output.warn('there may be too little shared memory: '
+                + shared_memory.advice(need, have))
 
 
 def _check_students(saved: checkpoint.Checkpoints,
@@ -101,7 +167,10 @@ def _check_students(saved: checkpoint.Checkpoints,
   """Whether a run that is continued has any of the students."""
   if saved.latest() is None or not settings.students:
     return
-  known = saved.info().get('students', [])
+  try:
+    known = saved.info().get('students', [])
+  except checkpoint.Damaged:
+    return  # an earlier one may be whole
   if not settings.students.keys() & known:
     raise errors.UserError(
         f'{folder} has none of the students of this config, only '
@@ -138,10 +207,10 @@ def open_workdir(workdir: str, settings: settings_lib.Settings) -> epath.Path:
   """
   folder = epath.Path(workdir)
   path = folder / weights_lib.CONFIG
-  with _writable(workdir):
+  with workdir_lib.writable(workdir):
     folder.mkdir(parents=True, exist_ok=True)
     if path.exists():
-      old = settings_lib.read(json.loads(path.read_text()))
+      old = weights_lib.read_workdir(workdir)
       lines = changes(old, settings)
       if lines:
         text = '\n  '.join(lines)
@@ -174,7 +243,10 @@ def pinned(settings: settings_lib.Settings, folder: epath.Path
     The settings, and what each source is: written beside the config.
   """
   path = folder / _SOURCES
-  pins = json.loads(path.read_text()) if path.exists() else {}
+  pins = atomic.read_json(
+      path, 'bring it back from a copy, or remove it: the runs that this one '
+      'starts from are then read at their last step of today'
+  ) if path.exists() else {}
 
   for source in _sources(settings):
     pins.setdefault(source, weights_lib.at_its_last_step(source))
@@ -204,29 +276,13 @@ def write_workdir(folder: epath.Path, config: Any,
                   pins: Mapping[str, str] | None = None):
   """Puts the config into the workdir, which is then a run of it."""
   if processes.is_first():
-    with _writable(str(folder)):
-      write_text(folder / weights_lib.CONFIG,
+    with workdir_lib.writable(folder):
+      atomic.write_text(folder / weights_lib.CONFIG,
                  json.dumps(config_lib.plain(config), indent=1))
       if pins:
-        write_text(folder / _SOURCES, json.dumps(pins, indent=1))
-      write_text(folder / 'versions.json', json.dumps(versions(), indent=1))
-
-
-@contextlib.contextmanager
-def _writable(workdir: str) -> Iterator[None]:
-  try:
-    yield
-  except OSError as error:
-    raise errors.UserError(
-        f'--workdir={workdir} cannot be written: {error.strerror or error}; '
-        'choose a folder you may write to, with space left') from error
-
-
-def write_text(path: epath.Path, text: str):
-  """Writes a whole file or nothing."""
-  temporary = path.parent / (path.name + '.tmp')
-  temporary.write_text(text)
-  temporary.replace(path)
+        atomic.write_text(folder / _SOURCES, json.dumps(pins, indent=1))
+      atomic.write_text(
+          folder / 'versions.json', json.dumps(versions(), indent=1))
 
 
 def versions() -> dict[str, str]:
@@ -274,7 +330,7 @@ def write_results(folder: epath.Path, result: loop.Result):
   """results.json: what the run came to."""
   knn = {name.replace('knn/', ''): round(value, 3)
          for name, value in result.evaluation.items() if 'knn/' in name}
-  write_text(folder / 'results.json', json.dumps(
+  atomic.write_text(folder / workdir_lib.RESULTS, json.dumps(
       {'knn_top1_pct': knn, 'steps': result.step,
        'seconds': round(result.seconds, 1),
        'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}, indent=1))

@@ -7,11 +7,18 @@ dinojax.train: settings → recipe → loop → step. `--recipe=FILE` instead of
 
 import sys
 
+from dinojax.core import signals
+
+if __name__ == '__main__':  # before imports that take seconds
+  signals.watch('nothing was begun yet; the same command begins again',
+                signals.stopped_exit_code(sys.argv))
+
 from absl import app
 from absl import flags
 import jax
 from ml_collections import config_flags
 
+from dinojax import entry as entry_lib
 from dinojax import job
 from dinojax import stages
 from dinojax.core import errors
@@ -38,17 +45,16 @@ _STOPPED = flags.DEFINE_integer(
     'that start only failed jobs again need another than 0, such as 143.')
 
 
+@entry_lib.guarded(
+    'no step was under way, so nothing is lost; the same command continues',
+    lambda: _STOPPED.value)
 def main(argv: list[str]) -> int:
   """Runs training; 0 when it ended, --stopped_exit_code after a signal."""
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
-  try:
-    job.compile_cache(_CACHE.value)
-    processes.initialize()
-    finished = _train()
-  except errors.UserError as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 2
+  job.compile_cache(_CACHE.value)
+  processes.initialize()
+  finished = _train()
   # After an error jax does this at exit, where a process whose error the
   # others do not share waits for them: only after it has said what is wrong.
   if jax.distributed.is_initialized():

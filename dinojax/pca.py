@@ -14,6 +14,7 @@ from etils import epath
 import numpy as np
 from PIL import Image
 
+from dinojax import entry as entry_lib
 from dinojax import model as model_lib
 from dinojax.augment import photometric
 from dinojax.core import errors
@@ -36,6 +37,7 @@ _GRID = flags.DEFINE_integer(
 _PHOTOS = ('chelsea', 'coffee', 'rocket', 'astronaut')
 
 
+@entry_lib.guarded()
 def main(argv: list[str]) -> int:
   """Writes the picture."""
   del argv

@@ -20,6 +20,8 @@ from jax.experimental import multihost_utils
 
 from dinojax import job
 from dinojax import weights as weights_lib
+from dinojax import workdir as workdir_lib
+from dinojax.core import atomic
 from dinojax.core import config as config_lib
 from dinojax.core import errors
 from dinojax.parallel import mesh as mesh_lib
@@ -28,7 +30,7 @@ from dinojax.train import checkpoint
 from dinojax.train import settings as settings_lib
 
 PREFIX = 'stage:'
-RESULTS = 'results.json'
+RESULTS = workdir_lib.RESULTS
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -104,7 +106,9 @@ def _train(stage: Stage) -> tuple[bool, bool]:
   try:
     result = job.train(stage.config, str(stage.folder))
   except errors.UserError as error:
-    raise errors.UserError(f'stage {stage.name}: {error}') from error
+    # A message that says what to set means this stage.
+    text = str(error).replace('--config.', f'--recipe.{stage.name}.')
+    raise errors.UserError(f'stage {stage.name}: {text}') from error
   finished, stopped = result.finished, result.stopped
   del result
   gc.collect()  # what refers to itself would keep its arrays
@@ -145,10 +149,10 @@ def read(recipe: Any, workdir: str) -> list[Stage]:
 
 def _has_ended(folder: epath.Path, settings: settings_lib.Settings) -> bool:
   """Whether a run of all these students has written its results."""
-  if not (folder / RESULTS).exists():
+  if workdir_lib.results(folder) is None:
     return False
-  old = json.loads((folder / weights_lib.CONFIG).read_text())
-  return settings.students.keys() <= (old.get('students') or {}).keys()
+  old = weights_lib.read_workdir(str(folder))
+  return settings.students.keys() <= old.students.keys()
 
 
 def _last_step(folder: epath.Path) -> int | None:
@@ -325,9 +329,9 @@ def _summarize(root: epath.Path, stages: Sequence[Stage]):
   if not processes.is_first():
     return
   found = {
-      stage.name: json.loads((stage.folder / RESULTS).read_text())
-      for stage in stages if (stage.folder / RESULTS).exists()}
-  job.write_text(root / RESULTS, json.dumps(found, indent=1))
+      stage.name: result for stage in stages
+      if (result := workdir_lib.results(stage.folder)) is not None}
+  atomic.write_text(root / RESULTS, json.dumps(found, indent=1))
   rows = [('stage', 'steps', 'seconds', 'k-NN top-1 %')]
   for name, result in found.items():
     start = (name, str(result['steps']), f'{result["seconds"]:.0f}')

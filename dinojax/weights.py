@@ -1,12 +1,12 @@
 """Weights of any kind: of a run, of our own files, of anybody else's."""
 
 import dataclasses
-import json
 
 from etils import epath
 import jax
 import numpy as np
 
+from dinojax.core import atomic
 from dinojax.core import errors
 from dinojax.core import tree
 from dinojax.interop import reading
@@ -68,7 +68,13 @@ def read_workdir(workdir: str) -> settings_lib.Settings:
   if not path.exists():
     raise errors.UserError(
         f'--workdir={workdir} holds no run: {CONFIG} is missing')
-  return settings_lib.read(json.loads(path.read_text()))
+  try:
+    return settings_lib.read(atomic.read_json(
+        path, 'bring it back from a copy, or remove it and give the command '
+        'of the run again, which writes it anew'))
+  except errors.UserError as error:
+    raise errors.UserError(f'{path}: {error}' if str(path) not in str(error)
+                           else str(error)) from error
 
 
 @dataclasses.dataclass(frozen=True)

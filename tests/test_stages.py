@@ -19,6 +19,7 @@ import pytest
 
 from dinojax import job
 from dinojax import stages
+from dinojax.core import atomic
 from dinojax.core import errors
 from dinojax.train import settings as settings_lib
 from tests import test_run
@@ -57,7 +58,7 @@ class Job:
     self.configs[folder.name] = config
     finished = folder.name not in self.stopped
     if finished:
-      job.write_text(folder / 'results.json', json.dumps(
+      atomic.write_text(folder / 'results.json', json.dumps(
           {'knn_top1_pct': {'trained': 50.0}, 'steps': 20, 'seconds': 1.0}))
     return types.SimpleNamespace(
         finished=finished,

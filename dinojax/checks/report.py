@@ -19,6 +19,7 @@ from dinojax.checks import sanity
 from dinojax.checks import speed
 from dinojax.checks import supply
 from dinojax.checks import views
+from dinojax.core import atomic
 from dinojax.core import errors
 from dinojax.core import findings
 from dinojax.core import tree
@@ -97,7 +98,7 @@ def report(config: Any, options: Options, json_path: str | None) -> int:
     print(findings.summary(everything))
   bad, doubtful = findings.count(everything)
   if first and json_path:
-    epath.Path(json_path).write_text(json.dumps(
+    atomic.write_text(json_path, json.dumps(
         {'errors': bad, 'warnings': doubtful,
          'parts': {title: [dataclasses.asdict(f) for f in found]
                    for title, found in made.items()}}, indent=1))

@@ -1,5 +1,18 @@
 """The one exception that ends a run with a sentence, not a stack trace."""
 
+import errno
+
+FULL = {errno.ENOSPC, errno.EDQUOT}  # of a disk, or of a share of it
+
 
 class UserError(ValueError):
   """Something the user can fix: the message names the value and the fix."""
+
+
+def cannot_write(what: str, error: OSError) -> UserError:
+  """A sentence about a disk that refuses, for `raise … from error`."""
+  fix = ('free space and start the same command again'
+         if error.errno in FULL else
+         'choose a folder you may write to, or mount its disk for writing')
+  return UserError(
+      f'{what} cannot be written: {error.strerror or error}; {fix}')

@@ -5,9 +5,11 @@ that the file reads as if the run had never stopped.
 """
 
 from collections.abc import Mapping
+import contextlib
 import importlib.util
 import json
 import math
+import os
 import sys
 import time
 
@@ -15,57 +17,70 @@ from etils import epath
 from rich import console as rich_console
 from rich import progress as rich_progress
 
+from dinojax.core import atomic
+from dinojax.core import output
+
+_MOVE_S = 0.2  # between two looks of a line that moves
+
 
 class JsonLines:
   """One JSON object a line, appended and flushed."""
 
   def __init__(self, path: epath.PathLike, *, cut_after: int | None = None):
-    """Opens `path`; rows whose 'step' exceeds `cut_after` are removed."""
+    """Opens `path`; rows whose 'step' exceeds `cut_after` are removed.
+
+    Raises:
+      OSError: with the path, here and in `write`.
+    """
     self.path = epath.Path(path)
-    self._rows = []
-    if self.path.exists():
-      self._rows = _complete_lines(self.path.read_text())
-      if cut_after is not None:
-        self._rows = [
-            row for row in self._rows
-            if json.loads(row).get('step', 0) <= cut_after]
+    kept = [row for row in rows(self.path)
+            if cut_after is None or row.get('step', 0) <= cut_after]
+    self._rows = [json.dumps(row) for row in kept]
     self._file = None
-    if _is_local(self.path):
-      temporary = self.path.with_suffix('.tmp')
-      temporary.write_text(''.join(row + '\n' for row in self._rows))
-      temporary.replace(self.path)
+    if atomic.is_local(self.path):
+      text = ''.join(row + '\n' for row in self._rows)
+      if not self.path.exists() or self.path.read_bytes() != text.encode():
+        atomic.write_text(self.path, text)
       self._file = open(self.path, 'a')  # noqa: SIM115 (held for the run)
 
   def write(self, row: Mapping):
     """Appends one row; NaN and infinities become strings."""
     line = json.dumps({k: _plain(v) for k, v in row.items()})
-    if self._file:
-      self._file.write(line + '\n')
-      self._file.flush()
-    else:  # object stores have no append
-      self._rows.append(line)
-      self.path.write_text(''.join(row + '\n' for row in self._rows))
+    try:
+      if self._file:
+        self._file.write(line + '\n')
+        self._file.flush()
+      else:  # object stores have no append
+        self._rows.append(line)
+        atomic.write_text(
+            self.path, ''.join(row + '\n' for row in self._rows))
+    except OSError as error:
+      raise OSError(error.errno, error.strerror, str(self.path)) from error
 
   def close(self):
-    """Closes the file."""
+    """Closes the file; what could not be written has been said."""
     if self._file:
-      self._file.close()
+      with contextlib.suppress(OSError):
+        self._file.close()
 
 
-def _complete_lines(text: str) -> list[str]:
-  """Lines that parse: a killed process may leave half of the last one."""
-  lines = []
-  for line in text.splitlines():
+def rows(path: epath.PathLike) -> list[dict]:
+  """Objects of a file of JSON lines; without what is cut short or damaged.
+
+  A killed process may leave half of the last line, a power cut zeros.
+  """
+  path = epath.Path(path)
+  if not path.exists():
+    return []
+  found = []
+  for line in path.read_bytes().decode(errors='replace').splitlines():
     try:
-      json.loads(line)
-    except json.JSONDecodeError:
+      row = json.loads(line)
+    except ValueError:
       continue
-    lines.append(line)
-  return lines
-
-
-def _is_local(path: epath.Path) -> bool:
-  return '://' not in str(path)
+    if isinstance(row, dict):
+      found.append(row)
+  return found
 
 
 def _plain(value):
@@ -79,62 +94,106 @@ def _plain(value):
 
 
 class TensorBoard:
-  """Scalars for TensorBoard when tensorboardX is installed, else nothing."""
+  """Scalars for TensorBoard when tensorboardX is installed, else nothing.
+
+  An extra: what it cannot write is said once, and ends nothing. Its events
+  are written here and now, because the threads of its own writer fail where
+  nobody can catch it.
+  """
 
   def __init__(self, folder: epath.PathLike, *, step: int, enabled: bool):
-    self._writer = None
-    if enabled and importlib.util.find_spec('tensorboardX'):
-      import tensorboardX  # an optional package
-      self._writer = tensorboardX.SummaryWriter(
-          str(folder), purge_step=step + 1)
+    self._folder, self._writer = str(folder), None
+    if not enabled or not importlib.util.find_spec('tensorboardX'):
+      return
+    from tensorboardX import event_file_writer  # an optional package
+    from tensorboardX import summary
+    from tensorboardX.proto import event_pb2
+    self._event, self._scalar = event_pb2.Event, summary.scalar
+    with self._noted():
+      event_file_writer.directory_check(self._folder)
+      self._writer = event_file_writer.EventsWriter(
+          os.path.join(self._folder, 'events'))
+      # What an earlier start wrote of later steps is not shown.
+      start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+      self._writer.write_event(self._event(
+          wall_time=time.time(), step=step + 1, session_log=start))
 
   def write(self, step: int, row: Mapping[str, float]):
     """Adds the numbers of one row."""
-    if self._writer:
+    if not self._writer:
+      return
+    with self._noted():
       for name, value in row.items():
         if isinstance(value, int | float) and name != 'step':
-          self._writer.add_scalar(name, value, step)
+          self._writer.write_event(self._event(
+              wall_time=time.time(), step=step,
+              summary=self._scalar(name, value)))
+      self._writer.flush()
 
   def close(self):
     """Flushes."""
     if self._writer:
-      self._writer.close()
+      with self._noted():
+        self._writer.close()
+
+  @contextlib.contextmanager
+  def _noted(self):
+    try:
+      yield
+    except (OSError, ValueError) as error:
+      self._writer = None
+      output.warn(f'{self._folder} cannot be written ({error}): TensorBoard '
+                  'gets no more of this run, metrics.jsonl has all')
 
 
 class Progress:
-  """One line that says how training goes; rewritten on a terminal."""
+  """How training goes: a line for each row, and one that moves."""
 
   def __init__(self, total_steps: int, start_step: int):
     self.total, self.start = total_steps, start_step
-    self.began = time.monotonic()
+    self._first: tuple[int, float] | None = None  # of the steps that count
+    self._shown, self._parts = 0.0, {}
     self.console = rich_console.Console(file=sys.stderr, highlight=False)
 
   def show(self, step: int, parts: Mapping[str, str]):
-    """Shows step, the given parts, and the time left."""
-    done = step - self.start
-    elapsed = time.monotonic() - self.began
-    left = elapsed / max(done, 1) * (self.total - step)
-    text = ' · '.join(
-        [f'step {step}/{self.total}',
-         *(f'{name} {value}' for name, value in parts.items()),
-         f'ETA {duration(left)}'])
-    if self.console.is_terminal:
-      width = self.console.width
-      self.console.file.write('\r\x1b[2K' + text[:width - 1])
-      self.console.file.flush()
-    else:
-      print(text, file=self.console.file, flush=True)
+    """Prints a line: step, the given parts, and the time left.
+
+    Args:
+      step: that was made.
+      parts: by name, the most important first; what does not fit into the
+        line is left out from the end.
+    """
+    self._parts = dict(parts)
+    self._count(step)
+    self.say(self._line(step))
+
+  def tick(self, step: int):
+    """Moves the line of a terminal, after every step."""
+    self._count(step)
+    now = time.monotonic()
+    if self.console.is_terminal and now - self._shown >= _MOVE_S:
+      self._shown = now
+      live = getattr(sys.stderr, 'rewrite', None)
+      if live:
+        live(self._line(step))
 
   def say(self, text: str):
     """Prints a line of its own."""
-    if self.console.is_terminal:
-      self.console.file.write('\r\x1b[2K')
-    print(text, file=self.console.file, flush=True)
+    print(text, file=sys.stderr, flush=True)
 
-  def end(self):
-    """Leaves the last line standing."""
-    if self.console.is_terminal:
-      self.console.file.write('\n')
+  def _count(self, step: int):
+    """Starts the clock with the first step, which waited for a compiler."""
+    if self._first is None:
+      self._first = step, time.monotonic()
+
+  def _line(self, step: int) -> str:
+    first, began = self._first
+    left = '?' if step <= first else duration(
+        (time.monotonic() - began) / (step - first) * (self.total - step))
+    parts = [(0, f'step {step}/{self.total}'), *(
+        (rank, f'{name} {value}') for rank, (name, value)
+        in enumerate(self._parts.items(), 1)), (0, f'ETA {left}')]
+    return output.fitted(parts, min(self.console.width, output.COLUMNS))
 
 
 class Bar:

@@ -17,6 +17,7 @@ from jax import export
 import jax.numpy as jnp
 import numpy as np
 
+from dinojax.core import atomic
 from dinojax.core import errors
 from dinojax.core import tree
 from dinojax.interop import files
@@ -126,7 +127,8 @@ def write_stablehlo(place: pathlib.Path, weights: reading.Weights,
   exported = export.export(jax.jit(program), platforms=PLATFORMS)(
       like, _images(side, side, config.num_channels))
   files.write_safetensors(str(place / PARAMS), flat)
-  (place / STABLEHLO).write_bytes(exported.serialize(vjp_order=0))
+  atomic.write_bytes(
+      place / STABLEHLO, exported.serialize(vjp_order=0))
   return [f'program for {", ".join(PLATFORMS)} in {place / STABLEHLO}, '
           f'{len(flat)} parameters in {place / PARAMS}: '
           'jax.export.deserialize(…).call(params, images) takes images '

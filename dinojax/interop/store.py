@@ -8,6 +8,7 @@ import dataclasses
 import json
 import pathlib
 
+from dinojax.core import atomic
 from dinojax.core import errors
 from dinojax.core import tree
 from dinojax.interop import files
@@ -38,10 +39,9 @@ def save(folder: str, weights: reading.Weights):
     state |= {f'heads/{part}/{name}': value
               for name, value in tree.items(head.params)}
   kind, = (k for k, cls in _KINDS.items() if isinstance(weights.config, cls))
-  temporary = place / f'{TENSORS}.tmp'
-  files.write_safetensors(str(temporary), state)
-  temporary.replace(place / TENSORS)
-  (place / DESCRIPTION).write_text(json.dumps({
+  with atomic.replacing(place / TENSORS) as temporary:
+    files.write_safetensors(str(temporary), state)
+  atomic.write_text(place / DESCRIPTION, json.dumps({
       'version': _VERSION, 'kind': kind, 'family': weights.family,
       'config': dataclasses.asdict(weights.config),
       'heads': {name: dataclasses.asdict(head.config)

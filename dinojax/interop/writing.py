@@ -5,6 +5,7 @@ import pathlib
 
 import numpy as np
 
+from dinojax.core import atomic
 from dinojax.core import errors
 from dinojax.interop import files
 from dinojax.interop import graphs
@@ -95,7 +96,8 @@ def _hf(place, weights, lossy) -> list[str]:
   for name, values in (('config.json', description),
                        (hf.PREPROCESSOR, hf.preprocessor(
                            mean=weights.mean, std=weights.std))):
-    (place / name).write_text(json.dumps(values, indent=2) + '\n')
+    atomic.write_text(
+        place / name, json.dumps(values, indent=2) + '\n')
   said = [f'{len(state)} tensors in {place}, for '
           f'{description["architectures"][0]}', *_left_out(dropped),
           *_rounded(config, 'transformers')]

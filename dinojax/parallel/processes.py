@@ -1,6 +1,7 @@
 """Several processes as one program: start, stop together, divide rows."""
 
 from collections.abc import Mapping
+import contextlib
 import importlib.util
 import os
 import re
@@ -13,6 +14,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from dinojax.core import errors
+from dinojax.core import signals
 from dinojax.parallel import mesh as mesh_lib
 
 # All processes end within seconds of each other. One that failed waits as long
@@ -197,11 +199,26 @@ def to_devices(rows, mesh: jax.sharding.Mesh):
   return jax.make_array_from_process_local_data(sharding, rows)
 
 
+def agree(is_well: bool) -> bool:
+  """Whether it went well on every process; all must ask."""
+  if jax.process_count() == 1:
+    return is_well
+  return bool(multihost_utils.process_allgather(np.array(is_well)).all())
+
+
+def first_raises(error: errors.UserError | None):
+  """Ends all processes with the error that the first one has, if any."""
+  text = of_first(str(error) if error else '')
+  if text:
+    raise errors.UserError(text) from error
+
+
 class StopSignal:
-  """SIGTERM or Ctrl-C seen, on this process or any other.
+  """SIGTERM, SIGHUP or Ctrl-C seen, on this process or any other.
 
   The first signal asks for a save and a clean end; a second Ctrl-C stops at
-  once. Use as a context manager around the loop.
+  once. Use as a context manager around the steps, when there is something to
+  save; what comes before is core/signals'.
   """
 
   # jax wants numbers that rise: from one run to the next, steps do not.
@@ -210,22 +227,27 @@ class StopSignal:
   def __init__(self):
     self._seen = self._agreed = False
     self._previous = {}
+    self._held = contextlib.ExitStack()
 
   def __enter__(self):
     if threading.current_thread() is threading.main_thread():
-      for number in (signal.SIGINT, signal.SIGTERM):
+      for number in signals.catchable():
         if number == signal.SIGTERM and jax.process_count() > 1:
           continue  # jax.distributed agrees on a common step for this one
         self._previous[number] = signal.signal(number, self._note)
+    self._held.enter_context(signals.held())
     return self
 
   def __exit__(self, *_):
+    self._held.close()
     for number, handler in self._previous.items():
       signal.signal(number, handler)
 
   def _note(self, number, frame):
-    if self._seen and number == signal.SIGINT:
-      raise KeyboardInterrupt
+    if self._seen:
+      if number == signal.SIGINT and not signals.is_watched():
+        raise KeyboardInterrupt
+      return
     self._seen = True
     if jax.process_count() > 1:
       signal.raise_signal(signal.SIGTERM)  # only this one reaches the others

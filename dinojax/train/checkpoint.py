@@ -2,22 +2,40 @@
 
 A step is complete or absent: orbax writes to a temporary folder and renames
 it. Parts are student, teacher, opt, meta and what else a state holds, so that
-an evaluation reads one of them alone.
+an evaluation reads one of them alone. A digest of every array is saved beside
+them and compared when they are read.
 """
 
-from collections.abc import Iterable
+from collections.abc import Mapping
+import functools
+import gc
 import logging
 import os
+import sys
 import time
+import warnings
 
 from etils import epath
 import jax
 from orbax.checkpoint import v1 as ocp
 
 from dinojax.core import errors
+from dinojax.core import tree
+from dinojax.parallel import processes
+from dinojax.train import digests
 from dinojax.train import state as state_lib
 
 FOLDER = 'checkpoints'
+DAMAGED = 'damaged'  # in the workdir: what is no longer a checkpoint
+_SHOWN = 3
+
+
+class Damaged(errors.UserError):
+  """A checkpoint is not what was saved."""
+
+  def __init__(self, step: int, text: str):
+    super().__init__(text)
+    self.step = step
 
 
 def _not_orbax(record: logging.LogRecord) -> bool:
@@ -30,7 +48,7 @@ class Checkpoints:
 
   def __init__(self, workdir: epath.PathLike, *, keep: int = 2,
                archive_every: int | None = None, writes: bool = False):
-    """Opens or creates `workdir`/checkpoints.
+    """Opens `workdir`/checkpoints; creates it if it writes.
 
     Args:
       workdir: of the run; local or gs://.
@@ -38,27 +56,43 @@ class Checkpoints:
       archive_every: steps whose multiples are kept for ever.
       writes: whether it is the run itself, which alone may remove what an
         earlier start left half-written; another reads a run that goes on.
+
+    Raises:
+      UserError: it is a file.
     """
     absl = logging.getLogger('absl')
     if _not_orbax not in absl.filters:
       absl.addFilter(_not_orbax)
+      # After damage, orbax leaves what it had begun.
+      warnings.filterwarnings('ignore', message='coroutine .*never awaited')
     policies = ocp.training.preservation_policies
     kept = [policies.LatestN(keep)]
     if archive_every:
       kept.append(policies.EveryNSteps(archive_every))
     # Orbax refuses relative paths, and only when it writes.
-    self.folder = epath.Path(
-        workdir if '://' in str(workdir) else os.path.abspath(workdir)
-    ) / FOLDER
-    self._manager = ocp.training.Checkpointer(
-        self.folder, preservation_policy=policies.AnyPreservationPolicy(kept),
+    self.workdir = epath.Path(
+        workdir if '://' in str(workdir) else os.path.abspath(workdir))
+    self.folder = self.workdir / FOLDER
+    if self.folder.exists() and not self.folder.is_dir():
+      raise errors.UserError(
+          f'{self.folder} is a file, where a run has its folder of '
+          'checkpoints: move it away, or use another --workdir')
+    self._open = functools.partial(
+        ocp.training.Checkpointer, self.folder,
+        preservation_policy=policies.AnyPreservationPolicy(kept),
         cleanup_tmp_directories=writes)
+    # It would make the folder, which a reader must not.
+    self._manager = self._open() if writes or self.folder.exists() else None
     self._pending = None
 
   def latest(self) -> int | None:
     """The last complete step."""
-    found = self._manager.latest
-    return None if found is None else found.step
+    return max(self.steps(), default=None)
+
+  def steps(self) -> list[int]:
+    """All complete steps."""
+    found = self._manager.checkpoints if self._manager else ()
+    return sorted(c.step for c in found)
 
   def save(self, step: int, state: dict, info: dict | None = None):
     """Starts writing the state; the previous write must have ended well.
@@ -74,10 +108,16 @@ class Checkpoints:
     self.wait()
     if step == self.latest():
       return
+    parts = state_lib.split(state)
+    if self._manager is None:
+      self._manager = self._open()
     try:
       self._pending = self._manager.save_checkpointables_async(
-          step, state_lib.split(state), force=True,
-          custom_metadata={'time': time.time(), **(info or {})})
+          step, parts, force=True, custom_metadata={
+              'time': time.time(), 'step': step,
+              'digests': {name: digests.of_part(part)
+                          for name, part in parts.items()},
+              **(info or {})})
     except (OSError, ValueError) as error:
       raise self._failure(error) from error
 
@@ -101,10 +141,16 @@ class Checkpoints:
     """The state at `step`, the latest by default, on the given shardings.
 
     A frozen teacher is not part of it.
+
+    Raises:
+      UserError: it is of another architecture; Damaged: not what was saved.
     """
+    step = self.latest() if step is None else step
     parts = state_lib.split(abstract)
     state, abstract = (
         state_lib.join(x) for x in (self._load(step, parts), parts))
+    if int(state['step']) != step:
+      raise self._damage(step, f'its state is of step {int(state["step"])}')
     # A typed key comes back with the sharding of its two words.
     return jax.tree.map(
         lambda x, want: x if x.sharding == want.sharding
@@ -112,30 +158,188 @@ class Checkpoints:
 
   def restore_part(self, name: str, abstract: dict,
                    step: int | None = None) -> dict:
-    """One part alone: `state.ema_part` for an evaluation."""
-    return self._load(step, {name: abstract})[name]
+    """One part alone: `state.ema_part` for an evaluation.
 
-  def _load(self, step: int | None, parts: dict) -> dict:
+    Raises:
+      UserError: it is of another architecture; Damaged: not what was saved,
+        with the earlier steps that are whole.
+    """
+    step = self.latest() if step is None else step
+    parts = {name: abstract}
     try:
-      return self._manager.load_checkpointables(step, parts)
-    except (ValueError, KeyError, OSError) as error:
-      raise errors.UserError(
-          f'the checkpoint of step {step or self.latest()} in {self.folder} '
-          f'does not fit this config ({first_line(error)[:200]}): use the '
-          'config it was made with, or another --workdir') from error
+      return self._load(step, parts)[name]
+    except Damaged as error:
+      reason = str(error)
+    raise Damaged(step, f'{reason}. {self.instead(parts, step)}')
+
+  def _load(self, step: int, parts: dict) -> dict:
+    """Parts as they were saved.
+
+    Raises:
+      UserError: of another architecture; Damaged: not what was saved. On all
+        processes, if on one.
+    """
+    loaded, reason = self._read(step, parts)
+    if not processes.agree(not reason):
+      raise self._cannot_load(step, parts, reason or 'another process says so')
+    known = self._digests(step)
+    wrong = [f'{name}/{path}' for name in (parts if known else ())
+             for path in digests.differing(known.get(name, {}), loaded[name])]
+    if not processes.agree(not wrong):
+      more = f' and {len(wrong) - _SHOWN} more' if len(wrong) > _SHOWN else ''
+      raise self._damage(
+          step, f'{", ".join(wrong[:_SHOWN]) or "an array"}{more} is not what '
+          'was saved: its digest differs')
+    return loaded
+
+  def _read(self, step: int, parts: dict) -> tuple[dict | None, str]:
+    """Parts as this process reads them, or why it cannot."""
+    try:
+      with _alone():
+        return self._manager.load_checkpointables(step, parts), ''
+    except Exception as error:  # noqa: BLE001 (damaged bytes raise anything)
+      return None, first_line(error)[:120]
+
+  def _digests(self, step: int) -> Mapping[str, dict]:
+    """Digests that were saved; {} of a checkpoint from before there were."""
+    info = self.info(step)
+    if 'time' not in info:
+      raise self._damage(step, 'its description is missing')
+    if info.get('step', step) != step:
+      raise self._damage(step, f'it was saved as step {info["step"]}')
+    if 'digests' not in info and processes.is_first():
+      print(f'the checkpoint of step {step} has no digests: it was written by '
+            'an earlier version, and is read as it is', flush=True)
+    return info.get('digests', {})
+
+  def _cannot_load(self, step: int, parts: dict,
+                   reason: str) -> errors.UserError:
+    """Tells another architecture from damage."""
+    if not (self.folder / str(step)).exists():
+      return errors.UserError(
+          f'{self.folder} has no step {step} any more: the run has gone on '
+          'meanwhile; start the same command again')
+    differs = self._differs(step, parts)
+    if differs:
+      return errors.UserError(
+          f'the checkpoint of step {step} in {self.folder} does not fit this '
+          f'config ({differs}): use the config it was made with, or another '
+          '--workdir')
+    broken = [name for name, part in parts.items()
+              if self._read(step, {name: part})[1]] or list(parts)
+    _forget()
+    return self._damage(
+        step, f'{" and ".join(broken)} cannot be read: files are missing, '
+        f'empty, cut short or changed ({reason})')
+
+  def _differs(self, step: int, parts: dict) -> str:
+    """How shapes or names differ from those saved; '' if not, or unknown."""
+    try:
+      known = self.info(step).get('digests', {})
+    except Damaged:
+      return ''
+    for name, part in parts.items():
+      listed = known.get(name) or self._listed(step, name)
+      text = digests.misfit(listed, part) if listed else ''
+      if text:
+        return f'{name}/{text}'
+    return ''
+
+  def _listed(self, step: int, name: str) -> dict[str, list[int]]:
+    """Shapes as orbax describes them, of a checkpoint without digests."""
+    try:
+      saved = self._manager.checkpointables_metadata(step).metadata[name]
+    except Exception:  # noqa: BLE001 (damaged: nothing can be said of it)
+      return {}
+    # It sees the words of a key, and not the key.
+    return {path: [0, *x.shape[:-1 if path == 'key' else None]]
+            for path, x in tree.items(saved or {}) if hasattr(x, 'shape')}
+
+  def _damage(self, step: int, reason: str) -> Damaged:
+    return Damaged(
+        step, f'the checkpoint of step {step} in {self.folder} is damaged: '
+        f'{reason}')
+
+  def instead(self, parts: dict, before: int) -> str:
+    """What else can be read: earlier steps whose parts are whole."""
+    whole = [str(step) for step in self.steps()
+             if step < before and self._is_whole(step, parts)]
+    if not whole:
+      return 'No earlier one is whole: bring the folder back from a copy'
+    return (f'Whole are the earlier steps {", ".join(whole)}: '
+            f'{self.workdir}@{whole[-1]} is read in its place')
+
+  def _is_whole(self, step: int, parts: dict) -> bool:
+    try:
+      self._load(step, parts)
+    except errors.UserError:
+      return False
+    return True
+
+  def set_aside(self, step: int) -> epath.Path:
+    """Keeps a damaged step under another name, where it is no checkpoint.
+
+    Raises:
+      UserError: the disk or the object store does not move folders.
+    """
+    place = self.workdir / DAMAGED / str(step)
+    error = None
+    if processes.is_first():
+      number = 1
+      while place.exists():
+        number += 1
+        place = place.parent / f'{step}-{number}'
+      try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        (self.folder / str(step)).rename(place)
+      except OSError as raised:
+        error = errors.UserError(
+            f'{self.folder / str(step)} is damaged and cannot be moved to '
+            f'{place} ({raised.strerror or raised}): move it away by hand, and '
+            'start the same command again')
+    processes.first_raises(error)
+    self._manager.close()
+    self._manager = self._open()
+    return place
 
   def info(self, step: int | None = None) -> dict:
-    """What was saved beside the state at `step`."""
-    return self._manager.metadata(step).custom_metadata or {}
+    """What was saved beside the state at `step`.
 
-  def steps(self) -> Iterable[int]:
-    """All complete steps."""
-    return sorted(c.step for c in self._manager.checkpoints)
+    Raises:
+      Damaged: it cannot be read.
+    """
+    step = self.latest() if step is None else step
+    try:
+      return self._manager.metadata(step).custom_metadata or {}
+    except Exception as error:  # noqa: BLE001 (damaged bytes raise anything)
+      raise self._damage(step, 'its description cannot be read ('
+                         f'{first_line(error)[:200]})') from error
 
   def close(self):
     """Ends pending writes."""
     self.wait()
-    self._manager.close()
+    if self._manager:
+      self._manager.close()
+
+
+def _alone():
+  """What a process reads it reads by itself.
+
+  Else one that finds damage would leave the others at a barrier.
+  """
+  index = jax.process_index()
+  return ocp.Context(multiprocessing_options=ocp.options.MultiprocessingOptions(
+      primary_host=index, active_processes={index},
+      barrier_sync_key_prefix=f'alone{index}'))
+
+
+def _forget():
+  """Frees what orbax had begun to read, which complains when it goes."""
+  hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+  try:
+    gc.collect()
+  finally:
+    sys.unraisablehook = hook
 
 
 def first_line(error: Exception) -> str:

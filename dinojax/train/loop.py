@@ -10,7 +10,6 @@ the data and all random keys are functions of (seed, step).
 from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
-import functools
 import time
 
 from etils import epath
@@ -19,12 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinojax.core import errors
-from dinojax.parallel import mesh as mesh_lib
+from dinojax.core import output
 from dinojax.parallel import processes
 from dinojax.train import checkpoint
 from dinojax.train import program
 from dinojax.train import recipe as recipe_lib
 from dinojax.train import report
+from dinojax.train import rescue
 from dinojax.train import segments
 from dinojax.train import state as state_lib
 
@@ -65,6 +65,8 @@ class Run:
     evaluate: k-NN and what else is measured; None to leave out.
     given: weights from elsewhere.
     info: facts saved beside the checkpoints and metrics.
+    is_lost: whether the workdir was removed or replaced meanwhile; asked at
+      each save, of the first process.
   """
 
   recipe: recipe_lib.Recipe
@@ -78,6 +80,7 @@ class Run:
   evaluate: Evaluator | None
   info: dict
   given: Given = Given()
+  is_lost: Callable[[], bool] = lambda: False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,24 +115,64 @@ def run(job: Run) -> Result:
   saved = checkpoint.Checkpoints(
       job.workdir, keep=settings.checkpoint.keep,
       archive_every=job.archive_steps, writes=True)
-  start = saved.latest()
-  if start is None:
-    state, seconds, start = _fresh(job, job.recipe), 0.0, 0
-  else:
-    state = _restored(job, saved, start)
-    seconds = saved.info().get('seconds', 0.0)
+  start, state = _resumed(job, saved)
+  seconds = saved.info(start).get('seconds', 0.0) if start else 0.0
   state = job.given.complete(state)
-  with processes.StopSignal() as stop:
+  try:
+    with _Session(job, saved, start, seconds) as session:
+      return session.train(state)
+  except OSError as error:
+    raise rescue.disk(error, job.workdir, saved.latest()) from error
+
+
+def ended(job: Run) -> Result:
+  """The end of a run that has its results; nothing is written.
+
+  Raises:
+    UserError: its last checkpoint is damaged.
+  """
+  with contextlib.closing(checkpoint.Checkpoints(job.workdir)) as saved:
+    step = saved.latest()
     try:
-      with contextlib.closing(
-          _Session(job, saved, start, seconds)) as session:
-        return session.train(state, stop)
-    except OSError as error:
+      state = _restored(job, saved, step)
+    except checkpoint.Damaged as error:
       raise errors.UserError(
-          f'{job.workdir} could not be written: '
-          f'{error.strerror or checkpoint.first_line(error)}; free space or '
-          'fix the permissions, and start the same command again: it resumes '
-          f'from step {saved.latest() or 0}') from error
+          f'{error}. The run has ended, and its results are kept; without '
+          f'{job.workdir / "results.json"}, the same command falls back to '
+          'the last step that is whole, and trains on from there') from error
+    return Result(
+        job.given.complete(state), step, True, False,
+        saved.info().get('seconds', 0.0),
+        report.evaluation(job.workdir, step) or {})
+
+
+def _resumed(job: Run, saved: checkpoint.Checkpoints) -> tuple[int, dict]:
+  """The last whole checkpoint, and its step; or the start.
+
+  Raises:
+    UserError: there are checkpoints, and none is whole.
+  """
+  reasons: dict[int, str] = {}
+  for step in reversed(saved.steps()):
+    try:
+      state = _restored(job, saved, step)
+    except checkpoint.Damaged as error:
+      reasons[step] = str(error)
+    else:
+      break
+  else:
+    if reasons:
+      raise errors.UserError('\n  '.join([
+          f'no checkpoint of {job.workdir} is whole:', *reasons.values(),
+          'Bring the folder back from a copy, or begin anew in another '
+          '--workdir']))
+    return 0, _fresh(job, job.recipe)
+  for bad, reason in reasons.items():
+    place = saved.set_aside(bad)
+    if processes.is_first():
+      output.warn(f'{reason}. It is kept as {place}, and the run goes on from '
+                  f'step {step}, which is whole')
+  return step, state
 
 
 def _fresh(job: Run, recipe: recipe_lib.Recipe) -> dict:
@@ -142,7 +185,7 @@ def _fresh(job: Run, recipe: recipe_lib.Recipe) -> dict:
 def _restored(job: Run, saved: checkpoint.Checkpoints, step: int) -> dict:
   """The saved state; students that are not in it start now."""
   recipe = segments.recipe_of(job.recipe, segments.at(job.recipe, step))
-  known = saved.info().get('students', list(recipe.students))
+  known = saved.info(step).get('students', list(recipe.students))
   old, new = ({name: one for name, one in recipe.students.items()
                if (name in known) == wanted} for wanted in (True, False))
   if new and step >= job.total_steps:
@@ -156,7 +199,7 @@ def _restored(job: Run, saved: checkpoint.Checkpoints, step: int) -> dict:
       if names:
         print(f'step {step}: students {", ".join(names)} {what}', flush=True)
   state = saved.restore(state_lib.abstract(
-      dataclasses.replace(recipe, students=old), job.mesh))
+      dataclasses.replace(recipe, students=old), job.mesh), step)
   if new:
     fresh = _fresh(job, dataclasses.replace(recipe, students=new))
     begun = {name: own | {'begun': jnp.copy(state['step'])}
@@ -175,6 +218,7 @@ class _Session:
     self.report = report.Report(
         job.recipe, job.workdir, total_steps=job.total_steps, start=start)
     self.evaluation: dict[str, float] = {}
+    self.batches: Iterator[dict] = iter(())
     self.running: jax.Array | None = None  # of the step in flight
     self.profiling = False
 
@@ -183,30 +227,45 @@ class _Session:
     """Seconds of training, all starts together."""
     return time.monotonic() - self.clock
 
-  def train(self, state: dict, stop: processes.StopSignal) -> Result:
-    """The loop, in the order of the module's docstring."""
+  def train(self, state: dict) -> Result:
+    """Gets everything ready, and trains; errors as of `run`."""
     job, step, say = self.job, self.start, self.report.say
     if step:
       say(f'resumed from step {step} of {job.workdir}')
     state = self.enter(step, state)
     if step >= job.total_steps:
-      self.evaluate(step, state)
-      return Result(
-          state, step, True, stop.seen, self.seconds, self.evaluation)
-    batches = job.batches(step)
-    batch = self.next_batch(batches)
-    programs = _compile_all(job, step, state, say)
-    previous = None
+      self.evaluate_at_the_end(step, state)
+      return Result(state, step, True, False, self.seconds, self.evaluation)
+    self.batches = job.batches(step)
+    batch = self.next_batch()
+    programs = program.compile_all(
+        job.recipe, job.mesh, state, step, job.total_steps, say)
+    self.report.begin(step)
+    try:
+      # Until here, a signal ends the program at once: nothing is lost.
+      with processes.StopSignal() as stop:
+        return self.steps(state, batch, programs, stop)
+    except report.NonFinite as error:
+      self.saved.wait()
+      raise rescue.nonfinite(error, job.workdir, self.saved.steps(),
+                             job.recipe.settings) from error
+
+  def steps(self, state: dict, batch: dict,
+            programs: dict[segments.Segment, program.Programs],
+            stop: processes.StopSignal) -> Result:
+    """The loop, in the order of the module's docstring."""
+    job, step, previous = self.job, self.start, None
     while True:
       if step % job.checkpoint_steps == 0 and step > self.start:
         # First the log: a resumed run never writes this step again.
         self.read(step, previous)
         previous = None
-        self.saved.save(step, state, self.info())
+        if self.report.is_finite:  # else it would push out a good one
+          self.save(step, state)
       if step == job.total_steps:
         break
       if step > self.start:
-        batch = self.next_batch(batches)
+        batch = self.next_batch()
       self.profile(step)
       run = programs[segments.at(job.recipe, step)]
       with jax.profiler.StepTraceAnnotation('train', step_num=step):
@@ -217,20 +276,21 @@ class _Session:
       if previous is not None:
         self.read(step - 1, previous)
       previous = metrics
+      self.report.tick(step)
       if (job.evaluation_steps and step % job.evaluation_steps == 0
           and step < job.total_steps):
         self.evaluate(step, state)
       if stop.reached() and step < job.total_steps:
         self.read(step, previous)
-        self.saved.save(step, state, self.info())
+        self.save(step, state)
         self.saved.wait()
-        say(f'stopped by a signal: saved step {step}; the same command '
-            'continues')
+        self.report.say(f'stopped by a signal: saved step {step}; the same '
+                        'command continues')
         return Result(state, step, False, True, self.seconds, {})
     if previous is not None:
       self.read(step, previous)
-    self.saved.save(step, state, self.info())
-    self.evaluate(step, state)
+    self.save(step, state)
+    self.evaluate_at_the_end(step, state)
     self.saved.wait()
     return Result(
         state, step, True, stop.seen, self.seconds, self.evaluation)
@@ -251,10 +311,31 @@ class _Session:
     return self.job.info | {'seconds': self.seconds} | (
         {'students': students} if students else {})
 
-  def next_batch(self, batches: Iterator[dict]) -> dict:
-    """The next batch on the devices; bad images are written down."""
-    began = time.monotonic()
-    batch = dict(next(batches))
+  def save(self, step: int, state: dict):
+    """Starts writing a checkpoint, if the workdir is still there."""
+    processes.first_raises(errors.UserError(
+        f'{self.job.workdir} was removed or replaced while the run used it: '
+        f'stopped at step {step}, because its log, its config and its '
+        'checkpoints are gone. Bring the folder back from a copy and start '
+        'the same command again, or begin anew in another --workdir'
+    ) if processes.is_first() and self.job.is_lost() else None)
+    self.saved.save(step, state, self.info())
+
+  def next_batch(self) -> dict:
+    """The next batch on the devices; bad images are written down.
+
+    Raises:
+      UserError: the pipeline failed.
+    """
+    began, settings = time.monotonic(), self.job.recipe.settings
+    try:
+      batch = dict(next(self.batches))
+    except (OSError, RuntimeError) as error:
+      known = rescue.batches(
+          error, settings, settings.train.batch_size // jax.process_count())
+      if known is None:
+        raise
+      raise known from error
     if self.running is None or self.running.is_ready():
       # Else the devices had work all the while, and nothing was lost.
       self.report.waited += time.monotonic() - began
@@ -275,6 +356,16 @@ class _Session:
     self.report.evaluated(
         step, self.evaluation, seconds=time.monotonic() - began)
 
+  def evaluate_at_the_end(self, step: int, state: dict):
+    """Evaluates the last step, unless an earlier start has."""
+    if self.job.evaluate is None:
+      return
+    known = report.evaluation(self.job.workdir, step)
+    if known is None:
+      self.evaluate(step, state)
+    else:
+      self.evaluation = known
+
   def profile(self, step: int):
     """Opens and closes the profiler window."""
     settings = self.job.recipe.settings.log
@@ -294,45 +385,12 @@ class _Session:
       self.report.say(
           f'profile written to {self.job.workdir / "profile"}')
 
-  def close(self):
-    """Ends pending writes."""
-    self.end_profile()
-    self.report.close()
-    self.saved.close()
+  def __enter__(self):
+    return self
 
-
-@dataclasses.dataclass(frozen=True)
-class _Programs:
-  """The compiled programs of a segment."""
-
-  prepare: Callable[[dict, np.int32], dict]
-  step: Callable[[dict, dict], tuple[dict, dict]]
-
-
-def _compile_all(job: Run, start: int, state: dict,
-                 say: Callable[[str], None]
-                 ) -> dict[segments.Segment, _Programs]:
-  """Compiles all programs before the first step; says how long it took."""
-  found = segments.between(job.recipe, start, job.total_steps)
-  platform, out = mesh_lib.platform(job.mesh), {}
-  for segment in found:
-    began = time.monotonic()
-    recipe = segments.recipe_of(job.recipe, segment)
-    out[segment] = _compile(recipe, job.mesh, program.shapes_of(
-        segments.enter(state, recipe, lambda like: like)))
-    say(f'compiled in {time.monotonic() - began:.1f}s for '
-        f'{job.mesh.size} × {platform}'
-        + (f': {segment.describe(recipe)}' if len(found) > 1 else ''))
-  return out
-
-
-def _compile(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
-             state: dict) -> _Programs:
-  batch = program.abstract_batch(recipe.settings, mesh)
-  del batch['label']
-  prepare = jax.jit(functools.partial(recipe_lib.prepare, recipe.settings))
-  rows = program.prepared(recipe.settings, batch, mesh)
-  step = program.lower(recipe, state, rows)
-  return _Programs(
-      prepare.lower(batch, np.int32(0)).compile(),
-      step.compile(mesh_lib.compiler_options(mesh)))
+  def __exit__(self, kind, *_):
+    """Ends pending writes; the first error is the one to tell."""
+    with contextlib.suppress(*((errors.UserError, OSError) if kind else ())):
+      self.end_profile()
+      self.report.close()
+      self.saved.close()

@@ -1,6 +1,9 @@
 """The step as one compiled program: of a run, or before there is a machine."""
 
+from collections.abc import Callable
+import dataclasses
 import functools
+import time
 
 import jax
 import jax.numpy as jnp
@@ -86,3 +89,51 @@ def of_config(settings: settings_lib.Settings, mesh: jax.sharding.Mesh,
     rows = prepared(recipe.settings, abstract_batch(recipe.settings, mesh),
                     mesh)
     return recipe, lower(recipe, state, rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+  """The compiled programs of a segment."""
+
+  prepare: Callable[[dict, np.int32], dict]
+  step: Callable[[dict, dict], tuple[dict, dict]]
+
+
+def compile_all(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
+                state: dict, start: int, end: int,
+                say: Callable[[str], None]) -> dict[segments.Segment, Programs]:
+  """Compiles all programs of steps `start` to `end` before the first of them.
+
+  Args:
+    recipe: what is trained.
+    mesh: the devices.
+    state: before step `start`.
+    start: the step that is next.
+    end: the last step.
+    say: tells the user how long it took.
+  """
+  found = segments.between(recipe, start, end)
+  platform, out = mesh_lib.platform(mesh), {}
+  for segment in found:
+    what = f'for {mesh.size} × {platform}' + (
+        f': {segment.describe(segments.recipe_of(recipe, segment))}'
+        if len(found) > 1 else '')
+    say(f'compiling {what} …')
+    began = time.monotonic()
+    one = segments.recipe_of(recipe, segment)
+    out[segment] = _compile(one, mesh, shapes_of(
+        segments.enter(state, one, lambda like: like)))
+    say(f'compiled in {time.monotonic() - began:.1f}s {what}')
+  return out
+
+
+def _compile(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
+             state: dict) -> Programs:
+  batch = abstract_batch(recipe.settings, mesh)
+  del batch['label']
+  prepare = jax.jit(functools.partial(recipe_lib.prepare, recipe.settings))
+  rows = prepared(recipe.settings, batch, mesh)
+  step = lower(recipe, state, rows)
+  return Programs(
+      prepare.lower(batch, np.int32(0)).compile(),
+      step.compile(mesh_lib.compiler_options(mesh)))

@@ -16,6 +16,20 @@ from dinojax.parallel import processes
 from dinojax.train import monitor
 from dinojax.train import recipe as recipe_lib
 
+LOG = 'metrics.jsonl'  # in the workdir, of the first process
+
+
+class NonFinite(errors.UserError):
+  """Several steps in a row had no finite gradient.
+
+  Attributes:
+    first: the first of these steps.
+  """
+
+  def __init__(self, first: int, text: str):
+    super().__init__(text)
+    self.first = first
+
 
 class Report:
   """The log of one start of a run; only the first process writes metrics.
@@ -24,6 +38,7 @@ class Report:
     waited: seconds that devices were idle for want of data since the last
       row, at most.
     rested: seconds spent on other things than training since the last row.
+    is_finite: whether the last step that was read had a finite gradient.
   """
 
   def __init__(self, recipe: recipe_lib.Recipe, workdir: epath.Path, *,
@@ -37,14 +52,15 @@ class Report:
                       for name in recipe.each}
     self._knn: list[float] = []  # of every student
     self.waited = self.rested = 0.0
+    self.is_finite = True
     self._logged = (start, time.monotonic())
     name = 'bad_images.jsonl' if self._first else (
         f'bad_images.{jax.process_index()}.jsonl')
     self._bad_images = log.JsonLines(workdir / name)
-    self._bad_names = _names(workdir / name)
+    self._bad_names = {(row.get('source'), row.get('name'))
+                       for row in log.rows(workdir / name)}
     if self._first:
-      self._metrics = log.JsonLines(
-          workdir / 'metrics.jsonl', cut_after=start)
+      self._metrics = log.JsonLines(workdir / LOG, cut_after=start)
       self._board = log.TensorBoard(
           workdir / 'tensorboard', step=start,
           enabled=settings.log.tensorboard)
@@ -53,6 +69,15 @@ class Report:
     """One line to the user, from the first process."""
     if self._first:
       self._progress.say(text)
+
+  def begin(self, step: int):
+    """Starts the clock: what came before, such as compiling, is no step."""
+    self._logged = (step, time.monotonic())
+
+  def tick(self, step: int):
+    """Moves the line of a terminal, after every step."""
+    if self._first:
+      self._progress.tick(step)
 
   def problems(self, problems: Iterable[Mapping[str, str]]):
     """Writes down images that could not be read, each once."""
@@ -78,7 +103,8 @@ class Report:
     watched = ('nonfinite_in_row', 'bad_images')
     values = jax.device_get(
         metrics if due else {k: metrics[k] for k in watched})
-    if values['nonfinite_in_row']:
+    self.is_finite = not values['nonfinite_in_row']
+    if not self.is_finite:
       values = jax.device_get(metrics)
       self._check_finite(step, values)
     self._check_images(step, int(values['bad_images']))
@@ -101,7 +127,6 @@ class Report:
 
   def close(self):
     """Ends pending writes."""
-    self._progress.end()
     self._bad_images.close()
     if self._first:
       self._metrics.close()
@@ -123,11 +148,8 @@ class Report:
             + (f' ({", ".join(terms)})' if terms else '')
             + f'; the update was skipped ({count} in a row)')
     if count >= limit:
-      raise errors.UserError(
-          f'{text}: stopped. The weights are those before the first of '
-          'these steps; try a lower schedules.lr.peak or a smaller '
-          'optimizer.clip_norm')
-    self.say(text)
+      raise NonFinite(step - count + 1, f'{text}: stopped')
+    self.say(f'warning: {text}')
 
   def _check_images(self, step: int, bad: int):
     """Stops when too many images could not be read."""
@@ -166,18 +188,36 @@ class Report:
           key.removeprefix(f'{name}/'): value for key, value in row.items()
           if name and key.startswith(f'{name}/')})
       if warning:
-        self.say(f'step {step}: {name + ": " if name else ""}{warning}')
+        self.say(f'warning: step {step}: {name + ": " if name else ""}'
+                 f'{warning}')
 
   def _line(self, row: Mapping[str, float]) -> dict[str, str]:
-    """The parts of the progress line."""
-    parts = {'loss': f'{row["loss"]:.3f}'}
+    """The parts of the progress line, the most important first."""
+    parts = {'loss': f'{row["loss"]:.3f}',
+             'images/s': _three_digits(row['time/images_per_s'])}
     if 'dino/loss_over_log_k' in row:
       parts['loss/ln K'] = f'{row["dino/loss_over_log_k"]:.3f}'
+    parts['data wait'] = f'{row["time/data_wait_pct"]:.0f}%'
     if self._knn:
       parts['k-NN'] = ' '.join(f'{score:.1f}%' for score in self._knn)
-    return parts | {
-        'images/s': f'{row["time/images_per_s"]:.1f}',
-        'data wait': f'{row["time/data_wait_pct"]:.0f}%'}
+    return parts
+
+
+def _three_digits(value: float) -> str:
+  return f'{value:.0f}' if value >= 100 else f'{value:.3g}'
+
+
+def evaluation(workdir: epath.Path, step: int) -> dict[str, float] | None:
+  """What was logged of the evaluation of a step; None: it was not.
+
+  The first process looks, and all hear it: they evaluate together or not.
+  """
+  found = [row for row in log.rows(workdir / LOG)
+           if row.get('step') == step and 'time/evaluation_s' in row
+           ] if processes.is_first() else []
+  told = json.loads(processes.of_first(json.dumps(found[-1:])))
+  return {name: float(value) for name, value in told[0].items()
+          if name not in ('step', 'time/evaluation_s')} if told else None
 
 
 def memory() -> dict[str, float]:
@@ -202,11 +242,3 @@ def _process_peak_kib() -> int:
   import resource  # Unix only, and needed only here
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return peak // 1024 if sys.platform == 'darwin' else peak
-
-
-def _names(path: epath.Path) -> set[tuple[str, str]]:
-  """(source, name) of the images that an earlier start wrote down."""
-  if not path.exists():
-    return set()
-  rows = [json.loads(line) for line in path.read_text().splitlines()]
-  return {(row['source'], row['name']) for row in rows}

@@ -1,0 +1,123 @@
+"""What is wrong when a run cannot go on, whose fault it is, and what helps."""
+
+from collections.abc import Mapping, Sequence
+import errno
+import os
+import re
+
+from etils import epath
+
+from dinojax.core import errors
+from dinojax.data import shared_memory
+from dinojax.train import checkpoint
+from dinojax.train import report
+from dinojax.train import settings as settings_lib
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM}
+_WORKDIR = _FULL | {errno.EROFS}
+# A peak learning rate of AdamW with which nothing diverges.
+_SAFE_LR = 1e-3
+
+
+def disk(error: OSError, workdir: epath.Path,
+         latest: int | None) -> errors.UserError:
+  """An error of the operating system while training: of which file?
+
+  Args:
+    error: its path is of the workdir, of something else, or missing.
+    workdir: of the run.
+    latest: step of the last checkpoint.
+  """
+  again = f'start the same command again: it resumes from step {latest or 0}'
+  reason = error.strerror or checkpoint.first_line(error)
+  name = os.fspath(error.filename) if error.filename else ''
+  if name.startswith(str(workdir)) or (
+      not name and error.errno in _WORKDIR):
+    return errors.UserError(
+        f'{workdir} could not be written: {reason}'
+        f'{f" ({name})" if name else ""}; free space or fix the permissions, '
+        f'and {again}')
+  return errors.UserError(
+      f'{name or type(error).__name__}: {reason} (the workdir {workdir} is not '
+      f'at fault); mend it, and {again}')
+
+
+def batches(error: OSError | RuntimeError, settings: settings_lib.Settings,
+            rows: int) -> errors.UserError | None:
+  """An error of the input pipeline; None: not known, a fault of ours.
+
+  Args:
+    error: as the pipeline raises it.
+    settings: of the run.
+    rows: of a batch that this process makes.
+  """
+  count = settings.data.num_workers
+  died = re.search(r'exit code (-?\d+)', str(error))
+  full = isinstance(error, OSError) and error.errno in _FULL
+  if count and (full or (died and int(died[1]) == shared_memory.SIGBUS)):
+    what = shared_memory.worker_died(int(died[1])) if died else (
+        f'a worker could not hand over its rows: {error.strerror}')
+    need = shared_memory.need_gib(
+        settings.crops, settings.model.num_channels, rows, count)
+    return errors.UserError(
+        f'{what}. {shared_memory.advice(need, shared_memory.free_gib())}')
+  if died:
+    return errors.UserError(shared_memory.worker_died(int(died[1])))
+  if isinstance(error, OSError):
+    return errors.UserError(
+        f'the images of data.train cannot be read: {error}; see whether their '
+        'disk is still there, and start the same command again')
+  return None
+
+
+def nonfinite(error: report.NonFinite, workdir: epath.Path,
+              steps: Sequence[int],
+              settings: settings_lib.Settings) -> errors.UserError:
+  """The words of a stop for gradients that are not finite: a way on.
+
+  The weights before the first bad step made it bad, so that they are no
+  start; those of a checkpoint whose next step was finite are.
+
+  Args:
+    error: what was seen.
+    workdir: of the run.
+    steps: its checkpoints.
+    settings: of the run.
+  """
+  good = max((s for s in steps if s <= error.first - 2), default=None)
+  lines = [f'{error}. The same command comes to the same step again.']
+  flags = [f'--workdir={workdir}-again']
+  if good is None:
+    lines.append(
+        f'No checkpoint is from before step {error.first - 1}, whose weights '
+        'give such gradients: begin anew and more gently. The same command, '
+        'but with')
+  else:
+    lines.append(
+        f'Step {good} is the last checkpoint whose next step was finite. To '
+        'go on from it, the same command, but with')
+    for name in settings.each:
+      source = f'{workdir}/{name}' if name else str(workdir)
+      prefix = f'students.{name}.' if name else ''
+      flags += [f'--config.{prefix}init.source={source}@{good}',
+                f'--config.{prefix}init.part=both']
+  rates = _lower(settings)
+  flags += [f'--config.schedules.lr.{name}={value:g}'
+            for name, value in rates.items()]
+  lines += [f'  {flag}' for flag in flags]
+  lines.append('or another cure in place of the lower rate: a smaller '
+               'optimizer.clip_norm, a longer schedules.lr.warmup_steps.')
+  if good is not None:
+    lines.append(
+        'That takes over the weights and their EMA; the moments of Adam, the '
+        'schedules and train.total begin anew: shorten train.total if it is '
+        'to end where this run would have.')
+  return errors.UserError('\n'.join(lines))
+
+
+def _lower(settings: settings_lib.Settings) -> Mapping[str, float]:
+  """Half the learning rates, and none that is known to be too large."""
+  lr = settings.schedules.lr
+  found = {name: getattr(lr, name) for name in ('start', 'peak', 'end')}
+  return {name: min(value / 2, _SAFE_LR) for name, value in found.items()
+          if value}

@@ -1,0 +1,113 @@
+"""A run whose step is a line of arithmetic, everything else as it is."""
+
+import json
+import pathlib
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dinojax import job
+from dinojax.evals import online
+from dinojax.train import loop
+from dinojax.train import program
+from dinojax.train import recipe as recipe_lib
+from dinojax.train import state as state_lib
+from tests.train import tiny
+
+STEPS, EVERY = 4, 2
+
+
+def config(**changes):
+  return tiny.config(
+      train__total_steps=STEPS, train__epoch_steps=2, **changes) | {
+          'checkpoint': {'every_steps': EVERY}, 'log': {
+              'every_steps': 1, 'tensorboard': False}}
+
+
+def fresh(job_, recipe):
+  """A state of a few numbers."""
+  place = jax.NamedSharding(job_.mesh, jax.P())
+  put = lambda x: jax.device_put(x, place)
+  one = lambda: {'backbone': {'w': put(jnp.linspace(0, 1, 16))}}
+  count = lambda: put(jnp.int32(0))
+  return {'step': count(), 'key': put(jax.random.key(0)), 'student': one(),
+          'teacher': one(), 'opt': {'mu': one()},
+          'counters': {name: count() for name in (
+              'bad_images', 'skipped_steps', 'nonfinite_in_row')}}
+
+
+def step(state, batch, nan_from=10**9):
+  """Draws the weights to a mean of the batch; not finite from a step on."""
+  number = int(state['step']) + 1
+  w = 0.9 * state['student']['backbone']['w'] + 0.1 * float(batch.mean())
+  bad = number >= nan_from
+  counters = state['counters'] | {'nonfinite_in_row': (
+      state['counters']['nonfinite_in_row'] + 1) * bad}
+  if not bad:
+    state = state | {'student': {'backbone': {'w': w}}}
+  metrics = {'loss': jnp.float32(np.nan) if bad else w.mean(),
+             'nonfinite_in_row': counters['nonfinite_in_row'],
+             'first_bad_leaf': jnp.int32(0), 'bad_images': jnp.int32(0)}
+  return state | {'step': state['step'] + 1, 'counters': counters}, metrics
+
+
+def batches(*args, **_):
+  number = args[3]
+  while True:
+    yield {'row': np.full(8, number, np.float32), 'problems': []}
+    number += 1
+
+
+_RECIPES, _BUILD = {}, recipe_lib.build
+
+
+def _build(settings, mesh, epoch_steps, teacher=None):
+  """Builds a recipe once: it takes most of a start."""
+  key = str((settings, epoch_steps))
+  if key not in _RECIPES:
+    _RECIPES[key] = _BUILD(settings, mesh, epoch_steps, teacher)
+  return _RECIPES[key]
+
+
+def install(monkeypatch, nan_from=10**9):
+  """Puts the fake in place of what compiles."""
+  programs = program.Programs(
+      prepare=lambda batch, number: batch['row'],
+      step=lambda state, rows: step(state, np.asarray(rows), nan_from))
+
+  class All(dict):
+    def __missing__(self, key):
+      return programs
+
+  monkeypatch.setattr(recipe_lib, 'build', _build)
+  monkeypatch.setattr(program, 'compile_all', lambda *_: All())
+  monkeypatch.setattr(loop, '_fresh', fresh)
+  monkeypatch.setattr(
+      state_lib, 'abstract', lambda recipe, mesh: jax.tree.map(
+          lambda x: jax.ShapeDtypeStruct(
+              x.shape, x.dtype, sharding=x.sharding),
+          fresh(types.SimpleNamespace(mesh=mesh), recipe)))
+  monkeypatch.setattr(job, 'batches', batches)
+  monkeypatch.setattr(online, 'make', lambda *_: (
+      lambda step, emas: {'knn/trained': 50.0 + step}))
+
+
+def train(folder, **changes):
+  """A start of the run."""
+  return job.train(config(**changes), str(folder))
+
+
+def left(folder: pathlib.Path):
+  """What a run leaves that must not depend on kills: log and weights."""
+  from orbax.checkpoint import v1 as ocp
+  with ocp.training.Checkpointer(folder / 'checkpoints') as c:
+    last = c.latest.step
+    weights = np.asarray(
+        c.load_checkpointables(last)['student']['backbone']['w'])
+  rows = [json.loads(line) for line in
+          (folder / 'metrics.jsonl').read_text().splitlines()]
+  rows = [{k: v for k, v in row.items() if not k.startswith(('time', 'mem'))}
+          for row in rows]
+  return last, weights.tobytes(), rows

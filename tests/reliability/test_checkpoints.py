@@ -1,0 +1,219 @@
+"""A checkpoint is what was saved, or it is said what is wrong with it."""
+
+import itertools
+import json
+import random
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dinojax.core import errors
+from dinojax.parallel import mesh as mesh_lib
+from dinojax.train import checkpoint
+from dinojax.train import digests
+
+SHAPE = (2, 2)
+
+
+def make(step, shape=SHAPE):
+  """A small state with arrays of every kind."""
+  mesh = mesh_lib.make(*shape, devices=jax.devices()[:shape[0] * shape[1]])
+  place = lambda x, *axes: jax.device_put(
+      x, jax.NamedSharding(mesh, jax.P(*axes)))
+  rng = np.random.default_rng(step)
+  draw = lambda: {
+      'backbone': {'kernel': place(
+          rng.normal(size=(8, 64)).astype(np.float32), 'fsdp'),
+                   'bias': place(rng.normal(size=8).astype(np.float32))}}
+  return {'step': place(jnp.int32(step)),
+          'key': place(jax.random.key(step)),
+          'counters': {'bad_images': place(jnp.int32(3))},
+          'student': draw(), 'teacher': draw(),
+          'opt': {'mu': draw(), 'nu': draw()}}
+
+
+def shapes(state):
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=x.sharding), state)
+
+
+def assert_same(got, want):
+  plain = lambda x: np.asarray(
+      jax.random.key_data(x) if jax.dtypes.issubdtype(
+          x.dtype, jax.dtypes.prng_key) else x)
+  jax.tree.map(lambda a, b: np.testing.assert_array_equal(
+      plain(a), plain(b)), got, want)
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  """A workdir with steps 2, 4 and 6."""
+  folder = tmp_path_factory.mktemp('whole')
+  saved = checkpoint.Checkpoints(folder, keep=3, writes=True)
+  for step in (2, 4, 6):
+    saved.save(step, make(step))
+  saved.close()
+  return folder
+
+
+@pytest.fixture
+def run(whole, tmp_path):
+  return shutil.copytree(whole, tmp_path / 'run')
+
+
+def restore(folder, shape=SHAPE, step=None):
+  return checkpoint.Checkpoints(folder).restore(
+      shapes(make(6, shape)), step)
+
+
+def largest(folder):
+  return max((p for p in folder.rglob('d/*')), key=lambda p: p.stat().st_size)
+
+
+def flip(path, seed=0):
+  data = bytearray(path.read_bytes())
+  data[random.Random(seed).randrange(len(data))] ^= 0x40
+  path.write_bytes(bytes(data))
+
+
+def test_a_whole_one_is_read_on_any_mesh(whole):
+  for shape in ((1, 1), SHAPE, (1, 8)):
+    assert_same(restore(whole, shape), make(6, shape))
+
+
+def test_a_digest_is_of_the_values_and_their_places():
+  x = np.random.default_rng(0).normal(size=(8, 3, 16)).astype(np.float32)
+  want = int(digests.digest(jnp.asarray(x)))
+  for spec in (jax.P('fsdp'), jax.P(None, None, ('data', 'fsdp'))):
+    place = jax.NamedSharding(mesh_lib.make(2, 4), spec)
+    assert int(digests.digest(jax.device_put(x, place))) == want
+  other = x.copy()
+  other.view(np.uint32)[3, 1, 7] ^= 1
+  for changed in (other, x[::-1], -x, np.zeros_like(x), x.reshape(3, 8, 16)):
+    assert int(digests.digest(jnp.asarray(changed))) != want
+
+
+def test_one_changed_bit_of_a_weight_is_noticed(run):
+  flip(largest(run / 'checkpoints' / '6' / 'student'))
+  with pytest.raises(checkpoint.Damaged, match=(
+      r'step 6 .*damaged: .*student')):
+    restore(run)
+  assert_same(restore(run, step=4), make(4))
+
+
+FILES = ('_CHECKPOINT_METADATA', '_METADATA', 'manifest.ocdbt', 'd')
+
+
+@pytest.mark.parametrize('kind', ['empty', 'cut', 'gone', 'bit'])
+@pytest.mark.parametrize('name', FILES)
+def test_damage_of_any_file_is_called_so(run, name, kind):
+  """Or does no harm: then all is what was saved."""
+  files = sorted(p for p in (run / 'checkpoints' / '6').rglob('*')
+                 if p.is_file() and name in (p.name, p.parent.name))
+  damage(files[(len(FILES) + len(kind)) % len(files)], kind)
+  harmless_or_damaged(run)
+
+
+def damage(path, kind, seed=0):
+  data = path.read_bytes()
+  if kind == 'gone':
+    path.unlink()
+  elif kind == 'bit':
+    flip(path, seed)
+  else:
+    path.write_bytes(data[:0 if kind == 'empty' else len(data) // 2])
+
+
+def harmless_or_damaged(run):
+  try:
+    found = restore(run)
+  except checkpoint.Damaged as error:
+    assert 'step 6' in str(error)
+    return False
+  assert_same(found, make(6))
+  return True
+
+
+@pytest.mark.slow  # every file of a checkpoint, not one of each kind
+def test_damage_of_every_file_is_called_so(whole, tmp_path):
+  files = [p.relative_to(whole)
+           for p in sorted((whole / 'checkpoints' / '6').rglob('*'))
+           if p.is_file()]
+  kinds = [('empty', 0), ('cut', 0), ('gone', 0), *(
+      ('bit', seed) for seed in range(2))]
+  harmless = []
+  for name, (kind, seed) in itertools.product(files, kinds):
+    run = shutil.copytree(whole, tmp_path / 'run')
+    if (run / name).stat().st_size:
+      damage(run / name, kind, seed)
+    if harmless_or_damaged(run):
+      harmless.append((str(name), kind))
+    shutil.rmtree(run)
+  print(f'{len(files) * len(kinds)} tries, {len(harmless)} without harm')
+
+
+def test_exchanged_parts_are_noticed(run):
+  place = run / 'checkpoints' / '6'
+  (place / 'student').rename(place / 'x')
+  (place / 'teacher').rename(place / 'student')
+  (place / 'x').rename(place / 'teacher')
+  with pytest.raises(checkpoint.Damaged, match='digest differs'):
+    restore(run)
+
+
+@pytest.mark.parametrize('what', ['', 'meta'])
+def test_another_step_under_this_name_is_noticed(run, what):
+  old, new = (run / 'checkpoints' / step / what for step in '46')
+  shutil.rmtree(new)
+  shutil.copytree(old, new)
+  with pytest.raises(checkpoint.Damaged, match=(
+      'digest differs' if what else 'was saved as step 4')):
+    restore(run)
+
+
+def test_another_architecture_is_no_damage(run):
+  for change in (
+      lambda s: s['student']['backbone'].pop('bias'),
+      lambda s: s['student']['backbone'].update(
+          more=s['student']['backbone']['bias']),
+      lambda s: s['student']['backbone'].update(
+          bias=s['student']['backbone']['kernel'])):
+    wanted = shapes(make(6))
+    change(wanted)
+    with pytest.raises(errors.UserError, match='does not fit this config'
+                       ) as caught:
+      checkpoint.Checkpoints(run).restore(wanted)
+    assert not isinstance(caught.value, checkpoint.Damaged)
+
+
+def test_a_reader_hears_which_steps_are_whole(run):
+  for step in '46':
+    flip(largest(run / 'checkpoints' / step / 'teacher'))
+  saved = checkpoint.Checkpoints(run)
+  with pytest.raises(checkpoint.Damaged, match=f'{run}@2 is read in its'):
+    saved.restore_part('teacher', shapes(make(6))['teacher'])
+  saved.restore_part('student', shapes(make(6))['student'])  # another part
+
+
+def test_one_from_before_there_were_digests_is_read(run, capsys):
+  note = run / 'checkpoints' / '6' / '_CHECKPOINT_METADATA'
+  told = json.loads(note.read_text())
+  for name in ('digests', 'step'):
+    del told['custom_metadata'][name]
+  note.write_text(json.dumps(told))
+  assert_same(restore(run), make(6))
+  assert 'step 6 has no digests' in capsys.readouterr().out
+
+
+def test_a_reader_makes_no_folder(tmp_path):
+  assert checkpoint.Checkpoints(tmp_path).latest() is None
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_file_in_its_place_is_said(tmp_path):
+  (tmp_path / 'checkpoints').write_text('')
+  with pytest.raises(errors.UserError, match='is a file'):
+    checkpoint.Checkpoints(tmp_path)
