@@ -32,6 +32,9 @@ MAX_BYTES = 2 * 2**30  # more than before the try
 MAX_S = 10.0
 _MOST_FAULTS = 50  # of children that end; then the rest is not tried
 _START_S = 120.0  # imports of a child, on a busy machine
+# Freed memory goes back to the system, so that what a try takes is measured.
+_STEADY = {'MALLOC_ARENA_MAX': '2', 'MALLOC_MMAP_THRESHOLD_': '65536',
+           'MALLOC_TRIM_THRESHOLD_': '65536'}
 # Sizes and offsets at which arithmetic of readers breaks.
 _NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000,
             0xFFFFFFFF, 0x7FFFFFFFFFFFFFFF, 0xFFFFFFFFFFFFFFFF)
@@ -172,12 +175,13 @@ def _child(files, reader, number, tries, seed, out, max_s, max_bytes) -> int:
         [sys.executable, '-m', 'tests.fuzz.mutate', reader, place,
          *map(str, (number, tries, seed, max_bytes, *files))],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=log,
-        env=os.environ | {'JAX_PLATFORMS': 'cpu', 'MALLOC_ARENA_MAX': '2'})
+        env=os.environ | {'JAX_PLATFORMS': 'cpu', **_STEADY})
     try:
       # Its first line comes after the imports and the undamaged files.
-      ready = _line(process.stdout, _START_S)
+      lines = _Lines(process.stdout)
+      ready = lines.next(_START_S)
       while ready and number < tries:
-        line = _line(process.stdout, max_s)
+        line = lines.next(max_s)
         kind, text = json.loads(line) if line else (
             'end', f'died: exit status {process.wait()}' if line == b''
             else f'time: more than {max_s:g} s')
@@ -202,39 +206,43 @@ def _child(files, reader, number, tries, seed, out, max_s, max_bytes) -> int:
   return number
 
 
-def _line(pipe, seconds: float) -> bytes | None:
-  """The next line; b'' at the end, None when it does not come in time."""
-  # Unbuffered reading: a buffer would hide lines from `select`.
-  line = b''
-  while not line.endswith(b'\n'):
-    if not select.select([pipe], [], [], seconds)[0]:
-      return None
-    piece = os.read(pipe.fileno(), 1)
-    if not piece:
-      return b''
-    line += piece
-  return line
+class _Lines:
+  """Lines of a pipe that come in time; no buffer hides them from `select`."""
+
+  def __init__(self, pipe):
+    self._number, self._held = pipe.fileno(), b''
+
+  def next(self, seconds: float) -> bytes | None:
+    """The next line; b'' at the end, None when it does not come in time."""
+    while b'\n' not in self._held:
+      if not select.select([self._number], [], [], seconds)[0]:
+        return None
+      piece = os.read(self._number, 2**16)
+      if not piece:
+        return b''
+      self._held += piece
+    line, _, self._held = self._held.partition(b'\n')
+    return line
 
 
 def _memory(key: str) -> int:
-  """Bytes of this process: VmRSS, VmHWM (peak), VmSize."""
-  for line in pathlib.Path('/proc/self/status').read_text().splitlines():
-    if line.startswith(key):
-      return int(line.split()[1]) * 1024
-  raise KeyError(key)
+  """Bytes of this process: VmRSS, VmHWM (the peak), VmSize."""
+  with open('/proc/self/status') as file:
+    return next(int(line.split()[1]) * 1024 for line in file
+                if line.startswith(key))
 
 
-def _one(read, data: bytes, max_bytes: int) -> tuple[str, str]:
-  """(kind, text) of one try."""
-  pathlib.Path('/proc/self/clear_refs').write_text('5')  # resets the peak
-  before = _memory('VmRSS')
+def _one(read, data: bytes, most: int) -> tuple[str, str]:
+  """(kind, text) of one try; `most` bytes are allowed in all."""
   try:
     word = read(data)
   except BaseException as error:  # this is what is looked for
     return 'fault', f'{type(error).__name__}: {error}'[:500]
-  taken = _memory('VmHWM') - before
-  if taken > max_bytes:
-    return 'fault', f'memory: {taken / 2**30:.2f} GiB'
+  peak = _memory('VmHWM')
+  if peak > most:
+    with open('/proc/self/clear_refs', 'w') as file:
+      file.write('5')  # the next peak is of the next try
+    return 'fault', f'memory: {peak / 2**30:.2f} GiB'
   return 'word', word
 
 
@@ -248,16 +256,17 @@ def _work(reader: str, place: str, number: int, tries: int, seed: int,
   seeds = [pathlib.Path(file).read_bytes() for file in files]
   os.chdir(place)
   tell = lambda *line: print(json.dumps(line), file=lines, flush=True)
+  most = _memory('VmRSS') + max_bytes
   for data in seeds:
-    kind, text = _one(read, data, max_bytes)
+    kind, text = _one(read, data, most)
     if kind == 'fault':
       raise RuntimeError(f'the undamaged file is not read: {text}')
   # A guard of the machine; the limit itself is measured.
-  most = _memory('VmSize') + 2 * MAX_BYTES
-  resource.setrlimit(resource.RLIMIT_AS, (most, most))
+  guard = _memory('VmSize') + 2 * MAX_BYTES
+  resource.setrlimit(resource.RLIMIT_AS, (guard, guard))
   tell('ready', '')
   for i in range(number, tries):
-    tell(*_one(read, mutant(seeds[i % len(seeds)], seed, i), max_bytes))
+    tell(*_one(read, mutant(seeds[i % len(seeds)], seed, i), most))
 
 
 if __name__ == '__main__':
