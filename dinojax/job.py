@@ -127,7 +127,8 @@ def batches(settings: settings_lib.Settings, training: list,
       process_index=jax.process_index(), process_count=jax.process_count(),
       num_workers=settings.data.num_workers,
       num_threads=settings.data.num_threads,
-      max_pixels=settings.data.max_pixels, gram_start=gram_start)
+      max_pixels=settings.data.max_pixels,
+      value_range=settings.data.value_range, gram_start=gram_start)
 
 
 def open_workdir(workdir: str, settings: settings_lib.Settings) -> epath.Path:

@@ -6,6 +6,7 @@ taken from an image itself, so that all images of a data set are alike; values
 outside it are clipped, and NaN is black.
 """
 
+from collections.abc import Sequence
 import ctypes
 import io
 import threading
@@ -77,7 +78,7 @@ class Image:
   """
 
   def __init__(self, file: PilImage.Image,
-               value_range: tuple[float, float] | None = None):
+               value_range: Sequence[float] = ()):
     self._file, self._range = file, value_range
     # Pillow turns TIFF files by itself, size and pixels.
     self._turn = 1 if file.format == 'TIFF' else _orientation(file)
@@ -96,7 +97,7 @@ class Image:
       BadImage: truncated or damaged.
       UserError: there is no memory for an image of this size.
     """
-    with _Decoding(self.bytes_needed):
+    with Decoding(self.bytes_needed):
       if scale > 1 and self._file.format in ('JPEG', 'MPO'):
         width, height = self._file.size
         self._file.draft(None, (width // scale, height // scale))
@@ -117,7 +118,7 @@ class Image:
 
 
 def open_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS,
-               value_range: tuple[float, float] | None = None) -> Image:
+               value_range: Sequence[float] = ()) -> Image:
   """Reads the header of encoded image bytes.
 
   Args:
@@ -126,7 +127,7 @@ def open_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS,
       alone. It pays for 8 bytes a pixel; where decoding takes more, fewer
       pixels are allowed.
     value_range: (black, white) of greys of more than 8 bits, in the units of
-      the file; None: see the top of this file.
+      the file; (): see the top of this file.
 
   Raises:
     BadImage: empty, not an image, or too large.
@@ -134,7 +135,7 @@ def open_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS,
   if not data:
     raise BadImage('empty file')
   _raise_limit_of_pillow(max_pixels)
-  with _Decoding(len(data)):
+  with Decoding(len(data)):
     file = PilImage.open(io.BytesIO(data), formats=FORMATS)
     _check_size(file, max_pixels)
     # Only now: the orientation of a PNG may lie behind its pixels.
@@ -143,7 +144,7 @@ def open_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS,
     return image
 
 
-class _Decoding:
+class Decoding:
   """Whatever a decoder raises is the fault of the file: a BadImage.
 
   A list of errors is never complete. A stop by the user is no Exception and
@@ -259,7 +260,7 @@ def _reason(error: Exception) -> str:
 
 
 def _to_rgb(image: PilImage.Image,
-            value_range: tuple[float, float] | None) -> PilImage.Image:
+            value_range: Sequence[float]) -> PilImage.Image:
   """Any mode as RGB: transparency on white, deep greys scaled to 8 bits."""
   if image.mode in ('I', 'F') or image.mode.startswith('I;16'):
     black, white = value_range or (

@@ -111,7 +111,8 @@ class _Student:
         batch_size=s.knn.batch_size, indices=spread(len(source), limit),
         resize_px=s.knn.resize_px, crop_px=s.knn.crop_px,
         num_threads=s.data.num_threads, mean=s.augment.mean,
-        std=s.augment.std)
+        std=s.augment.std, max_pixels=s.data.max_pixels,
+        value_range=s.data.value_range)
 
   def _score(self, name: str, pair: tuple) -> float:
     (a, b), plan = pair, self._recipe.settings.knn
