@@ -77,5 +77,5 @@ def _row(finding: Finding) -> str:
 def _wrapped(text: str) -> list[str]:
   """Never broken inside a word: paths and flags are to be copied."""
   return textwrap.wrap(
-      text_lib.printable(' '.join(text.split())), _WIDTH - _INDENT, break_long_words=False,
-      break_on_hyphens=False) or ['']
+      text_lib.printable(' '.join(text.split())), _WIDTH - _INDENT,
+      break_long_words=False, break_on_hyphens=False) or ['']
