@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
   del argv
   try:
     settings = recipe_lib.resolve(settings_lib.read(_CONFIG.value), 'cpu')
-    training = [(sources.open_source(spec), weight)
+    training = [(sources.open_training(spec), weight)
                 for spec, weight in settings.data.mixture]
     batch = next(job.batches(settings, training, [], 0))
   except errors.UserError as error:

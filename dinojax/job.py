@@ -19,6 +19,7 @@ from dinojax import weights as weights_lib
 from dinojax.core import config as config_lib
 from dinojax.core import errors
 from dinojax.core import tree
+from dinojax.data import identity
 from dinojax.data import pipeline
 from dinojax.data import sources
 from dinojax.evals import online
@@ -58,9 +59,9 @@ def train(config: Any, workdir: str) -> loop.Result:
   settings = settings_lib.read(config)
   folder = open_workdir(workdir, settings)
   settings, pins = pinned(settings, folder)
-  training = [(sources.open_source(spec), weight)
+  training = [(sources.open_training(spec), weight)
               for spec, weight in settings.data.mixture]
-  homogeneous = [(sources.open_source(spec), probability)
+  homogeneous = [(sources.open_training(spec), probability)
                  for spec, probability in settings.data.homogeneous]
   mesh = mesh_lib.make(settings.mesh.data, settings.mesh.fsdp)
   settings_lib.check_devices(settings, mesh.size)
@@ -76,8 +77,12 @@ def train(config: Any, workdir: str) -> loop.Result:
     saved = checkpoint.Checkpoints(folder)
     _check_students(saved, settings, folder)
     given.check(saved.latest())
+    data = identity.Data([source for source, _ in training + homogeneous])
+    if saved.latest() is not None:
+      _check_data(folder, data, settings)
     evaluator = online.make(recipe, mesh, given.fill, folder)
     write_workdir(folder, config, pins)
+    keep_data(folder, data)
     steps = lambda d: d and d.steps(
         batch_size=settings.train.batch_size, epoch_steps=epoch_steps)
     describe(recipe, mesh, num_images, epoch_steps)
@@ -94,6 +99,23 @@ def train(config: Any, workdir: str) -> loop.Result:
     if result.finished and processes.is_first():
       write_results(folder, result)
   return result
+
+
+def _check_data(folder: epath.Path, data: identity.Data,
+                settings: settings_lib.Settings):
+  """Whether a run that is continued has the data that it began with."""
+  note = identity.check(
+      folder, data, accept=settings.data.accept_changes,
+      same=processes.of_first)
+  if note and processes.is_first():
+    print(note, flush=True)
+
+
+def keep_data(folder: epath.Path, data: identity.Data):
+  """Writes what the next start compares its data with."""
+  if processes.is_first():
+    with _writable(str(folder)):
+      data.keep(folder)
 
 
 def _check_students(saved: checkpoint.Checkpoints,

@@ -122,6 +122,16 @@ class Photos:
   def __getitem__(self, index: int) -> sources.Record:
     return sources.Record(*_tiles(self._split)[index])
 
+  def order(self, sizes: bool = False) -> list[str]:
+    """Names in order, with the sizes of the files."""
+    return [f'{name}\t{len(data)}' if sizes else name
+            for data, _, name in _tiles(self._split)]
+
+  def class_counts(self) -> list[int]:
+    """Number of tiles of each photograph."""
+    labels = [label for _, label, _ in _tiles(self._split)]
+    return np.bincount(labels, minlength=len(self.classes)).tolist()
+
 
 def photograph(name: str) -> np.ndarray:
   """A whole photograph by name, [y, x, c] uint8."""
