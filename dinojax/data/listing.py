@@ -83,19 +83,16 @@ class Listing:
         suffix: count for suffix, count in self.others.items()
         if suffix not in _QUIET})
     if loud:
-      said.append(f'{loud.total()} files are left out by their endings: '
-                  + counted(loud))
+      said.append(f'left out, files by their endings: {loud.total()} ('
+                  f'{counted(loud)})')
     said += self.advice()
-    if self.passed:
-      named = [f'{path} ({why})' for path, why in self.passed]
-      said.append(f'{_count(named, "folder")} passed over: '
-                  f'{text.listed(named)}')
-    if self.lost:
-      said.append(f'{_count(self.lost, "link")} to nothing left out: '
-                  f'{text.listed(self.lost)}')
-    if self.devices:
-      said.append(f'{_count(self.devices, "entry", "entries")} left out that '
-                  f'are no files: {text.listed(self.devices)}')
+    for some, what in (
+        ([f'{path}: {why}' for path, why in self.passed],
+         'folders that are not entered'),
+        (self.lost, 'links that lead nowhere'),
+        (self.devices, 'entries that are neither files nor folders')):
+      if some:
+        said.append(f'left out, {what}: {len(some)} ({text.listed(some)})')
     return said
 
   def advice(self) -> list[str]:
@@ -145,11 +142,6 @@ def splits(classes) -> tuple[str, str] | None:
   return (by_name[train[0]], by_name[other[0]]) if train and other else None
 
 
-def _count(names: list, one: str, many: str = '') -> str:
-  return f'1 {one} is' if len(names) == 1 else (
-      f'{len(names)} {many or one + "s"} are')
-
-
 def _walk_local(folder: str, out: Listing) -> Iterator[str]:
   """Relative paths of visible files; a folder is entered once."""
   seen, stack = set(), ['']
@@ -189,7 +181,7 @@ def _kind(entry: os.DirEntry) -> str:
       return 'folder'
     if entry.is_file():
       return 'file'
-    return 'lost' if entry.is_symlink() else 'devices'
+    return 'devices' if os.path.exists(entry.path) else 'lost'
   except OSError:  # it is counted when it is read, or by its ending
     return 'file'
 
@@ -202,32 +194,33 @@ def _is_entered(name: str, path: str, out: Listing) -> bool:
 
 
 def _walk_remote(folder: str, out: Listing) -> Iterator[str]:
-  """The same of gs:// and other stores, a listing for each folder."""
-  bare = lambda path: str(path).partition('://')[2].strip('/') or (
-      str(path).strip('/'))
-  top, entered = bare(folder), []
+  """The same of gs:// and other stores, which list a folder at a time."""
+  stack = ['']
+  while stack:
+    inside = stack.pop()
+    try:
+      folders, files = _one_level(epath.Path(folder) / inside)
+    except Exception as error:  # stores have errors of their own
+      if not inside:
+        raise unreadable(folder, error) from error
+      out.passed.append((inside, type(error).__name__))
+      continue
+    join = lambda name, inside=inside: f'{inside}/{name}'.lstrip('/')
+    stack += [join(name) for name in folders
+              if _is_entered(name, join(name), out)]
+    for name in files:
+      if name and not name.startswith('.'):  # '' marks the folder itself
+        yield join(name)
 
-  def passed(error: OSError):
-    if not entered:
-      raise error
-    out.passed.append((str(error), type(error).__name__))
 
-  try:
-    walk = epath.Path(folder).walk(on_error=passed)
-    for place, folders, files in walk:
-      entered.append(place)
-      inside = bare(place)[len(top):].strip('/')
-      join = lambda name, inside=inside: f'{inside}/{name}'.lstrip('/')
-      # The walk goes on into what remains in this list.
-      folders[:] = [name for name in folders
-                    if _is_entered(name, join(name), out)]
-      for name in files:
-        if name and not name.startswith('.'):  # '' marks the folder itself
-          yield join(name)
-  except Exception as error:  # stores have errors of their own
-    raise unreadable(folder, error) from error
-  if not entered:
-    raise unreadable(folder, FileNotFoundError('nothing is there'))
+def _one_level(folder: epath.Path) -> tuple[list[str], list[str]]:
+  """Names of folders and files; errors are not passed over."""
+  def fail(error: OSError):
+    raise error
+
+  for _, folders, files in folder.walk(on_error=fail):
+    return folders, files
+  raise FileNotFoundError('nothing is there')
 
 
 def unreadable(folder: str, error: Exception) -> errors.UserError:
