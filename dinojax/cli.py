@@ -9,6 +9,8 @@ import importlib
 import os
 import sys
 
+from dinojax.core import text
+
 COMMANDS = {
     'train': ('dinojax.main', 'train or resume a run'),
     'crops': ('dinojax.crops', 'draw the first training batch as a picture'),
@@ -25,6 +27,7 @@ def main():
   # `python -m` looks in the current folder; so does the installed command,
   # which finds configs/ there.
   sys.path.insert(0, os.getcwd())
+  text.let_everything_print()
   words = sys.argv[1:]
   if not words or words[0] not in COMMANDS:
     width = max(map(len, COMMANDS))

@@ -15,6 +15,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from dinojax.core import errors
+from dinojax.core import text
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'What is trained: configs/NAME.py[:smoke].',
@@ -63,6 +64,7 @@ def main(argv: list[str]) -> int:
 
 def entry():
   """The `compile` entry of the console command."""
+  text.let_everything_print()
   flags.mark_flags_as_required(['config', 'topology'])
   app.run(main)
 

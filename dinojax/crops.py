@@ -14,6 +14,7 @@ import numpy as np
 
 from dinojax import job
 from dinojax.core import errors
+from dinojax.core import text
 from dinojax.data import sources
 from dinojax.evals import pictures
 from dinojax.train import recipe as recipe_lib
@@ -37,7 +38,8 @@ def main(argv: list[str]) -> int:
     print(f'error: {error}', file=sys.stderr)
     return 2
   for problem in batch['problems']:
-    print(f'replaced: {problem["name"]}: {problem["reason"]}')
+    print(f'replaced: {text.printable(problem["name"])}: '
+          f'{text.printable(problem["reason"])}')
   names = ('global', 'local', 'mask', 'row')
   batch = {k: v[:_COUNT.value] for k, v in batch.items() if k in names}
   seen = jax.jit(lambda b: recipe_lib.prepare(settings, b, 0))(batch)
@@ -51,6 +53,7 @@ def main(argv: list[str]) -> int:
 
 def entry():
   """The `crops` entry of the console command."""
+  text.let_everything_print()
   flags.mark_flag_as_required('config')
   app.run(main)
 

@@ -12,6 +12,7 @@ from ml_collections import config_flags
 
 from dinojax import job
 from dinojax.checks import report
+from dinojax.core import text
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'What would be trained; without it, only the machine.',
@@ -50,6 +51,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 def entry():
   """The `doctor` entry of the console command."""
+  text.let_everything_print()
   app.run(main, flags_parser=_parse)
 
 

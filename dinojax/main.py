@@ -15,6 +15,7 @@ from ml_collections import config_flags
 from dinojax import job
 from dinojax import stages
 from dinojax.core import errors
+from dinojax.core import text
 from dinojax.parallel import processes
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -75,6 +76,7 @@ def _train() -> bool:
 
 def entry():
   """The `train` entry of the console command."""
+  text.let_everything_print()
   flags.mark_flags_as_required(['workdir'])
   app.run(main)
 

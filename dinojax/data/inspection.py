@@ -1,11 +1,14 @@
 """A look at a few images of a source, before training reads them all."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
+import itertools
 
 import numpy as np
 from PIL import Image as PilImage
 
+from dinojax.core import errors
+from dinojax.core import text
 from dinojax.data import images
 from dinojax.data import sources
 
@@ -66,6 +69,58 @@ def sample(source: sources.Source, count: int, *,
       problems.append((name, f'unreadable: {error}'))
   return Sample(source.spec, len(source),
                 np.array(sides, int).reshape(-1, 2), problems, empty)
+
+
+def readable(source: sources.Source, count: int, *,
+             max_pixels: int = images.DEFAULT_MAX_PIXELS,
+             value_range: Sequence[float] = (),
+             say: Callable[[str], None]) -> list[PilImage.Image]:
+  """The first `count` images that can be read, spread over the classes.
+
+  Args:
+    source: records.
+    count: how many, fewer where there are not so many.
+    max_pixels: larger images cannot be read.
+    value_range: of deep greys, see data.images.
+    say: gets a line for every image that is left out.
+
+  Raises:
+    UserError: none can be read.
+  """
+  found, problems = [], []
+  for index in spread(source, count):
+    name = str(index)
+    try:
+      record = source[index]
+      name = record.name
+      found.append(images.open_image(
+          record.image, max_pixels=max_pixels,
+          value_range=value_range).decode())
+    except (images.BadImage, OSError) as error:
+      problems.append(f'{text.printable(name)}: {text.printable(error)}')
+      say(f'left out: {problems[-1]}')
+    if len(found) == count:
+      break
+  if not found:
+    raise errors.UserError(
+        f'none of {len(problems)} images of {source.spec} can be read, the '
+        f'first is {problems[0]}; check the source')
+  return found
+
+
+def spread(source: sources.Source, count: int) -> Iterator[int]:
+  """Numbers of records to look at first, a class after another."""
+  labels = getattr(source, 'labels', lambda: None)()
+  if labels is None:  # not known without reading: far from each other
+    places = np.linspace(0, len(source) - 1, min(count, len(source)))
+    first = dict.fromkeys(places.astype(int).tolist())
+    yield from first
+    yield from (i for i in range(len(source)) if i not in first)
+    return
+  of_class = [np.flatnonzero(np.asarray(labels) == label).tolist()
+              for label in dict.fromkeys(labels)]
+  for turn in itertools.zip_longest(*of_class):
+    yield from (index for index in turn if index is not None)
 
 
 def emptiness(pixels: PilImage.Image) -> str:

@@ -127,10 +127,13 @@ class Photos:
     return [f'{name}\t{len(data)}' if sizes else name
             for data, _, name in _tiles(self._split)]
 
+  def labels(self) -> list[int]:
+    """Photographs of the tiles in order."""
+    return [label for _, label, _ in _tiles(self._split)]
+
   def class_counts(self) -> list[int]:
     """Number of tiles of each photograph."""
-    labels = [label for _, label, _ in _tiles(self._split)]
-    return np.bincount(labels, minlength=len(self.classes)).tolist()
+    return np.bincount(self.labels(), minlength=len(self.classes)).tolist()
 
 
 def photograph(name: str) -> np.ndarray:

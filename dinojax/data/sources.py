@@ -152,6 +152,10 @@ class Folder:
     except Exception:  # it is counted when it is read
       return -1
 
+  def labels(self) -> list[int]:
+    """Labels in order, -1 for none."""
+    return self._labels
+
   def class_counts(self) -> list[int]:
     """Number of images of each class."""
     counts = collections.Counter(self._labels)
