@@ -15,6 +15,7 @@ from rich import progress
 from dinojax import entry as entry_lib
 from dinojax import weights as weights_lib
 from dinojax.core import errors
+from dinojax.core import text
 from dinojax.core import tree
 from dinojax.data import records
 from dinojax.data import sources
@@ -91,9 +92,9 @@ def take_out(path: str, out: str):
   """Writes weights in a format of another library."""
   weights = weights_lib.read(path, num_heads=_NUM_HEADS.value)
   kind = _FORMAT.value
-  for text in writing.write(
+  for line in writing.write(
       out, weights, kind, lossy=_LOSSY.value, image_px=_IMAGE_PX.value):
-    print(text)
+    print(text.visible(line))
   if _CHECK.value:
     print(checking.check(out, weights, kind, lossy=_LOSSY.value))
 

@@ -15,6 +15,7 @@ import numpy as np
 from dinojax import entry as entry_lib
 from dinojax import job
 from dinojax.core import errors
+from dinojax.core import text
 from dinojax.data import sources
 from dinojax.evals import pictures
 from dinojax.train import recipe as recipe_lib
@@ -32,14 +33,15 @@ def main(argv: list[str]) -> int:
   del argv
   try:
     settings = recipe_lib.resolve(settings_lib.read(_CONFIG.value), 'cpu')
-    training = [(sources.open_source(spec), weight)
+    training = [(sources.open_training(spec), weight)
                 for spec, weight in settings.data.mixture]
     batch = next(job.batches(settings, training, [], 0))
   except errors.UserError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
   for problem in batch['problems']:
-    print(f'replaced: {problem["name"]}: {problem["reason"]}')
+    print(f'replaced: {text.printable(problem["name"])}: '
+          f'{text.printable(problem["reason"])}')
   names = ('global', 'local', 'mask', 'row')
   batch = {k: v[:_COUNT.value] for k, v in batch.items() if k in names}
   seen = jax.jit(lambda b: recipe_lib.prepare(settings, b, 0))(batch)

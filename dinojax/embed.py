@@ -4,6 +4,7 @@ Features of every image of a source, as one .npz or .parquet file. The same
 command continues after a stop; images that cannot be read are listed.
 """
 
+import math
 import os
 import sys
 
@@ -15,6 +16,8 @@ from dinojax import job
 from dinojax import model as model_lib
 from dinojax.core import errors
 from dinojax.core import log
+from dinojax.core import text
+from dinojax.data import images
 from dinojax.data import sources
 from dinojax.evals import embedding
 from dinojax.evals import extraction
@@ -24,8 +27,11 @@ from dinojax.evals import tables
 _MODEL = flags.DEFINE_string(
     'model', None, 'Weights: a file or folder that dinojax.load takes.')
 _SOURCE = flags.DEFINE_string(
-    'source', None, 'folder:DIR, arrayrecord:GLOB, tfds:NAME/SPLIT, …')
-_OUT = flags.DEFINE_string('out', None, 'File to write: .npz or .parquet.')
+    'source', None, 'Images: folder:DIR, image:FILE or the path of either, '
+    'arrayrecord:GLOB, tfds:NAME/SPLIT, photos:train.')
+_OUT = flags.DEFINE_string(
+    'out', None, 'File to write: .npz, .parquet or .csv (a column for each '
+    'feature).')
 _FEATURES = flags.DEFINE_enum(
     'features', 'cls', embedding.FEATURES, 'What is stored of an image.')
 _LAYERS = flags.DEFINE_integer(
@@ -52,6 +58,12 @@ _NUM_WORKERS = flags.DEFINE_integer(
 _IMAGES_PER_SHARD = flags.DEFINE_integer(
     'images_per_shard', None, 'Images between two saves; default: 4096, '
     'fewer where features are large.', lower_bound=1)
+_MAX_PIXELS = flags.DEFINE_integer(
+    'max_pixels', images.DEFAULT_MAX_PIXELS, 'Largest image that is decoded, '
+    'in pixels.', lower_bound=1)
+_VALUE_RANGE = flags.DEFINE_list(
+    'value_range', [], 'Black and white of greys of more than 8 bits, such '
+    'as 0,4095; default: 0,65535 of integers and 0,1 of floats.')
 _CACHE = flags.DEFINE_string(
     'compile_cache', job.DEFAULT_COMPILE_CACHE,
     'Folder of compiled programs; empty: none.')
@@ -72,7 +84,7 @@ def main(argv: list[str]) -> int:
     print('stopped: the same command continues', file=sys.stderr)
     return 130
   for name, reason in result.bad[:_SHOWN]:
-    print(f'left out: {name}: {reason}')
+    print(f'left out: {text.printable(name)}: {text.printable(reason)}')
   if len(result.bad) > _SHOWN:
     print(f'left out: {len(result.bad) - _SHOWN} more, see "bad" in the file')
   print(f'{result.num_rows} images in {_OUT.value}, '
@@ -83,7 +95,8 @@ def main(argv: list[str]) -> int:
 def embed(path: str, spec: str, out: str,
           choice: embedding.Choice) -> extraction.Result:
   """Opens everything, cheapest first, and computes the features."""
-  tables.suffix(out)
+  tables.check(out, choice.features)
+  value_range = _value_range(_VALUE_RANGE.value)
   shards.check_writable(out)
   source = sources.open_source(spec)
   job.compile_cache(_CACHE.value)
@@ -94,7 +107,26 @@ def embed(path: str, spec: str, out: str,
         model_name=os.path.basename(os.path.normpath(path)),
         images_per_shard=_IMAGES_PER_SHARD.value,
         num_threads=_NUM_THREADS.value, num_workers=_NUM_WORKERS.value,
+        max_pixels=_MAX_PIXELS.value, value_range=value_range,
         progress=bar.show, say=bar.say)
+
+
+def _value_range(words: list[str]) -> tuple[float, ...]:
+  """(black, white), or ().
+
+  Raises:
+    UserError: not two different numbers.
+  """
+  try:
+    numbers = tuple(map(float, words))
+  except ValueError:
+    numbers = (math.nan,)
+  if numbers and not (len(numbers) == 2 and numbers[0] != numbers[1]
+                      and all(map(math.isfinite, numbers))):
+    raise errors.UserError(
+        f'--value_range={",".join(words)} is not two different numbers: '
+        'write black and white, such as 0,4095')
+  return numbers
 
 
 def _choice() -> embedding.Choice:

@@ -22,6 +22,7 @@ from dinojax.core import config as config_lib
 from dinojax.core import errors
 from dinojax.core import output
 from dinojax.core import tree
+from dinojax.data import identity
 from dinojax.data import pipeline
 from dinojax.data import shared_memory
 from dinojax.data import sources
@@ -70,9 +71,9 @@ def _train(config: Any, settings: settings_lib.Settings, folder: epath.Path,
            stack: contextlib.ExitStack) -> loop.Result:
   """`train`, in a workdir that is open; the stack ends what is held."""
   settings, pins = pinned(settings, folder)
-  training = [(sources.open_source(spec), weight)
+  training = [(sources.open_training(spec), weight)
               for spec, weight in settings.data.mixture]
-  homogeneous = [(sources.open_source(spec), probability)
+  homogeneous = [(sources.open_training(spec), probability)
                  for spec, probability in settings.data.homogeneous]
   mesh = mesh_lib.make(settings.mesh.data, settings.mesh.fsdp)
   settings_lib.check_devices(settings, mesh.size)
@@ -96,9 +97,13 @@ def _train(config: Any, settings: settings_lib.Settings, folder: epath.Path,
     saved = checkpoint.Checkpoints(folder)
     _check_students(saved, settings, folder)
     given.check(saved.latest())
+    data = identity.Data([source for source, _ in training + homogeneous])
+    if saved.latest() is not None:
+      _check_data(folder, data, settings)
     evaluator = online.make(recipe, mesh, given.fill, folder)
     if holder:
       write_workdir(folder, config, pins)
+      keep_data(folder, data)
       describe(recipe, mesh, num_images, epoch_steps)
       _check_shared_memory(settings)
     run = loop.Run(
@@ -162,6 +167,23 @@ def _check_shared_memory(settings: settings_lib.Settings):
                 + shared_memory.advice(need, have))
 
 
+def _check_data(folder: epath.Path, data: identity.Data,
+                settings: settings_lib.Settings):
+  """Whether a run that is continued has the data that it began with."""
+  note = identity.check(
+      folder, data, accept=settings.data.accept_changes,
+      same=processes.of_first)
+  if note and processes.is_first():
+    print(note, flush=True)
+
+
+def keep_data(folder: epath.Path, data: identity.Data):
+  """Writes what the next start compares its data with."""
+  if processes.is_first():
+    with workdir_lib.writable(folder):
+      data.keep(folder)
+
+
 def _check_students(saved: checkpoint.Checkpoints,
                     settings: settings_lib.Settings, folder: epath.Path):
   """Whether a run that is continued has any of the students."""
@@ -196,7 +218,8 @@ def batches(settings: settings_lib.Settings, training: list,
       process_index=jax.process_index(), process_count=jax.process_count(),
       num_workers=settings.data.num_workers,
       num_threads=settings.data.num_threads,
-      max_pixels=settings.data.max_pixels, gram_start=gram_start)
+      max_pixels=settings.data.max_pixels,
+      value_range=settings.data.value_range, gram_start=gram_start)
 
 
 def open_workdir(workdir: str, settings: settings_lib.Settings) -> epath.Path:

@@ -1,4 +1,4 @@
-"""`dinojax pca --workdir=runs/demo [--images=DIR] [--out=pca.png]`.
+"""`dinojax pca --workdir=runs/demo [--images=SOURCE] [--out=pca.png]`.
 
 Patch features of a trained run as colours: their first principal components,
 and how similar every patch is to a marked one. `--compare=A,B` draws those of
@@ -18,14 +18,15 @@ from dinojax import entry as entry_lib
 from dinojax import model as model_lib
 from dinojax.augment import photometric
 from dinojax.core import errors
-from dinojax.data import images as images_lib
+from dinojax.data import inspection
 from dinojax.data import photos
 from dinojax.data import sources
 from dinojax.evals import pictures
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
 _IMAGES = flags.DEFINE_string(
-    'images', None, 'Folder of images; default: regions of the embedded '
+    'images', None, 'Images, as `embed --source` takes them: a folder, one '
+    'image, arrayrecord:GLOB, …; default: regions of the embedded '
     'photographs far from every training tile.')
 _OUT = flags.DEFINE_string(
     'out', None, 'Picture to write; default: pca.png in the workdir.')
@@ -92,9 +93,8 @@ def _images() -> list[Image.Image]:
   if _IMAGES.value is None:
     return [Image.fromarray(photos.held_out(name))
             for name in _PHOTOS[:_COUNT.value]]
-  source = sources.open_source(f'folder:{os.path.expanduser(_IMAGES.value)}')
-  chosen = range(min(len(source), _COUNT.value))
-  return [images_lib.open_image(source[i].image).decode() for i in chosen]
+  return inspection.readable(
+      sources.open_source(_IMAGES.value), _COUNT.value, say=print)
 
 
 def _square(image: Image.Image, side: int) -> np.ndarray:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from dinojax import weights as weights_lib
 from dinojax.core import errors
+from dinojax.core import text
 from dinojax.core import tree
 from dinojax.interop import adapt
 from dinojax.interop import reading
@@ -145,7 +146,7 @@ def _check_whole(params: tree.Tree, shapes: tree.Tree, source: str):
 
 def _say(what: str, details: list[str]):
   if processes.is_first():
-    print('\n  '.join([what, *details]), flush=True)
+    print('\n  '.join(map(text.printable, [what, *details])), flush=True)
 
 
 def _read(key: str, source: str, part: str = 'ema') -> reading.Weights:

@@ -173,7 +173,8 @@ def _open(settings: settings_lib.Settings, num_sampled: int) -> _Data:
       attempt(name, spec)
       if spec in opened:
         found.extend(views.sample_findings(settings, inspection.sample(
-            opened[spec], num_sampled, max_pixels=settings.data.max_pixels)))
+            opened[spec], num_sampled, max_pixels=settings.data.max_pixels,
+            value_range=settings.data.value_range)))
     every = all(spec in opened for spec, _ in pairs)
     return [(opened[spec], weight) for spec, weight in pairs] if every else []
 

@@ -17,7 +17,8 @@ _MOST_BLUR = 0.03
 # ImageNet's images, 375 pixels high, are enlarged 1.1 times in DINOv2's crops
 # of 224 and 98 pixels; small_images.py's, of 32, as much.
 _MOST_ENLARGED = 2.0
-_NAMED = 3  # unreadable images that are named
+_NAMED = 3  # images that are named
+_MOST_EMPTY = 0.1  # share of the images
 
 
 def settings_findings(s: Settings) -> Found:
@@ -83,7 +84,7 @@ def blur(s: Settings) -> Found:
 
 def sample_findings(s: Settings, sample: inspection.Sample) -> Found:
   """Checks of images that were looked at."""
-  return [*unreadable(s, sample), *sizes(s, sample)]
+  return [*unreadable(s, sample), *empty(s, sample), *sizes(s, sample)]
 
 
 def unreadable(s: Settings, sample: inspection.Sample) -> Found:
@@ -103,6 +104,21 @@ def unreadable(s: Settings, sample: inspection.Sample) -> Found:
   return [findings.warn(
       'readable', text, 'training replaces and lists them; repair them, or '
       f'stay below data.max_bad_fraction={limit:g}')]
+
+
+def empty(s: Settings, sample: inspection.Sample) -> Found:
+  """Do images come out black, white or of one value?"""
+  count, seen = len(sample.empty), len(sample.sides)
+  if count < max(_MOST_EMPTY * seen, 1):
+    return []
+  named = '; '.join(f'{name}: {look}'
+                    for name, look in sample.empty[:_NAMED])
+  return [findings.warn(
+      'range', f'{count} of {seen} images come out nearly black, white or of '
+      f'one value ({named})',
+      'set data.value_range to (black, white) of greys of more than 8 bits, '
+      f'such as (0, 4095); it is {s.data.value_range or "that of the type"}; '
+      'or remove the images')]
 
 
 def sizes(s: Settings, sample: inspection.Sample) -> Found:

@@ -2,11 +2,17 @@
 
 import errno
 
+from dinojax.core import text
+
 FULL = {errno.ENOSPC, errno.EDQUOT}  # of a disk, or of a share of it
 
 
 class UserError(ValueError):
   """Something the user can fix: the message names the value and the fix."""
+
+  def __init__(self, message: str):
+    # Names that it quotes may come from others.
+    super().__init__(text.visible(str(message)))
 
 
 def cannot_write(what: str, error: OSError) -> UserError:

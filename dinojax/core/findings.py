@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 import dataclasses
 import textwrap
 
+from dinojax.core import text as text_lib
+
 LEVELS = ('ok', 'skip', 'warn', 'error')
 _WIDTH = 80
 _NAME = 20  # columns of the longest name
@@ -75,5 +77,5 @@ def _row(finding: Finding) -> str:
 def _wrapped(text: str) -> list[str]:
   """Never broken inside a word: paths and flags are to be copied."""
   return textwrap.wrap(
-      ' '.join(text.split()), _WIDTH - _INDENT, break_long_words=False,
-      break_on_hyphens=False) or ['']
+      text_lib.printable(' '.join(text.split())), _WIDTH - _INDENT,
+      break_long_words=False, break_on_hyphens=False) or ['']

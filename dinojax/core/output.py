@@ -15,6 +15,8 @@ import warnings
 
 from absl import logging as absl_logging
 
+from dinojax.core import text
+
 # What nobody will ever read again; a full disk may have space later.
 _GONE = {errno.EPIPE, errno.EIO, errno.EBADF}
 _CLEAR = '\r\x1b[2K'
@@ -32,15 +34,15 @@ class Steady:
   def __getattr__(self, name: str) -> Any:
     return getattr(self._stream, name)
 
-  def write(self, text: str) -> int:
+  def write(self, words: str) -> int:
     """Writes what can be written."""
-    if text and Steady.live is not None:
+    if words and Steady.live is not None:
       stream, Steady.live = Steady.live, None
       stream.write(_CLEAR)
       stream.flush()
     with self._noted():
-      self._stream.write(text)
-    return len(text)
+      self._stream.write(words)
+    return len(words)
 
   def writelines(self, lines: Iterable[str]):
     """Writes what can be written."""
@@ -52,10 +54,10 @@ class Steady:
     with self._noted():
       self._stream.flush()
 
-  def rewrite(self, text: str):
-    """Puts `text` in place of the last line that was put so."""
+  def rewrite(self, line: str):
+    """Puts `line` in place of the last line that was put so."""
     Steady.live = None
-    self.write(_CLEAR + text)
+    self.write(_CLEAR + line)
     self.flush()
     Steady.live = self
 
@@ -86,6 +88,7 @@ class Steady:
 
 def install():
   """Makes stdout and stderr of this process steady, and warnings sentences."""
+  text.let_everything_print()
   for name in ('stdout', 'stderr'):
     stream = getattr(sys, name)
     if stream is None:  # closed before the program began
@@ -103,10 +106,10 @@ class Sentences(logging.Formatter):
 
   def format(self, record: logging.LogRecord) -> str:
     """`warning: …` or `error: …`; a note has no word in front."""
-    text = super().format(record)
+    line = text.visible(super().format(record))
     if record.levelno < logging.WARNING:
-      return text
-    return f'{record.levelname.lower()}: {text}'
+      return line
+    return f'{record.levelname.lower()}: {line}'
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None):
@@ -114,9 +117,9 @@ def _show_warning(message, category, filename, lineno, file=None, line=None):
   print(f'warning: {message}', file=file or sys.stderr, flush=True)
 
 
-def warn(text: str):
-  """One sentence that something is not as it should be."""
-  print(f'warning: {text}', file=sys.stderr, flush=True)
+def warn(sentence: str):
+  """Says that something is not as it should be."""
+  print(f'warning: {text.visible(sentence)}', file=sys.stderr, flush=True)
 
 
 def fitted(parts: list[tuple[int, str]], columns: int = COLUMNS) -> str:

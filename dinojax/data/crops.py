@@ -167,7 +167,8 @@ def center_crop(image: images.Image, *, resize_px: int = 256,
     raise images.BadImage(
         f'{width} × {height} pixels would become {new[0]} × {new[1]}')
   pixels = image.decode()
-  pixels = pixels.resize(new, PilImage.Resampling.BICUBIC)
+  with images.Decoding(8 * new[0] * new[1]):  # no memory: a sentence
+    pixels = pixels.resize(new, PilImage.Resampling.BICUBIC)
   left, top = (round((n - crop_px) / 2) for n in new)
   return np.asarray(pixels.crop(
       (left, top, left + crop_px, top + crop_px)))

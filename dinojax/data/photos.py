@@ -122,6 +122,19 @@ class Photos:
   def __getitem__(self, index: int) -> sources.Record:
     return sources.Record(*_tiles(self._split)[index])
 
+  def order(self, sizes: bool = False) -> list[str]:
+    """Names in order, with the sizes of the files."""
+    return [f'{name}\t{len(data)}' if sizes else name
+            for data, _, name in _tiles(self._split)]
+
+  def labels(self) -> list[int]:
+    """Photographs of the tiles in order."""
+    return [label for _, label, _ in _tiles(self._split)]
+
+  def class_counts(self) -> list[int]:
+    """Number of tiles of each photograph."""
+    return np.bincount(self.labels(), minlength=len(self.classes)).tolist()
+
 
 def photograph(name: str) -> np.ndarray:
   """A whole photograph by name, [y, x, c] uint8."""

@@ -16,6 +16,7 @@ import grain
 import numpy as np
 
 from dinojax.core import errors
+from dinojax.core import text
 from dinojax.data import crops as crops_lib
 from dinojax.data import images
 from dinojax.data import masking
@@ -40,6 +41,7 @@ class Plan:
   masks: masking.Masks | None
   patch_px: int
   max_pixels: int
+  value_range: tuple[float, ...] = ()
   gram_start: int = 0
 
   @functools.cached_property
@@ -83,7 +85,9 @@ class Plan:
       try:
         record = chosen[index]
         name = record.name
-        image = images.open_image(record.image, max_pixels=self.max_pixels)
+        image = images.open_image(
+            record.image, max_pixels=self.max_pixels,
+            value_range=self.value_range)
         out = crops_lib.multi_crop(image, rng, crops)
         return out | {'label': np.int32(record.label)}, problem
       except (images.BadImage, OSError) as error:
@@ -92,7 +96,7 @@ class Plan:
         index = int(rng.integers(len(chosen)))
     raise errors.UserError(
         f'{_MAX_REPLACEMENTS} records of {chosen.spec} in a row cannot be '
-        f'decoded, the first ({problem["name"]}) because: '
+        f'decoded, the first ({text.printable(problem["name"])}) because: '
         f'{problem["reason"]}; check the source')
 
   def _masks(self, row: int, crops: crops_lib.Crops) -> np.ndarray:
@@ -187,7 +191,7 @@ def train_batches(
     homogeneous: Sequence[tuple[sources_lib.Source, float]] = (),
     process_index: int = 0, process_count: int = 1, num_workers: int = 0,
     num_threads: int = 2, max_pixels: int = images.DEFAULT_MAX_PIXELS,
-    gram_start: int = 0
+    value_range: Sequence[float] = (), gram_start: int = 0
 ) -> Iterator[dict]:
   """This process's share of every global batch from `start_step` on.
 
@@ -212,7 +216,7 @@ def train_batches(
                         in enumerate(homogeneous)),
       seed=seed, batch_size=batch_size, group_images=group_images,
       crops=crops, masks=masks, patch_px=patch_px, max_pixels=max_pixels,
-      gram_start=gram_start)
+      value_range=tuple(value_range), gram_start=gram_start)
   rows = grain.MapDataset.source(
       _Rows(plan, start_step, process_index, process_count))
   share = batch_size // process_count
@@ -223,10 +227,10 @@ def train_batches(
 class _Centers:
   """Records in order, resized and centre-cropped."""
 
-  def __init__(self, source, indices, resize_px, crop_px, max_pixels):
+  def __init__(self, source, indices, resize_px, crop_px, reading: dict):
     self._source, self._indices = source, indices
     self._resize_px, self._crop_px = resize_px, crop_px
-    self._max_pixels = max_pixels
+    self._reading = reading
 
   def __len__(self) -> int:
     return len(self._indices)
@@ -243,7 +247,7 @@ class _Centers:
     try:
       record = self._source[index]
       label, name = record.label, record.name
-      image = images.open_image(record.image, max_pixels=self._max_pixels)
+      image = images.open_image(record.image, **self._reading)
       pixels = crops_lib.center_crop(
           image, resize_px=self._resize_px, crop_px=self._crop_px)
     except (images.BadImage, OSError) as error:
@@ -259,7 +263,8 @@ def eval_batches(
     source: sources_lib.Source, *, batch_size: int, resize_px: int,
     crop_px: int, indices: Sequence[int] | None = None,
     process_index: int = 0, process_count: int = 1, num_workers: int = 0,
-    num_threads: int = 2, max_pixels: int = images.DEFAULT_MAX_PIXELS
+    num_threads: int = 2, max_pixels: int = images.DEFAULT_MAX_PIXELS,
+    value_range: Sequence[float] = ()
 ) -> Iterator[dict]:
   """Records in order, each once, as evaluation reads them.
 
@@ -281,7 +286,8 @@ def eval_batches(
   if indices is None:
     indices = np.arange(len(source))
   centers = _Centers(
-      source, np.asarray(indices), resize_px, crop_px, max_pixels)
+      source, np.asarray(indices), resize_px, crop_px,
+      {'max_pixels': max_pixels, 'value_range': tuple(value_range)})
   return _eval_batches(
       centers, batch_size // process_count, process_index, process_count,
       num_threads, num_workers)
@@ -306,8 +312,9 @@ def _eval_batches(centers: _Centers, share: int, process_index: int,
       samples = [next(ahead) if i < count else empty
                  for i in mine[start:start + share]]
       for problem in filter(None, (s['problem'] for s in samples)):
-        logging.warning('%(source)s: %(name)s is left out of the '
-                        'evaluation: %(reason)s', problem)
+        logging.warning(
+            '%s: %s is left out of the evaluation: %s',
+            *map(text.printable, problem.values()))
       yield {key: np.stack([s[key] for s in samples])
              for key in empty if key != 'problem'}
   finally:
@@ -317,9 +324,9 @@ def _eval_batches(centers: _Centers, share: int, process_index: int,
 class _Prepared:
   """Records from `start` on, each made ready or with a reason why not."""
 
-  def __init__(self, source, prepare, start: int, max_pixels: int):
+  def __init__(self, source, prepare, start: int, reading: dict):
     self._source, self._prepare = source, prepare
-    self._start, self._max_pixels = start, max_pixels
+    self._start, self._reading = start, reading
 
   def __len__(self) -> int:
     return len(self._source) - self._start
@@ -331,8 +338,8 @@ class _Prepared:
       record = self._source[index]
       label, name = int(record.label), record.name
       pixels = self._prepare(
-          images.open_image(record.image, max_pixels=self._max_pixels))
-    except (images.BadImage, OSError, MemoryError) as error:
+          images.open_image(record.image, **self._reading))
+    except (images.BadImage, OSError) as error:
       pixels, problem = np.zeros((0, 0, 3), np.uint8), _reason(error)
     return {'image': pixels, 'label': label, 'name': name, 'index': index,
             'problem': problem}
@@ -341,7 +348,8 @@ class _Prepared:
 def prepared_rows(
     source: sources_lib.Source, prepare: Callable[[images.Image], np.ndarray],
     *, start: int = 0, ahead: int = 64, num_workers: int = 0,
-    num_threads: int = 2, max_pixels: int = images.DEFAULT_MAX_PIXELS
+    num_threads: int = 2, max_pixels: int = images.DEFAULT_MAX_PIXELS,
+    value_range: Sequence[float] = ()
 ) -> Iterator[dict]:
   """Records in order, made ready by `prepare`; sizes may differ.
 
@@ -353,14 +361,16 @@ def prepared_rows(
     num_workers: processes; 0: threads of this one.
     num_threads: of each.
     max_pixels: larger images cannot be read.
+    value_range: of deep greys, see data.images.
 
   Yields image, label, name, index, and problem: why the image could not be
   read, '' for most.
   """
   if start >= len(source):
     return
+  reading = {'max_pixels': max_pixels, 'value_range': tuple(value_range)}
   rows = iter(_read_ahead(
-      grain.MapDataset.source(_Prepared(source, prepare, start, max_pixels)),
+      grain.MapDataset.source(_Prepared(source, prepare, start, reading)),
       ahead, num_threads, num_workers))
   try:
     yield from rows

@@ -6,14 +6,19 @@ label, name), and the image bytes untouched.
 
 import bisect
 from collections.abc import Callable
+import itertools
 import json
 import logging
+import os
 import struct
 
 from array_record.python import array_record_module
 from etils import epath
 
+from dinojax.core import atomic
 from dinojax.core import errors
+from dinojax.core import text
+from dinojax.data import identity
 from dinojax.data import sources
 
 _VERSION = 1
@@ -40,8 +45,13 @@ def unpack(data: bytes) -> sources.Record:
     header = json.loads(data[4:4 + size])
     if header['v'] != _VERSION:
       raise ValueError(f'record version {header["v"]}, not {_VERSION}')
-    return sources.Record(data[4 + size:], header['label'], header['name'])
-  except (KeyError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    label, name = header['label'], header['name']
+    if type(label) is not int or not -2**31 <= label < 2**31 or not (
+        isinstance(name, str)):
+      raise ValueError('not a dinojax record: its label or name is not one')
+    return sources.Record(data[4 + size:], label, name)
+  except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError,
+          RecursionError) as error:
     raise ValueError('not a dinojax record') from error
 
 
@@ -67,17 +77,25 @@ def write(source: sources.Source, folder: str, *, num_shards: int,
       written.
   """
   root = epath.Path(folder)
+  order = identity.lines(source, sizes=True)
   manifest = {'spec': source.spec, 'count': len(source),
-              'num_shards': num_shards, 'classes': list(source.classes)}
+              'num_shards': num_shards, 'classes': list(source.classes),
+              'digest': identity.digest(order)}
+  counts = getattr(source, 'class_counts', lambda: None)()
+  if counts is not None:
+    manifest['class_counts'] = counts
   paths = []
   try:
     root.mkdir(parents=True, exist_ok=True)
     note = root / MANIFEST
-    if note.exists() and json.loads(note.read_text()) != manifest:
-      raise errors.UserError(
-          f'{folder} holds records of another source or sharding: choose an '
-          'empty --out')
-    note.write_text(json.dumps(manifest))
+    if note.exists():
+      _compare(_read_manifest(note), manifest, folder)
+    else:
+      if any(root.glob('*.arrayrecord')):
+        raise errors.UserError(
+            f'{folder} holds records, but no {MANIFEST} that says of what: '
+            'choose an empty --out')
+      atomic.write_text(note, json.dumps(manifest))
     for shard in range(num_shards):
       start, stop = (len(source) * i // num_shards
                      for i in (shard, shard + 1))
@@ -92,6 +110,45 @@ def write(source: sources.Source, folder: str, *, num_shards: int,
         f'--out={folder} cannot be written: {error.strerror or error}'
     ) from error
   return paths
+
+
+def _compare(old: dict, new: dict, folder: str):
+  """Refuses to go on with a source that is not as it was.
+
+  Raises:
+    UserError: another source or sharding, or other files in it.
+  """
+  same = [key for key in ('spec', 'num_shards', 'classes')
+          if old.get(key) != new[key]]
+  if same:
+    raise errors.UserError(
+        f'{folder} holds records of another source or sharding ('
+        f'{", ".join(same)}): choose an empty --out')
+  if old.get('count') != new['count'] or old.get('digest') != new['digest']:
+    raise errors.UserError(
+        f'{new["spec"]} has changed since {folder} was begun: it had '
+        f'{old.get("count")} images and has {new["count"]}, and names or '
+        'sizes differ; choose an empty --out, or delete it to start again')
+
+
+def _read_manifest(path: epath.Path) -> dict:
+  """What `write` noted.
+
+  Raises:
+    UserError: the file is damaged.
+  """
+  fix = 'convert the images again'
+  kept = atomic.read_json(path, fix)
+  classes = kept.get('classes') if isinstance(kept, dict) else None
+  if not isinstance(classes, list) or not all(
+      isinstance(name, str) for name in classes):
+    raise errors.UserError(f'{path} is not of dinojax records: {fix}')
+  counts = kept.get('class_counts')
+  if counts is not None and not (
+      isinstance(counts, list) and len(counts) == len(classes)
+      and all(type(n) is int for n in counts)):
+    raise errors.UserError(f'{path} is not of dinojax records: {fix}')
+  return kept
 
 
 def _write_shard(source, indices: range, path: epath.Path, done):
@@ -109,8 +166,8 @@ def _read(source: sources.Source, index: int) -> sources.Record:
   try:
     return source[index]
   except OSError as error:
-    logging.warning('%s: record %d is stored empty: %s',
-                    source.spec, index, error)
+    logging.warning('%s: record %d is stored empty: %s', text.printable(
+        source.spec), index, text.printable(error))
     return sources.Record(b'', -1, f'unreadable/{index}')
 
 
@@ -124,9 +181,14 @@ class ArrayRecords:
       UserError: no file matches, or one is damaged.
     """
     self.spec = f'arrayrecord:{pattern}'
-    path = epath.Path(pattern)
-    found = sorted(
-        str(p) for p in path.parent.glob(path.name) if '.tmp' not in p.name)
+    path = epath.Path(os.path.expanduser(pattern))
+    try:
+      found = sorted(
+          str(p) for p in path.parent.glob(path.name) if '.tmp' not in p.name)
+    except (OSError, ImportError, ValueError) as error:
+      raise errors.UserError(
+          f'{self.spec} cannot be opened: {error}; check the path, and '
+          '`pip install gcsfs` for gs://') from error
     if not found:
       raise errors.UserError(
           f'{self.spec} matches no file: write shards with `dinojax convert '
@@ -141,8 +203,8 @@ class ArrayRecords:
             f'{path_name} holds no records or is damaged: write it again')
       self._starts.append(self._starts[-1] + count)
     note = path.parent / MANIFEST
-    self.classes = tuple(
-        json.loads(note.read_text())['classes']) if note.exists() else ()
+    self._manifest = _read_manifest(note) if note.exists() else {}
+    self.classes = tuple(self._manifest.get('classes', ()))
 
   def _reader(self, shard: int) -> array_record_module.ArrayRecordReader:
     if shard not in self._readers:
@@ -156,6 +218,22 @@ class ArrayRecords:
         ) from error
     return self._readers[shard]
 
+  def order(self, sizes: bool = False) -> list[str]:
+    """The shards: how many records of which source, or how many bytes.
+
+    The names of the records would have to be read from all of them.
+    """
+    del sizes  # they are in the digest of the manifest
+    counts = [b - a for a, b in itertools.pairwise(self._starts)]
+    return [f'{epath.Path(path).name}\t{count}\t'
+            + str(self._manifest.get('digest')
+                  or epath.Path(path).stat().length)
+            for path, count in zip(self._paths, counts, strict=True)]
+
+  def class_counts(self) -> list[int] | None:
+    """Number of records of each class, where they were noted."""
+    return self._manifest.get('class_counts')
+
   def __getstate__(self) -> dict:
     return self.__dict__ | {'_readers': {}}
 
@@ -167,7 +245,9 @@ class ArrayRecords:
     try:
       data = self._reader(shard).read([index - self._starts[shard]])[0]
       return unpack(data)
-    except (RuntimeError, ValueError) as error:
+    except errors.UserError:
+      raise
+    except Exception as error:  # the reader's are of many kinds
       # To the pipeline, a damaged record is an image that cannot be read.
       raise OSError(
           f'record {index} of {self._paths[shard]}: '

@@ -5,7 +5,7 @@ sample is a function of its index in any worker process.
 """
 
 import collections
-from collections.abc import Iterator
+import functools
 import logging
 import os
 from typing import NamedTuple, Protocol
@@ -14,11 +14,11 @@ from urllib import parse
 from etils import epath
 
 from dinojax.core import errors
+from dinojax.core import text
+from dinojax.data import listing
 
-SUFFIXES = frozenset(
-    '.jpg .jpeg .jpe .png .webp .gif .bmp .tif .tiff .ppm .pgm .pbm .jp2 '
-    '.avif .tga'.split())
-_SCHEMES = ('folder:DIR', 'arrayrecord:GLOB', 'tfds:NAME/SPLIT',
+SUFFIXES = listing.SUFFIXES
+_SCHEMES = ('folder:DIR', 'image:FILE', 'arrayrecord:GLOB', 'tfds:NAME/SPLIT',
             'photos:train', 'photos:validation')
 
 
@@ -53,9 +53,9 @@ def open_source(spec: str) -> Source:
   """Opens a source by its spec.
 
   Args:
-    spec: folder:DIR (sub-folder = label), arrayrecord:GLOB, tfds:NAME/SPLIT
-      (already prepared; ?data_dir=DIR may follow), photos:train or
-      photos:validation (embedded photographs).
+    spec: folder:DIR (sub-folder = label), image:FILE, the path of either,
+      arrayrecord:GLOB, tfds:NAME/SPLIT (already prepared; ?data_dir=DIR may
+      follow), photos:train or photos:validation (embedded photographs).
 
   Raises:
     UserError: nothing there, or an unknown scheme.
@@ -63,6 +63,8 @@ def open_source(spec: str) -> Source:
   scheme, _, rest = spec.partition(':')
   if scheme == 'folder':
     return Folder(rest)
+  if scheme == 'image':
+    return File(rest)
   if scheme == 'arrayrecord':
     from dinojax.data import records
     return records.ArrayRecords(rest)
@@ -71,15 +73,39 @@ def open_source(spec: str) -> Source:
   if scheme == 'photos':
     from dinojax.data import photos
     return photos.Photos(rest or 'train')
+  path = os.path.expanduser(spec)
+  if '://' in spec or os.path.isdir(path):
+    return Folder(spec)
+  if os.path.isfile(path):
+    return File(spec)
   raise errors.UserError(
-      f'data source {spec!r} is not known: use one of {", ".join(_SCHEMES)}')
+      f'data source {spec!r} is not known: use one of {", ".join(_SCHEMES)}, '
+      'or the path of a folder or an image that exists')
+
+
+def open_training(spec: str) -> Source:
+  """Opens a source to train on, and says what makes it an odd one.
+
+  Raises:
+    UserError: see `open_source`.
+  """
+  source = open_source(spec)
+  names = listing.splits(source.classes)
+  if names and isinstance(source, Folder):
+    train, other = map(text.printable, names)
+    _say_once(
+        f'{text.printable(source.spec)} holds {train}/ and {other}/, which '
+        'are no classes: training sees the images of both. Set data.train='
+        f'{text.printable(source.spec)}/{train} and data.validation='
+        f'{text.printable(source.spec)}/{other}')
+  return source
 
 
 class Folder:
   """Images below a folder; the first sub-folder is the label."""
 
   def __init__(self, folder: str):
-    """Lists the folder, sorted by path.
+    """Lists the folder, sorted by path, and says what is left out.
 
     Args:
       folder: local path or gs://.
@@ -89,37 +115,16 @@ class Folder:
     """
     self.spec = f'folder:{folder}'
     self._folder = os.path.expanduser(folder)
-    others: collections.Counter = collections.Counter()
-    paths = []
-    try:
-      for path in _walk(self._folder):
-        suffix = os.path.splitext(path)[1].lower()
-        if suffix in SUFFIXES:
-          paths.append(path)
-          if len(paths) % 100_000 == 0:
-            logging.info('%s: %d images found so far', folder, len(paths))
-        else:
-          others[suffix or '(no suffix)'] += 1
-    except OSError as error:
-      raise errors.UserError(
-          f'{self.spec} cannot be read: {error.strerror or error}; check the '
-          'path and its permissions') from error
-    if not paths:
-      raise errors.UserError(self._empty(others))
-    self._paths = sorted(paths)
+    found = listing.look(self._folder)
+    if not found.paths:
+      raise errors.UserError(_empty(self.spec, found))
+    for note in found.notes():
+      _say_once(f'{text.printable(self.spec)}: {note}')
+    self._paths = found.paths
     tops = [p.partition('/')[0] if '/' in p else '' for p in self._paths]
     self.classes = tuple(sorted(set(tops) - {''}))
     index = {name: i for i, name in enumerate(self.classes)} | {'': -1}
     self._labels = [index[top] for top in tops]
-
-  def _empty(self, others: collections.Counter) -> str:
-    if not others:
-      return (f'{self.spec} is empty: point data.train at a folder that '
-              'holds images, in sub-folders or not')
-    kinds = ', '.join(f'{n} × {s}' for s, n in others.most_common(3))
-    return (f'{self.spec} holds no images, but {sum(others.values())} other '
-            f'files ({kinds}): images end in '
-            f'{", ".join(sorted(SUFFIXES))}')
 
   def __len__(self) -> int:
     return len(self._paths)
@@ -127,34 +132,79 @@ class Folder:
   def __getitem__(self, index: int) -> Record:
     name = self._paths[index]
     path = epath.Path(self._folder) / name
-    return Record(path.read_bytes(), self._labels[index], name)
+    try:
+      return Record(path.read_bytes(), self._labels[index], name)
+    except OSError:
+      raise
+    except Exception as error:  # stores have errors of their own
+      raise OSError(f'{type(error).__name__}: {error}') from error
+
+  def order(self, sizes: bool = False) -> list[str]:
+    """Names in order, with the sizes of the files."""
+    if not sizes:
+      return self._paths
+    return [f'{name}\t{self._size(name)}' for name in self._paths]
+
+  def _size(self, name: str) -> int:
+    """Length of a file in bytes; -1: it cannot be looked at."""
+    try:
+      return (epath.Path(self._folder) / name).stat().length
+    except Exception:  # it is counted when it is read
+      return -1
+
+  def labels(self) -> list[int]:
+    """Labels in order, -1 for none."""
+    return self._labels
+
+  def class_counts(self) -> list[int]:
+    """Number of images of each class."""
+    counts = collections.Counter(self._labels)
+    return [counts[i] for i in range(len(self.classes))]
 
 
-def _walk(folder: str) -> Iterator[str]:
-  """Relative paths of visible files; a folder is entered once."""
-  if '://' in folder:
-    root = epath.Path(folder)
-    for path in root.glob('**/*'):
-      if not path.is_dir():
-        yield str(path.relative_to(root))
-    return
-  seen, stack = set(), ['']
-  while stack:
-    inside = stack.pop()
-    full = os.path.join(folder, inside)
-    real = os.path.realpath(full)
-    if real in seen:  # a loop of symbolic links
-      continue
-    seen.add(real)
-    with os.scandir(full) as entries:
-      for entry in entries:
-        if entry.name.startswith('.'):
-          continue
-        path = f'{inside}/{entry.name}' if inside else entry.name
-        if entry.is_dir():
-          stack.append(path)
-        elif entry.is_file():
-          yield path
+def _empty(spec: str, found: listing.Listing) -> str:
+  if not found.others:
+    return (f'{spec} is empty: point data.train at a folder that '
+            'holds images, in sub-folders or not'
+            + ''.join(f'; {note}' for note in found.notes()))
+  advice = found.advice() or [
+      f'images end in {", ".join(sorted(listing.SUFFIXES))}']
+  return (f'{spec} holds no images, but {found.others.total()} other '
+          f'files ({listing.counted(found.others)}): {"; ".join(advice)}')
+
+
+class File:
+  """A single image."""
+
+  classes = ()
+
+  def __init__(self, path: str):
+    """Opens a file, whatever its ending.
+
+    Raises:
+      UserError: nothing there.
+    """
+    self.spec = f'image:{path}'
+    self._path = epath.Path(os.path.expanduser(path))
+    if not self._path.is_file():
+      raise errors.UserError(f'{self.spec} is no file: check the path')
+
+  def __len__(self) -> int:
+    return 1
+
+  def __getitem__(self, index: int) -> Record:
+    return Record(self._path.read_bytes(), -1, self._path.name)
+
+  def order(self, sizes: bool = False) -> list[str]:
+    """Its name, with the size of the file."""
+    return [f'{self._path.name}\t{self._path.stat().length}' if sizes
+            else self._path.name]
+
+
+@functools.cache
+def _say_once(note: str):
+  """Sources are opened for training and again for k-NN: one line is enough."""
+  logging.warning('%s', note)
 
 
 class Tfds:
@@ -185,6 +235,16 @@ class Tfds:
     self.classes = tuple(getattr(label, 'names', None) or ())
     self._length = len(self._open())
 
+  def order(self, sizes: bool = False) -> list[str]:
+    """The version and the files of the split: records have no names."""
+    del sizes  # of the images; those of the files are always known
+    info = self._builder().info
+    name = self._split.split('[')[0]
+    parts = info.splits.values() if name == 'all' else [info.splits[name]]
+    return [f'{info.full_name} {self._split}'] + [
+        f'{path.name}\t{path.stat().length}' for part in parts
+        for path in map(epath.Path, part.filepaths)]
+
   def _builder(self):
     import tensorflow_datasets as tfds  # a second of import time
     try:
@@ -193,8 +253,7 @@ class Tfds:
           *builder.info.splits, 'all')
     except (tfds.core.DatasetNotFoundError, ValueError, OSError) as error:
       raise errors.UserError(
-          f'{self.spec} cannot be opened: '
-          f'{(str(error).splitlines() or [""])[0]}') from error
+          f'{self.spec} cannot be opened: {_first_line(error)}') from error
     if not prepared:
       raise errors.UserError(
           f'{self.spec} is not prepared here: run `tfds build '
@@ -206,10 +265,28 @@ class Tfds:
   def _open(self):
     if self._source is None:
       import tensorflow_datasets as tfds
-      self._source = self._builder().as_data_source(
-          split=self._split,
-          decoders={'image': tfds.decode.SkipDecoding()})
+      builder = self._builder()
+      try:
+        self._source = builder.as_data_source(
+            split=self._split,
+            decoders={'image': tfds.decode.SkipDecoding()})
+      except NotImplementedError as error:  # of TFRecord files
+        kind = getattr(builder.info.file_format, 'value', 'another format')
+        raise errors.UserError(
+            f'{self.spec} is prepared as {kind}, which has no random access: '
+            f'run {self._command()} beside it') from error
+      except (ValueError, OSError, RuntimeError) as error:
+        raise errors.UserError(
+            f'{self.spec} cannot be opened: {_first_line(error)}; prepare '
+            f'it again, or choose another split') from error
     return self._source
+
+  def _command(self) -> str:
+    """What makes files that can be read here; the old ones stay."""
+    place = f'{self._data_dir or "~/tensorflow_datasets"}_array_record'
+    return (f'`tfds build {self._name} --file_format=array_record '
+            f'--data_dir={place}`, and set tfds:{self._name}/{self._split}'
+            f'?data_dir={place},')
 
   def __getstate__(self) -> dict:
     return self.__dict__ | {'_source': None}
@@ -218,6 +295,15 @@ class Tfds:
     return self._length
 
   def __getitem__(self, index: int) -> Record:
-    row = self._open()[index]
-    label = row.get('label', -1)
-    return Record(row['image'], int(label), f'{self._split}/{index}')
+    try:
+      row = self._open()[index]
+      label = int(row.get('label', -1))
+      return Record(row['image'], label, f'{self._split}/{index}')
+    except errors.UserError:
+      raise
+    except Exception as error:  # a damaged file has many errors
+      raise OSError(f'record {index}: {_first_line(error)}') from error
+
+
+def _first_line(error: Exception) -> str:
+  return text.printable((str(error).splitlines() or [''])[0])

@@ -5,7 +5,7 @@ each, so that a killed run ends with the same bytes as any other.
 """
 
 import collections
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import contextlib
 import dataclasses
 import itertools
@@ -15,7 +15,10 @@ import os
 import numpy as np
 
 from dinojax.core import errors
+from dinojax.core import text
 from dinojax.data import crops
+from dinojax.data import identity
+from dinojax.data import images as images_lib
 from dinojax.data import pipeline
 from dinojax.data import sources
 from dinojax.evals import embedding
@@ -39,20 +42,24 @@ def extract(model: embedding.Backbone, source: sources.Source, out: str,
             choice: embedding.Choice, *, model_name: str = '',
             batch_size: int = 64, images_per_shard: int | None = None,
             num_threads: int = 2, num_workers: int = 0,
+            max_pixels: int = images_lib.DEFAULT_MAX_PIXELS,
+            value_range: Sequence[float] = (),
             progress: Callable[[int], None] = lambda done: None,
-            say: Callable[[str], None] = lambda text: None) -> Result:
+            say: Callable[[str], None] = lambda line: None) -> Result:
   """Writes features of all images of a source; a stopped run continues.
 
   Args:
     model: the backbone.
     source: records.
-    out: .npz or .parquet.
+    out: .npz, .parquet or .csv.
     choice: what is stored.
     model_name: kept with the result.
     batch_size: images at a time; rounded up to the devices.
     images_per_shard: None: 4096, fewer where features are large.
     num_threads: decoding ahead, in each worker.
     num_workers: processes; 0: threads of this one.
+    max_pixels: larger images are left out.
+    value_range: of deep greys, see data.images.
     progress: called with the images that are done.
     say: called with sentences for the user.
 
@@ -61,11 +68,12 @@ def extract(model: embedding.Backbone, source: sources.Source, out: str,
       image, features that are not finite.
   """
   out = os.path.expanduser(out)
-  tables.suffix(out)
+  tables.check(out, choice.features)
+  reading = {'max_pixels': max_pixels, 'value_range': list(value_range)}
   embedding.check(choice, model.config)
   per_shard = images_per_shard or embedding.default_images(choice, model.config)
   shards = shards_lib.Shards(
-      out, settings(model, source, choice, model_name, per_shard),
+      out, settings(model, source, choice, model_name, per_shard, **reading),
       num_rows=len(source), rows_per_shard=per_shard)
   if shards.is_finished:
     shards.remove()
@@ -77,14 +85,14 @@ def extract(model: embedding.Backbone, source: sources.Source, out: str,
                                 patch_px=unit)
     say(f'--resize_px={choice.resize_px} is rounded to {short}, whole patches '
         f'of {unit}')
-  with shards.held():
+  with shards.held(lambda: _check_names(shards, source)):
     start = _continue(shards, source, say)
     progress(start)
     batch_size = -(-batch_size // model.mesh.size) * model.mesh.size
     rows = pipeline.prepared_rows(
         source, embedding.preparation(choice, model.config), start=start,
         ahead=2 * batch_size, num_threads=num_threads,
-        num_workers=num_workers)
+        num_workers=num_workers, **reading)
     with contextlib.closing(rows):
       for done in _fill(shards, embedding.program(model, choice), rows, choice,
                         unit, batch_size):
@@ -94,11 +102,13 @@ def extract(model: embedding.Backbone, source: sources.Source, out: str,
 
 def settings(model: embedding.Backbone, source: sources.Source,
              choice: embedding.Choice, model_name: str,
-             images_per_shard: int) -> dict:
+             images_per_shard: int, **reading) -> dict:
   """All that changes the result, but for rounding."""
   digest = embedding.digest(model.config, model.params)
   return {'version': _VERSION, 'model': f'{model_name} {digest}',
           'source': source.spec, 'images': len(source),
+          shards_lib.DATA: identity.digest(identity.lines(source, sizes=True)),
+          **reading,
           'mean': list(model.mean), 'std': list(model.std),
           **dataclasses.asdict(choice), 'images_per_shard': images_per_shard}
 
@@ -156,7 +166,7 @@ class _Shard:
         fix = ('check the weights' if self._choice.dtype == 'float32'
                else 'set --dtype=float32')
         raise errors.UserError(
-            f'features of {row["name"]} are not finite: {fix}')
+            f'features of {text.printable(row["name"])} are not finite: {fix}')
       self._rows.append((row['index'], row, value))
 
   def part(self) -> tables.Part:
@@ -231,15 +241,24 @@ def _stack(rows: list[dict], batch_size: int) -> np.ndarray:
 
 def _continue(shards: shards_lib.Shards, source: sources.Source,
               say: Callable[[str], None]) -> int:
-  """How many images are done.
+  """How many images are done."""
+  if not shards.num_done:
+    return 0
+  start = shards.rows(shards.num_done - 1).stop
+  say(f'continuing after {start} of {len(source)} images: '
+      f'{shards.num_done} of {shards.count} shards are there')
+  return start
+
+
+def _check_names(shards: shards_lib.Shards, source: sources.Source):
+  """Names an image that moved; the digest of the settings knows of all.
 
   Raises:
     UserError: the source has changed since.
   """
   if not shards.num_done:
-    return 0
+    return
   last = shards.num_done - 1
-  start = shards.rows(last).stop
   part = tables.read_part(str(shards.path(last)))
   for place in {0, len(part['index']) - 1} if len(part['index']) else ():
     index, name = int(part['index'][place]), part['names'][place]
@@ -248,9 +267,6 @@ def _continue(shards: shards_lib.Shards, source: sources.Source,
           f'image {index} of {source.spec} was {name} and is '
           f'{source[index].name}: files were added or removed; delete '
           f'{shards.folder} to start again')
-  say(f'continuing after {start} of {len(source)} images: '
-      f'{shards.num_done} of {shards.count} shards are there')
-  return start
 
 
 def _finish(shards: shards_lib.Shards, source: sources.Source) -> Result:
@@ -267,8 +283,8 @@ def _finish(shards: shards_lib.Shards, source: sources.Source) -> Result:
     shards.remove()
     raise errors.UserError(
         f'none of the {len(source)} images of {source.spec} can be read, the '
-        f'first ({result.bad[0][0]}) because: {result.bad[0][1]}; check the '
-        'source')
+        f'first ({text.printable(result.bad[0][0])}) because: '
+        f'{result.bad[0][1]}; check the source')
   shards.join(source.classes)
   shards.remove()
   return result

@@ -45,7 +45,8 @@ def embedder(model: network.Functional, mean, std,
 def extract(embed, params: dict, source: sources.Source, *, mesh,
             indices: Sequence[int], batch_size: int, resize_px: int,
             crop_px: int, num_threads: int = 2,
-            mean, std, pixel_side: int = 32) -> Features:
+            mean, std, pixel_side: int = 32,
+            **reading) -> Features:
   """Features of the given records.
 
   Args:
@@ -61,13 +62,15 @@ def extract(embed, params: dict, source: sources.Source, *, mesh,
     mean: of the normalisation, for the raw-pixel baseline.
     std: of the normalisation.
     pixel_side: largest side of that baseline's images.
+    **reading: max_pixels and value_range, see data.images.
   """
   batch_size = -(-batch_size // mesh.size) * mesh.size
   columns = []
   for batch in pipeline.eval_batches(
       source, batch_size=batch_size, resize_px=resize_px, crop_px=crop_px,
       indices=indices, process_index=jax.process_index(),
-      process_count=jax.process_count(), num_threads=num_threads):
+      process_count=jax.process_count(), num_threads=num_threads,
+      **reading):
     cls = embed(params, processes.to_devices(batch['image'], mesh))
     small = pixel_features(batch['image'], mean, std, pixel_side)
     local = (batch['index'], batch['label'], batch['valid'], small)

@@ -5,6 +5,7 @@ Raw pixels and the untrained network say what of the number was learned.
 
 from collections.abc import Callable
 import json
+import logging
 
 from etils import epath
 import jax
@@ -12,6 +13,7 @@ import numpy as np
 
 from dinojax.core import errors
 from dinojax.data import sources
+from dinojax.evals import classes
 from dinojax.evals import features
 from dinojax.evals import knn
 from dinojax.parallel import processes
@@ -48,8 +50,12 @@ def make(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
     return None
   train = _labelled(plan.train or data.mixture[0][0], 'knn.train')
   test = _labelled(plan.validation or data.validation, 'knn.validation')
+  matching = classes.match(
+      train, test, train_key='knn.train', test_key='knn.validation')
+  for note in matching.notes if processes.is_first() else ():
+    logging.warning('%s', note)
   students = {
-      name: _Student(one, mesh, train, test,
+      name: _Student(one, mesh, train, test, matching,
                      lambda fresh, name=name: given(name, fresh), name)
       for name, one in recipe.each.items()}
 
@@ -76,10 +82,11 @@ class _Student:
 
   def __init__(self, recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
                train: sources.Source, test: sources.Source,
+               matching: classes.Matching,
                given: Callable[[dict], dict | None], name: str):
     settings, self._name = recipe.settings, name
     self._recipe, self._mesh, self._given = recipe, mesh, given
-    self._train, self._test = train, test
+    self._train, self._test, self._matching = train, test, matching
     self._embed = features.embedder(
         recipe.student, settings.augment.mean, settings.augment.std,
         settings.model.compute_dtype)
@@ -111,13 +118,20 @@ class _Student:
         batch_size=s.knn.batch_size, indices=spread(len(source), limit),
         resize_px=s.knn.resize_px, crop_px=s.knn.crop_px,
         num_threads=s.data.num_threads, mean=s.augment.mean,
-        std=s.augment.std)
+        std=s.augment.std, max_pixels=s.data.max_pixels,
+        value_range=s.data.value_range)
 
   def _score(self, name: str, pair: tuple) -> float:
     (a, b), plan = pair, self._recipe.settings.knn
+    train, test = a.labels, self._matching.of_test(b.labels)
+    near, asked = train != classes.UNKNOWN, test != classes.UNKNOWN
+    if not (near.any() and asked.any()):
+      raise errors.UserError(
+          'none of the images that k-NN reads has a class of both sources: '
+          'raise knn.max_train_images and knn.max_validation_images')
     return knn.top1(
-        getattr(a, name), a.labels, getattr(b, name), b.labels, k=plan.k,
-        temperature=plan.temperature)
+        getattr(a, name)[near], train[near], getattr(b, name)[asked],
+        test[asked], k=plan.k, temperature=plan.temperature)
 
 
 def guard(step: int, found: dict[str, float], most: float | None):
@@ -160,5 +174,6 @@ def _labelled(spec: str, key: str) -> sources.Source:
   if not source.classes:
     raise errors.UserError(
         f'{key}={spec} has no labels: k-NN needs a source with classes '
-        '(sub-folders), or set data.validation=None')
+        '(sub-folders, or the manifest.json beside records), or set '
+        'data.validation= to nothing')
   return source

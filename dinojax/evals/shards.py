@@ -19,6 +19,7 @@ from dinojax.core import errors
 from dinojax.evals import tables
 
 _NOTE = 'settings.json'
+DATA = 'data'  # the setting that is a digest of names and sizes
 
 
 def check_writable(out: str):
@@ -73,22 +74,31 @@ class Shards:
     if self.is_finished:
       self._compare(tables.read_settings(str(self._out)), str(self._out))
 
-  def _compare(self, old: dict | None, place: str):
+  def _compare(self, old: dict | None, place: str, *, data: bool = True):
     if old is None:
       raise errors.UserError(
           f'{place} exists and was not written by `dinojax embed`: choose '
           'another --out')
     new = self._settings
     differs = [f'{key} was {old.get(key)!r} and is {new.get(key)!r}'
-               for key in {**old, **new} if old.get(key) != new.get(key)]
+               for key in {**old, **new}
+               if key != DATA and old.get(key) != new.get(key)]
+    if not differs and old.get(DATA) != new.get(DATA) and data:
+      raise errors.UserError(
+          f'{place} was made of other images than {new.get("source")} has '
+          'now: names or sizes of files differ. Put them back, choose '
+          'another --out, or delete it to start again')
     if differs:
       raise errors.UserError(
           f'{place} was made with other settings: {"; ".join(differs)}. Use '
           'the same, choose another --out, or delete it to start again')
 
   @contextlib.contextmanager
-  def held(self):
+  def held(self, check: Callable[[], None] = lambda: None):
     """Makes the folder, for this process alone, and counts what is done.
+
+    Args:
+      check: called before shards of an earlier run are gone on with.
 
     Raises:
       UserError: it holds shards of other settings, or another run is at work
@@ -104,12 +114,15 @@ class Shards:
             f'{self.folder} is in use by another run: wait for it, or choose '
             'another --out') from error
       if note.exists() and any(self.folder.glob('shard-*.npz')):
-        self._compare(_read_note(note), str(self.folder))
+        old = _read_note(note)
+        self._compare(old, str(self.folder), data=False)
+        self.num_done = next(
+            (i for i in range(self.count) if not _is_whole(self.path(i))),
+            self.count)
+        check()
+        self._compare(old, str(self.folder))
       self._replace(note, lambda path: path.write_text(
           json.dumps(self._settings, indent=1)))
-      done = (_is_whole(self.path(i)) for i in range(self.count))
-      self.num_done = next(
-          (i for i, whole in enumerate(done) if not whole), self.count)
       yield
 
   def path(self, number: int) -> pathlib.Path:
@@ -129,6 +142,10 @@ class Shards:
   def join(self, classes: Sequence[str]):
     """Writes the result from all shards."""
     parts = [str(self.path(i)) for i in range(self.count)]
+    if tables.suffix(str(self._out)) == 'csv':  # first: with it, it is whole
+      self._replace(pathlib.Path(tables.note_path(str(self._out))),
+                    lambda path: tables.write_note(
+                        str(path), parts, self._settings, classes))
     self._replace(self._out, lambda path: tables.join(
         str(path), parts, self._settings, classes))
 

@@ -1,4 +1,4 @@
-"""Parts of a table joined into one .npz or .parquet, a part at a time.
+"""Parts of a table joined into one .npz, .parquet or .csv, part by part.
 
 A part is a dict of arrays with rows leading: names, labels, features, and
 grids for patches; `bad` lists what is left out. Memory stays that of a part,
@@ -6,6 +6,7 @@ whatever the length of the whole.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+import csv
 import importlib.util
 import json
 import zipfile
@@ -21,8 +22,20 @@ _COLUMNS = ('names', 'labels', 'features', 'grids', 'bad')
 _DATE = (1980, 1, 1, 0, 0, 0)
 
 
+def check(path: str, features: str):
+  """Refuses a file that cannot hold the features, or be written here.
+
+  Raises:
+    UserError: see `suffix`, or patches in a .csv.
+  """
+  if suffix(path) == 'csv' and features == 'patches':
+    raise errors.UserError(
+        f'--out={path} has a row for each image, and --features=patches many '
+        'features: end it with .npz or .parquet')
+
+
 def suffix(path: str) -> str:
-  """'npz' or 'parquet'.
+  """'npz', 'parquet' or 'csv'.
 
   Raises:
     UserError: another one, or the package it needs is missing.
@@ -30,7 +43,8 @@ def suffix(path: str) -> str:
   end = path.rpartition('.')[2]
   if end not in _WRITERS:
     raise errors.UserError(
-        f'--out={path} is neither .npz nor .parquet: end it with one of them')
+        f'--out={path} is none of .npz, .parquet and .csv: end it with one '
+        'of them')
   if end == 'parquet' and importlib.util.find_spec('pyarrow') is None:
     raise errors.UserError(
         f'--out={path} needs the package pyarrow: `pip install '
@@ -74,12 +88,14 @@ def read_settings(path: str) -> dict | None:
     if suffix(path) == 'npz':
       with np.load(path) as file:
         return json.loads(str(file[SETTINGS]))
+    if suffix(path) == 'csv':
+      return _note(path)[SETTINGS]
     from pyarrow import parquet
     metadata = parquet.read_schema(path).metadata or {}
     return json.loads(metadata[f'dinojax.{SETTINGS}'.encode()])
   except errors.UserError:
     raise
-  except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+  except Exception:  # a damaged or foreign file has many errors
     return None
 
 
@@ -87,6 +103,9 @@ def summary(path: str) -> tuple[int, list[list[str]]]:
   """Rows of a part or table, and [name, reason] of what is left out."""
   if suffix(path) == 'npz':
     return _headers(path)['names'][0][0], _column(path, 'bad').tolist()
+  if suffix(path) == 'csv':
+    note = _note(path)
+    return note['rows'], note['bad']
   from pyarrow import parquet
   metadata = parquet.read_metadata(path)
   return metadata.num_rows, json.loads(metadata.metadata[b'dinojax.bad'])
@@ -187,4 +206,48 @@ def _fixed_lists(pyarrow, values: np.ndarray):
   return out
 
 
-_WRITERS: dict[str, Callable] = {'npz': _join_npz, 'parquet': _join_parquet}
+def note_path(path: str) -> str:
+  """The file beside a .csv that has its settings and what is left out."""
+  return f'{path}.json'
+
+
+def write_note(path: str, parts: Sequence[str], settings: dict,
+               classes: Sequence[str]):
+  """Writes what a .csv has no place for."""
+  bad = [row for part in parts for row in _column(part, 'bad').tolist()]
+  rows = sum(_headers(part)['names'][0][0] for part in parts)
+  with open(path, 'w', encoding='utf-8') as file:
+    json.dump({SETTINGS: settings, 'classes': list(classes), 'rows': rows,
+               'bad': bad}, file, indent=1)
+
+
+def _note(path: str) -> dict:
+  with open(note_path(path), encoding='utf-8') as file:
+    return json.load(file)
+
+
+def _join_csv(path: str, parts: Sequence[str], columns: Sequence[str],
+              settings: dict, classes: Sequence[str]):
+  """A row for each image: name, label and class, and its features."""
+  del settings  # in the note
+  labelled = 'labels' in columns
+  widths = [shape[1] for shape, _ in (
+      _headers(part)['features'] for part in parts) if shape[0]]
+  head = ['name', *(['label', 'class'] if labelled else []),
+          *(f'feature_{i}' for i in range(widths[0]))]
+  with open(path, 'w', encoding='utf-8', newline='') as file:
+    writer = csv.writer(file)
+    writer.writerow(head)
+    for part in map(read_part, parts):
+      for row, (name, label) in enumerate(
+          zip(part['names'].tolist(), part['labels'].tolist(), strict=True)):
+        known = 0 <= label < len(classes)
+        writer.writerow([
+            name, *([label, classes[label] if known else ''] if labelled
+                    else []),
+            # As few digits as give the same number again.
+            *part['features'][row].astype(str).tolist()])
+
+
+_WRITERS: dict[str, Callable] = {
+    'npz': _join_npz, 'parquet': _join_parquet, 'csv': _join_csv}

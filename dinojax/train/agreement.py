@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import typing
 
@@ -157,6 +158,12 @@ def _check_choices(s: Settings, problems: Errors):
   problems.check(
       0 < s.data.max_bad_fraction <= 1,
       f'data.max_bad_fraction={s.data.max_bad_fraction} is not in (0, 1]')
+  value_range = s.data.value_range
+  problems.check(
+      not value_range or len(value_range) == 2 and all(
+          map(math.isfinite, value_range)) and value_range[0] != value_range[1],
+      f'data.value_range={value_range} is not (black, white): two different '
+      'numbers, such as (0, 4095), or ()')
 
 
 def _check_losses(s: Settings, problems: Errors):

@@ -23,6 +23,10 @@ class Data:
   validation: str | None = None
   max_bad_fraction: float = 0.01
   max_pixels: int = 178_956_970
+  # (black, white) of greys of more than 8 bits; (): 0 to 65535, floats 0 to 1.
+  value_range: tuple[float, ...] = ()
+  # Whether a run goes on with other images than it began with.
+  accept_changes: bool = free(False)
   num_workers: int = free(0)
   num_threads: int = free(2)
 
