@@ -20,8 +20,8 @@ Differs: the reference means to shrink the teacher's crops and does not. Batch
 4096 is what a comment in its files says; the one they give is for a test.
 """
 
-from configs import common
-from configs import vit7b_distill
+from dinojax.configs import common
+from dinojax.configs import vit7b_distill
 
 _SIZES = ('tiny', 'small', 'base', 'large')
 

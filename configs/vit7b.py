@@ -13,7 +13,7 @@ Differs: bfloat16 where the reference has fp8 products in the blocks. Momentum
 is 0.994 as in the file, where the paper says 0.999.
 """
 
-from configs import common
+from dinojax.configs import common
 from dinojax.models import zoo
 
 

@@ -35,7 +35,7 @@ as there; they are one draw for all students, where each drew its own.
 
 import math
 
-from configs import common
+from dinojax.configs import common
 from dinojax.models import zoo
 
 DEFAULT = ('vits16', 'vits16plus', 'vitb16', 'vitl16', 'convnext_tiny')

@@ -6,7 +6,7 @@
 Hardware: one GPU; train.num_micro_batches=4 needs less memory (not measured).
 """
 
-from configs import vits
+from dinojax.configs import vits
 
 
 def get_config(arg: str = ''):

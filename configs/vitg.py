@@ -12,7 +12,7 @@ Differs: the number of hidden patches is exact (masks.counts), where DINOv2
 draws it within each bin of ratios.
 """
 
-from configs import common
+from dinojax.configs import common
 from dinojax.models import zoo
 
 

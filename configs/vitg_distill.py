@@ -22,8 +22,8 @@ Expected: the released models have k-NN 79.0, 82.1, 83.5 (S, B, L).
 First loss: 11.78 = ln 131072 for all three: iBOT's is not halved here.
 """
 
-from configs import common
-from configs import vitg
+from dinojax.configs import common
+from dinojax.configs import vitg
 from dinojax.models import zoo
 
 _MODELS = {'s': 'dinov2_vits14', 'b': 'dinov2_vitb14', 'l': 'dinov2_vitl14'}

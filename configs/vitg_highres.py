@@ -17,8 +17,8 @@ the step of DINOv3's files, from 4e-4 to 7.07e-5. Drop path 0.1 for S and B.
 The optimizer's moments start anew, which the compressed warm-up covers.
 """
 
-from configs import common
-from configs import vitg
+from dinojax.configs import common
+from dinojax.configs import vitg
 from dinojax.models import zoo
 
 _MODELS = {

@@ -12,7 +12,7 @@ Differs: group_images is the references' images a GPU (64). DINOv2 draws the
 number of hidden patches within each bin of ratios; here it is exact.
 """
 
-from configs import common
+from dinojax.configs import common
 from dinojax.models import zoo
 
 

@@ -17,8 +17,8 @@ crops at half weight within an epoch, crops twice as wide, three refreshes in
 the first fifth of the stage. Drop path 0.1 for S and B. Not run at full size.
 """
 
-from configs import common
-from configs import vitl
+from dinojax.configs import common
+from dinojax.configs import vitl
 from dinojax.models import zoo
 
 _START_EPOCHS = 70.0

@@ -13,8 +13,8 @@ First loss: 11.09 = ln 65536 for both DINO parts, half of it for iBOT.
 Differs: see above. Without labels there is no k-NN; set data.validation.
 """
 
-from configs import common
-from configs import vitl
+from dinojax.configs import common
+from dinojax.configs import vitl
 from dinojax.models import zoo
 
 

@@ -17,14 +17,15 @@ are part of this package: minutes on a CPU.
 
 from ml_collections import config_dict
 
-from configs import vitg
-from configs import vitg_distill
-from configs import vitg_highres
+from dinojax.configs import common
+from dinojax.configs import vitg
+from dinojax.configs import vitg_distill
+from dinojax.configs import vitg_highres
 
 
 def get_config(arg: str = ''):
   """`:smoke` ends in minutes."""
-  smoke = arg == 'smoke'
+  smoke = 'smoke' in common.words(arg, ('smoke',))
   c = config_dict.ConfigDict()
   c.stages = ('pretrain', 'highres', 'distil')
   c.pretrain = vitg.get_config(arg)

@@ -16,15 +16,16 @@ photographs that are part of this package: minutes on a CPU.
 
 from ml_collections import config_dict
 
-from configs import vit7b
-from configs import vit7b_distill
-from configs import vit7b_gram
-from configs import vit7b_highres
+from dinojax.configs import common
+from dinojax.configs import vit7b
+from dinojax.configs import vit7b_distill
+from dinojax.configs import vit7b_gram
+from dinojax.configs import vit7b_highres
 
 
 def get_config(arg: str = ''):
   """`:smoke` ends in minutes."""
-  smoke = arg == 'smoke'
+  smoke = 'smoke' in common.words(arg, ('smoke',))
   c = config_dict.ConfigDict()
   c.stages = ('pretrain', 'gram', 'highres', 'distil')
   c.pretrain = vit7b.get_config(arg)
