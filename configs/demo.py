@@ -1,6 +1,6 @@
 """The laptop demo: a small ViT learns from sixteen photographs.
 
-  python -m dinojax.main --config=configs/demo.py --workdir=runs/demo
+  dinojax train --config=demo --workdir=runs/demo
 
 DINOv2's losses on tiles of the photographs inside the scikit-image and
 scikit-learn wheels. Two CPU cores: minutes.

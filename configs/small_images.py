@@ -1,6 +1,6 @@
 """DINOv2's losses on small pictures in folders: CIFAR-sized data, one CPU.
 
-  python -m dinojax.main --config=configs/small_images.py \
+  dinojax train --config=small_images \
     --config.data.train=folder:DIR/train \
     --config.data.validation=folder:DIR/test --workdir=runs/small
 

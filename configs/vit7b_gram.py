@@ -1,6 +1,6 @@
 """ViT-7B/16: DINOv3's second stage, Gram anchoring.
 
-  python -m dinojax.main --config=configs/vit7b_gram.py \
+  dinojax train --config=vit7b_gram \
     --config.init.source=gs://BUCKET/vit7b --workdir=gs://BUCKET/vit7b_gram \
     --config.data.train=arrayrecord:gs://BUCKET/images/*.arrayrecord
 

@@ -1,6 +1,6 @@
 """ViT-7B/16: DINOv3's third stage, crops of 512 and 768 pixels.
 
-  python -m dinojax.main --config=configs/vit7b_highres.py \
+  dinojax train --config=vit7b_highres \
     --config.init.source=gs://BUCKET/vit7b_gram \
     --config.gram.source=gs://BUCKET/vit7b_gram \
     --workdir=gs://BUCKET/vit7b_highres \

@@ -1,9 +1,9 @@
 """518-pixel adaptation of DINOv2's models: its second stage.
 
-  python -m dinojax.main --config=configs/vitg_highres.py \
+  dinojax train --config=vitg_highres \
     --config.init.source=gs://BUCKET/vitg --workdir=gs://BUCKET/vitg_518 \
     --config.data.train=arrayrecord:gs://BUCKET/images/*.arrayrecord
-  python -m dinojax.main --config=configs/vitg_highres.py:l …
+  dinojax train --config=vitg_highres:l …
 
 `s`, `b`, `l`: the released sizes; `l_swiglu`: that of configs/vitl14.py.
 Source: the DINOv2 paper: 10,000 steps at 518 pixels at the end, all schedules

@@ -1,6 +1,6 @@
 """ViT-L/14 with SwiGLU: DINOv2's full recipe for a large model.
 
-  python -m dinojax.main --config=configs/vitl14.py --workdir=gs://BUCKET/l14 \
+  dinojax train --config=vitl14 --workdir=gs://BUCKET/l14 \
     --config.data.train=arrayrecord:gs://BUCKET/images/*.arrayrecord
 
 Source: DINOv2's vitl14.yaml, on ImageNet-22k. Its feed-forward is a SwiGLU of

@@ -1,6 +1,6 @@
 """ViT-S/14 from your own images on one GPU: DINOv2's losses, small batch.
 
-  python -m dinojax.main --config=configs/vits.py --workdir=runs/vits \
+  dinojax train --config=vits --workdir=runs/vits \
     --config.data.train=folder:DIR --config.data.validation=folder:VAL
 
 The references give no recipe for this size or batch: this one scales their

@@ -10,6 +10,7 @@ import sys
 from absl import app
 from absl import flags
 
+from dinojax import commandline
 from dinojax import job
 from dinojax import model as model_lib
 from dinojax.core import errors
@@ -114,8 +115,7 @@ def _choice() -> embedding.Choice:
 
 def entry():
   """The `embed` entry of the console command."""
-  flags.mark_flags_as_required(['model', 'source', 'out'])
-  app.run(main)
+  commandline.run(main, 'embed', required=['model', 'source', 'out'])
 
 
 if __name__ == '__main__':

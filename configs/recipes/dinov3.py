@@ -1,8 +1,8 @@
 """DINOv3 whole: ViT-7B/16, Gram anchoring, high resolution, small models.
 
-  python -m dinojax.main --recipe=configs/recipes/dinov3.py \
+  dinojax train --recipe=dinov3 \
     --workdir=gs://BUCKET/dinov3
-  python -m dinojax.main --recipe=configs/recipes/dinov3.py:smoke \
+  dinojax train --recipe=dinov3:smoke \
     --workdir=runs/dinov3
 
 The same command continues; `--stages=gram,highres` runs only these, and
@@ -11,7 +11,7 @@ its source, hardware and first losses: configs/vit7b.py, vit7b_gram.py,
 vit7b_highres.py and vit7b_distill.py, which stand here as they are but for
 where they start. Images: each stage has its own `data.train`.
 `:smoke` distils a ViT and a ConvNeXt, and takes a few steps of each stage on
-photographs that are part of this package: minutes on a CPU.
+drawn patterns: minutes on a CPU.
 """
 
 from ml_collections import config_dict

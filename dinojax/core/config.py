@@ -169,7 +169,8 @@ def is_duration(hint: Any) -> bool:
 @functools.cache
 def families_of(hint: Any) -> tuple[type, ...]:
   """The dataclass, or the dataclasses, that a field may be."""
-  return tuple(h for h in (typing.get_args(hint) or (hint,))
+  is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+  return tuple(h for h in (typing.get_args(hint) if is_union else (hint,))
                if isinstance(h, type) and dataclasses.is_dataclass(h))
 
 
