@@ -16,7 +16,6 @@ from ml_collections import config_dict
 from ml_collections import config_flags
 
 from dinojax import catalog
-from dinojax.core import config as config_lib
 from dinojax.core import errors
 
 # Flags that `config_flag` defines belong to the module that calls it.
@@ -236,7 +235,7 @@ def _described(flag: flags.Flag) -> list[str]:
   default = flag.default
   shown = '' if default in (None, '', []) else f' (default: {default})'
   choices = getattr(flag.parser, 'enum_values', None)
-  words = f'{flag.help}{" One of " + ", ".join(choices) + "." if choices else ""}'
+  words = flag.help + (f' One of {", ".join(choices)}.' if choices else '')
   head = f'  --{flag.name}' if flag.boolean else f'  --{flag.name}=…'
   return [head + shown, *textwrap.wrap(
       ' '.join(words.split()), _WIDTH, initial_indent=' ' * _INDENT,

@@ -319,15 +319,14 @@ def plain(config: Any) -> dict:
   """A ConfigDict as nested plain dicts, references resolved.
 
   Raises:
-    UserError: the file that --config or --recipe names cannot be loaded.
+    UserError: it is none, and no dict.
   """
   if isinstance(config, config_dict.ConfigDict):
     config = config.copy_and_resolve_references().to_dict()
-  try:
-    return dict(config)
-  except OSError as error:  # what the flag gives for such a file
+  if not isinstance(config, Mapping):
     raise errors.UserError(
-        f'config file: {" ".join(str(error).split())}') from error
+        f'a config is a ConfigDict or a dict, not {shown(config)}')
+  return dict(config)
 
 
 def flatten(value: Any, path: str = '', *, results_only: bool = False) -> dict:

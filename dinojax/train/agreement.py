@@ -133,8 +133,17 @@ def _check_batch(s: Settings, problems: Errors):
   problems.check(
       t.batch_size % unit == 0,
       f'train.batch_size={t.batch_size} is not divisible by '
-      f'train.group_images × train.num_micro_batches = {unit}: set it to '
+      f'train.group_images × train.num_micro_batches = '
+      f'{t.group_images} × {t.num_micro_batches}: set it to '
       f'{max(t.batch_size // unit, 1) * unit}')
+  # Axes of length 1 lose how they are split over devices.
+  problems.check(
+      t.batch_size >= 2 * t.num_micro_batches,
+      f'train.batch_size={t.batch_size} with train.num_micro_batches='
+      f'{t.num_micro_batches} is less than two images at a time: set '
+      f'train.batch_size to {2 * t.num_micro_batches} or more'
+      + (', or train.num_micro_batches to less'
+         if t.num_micro_batches > 1 else ''))
 
 
 def _check_ranges(s: Settings, problems: Errors):
@@ -191,8 +200,9 @@ def _check_losses(s: Settings, problems: Errors):
   if s.koleo.loss_weight:
     group = s.koleo.group_images
     problems.check(
-        group >= 2, f'koleo.group_images={group}: a row needs a neighbour, '
-        'set it to 2 or more, or koleo.loss_weight to 0')
+        group >= 2, f'koleo.group_images={group}: an image needs a neighbour; '
+        'set it, or train.batch_size where it follows that, to 2 or more, or '
+        'koleo.loss_weight to 0')
     problems.check(
         group < 1 or batch % group == 0,
         f'{batch} images a step (train.batch_size × train.share) are not '
@@ -340,6 +350,12 @@ def _check_student(s: Settings, base: Settings, problems: Errors):
   problems.check(
       0 < s.train.share <= 1,
       f'train.share={s.train.share} is not in (0, 1]')
+  rows = round(base.train.batch_size * s.train.share)
+  problems.check(
+      rows >= 2 * base.train.num_micro_batches,
+      f'train.share={s.train.share} is {rows} of the '
+      f'{base.train.batch_size} images of a step, less than two at a time: '
+      'set it, or train.batch_size, to more')
   for name in ('teacher_temperature', 'gram_weight'):
     problems.check(
         getattr(s.schedules, name) == getattr(base.schedules, name),

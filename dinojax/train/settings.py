@@ -183,7 +183,8 @@ def check_devices(settings: Settings, num_devices: int):
     raise errors.UserError(
         f'train.group_images={group} does not divide the {rows} images that '
         f'a device takes at a time: set train.batch_size to '
-        f'{max(math.ceil(rows / group), 1) * group * unit}, or run on '
+        f'{max(math.ceil(rows / group), 1) * group * unit}, '
+        f'train.group_images to {math.gcd(rows, group)}, or run on '
         f'{fits[0] if fits else 1} devices')
   for name, student in settings.each.items():
     _check_share(student, name, rows // group)
@@ -211,7 +212,10 @@ def _check_spread(settings: Settings, rows: int):
     raise errors.UserError(
         f'koleo.group_images={spread} does not divide the {rows} images that '
         f'a device takes at a time; with train.num_micro_batches > 1 a group '
-        f'must: set koleo.group_images to {math.gcd(rows, spread)}')
+        'must: set '
+        + (f'koleo.group_images to {math.gcd(rows, spread)}'
+           if math.gcd(rows, spread) > 1 else 'train.num_micro_batches to 1, '
+           'or koleo.loss_weight to 0'))
 
 
 def fraction(share: float) -> tuple[int, int]:
