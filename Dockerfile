@@ -5,7 +5,7 @@
 #   docker build --build-arg EXTRA=tpu --tag dinojax .      Cloud TPUs, GKE
 #
 #   docker run --rm --gpus=all --shm-size=8g -v DATA:/data -v RUNS:/runs dinojax \
-#     --config=configs/vits.py --config.data.train=folder:/data --workdir=/runs/1
+#     --config=vits --config.data.train=folder:/data --workdir=/runs/1
 #
 # CUDA comes with the Python packages; the machine needs only its driver.
 # `docker stop --time=120` saves before it ends.
@@ -22,12 +22,14 @@ ENV PYTHONUNBUFFERED=1 \
 
 WORKDIR /dinojax
 # Dependencies first: a change of the code does not install them again.
-COPY requirements.txt ./
-RUN python -m pip install --requirement requirements.txt
+COPY requirements.txt constraints.txt ./
+RUN python -m pip install --requirement requirements.txt \
+    --constraint constraints.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY dinojax ./dinojax
 COPY configs ./configs
-RUN python -m pip install --editable ".${EXTRA:+[${EXTRA}]}"
+RUN python -m pip install --editable ".${EXTRA:+[${EXTRA}]}" \
+    --constraint constraints.txt
 
 # A number, so that Kubernetes can check that it is not root. Where the devices
 # of TPUs belong to root, --build-arg RUN_AS=0.

@@ -1,5 +1,7 @@
 # make install | demo | test | test-all | lint: each works on a fresh machine.
 # TORCH=0 leaves out PyTorch, and the tests that need it, and says which.
+# make test-pythons: a fresh install, and the tests, on every other Python.
+# make audit: known holes and licences of all that is installed.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -7,35 +9,44 @@ BIN := $(VENV)/bin
 TORCH ?= 1
 comma := ,
 TEST_EXTRAS := test$(if $(filter 1,$(TORCH)),$(comma)torch)
-FILES := pyproject.toml requirements.txt
+FILES := pyproject.toml requirements.txt constraints.txt
+# Versions of everything, so that a later release breaks no install.
+PIP = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: install demo test test-all lint clean
+.PHONY: install demo test test-all test-pythons audit lint clean
 
 install: $(VENV)/.installed
 
 $(VENV)/.installed: $(FILES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable .
+	$(PIP) --editable .
 	touch $@
 
 $(VENV)/.installed-demo: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --editable ".[demo]"
+	$(PIP) --editable ".[demo]"
 	touch $@
 
 $(VENV)/.installed-test-$(TORCH): $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --editable ".[$(TEST_EXTRAS)]"
+	$(PIP) --editable ".[$(TEST_EXTRAS)]"
 	touch $@
 
 demo: $(VENV)/.installed-demo
-	$(BIN)/python -m dinojax.main --config=configs/demo.py --workdir=runs/demo
-	$(BIN)/python -m dinojax.pca --workdir=runs/demo
+	$(BIN)/dinojax train --config=demo --workdir=runs/demo
+	$(BIN)/dinojax pca --workdir=runs/demo
 
 test: $(VENV)/.installed-test-$(TORCH)
 	DINOJAX_TORCH=$(TORCH) $(BIN)/python -m pytest
 
 test-all: $(VENV)/.installed-test-$(TORCH)
 	DINOJAX_TORCH=$(TORCH) $(BIN)/python -m pytest -m ''
+
+test-pythons:
+	$(PYTHON) tests/pythons.py
+
+audit: $(VENV)/.installed-test-$(TORCH)
+	$(BIN)/python -m pip install --quiet pip-audit==2.10.1
+	$(BIN)/python tests/audit.py
 
 lint: $(VENV)/.installed-test-$(TORCH)
 	$(BIN)/ruff check .

@@ -6,10 +6,12 @@ makes any of them end in seconds on a laptop: the same code, tiny numbers.
 
 import dataclasses
 import math
+import typing
 
 from ml_collections import config_dict
 
 from dinojax.augment import photometric
+from dinojax.core import config as config_lib
 from dinojax.core import errors
 from dinojax.data import crops
 from dinojax.data import masking
@@ -19,7 +21,7 @@ from dinojax.train import sections
 
 
 def words(arg: str, known: tuple[str, ...]) -> tuple[str, ...]:
-  """The words of an argument, 'a,b'.
+  """The words of an argument, 'a,b'; every file checks its own.
 
   Raises:
     UserError: one that the file does not know.
@@ -28,8 +30,8 @@ def words(arg: str, known: tuple[str, ...]) -> tuple[str, ...]:
   for word in found:
     if word not in known:
       raise errors.UserError(
-          f'--config=…:{arg}: {word!r} is not known: use '
-          f'{", ".join(known)}, joined by commas')
+          f'{word!r} is not a word of this config: '
+          f'{config_lib.meant(word, known)}')
   return found
 
 
@@ -41,8 +43,6 @@ def section(cls, **values) -> dict:
   """
   out = {}
   for field in dataclasses.fields(cls):
-    if field.name in ('steps',):
-      continue
     default = field.default
     if isinstance(default, sections.Duration) or 'Duration' in str(field.type):
       out |= duration(field.name, default)
@@ -78,18 +78,21 @@ def _placeholder(value, kind):
   """None can be overridden only as a typed placeholder."""
   if value is not None:
     return value
-  text = str(kind)
-  for name, cls in (('float', float), ('int', int), ('str', str)):
-    if name in text:
-      return config_dict.placeholder(cls)
-  return config_dict.placeholder(object)
+  kinds = [_without_range(k) for k in typing.get_args(kind) or (kind,)]
+  plain = [k for k in kinds if k in (float, int, str)]
+  return config_dict.placeholder(plain[0] if plain else object)
+
+
+def _without_range(kind):
+  """The type of a number, of which a range may be given."""
+  return kind.__origin__ if hasattr(kind, '__metadata__') else kind
 
 
 def base() -> config_dict.ConfigDict:
   """Every section with its defaults."""
   c = config_dict.ConfigDict()
   c.seed = 0
-  c.data = section(sections.Data, train='photos:train')
+  c.data = section(sections.Data, train='patterns:train')
   c.model = section(vit.ViTConfig, embed_dim=384, depth=12, num_heads=6,
                     patch_px=14)
   c.model.dtype = 'auto'
@@ -179,13 +182,14 @@ def smoke(c: config_dict.ConfigDict) -> config_dict.ConfigDict:
     head.num_prototypes = 64
     head.hidden_dim = 32
     head.bottleneck_dim = 16
-  c.data.train = 'photos:train'
-  c.data.validation = 'photos:validation'
+  c.data.train = 'patterns:train'
+  c.data.validation = 'patterns:validation'
   c.data.num_workers = 0
   c.train.batch_size = 8
-  c.train.group_images = 4
+  c.train.group_images = None
+  c.train.max_group_images = 4
   c.train.num_micro_batches = 1
-  c.koleo.group_images = 4
+  c.koleo.group_images = None
   c.train.epoch_steps = 2
   set_duration(c.train, 'total', steps=6)
   for name in ('lr', 'weight_decay', 'momentum', 'teacher_temperature'):

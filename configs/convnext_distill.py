@@ -1,10 +1,10 @@
 """ConvNeXts from a frozen ViT-7B/16: DINOv3's models without attention.
 
-  python -m dinojax.main --config=configs/convnext_distill.py \
+  dinojax train --config=convnext_distill \
     --config.distillation.source=gs://BUCKET/vit7b_highres \
     --workdir=gs://BUCKET/convnexts \
     --config.data.train=arrayrecord:gs://BUCKET/images/*.arrayrecord
-  python -m dinojax.main --config=configs/convnext_distill.py:tiny …
+  dinojax train --config=convnext_distill:tiny …
 
 All four at once, or those that are named: `tiny`, `small`, `base`, `large`.
 A position of theirs is 32 pixels wide, a patch of the teacher 16: crops are
@@ -20,8 +20,8 @@ Differs: the reference means to shrink the teacher's crops and does not. Batch
 4096 is what a comment in its files says; the one they give is for a test.
 """
 
-from configs import common
-from configs import vit7b_distill
+from dinojax.configs import common
+from dinojax.configs import vit7b_distill
 
 _SIZES = ('tiny', 'small', 'base', 'large')
 

@@ -1,16 +1,17 @@
 """The laptop demo: a small ViT learns from sixteen photographs.
 
-  python -m dinojax.main --config=configs/demo.py --workdir=runs/demo
+  dinojax train --config=demo --workdir=runs/demo
 
 DINOv2's losses on tiles of the photographs inside the scikit-image and
 scikit-learn wheels. Two CPU cores: minutes.
 """
 
-from configs import common
+from dinojax.configs import common
 
 
 def get_config(arg: str = ''):
   """`:smoke` ends in seconds."""
+  words = common.words(arg, ('smoke',))
   c = common.base()
   c.data.train = 'photos:train'
   c.data.validation = 'photos:validation'
@@ -44,8 +45,7 @@ def get_config(arg: str = ''):
   c.ibot.bottleneck_dim = 128
 
   c.train.batch_size = 64
-  c.train.group_images = 64
-  c.koleo.group_images = 64
+  c.train.max_group_images = 64
   c.train.total_steps = 160.0
   c.schedules.lr_rule = 'none'
   c.schedules.lr = common.curve(0.0, 1.5e-3, 1e-5, warmup_steps=20.0)
@@ -59,4 +59,4 @@ def get_config(arg: str = ''):
   c.knn.crop_px = 64
   c.checkpoint.every_steps = 40.0
   c.log.every_steps = 10
-  return common.smoke(c) if arg == 'smoke' else c
+  return common.smoke(c) if 'smoke' in words else c

@@ -1,6 +1,6 @@
 """DINOv2's losses on small pictures in folders: CIFAR-sized data, one CPU.
 
-  python -m dinojax.main --config=configs/small_images.py \
+  dinojax train --config=small_images \
     --config.data.train=folder:DIR/train \
     --config.data.validation=folder:DIR/test --workdir=runs/small
 
@@ -8,11 +8,12 @@ A ViT with 4-pixel patches on 32-pixel images, sub-folders as labels for the
 k-NN. Two CPU cores: 40 minutes.
 """
 
-from configs import common
+from dinojax.configs import common
 
 
 def get_config(arg: str = ''):
   """`:smoke` ends in seconds."""
+  words = common.words(arg, ('smoke',))
   c = common.base()
   c.data.train = 'folder:train'
   c.data.validation = 'folder:test'
@@ -42,8 +43,7 @@ def get_config(arg: str = ''):
   c.ibot.weight_norm = True
 
   c.train.batch_size = 64
-  c.train.group_images = 64
-  c.koleo.group_images = 64
+  c.train.max_group_images = 64
   c.koleo.loss_weight = 0.05
   c.train.total_steps = 2600.0
   c.schedules.lr_rule = 'none'
@@ -61,4 +61,4 @@ def get_config(arg: str = ''):
   c.knn.batch_size = 256
   c.checkpoint.every_steps = 250.0
   c.log.every_steps = 50
-  return common.smoke(c) if arg == 'smoke' else c
+  return common.smoke(c) if 'smoke' in words else c

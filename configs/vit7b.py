@@ -1,6 +1,6 @@
 """ViT-7B/16: DINOv3's pretraining, its first stage.
 
-  python -m dinojax.main --config=configs/vit7b.py --workdir=gs://BUCKET/vit7b \
+  dinojax train --config=vit7b --workdir=gs://BUCKET/vit7b \
     --config.data.train=arrayrecord:gs://BUCKET/images/*.arrayrecord
 
 Source: DINOv3's dinov3_vit7b16_pretrain.yaml.
@@ -13,7 +13,7 @@ Differs: bfloat16 where the reference has fp8 products in the blocks. Momentum
 is 0.994 as in the file, where the paper says 0.999.
 """
 
-from configs import common
+from dinojax.configs import common
 from dinojax.models import zoo
 
 

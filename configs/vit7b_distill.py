@@ -1,10 +1,10 @@
 """Several students at once from a frozen ViT-7B/16: DINOv3's small models.
 
-  python -m dinojax.main --config=configs/vit7b_distill.py \
+  dinojax train --config=vit7b_distill \
     --config.distillation.source=gs://BUCKET/vit7b_highres \
     --workdir=gs://BUCKET/students \
     --config.data.train=arrayrecord:gs://BUCKET/images/*.arrayrecord
-  python -m dinojax.main --config=configs/vit7b_distill.py:vits16 …
+  dinojax train --config=vit7b_distill:vits16 …
 
 Five students (`DEFAULT`), or those that are named: `vits16`, `vits16,vitb16`,
 `vith16plus`, `convnext_base`. Each learns from every image; from half of them:
@@ -18,8 +18,8 @@ random weights, by the ConvNeXt files, the only ones published for that.
 
 For `:smoke` train the teacher first:
 
-  python -m dinojax.main --config=configs/vit7b.py:smoke --workdir=runs/teacher
-  python -m dinojax.main --config=configs/vit7b_distill.py:smoke \
+  dinojax train --config=vit7b:smoke --workdir=runs/teacher
+  dinojax train --config=vit7b_distill:smoke \
     --workdir=runs/students
 
 Source: vitl16_lvd1689m_distilled and convnext_*_distill of DINOv3.
@@ -35,7 +35,7 @@ as there; they are one draw for all students, where each drew its own.
 
 import math
 
-from configs import common
+from dinojax.configs import common
 from dinojax.models import zoo
 
 DEFAULT = ('vits16', 'vits16plus', 'vitb16', 'vitl16', 'convnext_tiny')

@@ -1,6 +1,6 @@
 """ViT-7B/16: DINOv3's second stage, Gram anchoring.
 
-  python -m dinojax.main --config=configs/vit7b_gram.py \
+  dinojax train --config=vit7b_gram \
     --config.init.source=gs://BUCKET/vit7b --workdir=gs://BUCKET/vit7b_gram \
     --config.data.train=arrayrecord:gs://BUCKET/images/*.arrayrecord
 
@@ -15,8 +15,8 @@ Differs: a run of its own, so steps count from 0 where the reference resumes at
 moments start anew: a warm-up of 1,000 steps, ours. bfloat16 for fp8.
 """
 
-from configs import common
-from configs import vit7b
+from dinojax.configs import common
+from dinojax.configs import vit7b
 
 
 def get_config(arg: str = ''):

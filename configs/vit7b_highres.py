@@ -1,6 +1,6 @@
 """ViT-7B/16: DINOv3's third stage, crops of 512 and 768 pixels.
 
-  python -m dinojax.main --config=configs/vit7b_highres.py \
+  dinojax train --config=vit7b_highres \
     --config.init.source=gs://BUCKET/vit7b_gram \
     --config.gram.source=gs://BUCKET/vit7b_gram \
     --workdir=gs://BUCKET/vit7b_highres \
@@ -16,8 +16,8 @@ Differs: local crops of 160 pixels where the file has 168: of these the
 reference reads 10 × 10 patches and drops the last 8 pixels. bfloat16 for fp8.
 """
 
-from configs import common
-from configs import vit7b
+from dinojax.configs import common
+from dinojax.configs import vit7b
 
 
 def get_config(arg: str = ''):

@@ -1,12 +1,12 @@
 """ViT-B/14 from your own images on one GPU: the recipe of configs/vits.py.
 
-  python -m dinojax.main --config=configs/vitb.py --workdir=runs/vitb \
+  dinojax train --config=vitb --workdir=runs/vitb \
     --config.data.train=folder:DIR --config.data.validation=folder:VAL
 
 Hardware: one GPU; train.num_micro_batches=4 needs less memory (not measured).
 """
 
-from configs import vits
+from dinojax.configs import vits
 
 
 def get_config(arg: str = ''):

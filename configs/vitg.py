@@ -1,6 +1,6 @@
 """ViT-g/14: DINOv2's largest model, 1.1 billion parameters.
 
-  python -m dinojax.main --config=configs/vitg.py --workdir=gs://BUCKET/vitg \
+  dinojax train --config=vitg --workdir=gs://BUCKET/vitg \
     --config.data.train=arrayrecord:gs://BUCKET/images/*.arrayrecord
 
 Source: DINOv2's vitg14.yaml (12 images a GPU; the paper says batch 3072).
@@ -12,7 +12,7 @@ Differs: the number of hidden patches is exact (masks.counts), where DINOv2
 draws it within each bin of ratios.
 """
 
-from configs import common
+from dinojax.configs import common
 from dinojax.models import zoo
 
 

@@ -1,16 +1,16 @@
 """ViT-S, B and L/14 from a frozen ViT-g/14: DINOv2's small models.
 
-  python -m dinojax.main --config=configs/vitg_distill.py \
+  dinojax train --config=vitg_distill \
     --config.distillation.source=gs://BUCKET/vitg --workdir=gs://BUCKET/sbl \
     --config.data.train=arrayrecord:gs://BUCKET/images/*.arrayrecord
-  python -m dinojax.main --config=configs/vitg_distill.py:s …
+  dinojax train --config=vitg_distill:s …
 
 Three students learn at once, or those that are named: `s`, `b`, `l`, `s,b`.
 The teacher needs its heads: a run of configs/vitg.py has them. The result is
 each student's EMA. For `:smoke` train the teacher first:
 
-  python -m dinojax.main --config=configs/vitg.py:smoke --workdir=runs/teacher
-  python -m dinojax.main --config=configs/vitg_distill.py:smoke \
+  dinojax train --config=vitg:smoke --workdir=runs/teacher
+  dinojax train --config=vitg_distill:smoke \
     --workdir=runs/students
 
 Source: the DINOv2 paper and its authors in the issues: nothing is masked, no
@@ -22,8 +22,8 @@ Expected: the released models have k-NN 79.0, 82.1, 83.5 (S, B, L).
 First loss: 11.78 = ln 131072 for all three: iBOT's is not halved here.
 """
 
-from configs import common
-from configs import vitg
+from dinojax.configs import common
+from dinojax.configs import vitg
 from dinojax.models import zoo
 
 _MODELS = {'s': 'dinov2_vits14', 'b': 'dinov2_vitb14', 'l': 'dinov2_vitl14'}

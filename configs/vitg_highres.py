@@ -1,9 +1,9 @@
 """518-pixel adaptation of DINOv2's models: its second stage.
 
-  python -m dinojax.main --config=configs/vitg_highres.py \
+  dinojax train --config=vitg_highres \
     --config.init.source=gs://BUCKET/vitg --workdir=gs://BUCKET/vitg_518 \
     --config.data.train=arrayrecord:gs://BUCKET/images/*.arrayrecord
-  python -m dinojax.main --config=configs/vitg_highres.py:l …
+  dinojax train --config=vitg_highres:l …
 
 `s`, `b`, `l`: the released sizes; `l_swiglu`: that of configs/vitl14.py.
 Source: the DINOv2 paper: 10,000 steps at 518 pixels at the end, all schedules
@@ -17,8 +17,8 @@ the step of DINOv3's files, from 4e-4 to 7.07e-5. Drop path 0.1 for S and B.
 The optimizer's moments start anew, which the compressed warm-up covers.
 """
 
-from configs import common
-from configs import vitg
+from dinojax.configs import common
+from dinojax.configs import vitg
 from dinojax.models import zoo
 
 _MODELS = {

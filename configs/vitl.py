@@ -1,8 +1,8 @@
 """ViT-L/16 on ImageNet-1k: DINOv2's short recipe, or DINOv3's by `:v3`.
 
-  python -m dinojax.main --config=configs/vitl.py --workdir=gs://BUCKET/vitl \
+  dinojax train --config=vitl --workdir=gs://BUCKET/vitl \
     --config.data.train=arrayrecord:gs://BUCKET/imagenet/train*.arrayrecord
-  python -m dinojax.main --config=configs/vitl.py:v3 …
+  dinojax train --config=vitl:v3 …
 
 Source: DINOv2's vitl16_short.yaml and DINOv3's vitl_im1k_lin834.yaml.
 Hardware there: 32 A100 for a day; 32 H100 for 14 to 20 hours.
@@ -12,7 +12,7 @@ Differs: group_images is the references' images a GPU (64). DINOv2 draws the
 number of hidden patches within each bin of ratios; here it is exact.
 """
 
-from configs import common
+from dinojax.configs import common
 from dinojax.models import zoo
 
 

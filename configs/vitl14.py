@@ -1,6 +1,6 @@
 """ViT-L/14 with SwiGLU: DINOv2's full recipe for a large model.
 
-  python -m dinojax.main --config=configs/vitl14.py --workdir=gs://BUCKET/l14 \
+  dinojax train --config=vitl14 --workdir=gs://BUCKET/l14 \
     --config.data.train=arrayrecord:gs://BUCKET/images/*.arrayrecord
 
 Source: DINOv2's vitl14.yaml, on ImageNet-22k. Its feed-forward is a SwiGLU of
@@ -13,8 +13,8 @@ Differs: the number of hidden patches is exact (masks.counts), where DINOv2
 draws it within each bin of ratios.
 """
 
-from configs import common
-from configs import vitg
+from dinojax.configs import common
+from dinojax.configs import vitg
 from dinojax.models import zoo
 
 

@@ -1,8 +1,8 @@
 """ViT-S, B or L/16 with Gram anchoring, all in one run.
 
-  python -m dinojax.main --config=configs/vitl_gram.py --workdir=runs/l_gram \
+  dinojax train --config=vitl_gram --workdir=runs/l_gram \
     --config.data.train=arrayrecord:gs://BUCKET/imagenet/train*.arrayrecord
-  python -m dinojax.main --config=configs/vitl_gram.py:s …
+  dinojax train --config=vitl_gram:s …
 
 `s`, `b`, `l` (default). 87,500 steps as configs/vitl.py:v3, then Gram anchoring
 to the EMA of that step on undistorted crops of 448 pixels; nothing of it costs
@@ -17,8 +17,8 @@ crops at half weight within an epoch, crops twice as wide, three refreshes in
 the first fifth of the stage. Drop path 0.1 for S and B. Not run at full size.
 """
 
-from configs import common
-from configs import vitl
+from dinojax.configs import common
+from dinojax.configs import vitl
 from dinojax.models import zoo
 
 _START_EPOCHS = 70.0

@@ -1,6 +1,6 @@
 """ViT-L/16 on satellite images: DINOv3's losses, the colours of SAT-493M.
 
-  python -m dinojax.main --config=configs/vitl_satellite.py \
+  dinojax train --config=vitl_satellite \
     --workdir=runs/satellite --config.data.train=folder:DIR
 
 The model has DINOv3's satellite ViT-L's shape, with a norm of its own for the
@@ -13,8 +13,8 @@ First loss: 11.09 = ln 65536 for both DINO parts, half of it for iBOT.
 Differs: see above. Without labels there is no k-NN; set data.validation.
 """
 
-from configs import common
-from configs import vitl
+from dinojax.configs import common
+from dinojax.configs import vitl
 from dinojax.models import zoo
 
 

@@ -1,6 +1,6 @@
 """ViT-S/14 from your own images on one GPU: DINOv2's losses, small batch.
 
-  python -m dinojax.main --config=configs/vits.py --workdir=runs/vits \
+  dinojax train --config=vits --workdir=runs/vits \
     --config.data.train=folder:DIR --config.data.validation=folder:VAL
 
 The references give no recipe for this size or batch: this one scales their
@@ -10,12 +10,13 @@ Hardware: one GPU (memory not measured; train.num_micro_batches needs less).
 First loss: 6.93 = ln 1024 for both DINO parts, half of it for iBOT.
 """
 
-from configs import common
+from dinojax.configs import common
 from dinojax.models import zoo
 
 
 def get_config(arg: str = '', model: str = 'dinov2_vits14'):
   """`:smoke` ends in seconds."""
+  words = common.words(arg, ('smoke',))
   c = common.base()
   c.data.train = 'folder:images'
   c.data.num_workers = 8
@@ -25,8 +26,6 @@ def get_config(arg: str = '', model: str = 'dinov2_vits14'):
   c.crops.local_px = 98
 
   c.train.batch_size = 256
-  c.train.group_images = 32
-  c.koleo.group_images = 32
   c.train.total_epochs = 100.0
   common.set_duration(c.schedules, 'freeze_last_layer', epochs=1)
   c.schedules.lr = common.curve(0.0, 0.002, 1e-6, warmup_epochs=10.0)
@@ -39,4 +38,4 @@ def get_config(arg: str = '', model: str = 'dinov2_vits14'):
   c.knn.every_epochs = 5.0
   common.set_duration(c.checkpoint, 'every', epochs=1)
   common.small_batch(c)
-  return common.smoke(c) if arg == 'smoke' else c
+  return common.smoke(c) if 'smoke' in words else c

@@ -1,10 +1,11 @@
 """The `dinojax` command: one word for each entry point.
 
-  dinojax train --config=configs/demo.py --workdir=runs/demo
-  dinojax crops --config=configs/demo.py --out=crops.png
+  dinojax train --config=demo --workdir=runs/demo
+  dinojax crops --config=demo --out=crops.png
   dinojax convert records --source=folder:DIR --out=DIR
 """
 
+import difflib
 import importlib
 import os
 import sys
@@ -13,6 +14,7 @@ from dinojax.core import signals
 
 COMMANDS = {
     'train': ('dinojax.main', 'train or resume a run'),
+    'configs': ('dinojax.list_configs', 'list configs, or copy one'),
     'crops': ('dinojax.crops', 'draw the first training batch as a picture'),
     'embed': ('dinojax.embed', 'features of a folder of images, as a file'),
     'pca': ('dinojax.pca', 'draw patch features of images in colour'),
@@ -28,21 +30,30 @@ def main():
                 signals.stopped_exit_code(sys.argv)
                 if sys.argv[1:2] == ['train'] else None)
   # `python -m` looks in the current folder; so does the installed command,
-  # which finds configs/ there.
+  # for what a config of one's own imports.
   sys.path.insert(0, os.getcwd())
   words = sys.argv[1:]
-  if not words or words[0] not in COMMANDS:
-    width = max(map(len, COMMANDS))
-    lines = [f'  {name:{width}}  {text}'
-             for name, (_, text) in COMMANDS.items()]
-    asked = bool(words) and words[0] not in ('-h', '--help', 'help')
-    print('usage: dinojax COMMAND [--flags]\n' + '\n'.join(lines)
-          + '\n`dinojax COMMAND --help` lists the flags.',
-          file=sys.stderr if asked else sys.stdout)
-    sys.exit(2 if asked else 0)
+  if not words or words[0] in ('-h', '--help', 'help'):
+    print(_usage())
+    sys.exit(0)
+  if words[0] not in COMMANDS:
+    near = difflib.get_close_matches(words[0], COMMANDS, 2, 0.5)
+    hint = f': did you mean {" or ".join(near)}?' if near else ''
+    print(f'error: dinojax {words[0]} is not a command{hint}\n{_usage()}',
+          file=sys.stderr)
+    sys.exit(2)
   name = COMMANDS[words[0]][0]
   module = importlib.import_module(name)
-  # --help shows the flags of the module that argv names, under its docstring.
+  # What a worker process or a message takes for the program's name.
   sys.argv = [name, *words[1:]]
   sys.modules['__main__'].__doc__ = module.__doc__
   module.entry()
+
+
+def _usage() -> str:
+  width = max(map(len, COMMANDS))
+  lines = [f'  {name:{width}}  {text}'
+           for name, (_, text) in COMMANDS.items()]
+  return '\n'.join([
+      'usage: dinojax COMMAND [--flags]', *lines,
+      '`dinojax COMMAND --help` lists the flags.'])

@@ -1,4 +1,4 @@
-"""`dinojax compile --config=configs/vitg.py --topology=v5e:16x16`.
+"""`dinojax compile --config=vitg --topology=v5e:16x16`.
 
 Compiles the very step that training runs, for TPUs that are not here (with
 libtpu, on any CPU) or for n CPU devices, and says what it needs and takes:
@@ -12,15 +12,14 @@ import time
 
 from absl import app
 from absl import flags
-from ml_collections import config_flags
 
+from dinojax import commandline
 from dinojax import entry as entry_lib
 from dinojax.core import atomic
 from dinojax.core import errors
 
-_CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'What is trained: configs/NAME.py[:smoke].',
-    lock_config=True)
+_CONFIG = commandline.config_flag(
+    'config', 'What is trained: a name of `dinojax configs`, or a file.')
 _TOPOLOGY = flags.DEFINE_string(
     'topology', None, "Where: a TPU slice, 'v5e:16x16' or 'v5p:4x4x4', or "
     "'cpu:8'.")
@@ -65,8 +64,7 @@ def main(argv: list[str]) -> int:
 
 def entry():
   """The `compile` entry of the console command."""
-  flags.mark_flags_as_required(['config', 'topology'])
-  app.run(main)
+  commandline.run(main, 'compile', required=['config', 'topology'])
 
 
 if __name__ == '__main__':

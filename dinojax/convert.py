@@ -12,6 +12,7 @@ from absl import app
 from absl import flags
 from rich import progress
 
+from dinojax import commandline
 from dinojax import entry as entry_lib
 from dinojax import weights as weights_lib
 from dinojax.core import errors
@@ -101,8 +102,7 @@ def take_out(path: str, out: str):
 
 def entry():
   """The `convert` entry of the console command."""
-  flags.mark_flags_as_required(['source', 'out'])
-  app.run(main)
+  commandline.run(main, 'convert', required=['source', 'out'])
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""`dinojax crops --config=configs/demo.py --out=crops.png`.
+"""`dinojax crops --config=demo --out=crops.png`.
 
 The first training batch after augmentation, as a picture: the quickest way to
 see whether a config treats your images well.
@@ -6,12 +6,11 @@ see whether a config treats your images well.
 
 import sys
 
-from absl import app
 from absl import flags
 import jax
-from ml_collections import config_flags
 import numpy as np
 
+from dinojax import commandline
 from dinojax import entry as entry_lib
 from dinojax import job
 from dinojax.core import errors
@@ -21,8 +20,8 @@ from dinojax.evals import pictures
 from dinojax.train import recipe as recipe_lib
 from dinojax.train import settings as settings_lib
 
-_CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'Config file.', lock_config=True)
+_CONFIG = commandline.config_flag(
+    'config', 'What is drawn: a name of `dinojax configs`, or a file.')
 _OUT = flags.DEFINE_string('out', 'crops.png', 'Picture to write.')
 _COUNT = flags.DEFINE_integer('count', 8, 'Images shown.', lower_bound=1)
 
@@ -55,8 +54,7 @@ def main(argv: list[str]) -> int:
 
 def entry():
   """The `crops` entry of the console command."""
-  flags.mark_flag_as_required('config')
-  app.run(main)
+  commandline.run(main, 'crops', required=['config'])
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""`dinojax doctor [--config=configs/demo.py] [--workdir=runs/demo]`.
+"""`dinojax doctor [--config=demo] [--workdir=runs/demo]`.
 
 Looks at the machine, and at a config on it, before a run: what is wrong, what
 is slow, and what to change. Exits with 1 where something would not work.
@@ -6,53 +6,75 @@ is slow, and what to change. Exits with 1 where something would not work.
 
 import sys
 
-from absl import app
-from absl import flags
-from ml_collections import config_flags
-
-from dinojax import entry as entry_lib
-from dinojax import job
-from dinojax.checks import report
-
-_CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'What would be trained; without it, only the machine.',
-    lock_config=True)
-_WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'Where it would be trained; nothing is written there.')
-_STEPS = flags.DEFINE_integer(
-    'steps', 3, 'Training steps that are timed; 0: none, and nothing is '
-    'compiled.', lower_bound=0)
-_INPUT_S = flags.DEFINE_float(
-    'input_s', 10.0, 'Seconds for which the input pipeline is timed; 0: not.',
-    lower_bound=0)
-_JSON = flags.DEFINE_string('json', None, 'File that gets the same findings.')
-_CACHE = flags.DEFINE_string(
-    'compile_cache', job.DEFAULT_COMPILE_CACHE, 'Folder of programs.')
+from dinojax.core import findings
+from dinojax.core import versions
 
 
-@entry_lib.guarded()
 def main(argv: list[str]) -> int:
   """Prints the findings; 1 where there are errors, 2 for wrong usage."""
+  from absl import app
+  from absl import flags
+
+  from dinojax import job
+  from dinojax.checks import report
   if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments {argv[1:]}', exitcode=2)
-  job.compile_cache(_CACHE.value)
-  return report.report(_CONFIG.value, report.Options(
-      workdir=_WORKDIR.value, compile_cache=_CACHE.value, steps=_STEPS.value,
-      input_s=_INPUT_S.value), _JSON.value)
+    raise app.UsageError(f'unexpected arguments {argv[1:]}')
+  values = flags.FLAGS
+  job.compile_cache(values.compile_cache)
+  return report.report(values.config, report.Options(
+      workdir=values.workdir, compile_cache=values.compile_cache,
+      steps=values.steps, input_s=values.input_s), values.json)
 
 
-def _parse(argv: list[str]) -> list[str]:
-  """The arguments that are no flags."""
+def _define():
+  """Defines the flags."""
+  from absl import flags
+
+  from dinojax import commandline
+  from dinojax import job
+  commandline.config_flag(
+      'config', 'What would be trained: a name of `dinojax configs`, or a '
+      'file; without it, only the machine.')
+  flags.DEFINE_string(
+      'workdir', None, 'Where it would be trained; nothing is written there.')
+  flags.DEFINE_integer(
+      'steps', 3, 'Training steps that are timed; 0: none, and nothing is '
+      'compiled.', lower_bound=0)
+  flags.DEFINE_float(
+      'input_s', 10.0, 'Seconds for which the input pipeline is timed; 0: '
+      'not.', lower_bound=0)
+  flags.DEFINE_string('json', None, 'File that gets the same findings.')
+  flags.DEFINE_string(
+      'compile_cache', job.DEFAULT_COMPILE_CACHE, 'Folder of programs.')
+
+
+def _broken() -> findings.Finding | None:
+  """Why the rest of dinojax cannot be imported; None: it can.
+
+  Packages that do not fit each other raise anything while they are imported.
+  """
   try:
-    return flags.FLAGS(argv)
-  except flags.Error as error:
-    print(f'error: {error}', file=sys.stderr)
-    sys.exit(2)
+    from dinojax.checks import report  # noqa: F401
+  except Exception as error:
+    return findings.error(
+        'import', f'dinojax cannot be imported: {type(error).__name__}: '
+        f'{error}', 'mend the versions above; in a new environment, '
+        'pip install -e . in the folder of dinojax')
+  return None
 
 
 def entry():
   """The `doctor` entry of the console command."""
-  app.run(main, flags_parser=_parse)
+  broken = _broken()
+  if broken:
+    found = [*versions.look(), broken]
+    print(findings.table('versions', found))
+    print(findings.summary(found))
+    sys.exit(1)
+  from dinojax import commandline
+  from dinojax import entry as entry_lib
+  _define()
+  commandline.run(entry_lib.guarded()(main), 'doctor')
 
 
 if __name__ == '__main__':

@@ -11,6 +11,7 @@ import sys
 from absl import app
 from absl import flags
 
+from dinojax import commandline
 from dinojax import entry as entry_lib
 from dinojax import job
 from dinojax import model as model_lib
@@ -148,8 +149,7 @@ def _choice() -> embedding.Choice:
 
 def entry():
   """The `embed` entry of the console command."""
-  flags.mark_flags_as_required(['model', 'source', 'out'])
-  app.run(main)
+  commandline.run(main, 'embed', required=['model', 'source', 'out'])
 
 
 if __name__ == '__main__':

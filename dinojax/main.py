@@ -1,4 +1,4 @@
-"""`python -m dinojax.main --config=configs/demo.py --workdir=runs/demo`.
+"""`dinojax train --config=demo --workdir=runs/demo`.
 
 Trains from the config; the same command resumes. Everything else happens in
 dinojax.train: settings → recipe → loop → step. `--recipe=FILE` instead of
@@ -16,20 +16,20 @@ if __name__ == '__main__':  # before imports that take seconds
 from absl import app
 from absl import flags
 import jax
-from ml_collections import config_flags
 
+from dinojax import commandline
 from dinojax import entry as entry_lib
 from dinojax import job
 from dinojax import stages
 from dinojax.core import errors
 from dinojax.parallel import processes
 
-_CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'Config file, such as configs/demo.py or '
-    'configs/vits.py:smoke.', lock_config=True)
-_RECIPE = config_flags.DEFINE_config_file(
-    'recipe', None, 'Instead of --config: stages one after the other, such as '
-    'configs/recipes/dinov3.py[:smoke].', lock_config=True)
+_CONFIG = commandline.config_flag(
+    'config', 'What is trained: a name of `dinojax configs`, such as vits or '
+    'vits:smoke, or a file.')
+_RECIPE = commandline.config_flag(
+    'recipe', 'Instead of --config: stages one after the other, such as '
+    'dinov3 or dinov3:smoke, or a file.')
 _STAGES = flags.DEFINE_list(
     'stages', [], 'Only these stages of --recipe, such as gram,highres.')
 _WORKDIR = flags.DEFINE_string(
@@ -81,8 +81,7 @@ def _train() -> bool:
 
 def entry():
   """The `train` entry of the console command."""
-  flags.mark_flags_as_required(['workdir'])
-  app.run(main)
+  commandline.run(main, 'train', required=['workdir'])
 
 
 if __name__ == '__main__':

@@ -8,12 +8,12 @@ other runs or weights beside them: before and after a stage, for one.
 import os
 import sys
 
-from absl import app
 from absl import flags
 from etils import epath
 import numpy as np
 from PIL import Image
 
+from dinojax import commandline
 from dinojax import entry as entry_lib
 from dinojax import model as model_lib
 from dinojax.augment import photometric
@@ -109,8 +109,7 @@ def _square(image: Image.Image, side: int) -> np.ndarray:
 
 def entry():
   """The `pca` entry of the console command."""
-  flags.mark_flag_as_required('workdir')
-  app.run(main)
+  commandline.run(main, 'pca', required=['workdir'])
 
 
 if __name__ == '__main__':

@@ -24,6 +24,7 @@ from dinojax import workdir as workdir_lib
 from dinojax.core import atomic
 from dinojax.core import config as config_lib
 from dinojax.core import errors
+from dinojax.data import sources
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
 from dinojax.train import checkpoint
@@ -242,15 +243,19 @@ def _with_paths(config: Mapping, root: str) -> dict:
 
 
 def _check_here(stages: Sequence[Stage], chosen: Sequence[Stage]):
-  """Whether the devices fit what is to run, and the folders every stage.
+  """Whether devices and images fit what is to run, and folders every stage.
 
   Raises:
-    UserError: a batch or mesh that does not, or another config ran there.
+    UserError: a batch or mesh that does not, images that are not there, or
+      another config ran there.
   """
-  problems = []
+  problems, opened = [], set()
   for stage in stages:
     try:
       if stage in chosen and not stage.ended:
+        for spec in specs(stage.settings) - opened:
+          sources.open_source(spec)
+          opened.add(spec)
         plan = stage.settings.mesh
         settings_lib.check_devices(
             stage.settings, mesh_lib.make(plan.data, plan.fsdp).size)
@@ -259,6 +264,14 @@ def _check_here(stages: Sequence[Stage], chosen: Sequence[Stage]):
     except errors.UserError as error:
       problems.append(f'stage {stage.name}: {error}')
   _raise_any(problems)
+
+
+def specs(settings: settings_lib.Settings) -> set[str]:
+  """Every source of images that a run opens."""
+  data, knn = settings.data, settings.knn
+  found = {spec for spec, _ in (*data.mixture, *data.homogeneous)}
+  validation = knn.validation or data.validation
+  return found | ({validation, knn.train} - {None} if validation else set())
 
 
 def choose(stages: Sequence[Stage], names: Sequence[str]) -> list[Stage]:

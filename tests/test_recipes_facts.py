@@ -270,5 +270,6 @@ def test_satellite_colours_and_norms():
 
 
 def test_an_unknown_word_is_answered():
-  with pytest.raises(errors.UserError, match="'vitx16' is not known: use vits"):
+  with pytest.raises(
+      errors.UserError, match="'vitx16' is not .*: did you mean vits16"):
     load('vit7b_distill', 'vitx16')

@@ -1,8 +1,8 @@
 """DINOv2 whole: ViT-g/14, its 518-pixel adaptation, and S, B, L from it.
 
-  python -m dinojax.main --recipe=configs/recipes/dinov2.py \
+  dinojax train --recipe=dinov2 \
     --workdir=gs://BUCKET/dinov2
-  python -m dinojax.main --recipe=configs/recipes/dinov2.py:smoke \
+  dinojax train --recipe=dinov2:smoke \
     --workdir=runs/dinov2
 
 The same command continues; `--stages=distil` runs one stage, and
@@ -11,20 +11,21 @@ is, its source, hardware and first losses: configs/vitg.py, vitg_highres.py
 and vitg_distill.py, which stand here as they are but for where they start.
 Images: each stage has its own `data.train`.
 Differs: the paper does not say which ViT-g teaches; here the adapted one.
-`:smoke` has two students, and a few steps of each stage on photographs that
-are part of this package: minutes on a CPU.
+`:smoke` has two students, and a few steps of each stage on drawn patterns:
+minutes on a CPU.
 """
 
 from ml_collections import config_dict
 
-from configs import vitg
-from configs import vitg_distill
-from configs import vitg_highres
+from dinojax.configs import common
+from dinojax.configs import vitg
+from dinojax.configs import vitg_distill
+from dinojax.configs import vitg_highres
 
 
 def get_config(arg: str = ''):
   """`:smoke` ends in minutes."""
-  smoke = arg == 'smoke'
+  smoke = 'smoke' in common.words(arg, ('smoke',))
   c = config_dict.ConfigDict()
   c.stages = ('pretrain', 'highres', 'distil')
   c.pretrain = vitg.get_config(arg)

@@ -1,8 +1,8 @@
 """DINOv3 whole: ViT-7B/16, Gram anchoring, high resolution, small models.
 
-  python -m dinojax.main --recipe=configs/recipes/dinov3.py \
+  dinojax train --recipe=dinov3 \
     --workdir=gs://BUCKET/dinov3
-  python -m dinojax.main --recipe=configs/recipes/dinov3.py:smoke \
+  dinojax train --recipe=dinov3:smoke \
     --workdir=runs/dinov3
 
 The same command continues; `--stages=gram,highres` runs only these, and
@@ -11,20 +11,21 @@ its source, hardware and first losses: configs/vit7b.py, vit7b_gram.py,
 vit7b_highres.py and vit7b_distill.py, which stand here as they are but for
 where they start. Images: each stage has its own `data.train`.
 `:smoke` distils a ViT and a ConvNeXt, and takes a few steps of each stage on
-photographs that are part of this package: minutes on a CPU.
+drawn patterns: minutes on a CPU.
 """
 
 from ml_collections import config_dict
 
-from configs import vit7b
-from configs import vit7b_distill
-from configs import vit7b_gram
-from configs import vit7b_highres
+from dinojax.configs import common
+from dinojax.configs import vit7b
+from dinojax.configs import vit7b_distill
+from dinojax.configs import vit7b_gram
+from dinojax.configs import vit7b_highres
 
 
 def get_config(arg: str = ''):
   """`:smoke` ends in minutes."""
-  smoke = arg == 'smoke'
+  smoke = 'smoke' in common.words(arg, ('smoke',))
   c = config_dict.ConfigDict()
   c.stages = ('pretrain', 'gram', 'highres', 'distil')
   c.pretrain = vit7b.get_config(arg)

@@ -5,11 +5,13 @@ whatever the batch, the mesh and the number of processes.
 """
 
 import dataclasses
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 
 from dinojax.augment import color
+from dinojax.core import fields
 
 # Both references invert the probability of blur by mistake, and the released
 # models were trained so; the papers give the other values.
@@ -25,19 +27,28 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class Photometric:
   """Ranges and probabilities; tuples are (global 1, global 2, local)."""
 
-  jitter_probability: float = 0.8
-  brightness: float = 0.4
-  contrast: float = 0.4
-  saturation: float = 0.2
-  hue: float = 0.1
-  grayscale_probability: float = 0.2
-  blur: str = 'released'  # or 'paper', see BLUR_PROBABILITIES
-  blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
-  blur_taps: int = 9
-  solarize_probability: tuple[float, float, float] = (0.0, 0.2, 0.0)
-  solarize_threshold: int = 128
+  jitter_probability: fields.Unit = 0.8  # Probability of colour jitter.
+  brightness: fields.NonNegative = 0.4  # Greatest change, as a part of 1.
+  contrast: fields.NonNegative = 0.4  # Greatest change, as a part of 1.
+  saturation: fields.NonNegative = 0.2  # Greatest change, as a part of 1.
+  # Greatest shift of hue, in turns of the colour circle.
+  hue: Annotated[float, fields.Range(0.0, 0.5)] = 0.1
+  grayscale_probability: fields.Unit = 0.2  # Probability of no colour.
+  # Probabilities of blur for the first and second global crop and local
+  # ones: as the released models were trained, or as the papers say.
+  blur: Literal['released', 'paper'] = 'released'
+  # Least and greatest deviation of the blur, in pixels of a crop.
+  blur_sigma: tuple[fields.Above0, fields.Above0] = (0.1, 2.0)
+  blur_taps: fields.Positive = 9  # Pixels that the blur adds up, an odd number.
+  # Probabilities of solarisation: first and second global crop, local ones.
+  solarize_probability: tuple[
+      fields.Unit, fields.Unit, fields.Unit] = (0.0, 0.2, 0.0)
+  # Grey level from which solarisation inverts.
+  solarize_threshold: Annotated[int, fields.Range(0, 256)] = 128
+  # Mean of red, green and blue that is taken off, in parts of 1.
   mean: tuple[float, float, float] = IMAGENET_MEAN
-  std: tuple[float, float, float] = IMAGENET_STD
+  # Deviation of red, green and blue that is divided by, in parts of 1.
+  std: tuple[fields.Above0, fields.Above0, fields.Above0] = IMAGENET_STD
 
 
 def view_probabilities(spec: Photometric, kind: str,

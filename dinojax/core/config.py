@@ -5,9 +5,13 @@ dataclass whose field names are the keys; `section` builds it and collects
 errors. Fields are `result` (change what is learned) unless marked `free`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 import contextlib
 import dataclasses
+import difflib
+import functools
+import numbers
+import sys
 import types
 import typing
 from typing import Any
@@ -15,8 +19,16 @@ from typing import Any
 from ml_collections import config_dict
 
 from dinojax.core import errors
+from dinojax.core import fields
 
+free = fields.free
 UNITS = ('steps', 'epochs', 'images')
+# More than anybody trains, and few enough to count with.
+_LONGEST = {'steps': 1e8, 'epochs': 1e8, 'images': 1e13}
+_LARGEST = sys.float_info.max
+_KINDS = {int: 'a whole number', float: 'a number', bool: 'True or False',
+          str: 'a text'}
+_SHOWN = 60  # characters of a value in a message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,22 +44,22 @@ class Duration:
     return int(self.value * factor[self.unit] + 1e-9)
 
 
-def free(default: Any = dataclasses.MISSING, **kwargs) -> Any:
-  """A field that does not change the result: workers, logging, devices."""
-  return dataclasses.field(
-      default=default, metadata={'free': True}, **kwargs)
-
-
 class Errors:
   """Collects the mistakes of a config, to be raised together."""
 
   def __init__(self):
     self.messages: list[str] = []
+    self.is_readable = True
     self._where = ''
 
   def add(self, message: str):
     """Notes one mistake."""
     self.messages.append(self._where + message)
+
+  def stop(self, message: str):
+    """Notes one that leaves nothing to compare with other values."""
+    self.add(message)
+    self.is_readable = False
 
   @contextlib.contextmanager
   def inside(self, path: str) -> Iterator[None]:
@@ -71,8 +83,7 @@ class Errors:
           f'{head}: {lines}' if count == 1 else f'{head}:\n  {lines}')
 
 
-def section(cls: type, values: Mapping[str, Any], *, path: str,
-            problems: Errors) -> Any:
+def section(cls: type, values: Any, *, path: str, problems: Errors) -> Any:
   """Builds dataclass `cls` from the keys of a config section.
 
   A field of type Duration is written with its unit in the key: field
@@ -83,62 +94,99 @@ def section(cls: type, values: Mapping[str, Any], *, path: str,
     cls: frozen dataclass.
     values: the section.
     path: of the section, for messages ('optimizer').
-    problems: receives unknown keys and wrong types.
+    problems: receives unknown keys and wrong values.
 
   Returns:
     The dataclass, with defaults where a value is wrong; call
     `problems.raise_any()` before using it.
   """
-  hints = typing.get_type_hints(cls)
-  known, arguments = set(), {}
+  if not isinstance(values, Mapping):
+    problems.stop(f'{path or "the config"}={shown(values)} is not a section: '
+                 f'give it the keys {", ".join(keys(cls))}')
+    values = {}
+  hints, arguments = _hints(cls), {}
   for field in dataclasses.fields(cls):
     key = f'{path}.{field.name}' if path else field.name
-    hint = hints[field.name]
-    if Duration in (hint, *typing.get_args(hint)):
-      known.update(f'{field.name}_{unit}' for unit in UNITS)
+    hint, value = hints[field.name], values.get(field.name)
+    if is_duration(hint):
       value = _duration(field, key, hint, values, problems)
-    elif families := _families(hint):
-      known.add(field.name)
-      inner = values.get(field.name)
-      if inner is None and _has_default(field):
+    elif families := families_of(hint):
+      if value is None and _has_default(field):
         continue
-      chosen, inner = _family(families, inner or {}, key, problems)
+      chosen, inner = _family(families, value, key, problems)
       value = section(chosen, inner, path=key, problems=problems)
     elif field.name in values:
-      known.add(field.name)
-      value = _value(values[field.name], hint, key, problems)
+      value = _value(value, hint, key, problems)
     elif _has_default(field):
-      known.add(field.name)
       continue
     else:
-      problems.add(f'{key} is missing: give it a value')
-      value = None
+      problems.stop(f'{key} is missing: give it a value')
     arguments[field.name] = value
-  for name in sorted(set(values) - known):
-    problems.add(
-        f'{path + "." if path else ""}{name} is not a key: use one of '
-        f'{", ".join(sorted(known))}')
+  for name in sorted(values.keys() - keys(cls), key=str):
+    problems.stop(f'{path + "." if path else ""}{name} is not a key: '
+                 f'{meant(str(name), keys(cls))}')
   return cls(**arguments)
 
 
-def _families(hint: Any) -> tuple[type, ...]:
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+  """Types of fields, with what they allow."""
+  return typing.get_type_hints(cls, include_extras=True)
+
+
+@functools.cache
+def keys(cls: type) -> dict[str, dataclasses.Field]:
+  """Fields by the keys of a section: a duration has one for each unit."""
+  hints = _hints(cls)
+  return {key: field for field in dataclasses.fields(cls) for key in (
+      [f'{field.name}_{unit}' for unit in UNITS]
+      if is_duration(hints[field.name]) else [field.name])}
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+  """What somebody who wrote `name` may have meant."""
+  known = sorted(known)
+  close = difflib.get_close_matches(name, known, 3, 0.6)
+  return (f'did you mean {" or ".join(close)}?' if close
+          else f'use one of {", ".join(known)}')
+
+
+def shown(value: Any) -> str:
+  """A value as a message shows it: never long, whatever it is."""
+  try:
+    text = repr(value)
+  except ValueError:  # an int with more digits than Python converts
+    return 'a number of thousands of digits'
+  return text if len(text) <= _SHOWN else f'{text[:_SHOWN]}…'
+
+
+@functools.cache
+def is_duration(hint: Any) -> bool:
+  """Whether a field is a length of training, or none."""
+  return Duration in (hint, *typing.get_args(hint))
+
+
+@functools.cache
+def families_of(hint: Any) -> tuple[type, ...]:
   """The dataclass, or the dataclasses, that a field may be."""
-  return tuple(h for h in (typing.get_args(hint) or (hint,))
-               if dataclasses.is_dataclass(h))
+  is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+  return tuple(h for h in (typing.get_args(hint) if is_union else (hint,))
+               if isinstance(h, type) and dataclasses.is_dataclass(h))
 
 
-def _family(families: tuple[type, ...], values: Mapping[str, Any], key: str,
-            problems: Errors) -> tuple[type, dict]:
+def _family(families: tuple[type, ...], values: Any, key: str,
+            problems: Errors) -> tuple[type, Any]:
   """The class that `family` names, the first without; and the other keys."""
+  if len(families) == 1 or not isinstance(values, Mapping):
+    return families[0], {} if values is None else values
   values = dict(values)
-  if len(families) == 1:
-    return families[0], values
   known = {cls.FAMILY: cls for cls in families}
   name = values.pop('family', families[0].FAMILY)
-  if name not in known:
-    problems.add(f'{key}.family={name!r} is not known: use one of '
+  if not isinstance(name, str) or name not in known:
+    problems.stop(f'{key}.family={shown(name)} is not known: use one of '
                  f'{", ".join(known)}')
-  return known.get(name, families[0]), values
+    return families[0], values
+  return known[name], values
 
 
 def _has_default(field: dataclasses.Field) -> bool:
@@ -148,18 +196,19 @@ def _has_default(field: dataclasses.Field) -> bool:
 
 def _duration(field, key: str, hint, values, problems: Errors):
   given = {unit: values.get(f'{field.name}_{unit}') for unit in UNITS}
-  given = {unit: v for unit, v in given.items() if v is not None}
-  # A command line cannot say None, so 0 gives way to another unit.
+  given = {unit: v for unit, v in given.items() if not _is_none(v)}
+  # 0 gives way to another unit.
   given = {unit: v for unit, v in given.items() if v != 0} or dict(
       list(given.items())[:1])
   if len(given) > 1:
-    keys = ' and '.join(f'{key}_{unit}' for unit in given)
-    problems.add(f'{keys} are both set: set one, and the other to 0')
+    both = ' and '.join(f'{key}_{unit}' for unit in given)
+    problems.stop(f'{both} are both set: set one, and the other to 0')
   for unit, value in given.items():
-    if isinstance(value, bool) or not isinstance(value, int | float):
-      problems.add(f'{key}_{unit}={value!r} is not a number')
-    elif value < 0:
-      problems.add(f'{key}_{unit}={value} is negative: set 0 or more')
+    allowed = fields.Range(0, _LONGEST[unit])
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+      problems.stop(f'{key}_{unit}={shown(value)} is not a number')
+    elif not allowed.holds(value):
+      problems.stop(f'{key}_{unit}={shown(value)} is not {allowed}')
     else:
       return Duration(value, unit)
     return Duration(0, 'steps')
@@ -167,10 +216,15 @@ def _duration(field, key: str, hint, values, problems: Errors):
     return field.default
   if type(None) in typing.get_args(hint):
     return None
-  problems.add(
+  problems.stop(
       f'{key} is missing: set one of '
       f'{", ".join(f"{key}_{unit}" for unit in UNITS)}')
   return Duration(0, 'steps')
+
+
+def _is_none(value: Any) -> bool:
+  """Whether a value stands for none: a command line can only write text."""
+  return value is None or isinstance(value, str) and value in ('', 'None')
 
 
 def _value(value: Any, hint: Any, key: str, problems: Errors) -> Any:
@@ -179,27 +233,51 @@ def _value(value: Any, hint: Any, key: str, problems: Errors) -> Any:
   if isinstance(value, config_dict.FieldReference):
     value = value.get()
   if origin in (typing.Union, types.UnionType):
-    # A command line cannot say None, so nothing stands for it.
-    if value in (None, '') and type(None) in options:
+    if _is_none(value) and type(None) in options:
       return None
     options = [o for o in options if o is not type(None)]
-    if len(options) == 1:
-      return _value(value, options[0], key, problems)
-    if any(isinstance(value, o) for o in options):
-      return value
-    hint = options[0]
+    if len(options) > 1 and isinstance(value, tuple | list):
+      options = [o for o in options if tuple in (o, typing.get_origin(o))]
+    return _value(value, options[0], key, problems)
   if hint is Any:
+    return value
+  if origin is typing.Annotated:
+    return _in_range(value, *options, key, problems)
+  if origin is typing.Literal:
+    if not isinstance(value, str) or value not in options:
+      problems.add(f'{key}={shown(value)} is not known: use one of '
+                   f'{", ".join(options)}')
+      return options[0]
     return value
   if origin is tuple or hint is tuple:
     if not isinstance(value, tuple | list):
-      problems.add(f'{key}={value!r} is not a tuple')
+      problems.stop(f'{key}={shown(value)} is not a tuple')
       return ()
     return _tuple(value, options, key, problems)
-  if hint is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
-  if not isinstance(value, hint) or (
-      isinstance(value, bool) and hint is not bool):
-    problems.add(f'{key}={value!r} is not of type {hint.__name__}')
+  return _plain(value, hint, key, problems)
+
+
+def _plain(value: Any, hint: type, key: str, problems: Errors) -> Any:
+  """A bool, a number or a text; numbers are finite."""
+  kind = {int: numbers.Integral, float: numbers.Real}.get(hint, hint)
+  if isinstance(value, bool) is not (hint is bool) or not isinstance(
+      value, kind):
+    problems.stop(f'{key}={shown(value)} is not {_KINDS[hint]}')
+    return hint()
+  if hint is str and '\0' in value:
+    problems.stop(f'{key}={shown(value)} holds a character that no name has')
+  if hint is float and not -_LARGEST <= value <= _LARGEST:
+    problems.stop(f'{key}={shown(value)} is not a finite number')
+    return 0.0
+  return hint(value)
+
+
+def _in_range(value: Any, hint: Any, allowed: fields.Range, key: str,
+              problems: Errors) -> Any:
+  before = len(problems.messages)
+  value = _value(value, hint, key, problems)
+  if len(problems.messages) == before and not allowed.holds(value):
+    problems.stop(f'{key}={shown(value)} is not {allowed}')
   return value
 
 
@@ -208,7 +286,8 @@ def _tuple(value, options, key: str, problems: Errors) -> tuple:
     return tuple(_value(v, options[0], f'{key}[{i}]', problems)
                  for i, v in enumerate(value))
   if options and len(options) != len(value):
-    problems.add(f'{key}={tuple(value)} does not have {len(options)} entries')
+    problems.stop(f'{key}={shown(tuple(value))} does not have {len(options)} '
+                 'entries')
     return tuple(value)
   hints = options or (Any,) * len(value)
   return tuple(_value(v, h, f'{key}[{i}]', problems)
@@ -223,7 +302,7 @@ def merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict:
   """
   out = dict(base)
   for key, value in own.items():
-    name, _, unit = key.rpartition('_')
+    name, _, unit = str(key).rpartition('_')
     if value is None and unit in UNITS and name:
       continue
     if unit in UNITS and name:
@@ -240,15 +319,14 @@ def plain(config: Any) -> dict:
   """A ConfigDict as nested plain dicts, references resolved.
 
   Raises:
-    UserError: the file that --config or --recipe names cannot be loaded.
+    UserError: it is none, and no dict.
   """
   if isinstance(config, config_dict.ConfigDict):
     config = config.copy_and_resolve_references().to_dict()
-  try:
-    return dict(config)
-  except OSError as error:  # what the flag gives for such a file
+  if not isinstance(config, Mapping):
     raise errors.UserError(
-        f'config file: {" ".join(str(error).split())}') from error
+        f'a config is a ConfigDict or a dict, not {shown(config)}')
+  return dict(config)
 
 
 def flatten(value: Any, path: str = '', *, results_only: bool = False) -> dict:

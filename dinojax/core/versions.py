@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping
 import importlib.metadata
 import importlib.util
+import pathlib
+import platform
 
 from packaging import requirements
 
@@ -17,11 +19,13 @@ _SHOWN = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy',
 _COMPANIONS = ('jaxlib', 'jax-cuda13-plugin', 'jax-cuda12-plugin', 'libtpu')
 
 
+_PYTHON = 'Programming Language :: Python :: '
+
+
 def look() -> Found:
   """Installed packages against requirements.txt."""
-  try:
-    wanted = importlib.metadata.requires('dinojax') or ()
-  except importlib.metadata.PackageNotFoundError:
+  wanted = _wanted()
+  if wanted is None:
     return [findings.warn(
         'dinojax', 'is not installed, so its requirements are not known',
         'pip install -e . in its folder')]
@@ -32,9 +36,46 @@ def look() -> Found:
       installed[name] = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
       continue
-  return packages(wanted, installed) + [
-      findings.ok(name, importlib.metadata.version(name))
-      for name in companions()]
+  return python(platform.python_version(), _pythons()) + packages(
+      wanted, installed) + [
+          findings.ok(name, importlib.metadata.version(name))
+          for name in companions()]
+
+
+def _wanted() -> list[str] | None:
+  """The requirements: of the source tree that runs, or of what is installed.
+
+  None: neither is there.
+  """
+  path = pathlib.Path(__file__).parents[2] / 'requirements.txt'
+  if (path.parent / 'pyproject.toml').exists() and path.exists():
+    lines = [line.partition('#')[0].strip()
+             for line in path.read_text().splitlines()]
+    return [line for line in lines if line]
+  try:
+    return importlib.metadata.requires('dinojax') or []
+  except importlib.metadata.PackageNotFoundError:
+    return None
+
+
+def _pythons() -> list[str]:
+  """Pythons that dinojax was tested with; [] where that is not known."""
+  try:
+    known = importlib.metadata.metadata('dinojax').get_all('Classifier') or []
+  except importlib.metadata.PackageNotFoundError:
+    return []
+  return [line.removeprefix(_PYTHON) for line in known
+          if line.startswith(_PYTHON)]
+
+
+def python(have: str, tested: Iterable[str]) -> Found:
+  """Whether this Python is among those that were tested, '3.11' and so on."""
+  tested = list(tested)
+  if not tested or have.rpartition('.')[0] in tested:
+    return []
+  return [findings.warn(
+      'Python', f'{have}, tested with {", ".join(tested)}',
+      f'an environment of Python {tested[-1]}')]
 
 
 def companions() -> list[str]:

@@ -6,6 +6,7 @@ import math
 import numpy as np
 from PIL import Image as PilImage
 
+from dinojax.core import fields
 from dinojax.data import images
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom; pixels
@@ -21,19 +22,23 @@ MAX_ASPECT = 4
 class Crops:
   """Global and local crops of an image; scales are fractions of its area."""
 
-  global_px: int = 224
-  global_scale: tuple[float, float] = (0.32, 1.0)
-  num_global: int = 2
-  local_px: int = 96
-  local_scale: tuple[float, float] = (0.05, 0.32)
-  num_local: int = 8
-  ratio: tuple[float, float] = (3 / 4, 4 / 3)
-  flip_probability: float = 0.5
-  # Of the Gram teacher's view of a global crop; None: global_px.
-  gram_px: int | None = None
-  # (global_px, local_px, gram_px or None, probability): every step draws one
-  # of these instead of the three sizes above.
-  sizes: tuple[tuple, ...] = ()
+  global_px: fields.Positive = 224  # Side of a global crop, in pixels.
+  # Least and greatest area of a global crop, as parts of the image.
+  global_scale: tuple[fields.Part, fields.Part] = (0.32, 1.0)
+  num_global: fields.Positive = 2  # Global crops of an image, 2 or more.
+  local_px: fields.Positive = 96  # Side of a local crop, in pixels.
+  # Least and greatest area of a local crop, as parts of the image.
+  local_scale: tuple[fields.Part, fields.Part] = (0.05, 0.32)
+  num_local: fields.Natural = 8  # Local crops of an image.
+  # Least and greatest width over height of what is cut out.
+  ratio: tuple[fields.Above0, fields.Above0] = (3 / 4, 4 / 3)
+  flip_probability: fields.Unit = 0.5  # Probability of a horizontal flip.
+  # Side of the Gram teacher's view of a global crop; None: global_px.
+  gram_px: fields.Positive | None = None
+  # Sizes of which every step draws one instead of the three above:
+  # (global_px, local_px, gram_px or None, probability) each.
+  sizes: tuple[tuple[fields.Positive, fields.Positive,
+                     fields.Positive | None, fields.Unit], ...] = ()
 
   def of_size(self, index: int) -> 'Crops':
     """The crops of the steps that draw a size."""

@@ -7,9 +7,11 @@ undershooting masks are the option that pads.
 
 import dataclasses
 import math
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
+
+from dinojax.core import fields
 
 
 class Rng(Protocol):
@@ -41,10 +43,12 @@ class NumpyRng:
 class Masks:
   """How much is masked."""
 
-  probability: float = 0.5  # of the rows of a group
-  ratio: tuple[float, float] = (0.1, 0.5)  # of the patches of a masked row
-  counts: str = 'exact'  # DINOv3; 'undershooting': DINOv2
-  circular_shift: bool = False
+  probability: fields.Unit = 0.5  # Share of global crops that are masked.
+  # Least and greatest share of patches hidden in such a crop.
+  ratio: tuple[fields.Unit, fields.Unit] = (0.1, 0.5)
+  # Number of hidden patches: as drawn (DINOv3), or at most that (DINOv2).
+  counts: Literal['exact', 'undershooting'] = 'exact'
+  circular_shift: bool = False  # Shifts a mask around the edges of the crop.
 
 
 _MIN_BLOCK = 4

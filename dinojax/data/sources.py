@@ -19,7 +19,8 @@ from dinojax.data import listing
 
 SUFFIXES = listing.SUFFIXES
 _SCHEMES = ('folder:DIR', 'image:FILE', 'arrayrecord:GLOB', 'tfds:NAME/SPLIT',
-            'photos:train', 'photos:validation')
+            'photos:train', 'photos:validation', 'patterns:train',
+            'patterns:validation')
 
 
 class Record(NamedTuple):
@@ -55,7 +56,8 @@ def open_source(spec: str) -> Source:
   Args:
     spec: folder:DIR (sub-folder = label), image:FILE, the path of either,
       arrayrecord:GLOB, tfds:NAME/SPLIT (already prepared; ?data_dir=DIR may
-      follow), photos:train or photos:validation (embedded photographs).
+      follow), photos:train or photos:validation (embedded photographs),
+      patterns:train or patterns:validation (drawn).
 
   Raises:
     UserError: nothing there, or an unknown scheme.
@@ -73,6 +75,9 @@ def open_source(spec: str) -> Source:
   if scheme == 'photos':
     from dinojax.data import photos
     return photos.Photos(rest or 'train')
+  if scheme == 'patterns':
+    from dinojax.data import patterns
+    return patterns.Patterns(rest or 'train')
   path = os.path.expanduser(spec)
   if '://' in spec or os.path.isdir(path):
     return Folder(spec)

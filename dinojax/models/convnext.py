@@ -13,6 +13,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from dinojax.core import fields
 from dinojax.models import layers
 from dinojax.parallel import sharding
 
@@ -26,14 +27,17 @@ class ConvNeXtConfig:
 
   FAMILY: ClassVar[str] = 'convnext'
 
-  depths: tuple[int, int, int, int]
-  dims: tuple[int, int, int, int]
-  patch_px: int | None = None  # intermediate maps are resized to this grid
-  num_channels: int = 3
-  norm_epsilon: float = 1e-6
-  layerscale: float = 1e-6
-  dtype: str = 'float32'
-  remat: str = 'dots'  # as in ViTConfig
+  depths: tuple[fields.Positive, fields.Positive,
+                fields.Positive, fields.Positive]  # Blocks of each stage.
+  dims: tuple[fields.Positive, fields.Positive,
+              fields.Positive, fields.Positive]  # Width of each stage.
+  # Grid that inner maps are resized to, in pixels; None: their own.
+  patch_px: fields.Positive | None = None
+  num_channels: fields.Positive = 3  # Channels of an image.
+  norm_epsilon: fields.NonNegative = 1e-6  # Added to the variance.
+  layerscale: fields.NonNegative = 1e-6  # LayerScale's start.
+  dtype: str = 'float32'  # Activations: auto, float32 or bfloat16.
+  remat: str = 'dots'  # What is not kept, see layers.REMAT.
 
   @property
   def compute_dtype(self):

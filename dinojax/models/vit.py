@@ -7,14 +7,14 @@ and passed in, so a forward is a function of its arguments.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinojax.core import config as config_lib
+from dinojax.core import fields
 from dinojax.kernels import attention
 from dinojax.kernels import rotary
 from dinojax.models import layers
@@ -31,43 +31,43 @@ class ViTConfig:
 
   FAMILY: ClassVar[str] = 'vit'
 
-  embed_dim: int
-  depth: int
-  num_heads: int
-  patch_px: int
-  ffn: str = 'mlp'  # or 'swiglu'
-  ffn_hidden: int = 0  # 0: 4 × embed_dim
-  num_channels: int = 3
-  num_registers: int = 0
-  position: str = 'learned'  # or 'rope'
-  image_px: int = 224  # the learned grid is for square images of this side
-  interpolate_offset: float = 0.1
-  interpolate_antialias: bool = False
-  norm: str = 'layernorm'  # or 'rmsnorm'
-  norm_epsilon: float = 1e-6
-  qkv_bias: bool = True
-  proj_bias: bool = True
-  ffn_bias: bool = True
-  mask_k_bias: bool = False  # the bias of k is held at zero
-  layerscale: float | None = 1e-5
-  drop_path_rate: float = 0.0
-  drop_path_uniform: bool = True  # False: a ramp from 0 to the rate
-  untie_cls_and_patch_norms: bool = False
-  untie_global_and_local_cls_norm: bool = False
-  rope_base: float | None = 100.0
-  rope_min_period: float | None = None
-  rope_max_period: float | None = None
-  rope_periods: tuple[float, ...] | None = None  # a file's own, rounded
-  rope_normalize: str = 'separate'
-  rope_shift: float | None = None
-  rope_jitter: float | None = None
-  rope_rescale: float | None = None
-  rope_dtype: str = 'float32'
-  token_std: float = 0.02  # of CLS and registers at the start; DINOv2: 1e-6
-  dtype: str = 'float32'
-  remat: str = config_lib.free('dots')  # of layers.REMAT
-  packing: str = 'tuple'  # or 'stream', see layers.tokenwise
-  attention: str = 'xla'  # see kernels.attention
+  embed_dim: fields.Positive  # Width of tokens.
+  depth: fields.Positive  # Blocks.
+  num_heads: fields.Positive  # Heads of attention.
+  patch_px: fields.Positive  # Side of a patch, in pixels.
+  ffn: Literal['mlp', 'swiglu'] = 'mlp'  # Feed-forward network of a block.
+  ffn_hidden: fields.Natural = 0  # Its hidden width; 0: 4 × embed_dim.
+  num_channels: fields.Positive = 3  # Channels of an image.
+  num_registers: fields.Natural = 0  # Register tokens.
+  position: Literal['learned', 'rope'] = 'learned'  # Kind of positions.
+  image_px: fields.Positive = 224  # Side that learned positions are for.
+  interpolate_offset: fields.NonNegative = 0.1  # Added to resampled grids.
+  interpolate_antialias: bool = False  # Smooths positions on smaller grids.
+  norm: Literal['layernorm', 'rmsnorm'] = 'layernorm'  # Kind of norms.
+  norm_epsilon: fields.NonNegative = 1e-6  # Added to the variance.
+  qkv_bias: bool = True  # Bias of queries, keys and values.
+  proj_bias: bool = True  # Bias after attention.
+  ffn_bias: bool = True  # Bias of the feed-forward network.
+  mask_k_bias: bool = False  # Holds the bias of keys at zero.
+  layerscale: fields.NonNegative | None = 1e-5  # LayerScale's start; None: no.
+  drop_path_rate: fields.BelowOne = 0.0  # Share of rows that skip a block.
+  drop_path_uniform: bool = True  # False: a ramp from 0 to the rate.
+  untie_cls_and_patch_norms: bool = False  # A last norm for each.
+  untie_global_and_local_cls_norm: bool = False  # A CLS norm of local crops.
+  rope_base: fields.Above0 | None = 100.0  # Base of periods; None: two bounds.
+  rope_min_period: fields.Above0 | None = None  # Shortest period of RoPE.
+  rope_max_period: fields.Above0 | None = None  # Longest period of RoPE.
+  rope_periods: tuple[fields.Above0, ...] | None = None  # As a file has them.
+  rope_normalize: Literal['separate', 'max', 'min'] = 'separate'  # Unit side.
+  rope_shift: fields.NonNegative | None = None  # Greatest random shift.
+  rope_jitter: fields.Above0 | None = None  # Greatest factor of one axis.
+  rope_rescale: fields.Above0 | None = None  # Greatest factor of both axes.
+  rope_dtype: Literal['float32', 'bfloat16'] = 'float32'  # Precision of RoPE.
+  token_std: fields.NonNegative = 0.02  # CLS and registers; DINOv2: 1e-6.
+  dtype: str = 'float32'  # Activations: auto, float32 or bfloat16.
+  remat: str = fields.free('dots')  # What is not kept, see layers.REMAT.
+  packing: Literal['auto', 'tuple', 'stream'] = 'tuple'  # Layout of crops.
+  attention: str = 'xla'  # Kernel: auto, or one of kernels.attention.
 
   @property
   def compute_dtype(self):

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 import typing
 
-from dinojax.augment import photometric
 from dinojax.core import config as config_lib
 from dinojax.kernels import attention
 from dinojax.models import layers
@@ -25,7 +23,7 @@ def check(s: Settings, problems: Errors):
   """Notes every mistake of the settings and of each student's."""
   _check_sizes(s, problems)
   _check_batch(s, problems)
-  _check_choices(s, problems)
+  _check_ranges(s, problems)
   _check_gram(s, problems)
   _check_distillation(s, problems)
   for name in s.students:
@@ -60,16 +58,38 @@ def _check_model(s: Settings, problems: Errors):
       f'model.embed_dim={model.embed_dim} is not divisible by '
       f'model.num_heads={model.num_heads}')
   problems.check(
-      0 <= model.drop_path_rate < 1,
-      f'model.drop_path_rate={model.drop_path_rate} is not in [0, 1)')
-  for key, known in (
-      ('position', ('learned', 'rope')), ('norm', ('layernorm', 'rmsnorm')),
-      ('ffn', ('mlp', 'swiglu')), ('packing', ('auto', 'tuple', 'stream')),
-      ('attention', ('auto', *attention.IMPLEMENTATIONS))):
-    value = getattr(model, key)
+      model.attention in ('auto', *attention.IMPLEMENTATIONS),
+      f'model.attention={model.attention!r} is not known: use one of auto, '
+      f'{", ".join(attention.IMPLEMENTATIONS)}')
+  _check_positions(model, problems)
+
+
+def _check_positions(model: vit.ViTConfig, problems: Errors):
+  """Positions fit the heads and the patches."""
+  if model.position == 'learned':
     problems.check(
-        value in known,
-        f'model.{key}={value!r} is not known: use one of {", ".join(known)}')
+        model.image_px >= model.patch_px,
+        f'model.image_px={model.image_px} is less than model.patch_px='
+        f'{model.patch_px}: set it to the side that positions are for')
+    return
+  bounds = (model.rope_min_period, model.rope_max_period)
+  width = model.embed_dim // model.num_heads
+  problems.check(
+      width % 4 == 0,
+      f'model.position=rope needs heads of a multiple of 4 numbers, and '
+      f'model.embed_dim={model.embed_dim} with model.num_heads='
+      f'{model.num_heads} gives {width}')
+  problems.check(
+      bool(model.rope_periods) or (
+          bounds == (None, None) if model.rope_base
+          else None not in bounds and bounds[0] <= bounds[1]),
+      f'model.rope_base={model.rope_base}, model.rope_min_period={bounds[0]}, '
+      f'model.rope_max_period={bounds[1]}: set rope_base, or it to None and '
+      'the two bounds, the shorter first')
+  problems.check(
+      not model.rope_periods or len(model.rope_periods) == width // 4,
+      f'model.rope_periods has {len(model.rope_periods or ())} entries, and '
+      f'a head takes {width // 4}')
 
 
 def _check_sizes(s: Settings, problems: Errors):
@@ -87,11 +107,6 @@ def _check_sizes(s: Settings, problems: Errors):
         'such crops: set gram.loss_weight above 0 and gram.teacher=frozen, or '
         'leave it unset')
   for i, entry in enumerate(crops.sizes):
-    if not _is_size(entry):
-      problems.add(
-          f'crops.sizes[{i}]={entry}: give (global_px, local_px, gram_px or '
-          'None, probability)')
-      return
     problems.check(
         entry[2] is None or s.gram.has_backbone,
         f'crops.sizes[{i}] has crops of {entry[2]} pixels for a Gram teacher, '
@@ -112,68 +127,73 @@ def _check_sizes(s: Settings, problems: Errors):
         f'{(size // side + 1) * side}')
 
 
-def _is_size(entry: tuple) -> bool:
-  """Whether it is (global_px, local_px, gram_px or None, probability)."""
-  if len(entry) != 4:
-    return False
-  *sides, probability = entry
-  sides = [px for i, px in enumerate(sides) if i != 2 or px is not None]
-  return all(isinstance(px, int) and px > 0 for px in sides) and isinstance(
-      probability, int | float) and 0 <= probability <= 1
-
-
 def _check_batch(s: Settings, problems: Errors):
   t = s.train
-  if min(t.batch_size, t.group_images, t.num_micro_batches) < 1:
-    problems.add(
-        f'train.batch_size={t.batch_size}, train.group_images='
-        f'{t.group_images} and train.num_micro_batches='
-        f'{t.num_micro_batches} must be at least 1')
-    return
   unit = t.group_images * t.num_micro_batches
   problems.check(
       t.batch_size % unit == 0,
       f'train.batch_size={t.batch_size} is not divisible by '
-      f'train.group_images × train.num_micro_batches = {unit}: set it to '
+      f'train.group_images × train.num_micro_batches = '
+      f'{t.group_images} × {t.num_micro_batches}: set it to '
       f'{max(t.batch_size // unit, 1) * unit}')
-  if t.epoch_steps is not None:
-    problems.check(t.epoch_steps > 0, 'train.epoch_steps must be positive')
-
-
-def _check_choices(s: Settings, problems: Errors):
-  choices = [
-      ('teacher.centering', s.teacher.centering, ('sinkhorn_knopp', 'softmax')),
-      ('gram.teacher', s.gram.teacher, ('frozen', 'ema')),
-      ('gram.tokens', s.gram.tokens, ('all', 'masked', 'unmasked')),
-      ('init.part', s.init.part, ('ema', 'student', 'both')),
-      ('distillation.patches', s.distillation.patches, ('masked', 'all')),
-      ('masks.counts', s.masks.counts, ('exact', 'undershooting')),
-      ('augment.blur', s.augment.blur,
-       tuple(photometric.BLUR_PROBABILITIES)),
-  ]
-  for key, value, known in choices:
-    problems.check(
-        value in known,
-        f'{key}={value!r} is not known: use one of {", ".join(known)}')
+  # Axes of length 1 lose how they are split over devices.
   problems.check(
-      0 < s.data.max_bad_fraction <= 1,
-      f'data.max_bad_fraction={s.data.max_bad_fraction} is not in (0, 1]')
+      t.batch_size >= 2 * t.num_micro_batches,
+      f'train.batch_size={t.batch_size} with train.num_micro_batches='
+      f'{t.num_micro_batches} is less than two images at a time: set '
+      f'train.batch_size to {2 * t.num_micro_batches} or more'
+      + (', or train.num_micro_batches to less'
+         if t.num_micro_batches > 1 else ''))
+
+
+def _check_ranges(s: Settings, problems: Errors):
+  """Pairs whose first is the smaller, and what only some numbers can be."""
+  for key, (low, high) in (
+      ('crops.global_scale', s.crops.global_scale),
+      ('crops.local_scale', s.crops.local_scale),
+      ('crops.ratio', s.crops.ratio), ('masks.ratio', s.masks.ratio),
+      ('augment.blur_sigma', s.augment.blur_sigma)):
+    problems.check(low <= high, f'{key}={(low, high)} has its largest first: '
+                   f'set it to {(high, low)}')
+  problems.check(
+      s.crops.num_global >= 2,
+      f'crops.num_global={s.crops.num_global}: each global crop learns from '
+      'another one of its image; set it to 2')
+  problems.check(
+      s.augment.blur_taps % 2 == 1,
+      f'augment.blur_taps={s.augment.blur_taps} has no middle: set it to '
+      f'{s.augment.blur_taps + 1}')
+  for name, size in (('data', s.mesh.data), ('fsdp', s.mesh.fsdp)):
+    problems.check(size != 0, f'mesh.{name}=0 leaves no device: set it to -1 '
+                   'for all that there are')
+  problems.check(
+      max(s.mesh.data, s.mesh.fsdp) > 0,
+      'mesh.data and mesh.fsdp are both -1: set mesh.fsdp to 1')
+  for key, specs in (('data.train', [spec for spec, _ in s.data.mixture]),
+                     ('data.homogeneous', [x for x, _ in s.data.homogeneous])):
+    problems.check(
+        all(specs) and (bool(specs) or key != 'data.train'),
+        f'{key} names no images: set it to a source such as folder:DIR')
+  for name in ('start', 'peak', 'end'):
+    value = getattr(s.schedules.momentum, name)
+    problems.check(value <= 1, f'schedules.momentum.{name}={value} is not in '
+                   '[0, 1]')
+    value = getattr(s.schedules.teacher_temperature, name)
+    problems.check(value > 0, f'schedules.teacher_temperature.{name}={value} '
+                   'is not above 0')
   value_range = s.data.value_range
   problems.check(
-      not value_range or len(value_range) == 2 and all(
-          map(math.isfinite, value_range)) and value_range[0] != value_range[1],
+      not value_range or len(value_range) == 2
+      and value_range[0] != value_range[1],
       f'data.value_range={value_range} is not (black, white): two different '
       'numbers, such as (0, 4095), or ()')
+  odds = sum(probability for _, probability in s.data.homogeneous)
+  problems.check(
+      odds <= 1, f'the probabilities of data.homogeneous add up to {odds:g}: '
+      'they must to 1 or less')
 
 
 def _check_losses(s: Settings, problems: Errors):
-  for key, value, known in (
-      ('schedules.style', s.schedules.style, ('v2', 'v3')),
-      ('schedules.lr_rule', s.schedules.lr_rule,
-       ('none', 'sqrt_1024', 'sqrt_1024_x4', 'linear_256'))):
-    problems.check(
-        value in known,
-        f'{key}={value!r} is not known: use one of {", ".join(known)}')
   problems.check(
       s.dino.loss_weight > 0 or s.ibot.loss_weight > 0,
       'dino.loss_weight and ibot.loss_weight are both 0: nothing to learn')
@@ -186,8 +206,9 @@ def _check_losses(s: Settings, problems: Errors):
   if s.koleo.loss_weight:
     group = s.koleo.group_images
     problems.check(
-        group >= 2, f'koleo.group_images={group}: a row needs a neighbour, '
-        'set it to 2 or more, or koleo.loss_weight to 0')
+        group >= 2, f'koleo.group_images={group}: an image needs a neighbour; '
+        'set it, or train.batch_size where it follows that, to 2 or more, or '
+        'koleo.loss_weight to 0')
     problems.check(
         group < 1 or batch % group == 0,
         f'{batch} images a step (train.batch_size × train.share) are not '
@@ -211,9 +232,9 @@ def _check_gram(s: Settings, problems: Errors):
   begins = gram.source or gram.start.value or s.init.source
   problems.check(
       not gram.has_backbone or bool(begins),
-      'the Gram teacher has no weights to start from: set gram.source to a '
-      'run or weights, gram.start_steps to the step whose EMA it is, or '
-      'init.source; or gram.teacher=ema')
+      f'gram.loss_weight={gram.loss_weight}: the Gram teacher has no weights '
+      'to start from: set gram.source to a run or weights, gram.start_steps to '
+      'the step whose EMA it is, or init.source; or gram.teacher=ema')
   problems.check(
       s.ibot.loss_weight > 0 or (
           gram.tokens == 'all' and not gram.log_masked),
@@ -251,11 +272,13 @@ def _check_convnext(s: Settings, problems: Errors):
 
 def _check_init(s: Settings, problems: Errors):
   init, has_knn = s.init, bool(s.knn.validation or s.data.validation)
-  problems.check(
-      init.source is not None or not (
-          init.freeze_backbone.value or init.max_knn_drop is not None),
-      'init.freeze_backbone and init.max_knn_drop guard weights that were '
-      'given, but init.source is not set: set it, or leave them out')
+  frozen = init.freeze_backbone
+  for key, value in ((f'freeze_backbone_{frozen.unit}', frozen.value),
+                     ('max_knn_drop', init.max_knn_drop)):
+    problems.check(
+        init.source is not None or not value,
+        f'init.{key}={value} guards weights that were given, but init.source '
+        'is not set: set it, or leave this out')
   problems.check(
       init.max_knn_drop is None or (has_knn and s.knn.every is not None),
       f'init.max_knn_drop={init.max_knn_drop} needs k-NN while training: set '
@@ -333,6 +356,12 @@ def _check_student(s: Settings, base: Settings, problems: Errors):
   problems.check(
       0 < s.train.share <= 1,
       f'train.share={s.train.share} is not in (0, 1]')
+  rows = round(base.train.batch_size * s.train.share)
+  problems.check(
+      rows >= 2 * base.train.num_micro_batches,
+      f'train.share={s.train.share} is {rows} of the '
+      f'{base.train.batch_size} images of a step, less than two at a time: '
+      'set it, or train.batch_size, to more')
   for name in ('teacher_temperature', 'gram_weight'):
     problems.check(
         getattr(s.schedules, name) == getattr(base.schedules, name),

@@ -1,8 +1,10 @@
 """The sections of a config, one dataclass each; `settings` joins them."""
 
 import dataclasses
+from typing import Annotated, Literal
 
 from dinojax.core import config as config_lib
+from dinojax.core import fields
 from dinojax.models import heads
 
 Duration = config_lib.Duration
@@ -17,38 +19,43 @@ OWN = ('model', 'dino', 'ibot', 'koleo', 'optimizer', 'schedules', 'train',
 class Data:
   """Where images come from; several sources are (spec, weight) pairs."""
 
-  train: str | tuple
-  # (spec, probability): whole batches from one source, DINOv3's ImageNet.
-  homogeneous: tuple = ()
+  # Training images: folder:DIR, arrayrecord:GLOB, tfds:NAME/SPLIT,
+  # photos:train or patterns:train, or several: (("folder:A",2.0),…).
+  train: str | tuple[tuple[str, fields.Above0], ...]
+  # Sources of whole batches, (spec, probability) each: DINOv3's ImageNet.
+  homogeneous: tuple[tuple[str, fields.Unit], ...] = ()
+  # Labelled images on which k-NN is measured; None: it is not.
   validation: str | None = None
-  max_bad_fraction: float = 0.01
-  max_pixels: int = 178_956_970
+  # Share of images that may be unreadable before the run stops.
+  max_bad_fraction: fields.Part = 0.01
+  max_pixels: fields.Positive = 178_956_970  # Pixels of the largest image read.
   # (black, white) of greys of more than 8 bits; (): 0 to 65535, floats 0 to 1.
   value_range: tuple[float, ...] = ()
   # Whether a run goes on with other images than it began with.
   accept_changes: bool = free(False)
-  num_workers: int = free(0)
-  num_threads: int = free(2)
+  # Processes that decode images; 0: threads of this one.
+  num_workers: fields.Natural = free(0)
+  num_threads: fields.Positive = free(2)  # Threads that decode in each process.
 
   @property
   def mixture(self) -> tuple[tuple[str, float], ...]:
     """The training sources with their weights."""
     if isinstance(self.train, str):
       return ((self.train, 1.0),)
-    return tuple((spec, float(weight)) for spec, weight in self.train)
+    return self.train
 
 
 @dataclasses.dataclass(frozen=True)
 class Head:
   """A loss on prototypes and the head it reads."""
 
-  loss_weight: float = 1.0
-  num_prototypes: int = 65536
-  hidden_dim: int = 2048
-  bottleneck_dim: int = 256
-  num_layers: int = 3
-  weight_norm: bool = False
-  student_temperature: float = 0.1
+  loss_weight: fields.NonNegative = 1.0  # Weight in the sum of losses; 0: off.
+  num_prototypes: fields.Positive = 65536  # Prototypes, K.
+  hidden_dim: fields.Positive = 2048  # Width of the head's hidden layers.
+  bottleneck_dim: fields.Positive = 256  # Width before the prototypes.
+  num_layers: fields.Positive = 3  # Layers of the head's MLP.
+  weight_norm: bool = False  # Learned norms of prototypes, as DINOv2 has them.
+  student_temperature: fields.Above0 = 0.1  # Divisor of the student's logits.
 
   @property
   def head(self) -> heads.HeadConfig:
@@ -63,23 +70,24 @@ class Head:
 class Dino(Head):
   """Cross-entropy of CLS tokens between crops."""
 
-  ignore_diagonal: bool = True  # a global crop is not compared with itself
+  ignore_diagonal: bool = True  # A global crop is not compared with itself.
 
 
 @dataclasses.dataclass(frozen=True)
 class Ibot(Head):
   """Cross-entropy of masked patches."""
 
-  separate_head: bool = True
+  separate_head: bool = True  # A head of its own; False: that of dino.
 
 
 @dataclasses.dataclass(frozen=True)
 class Koleo:
   """Spread of the CLS features; groups may span devices."""
 
-  loss_weight: float = 0.1
-  group_images: int = 2
-  topk: int = 1
+  loss_weight: fields.NonNegative = 0.1  # Weight in the sum of losses; 0: off.
+  # Images among which a neighbour is looked for; None: train.group_images.
+  group_images: fields.Positive | None = None
+  topk: fields.Positive = 1  # Nearest neighbours that repel an image.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,20 +100,25 @@ class Gram:
   may be renewed from the EMA teacher at times. Nothing of it runs before.
   """
 
-  loss_weight: float = 0.0  # times schedules.gram_weight
-  teacher: str = 'frozen'
-  source: str | None = None  # as init.source
-  start: Duration = Duration(0, 'steps')
-  normalize: bool = True
-  per_image: bool = True
-  remove_negative: bool = False
+  # Weight in the sum of losses, times schedules.gram_weight; 0: off.
+  loss_weight: fields.NonNegative = 0.0
+  # The Gram teacher: a frozen backbone, or the EMA teacher itself.
+  teacher: Literal['frozen', 'ema'] = 'frozen'
+  source: str | None = None  # Weights of the frozen teacher, as init.source.
+  start: Duration = Duration(0, 'steps')  # When anchoring begins.
+  normalize: bool = True  # Compares cosines, not dot products.
+  per_image: bool = True  # Compares patches of one image, not of the batch.
+  remove_negative: bool = False  # Negative similarities count as 0.
+  # Negative similarities of the teacher count as 0 in both.
   remove_only_teacher_negative: bool = False
-  tokens: str = 'all'  # or 'masked' or 'unmasked'
-  antialias: bool = False  # of the resize to the student's grid
-  log_masked: bool = False  # also the loss of hidden and of seen patches
+  # Patches that are compared.
+  tokens: Literal['all', 'masked', 'unmasked'] = 'all'
+  antialias: bool = False  # Smooths the teacher's map when it is reduced.
+  log_masked: bool = False  # Also logs the loss of hidden and of seen patches.
+  # Time between two renewals of the frozen teacher from the EMA; None: never.
   refresh_every: Duration | None = None
-  refresh_start: Duration = Duration(0, 'steps')
-  max_refreshes: int | None = None
+  refresh_start: Duration = Duration(0, 'steps')  # When renewals may begin.
+  max_refreshes: fields.Natural | None = None  # Renewals; None: no limit.
 
   @property
   def has_backbone(self) -> bool:
@@ -117,61 +130,81 @@ class Gram:
 class Teacher:
   """How teacher logits become targets."""
 
-  centering: str = 'sinkhorn_knopp'  # or 'softmax'
-  num_iterations: int = 3
-  center_momentum: float = 0.9
+  # How targets are balanced over prototypes.
+  centering: Literal['sinkhorn_knopp', 'softmax'] = 'sinkhorn_knopp'
+  num_iterations: fields.Natural = 3  # Iterations of Sinkhorn-Knopp.
+  center_momentum: fields.Unit = 0.9  # Momentum of the centre of softmax.
 
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
   """AdamW and its per-layer factors."""
 
-  beta1: float = 0.9
-  beta2: float = 0.999
-  epsilon: float = 1e-8
-  clip_norm: float | None = 3.0  # backbone and each head separately
-  layerwise_decay: float = 1.0
-  patch_embed_lr_factor: float = 0.2
+  beta1: fields.BelowOne = 0.9  # Decay of the mean of gradients.
+  beta2: fields.BelowOne = 0.999  # Decay of the mean of their squares.
+  epsilon: fields.Above0 = 1e-8  # Added to the root of the latter.
+  # Largest norm of gradients, backbone and each head apart; None: no limit.
+  clip_norm: fields.Above0 | None = 3.0
+  # Factor of the learning rate from one block to the one before it.
+  layerwise_decay: fields.Above0 = 1.0
+  # Factor of the learning rate of the patch embedding.
+  patch_embed_lr_factor: fields.NonNegative = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
   """A schedule: warm-up from start to peak, then cosine to end."""
 
-  start: float
-  peak: float
-  end: float
-  warmup: Duration = Duration(0, 'steps')
-  cosine: Duration | None = None  # None: the rest of training
+  start: fields.NonNegative  # Value at the first step.
+  peak: fields.NonNegative  # Value after the warm-up.
+  end: fields.NonNegative  # Value at the end of the cosine.
+  warmup: Duration = Duration(0, 'steps')  # Length from start to peak, linear.
+  # Length from peak to end; None: the rest of training.
+  cosine: Duration | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedules:
   """What changes over training; `style` decides endpoints (see schedules)."""
 
-  lr: Curve
-  weight_decay: Curve
-  momentum: Curve
-  teacher_temperature: Curve
+  lr: Curve  # Learning rate, before lr_rule.
+  weight_decay: Curve  # Weight decay of AdamW.
+  momentum: Curve  # Momentum of the EMA teacher.
+  teacher_temperature: Curve  # Divisor of the teacher's logits.
+  # Factor of the DINO loss of local crops.
   dino_local_weight: Curve = Curve(1.0, 1.0, 1.0)
-  gram_weight: Curve = Curve(1.0, 1.0, 1.0)
+  gram_weight: Curve = Curve(1.0, 1.0, 1.0)  # Factor of gram.loss_weight.
+  # Time for which the prototypes do not learn.
   freeze_last_layer: Duration = Duration(0, 'steps')
-  lr_rule: str = 'sqrt_1024'
-  style: str = 'v2'  # or 'v3'
+  # How the learning rate grows with the batch: by the square root of
+  # batch/1024, four times that, batch/256, or not.
+  lr_rule: Literal['none', 'sqrt_1024', 'sqrt_1024_x4',
+                   'linear_256'] = 'sqrt_1024'
+  # Whose curves: DINOv2's, or DINOv3's, which may stay constant and wait.
+  style: Literal['v2', 'v3'] = 'v2'
 
 
 @dataclasses.dataclass(frozen=True)
 class Train:
   """Length, batch and groups."""
 
-  batch_size: int
-  total: Duration
-  share: float = 1.0  # of the batch, that one of several students learns from
-  epoch_steps: int | None = None  # None: one pass over the training images
-  group_images: int = 2
-  num_micro_batches: int = 1
-  max_nonfinite_steps: int = 3
-  deterministic: bool = True
+  batch_size: fields.Positive  # Images of a step, on all devices together.
+  total: Duration  # Length of training.
+  # Share of the batch that one of several students learns from.
+  share: fields.Part = 1.0
+  # Steps of an epoch; None: one pass over the training images.
+  epoch_steps: fields.Positive | None = None
+  # Images that share masks, dropped paths and softmax centres, as those of a
+  # GPU did; must divide the images that a device takes at a time. None: the
+  # largest divisor of a micro-batch up to max_group_images.
+  group_images: fields.Positive | None = None
+  max_group_images: fields.Positive = free(32)  # Bound of group_images=None.
+  # Parts of a batch taken one after the other, their gradients added:
+  # gradient accumulation.
+  num_micro_batches: fields.Positive = 1
+  # Steps in a row without a finite loss before the run stops.
+  max_nonfinite_steps: fields.Positive = 3
+  deterministic: bool = True  # On a GPU, the same bits at every run.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,21 +215,26 @@ class Init:
   sizes differ, are random: they want a backbone that waits for them.
   """
 
-  source: str | None = None  # a run's workdir, or what dinojax.load takes
-  part: str = 'ema'  # of a run; 'student', or 'both': each from its own
-  heads: bool = True  # those of the source too, where it has them
+  # Weights to start from: a run's workdir, or what dinojax.load takes; None:
+  # random ones.
+  source: str | None = None
+  # Network of a run that is taken; both: student and EMA each from its own.
+  part: Literal['ema', 'student', 'both'] = 'ema'
+  heads: bool = True  # Heads of the source too, where it has them.
+  # Time for which only the heads learn.
   freeze_backbone: Duration = Duration(0, 'steps')
-  max_knn_drop: float | None = None  # points below the start that end a run
+  # Points of k-NN below the start that end the run; None: none do.
+  max_knn_drop: fields.NonNegative | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class HeadSizes:
-  """Of a head whose prototypes and loss another section has."""
+  """A head whose prototypes and loss another section has."""
 
-  hidden_dim: int = 2048
-  bottleneck_dim: int = 256
-  num_layers: int = 3
-  weight_norm: bool = False
+  hidden_dim: fields.Positive = 2048  # Width of the head's hidden layers.
+  bottleneck_dim: fields.Positive = 256  # Width before the prototypes.
+  num_layers: fields.Positive = 3  # Layers of the head's MLP.
+  weight_norm: bool = False  # Learned norms of prototypes, as DINOv2 has them.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,14 +245,14 @@ class Distillation:
   run that trained new ones on a frozen backbone (init.freeze_backbone).
   """
 
-  source: str | None = None  # as init.source
-  # What the source is, so that a config can be planned without it: a name of
-  # models.zoo and the heads; None: read from the source.
+  source: str | None = None  # Weights of the frozen teacher, as init.source.
+  # Published name of the teacher's model, such as dinov2_vitg14, to plan a
+  # run without its weights; None: read from the source.
   model: str | None = None
-  dino: HeadSizes = HeadSizes()
-  ibot: HeadSizes = HeadSizes()
-  patches: str = 'masked'  # whose targets iBOT predicts; or 'all'
-  hide_masked: bool = False  # from the student
+  dino: HeadSizes = HeadSizes()  # Head of the teacher for CLS tokens.
+  ibot: HeadSizes = HeadSizes()  # Head of the teacher for patches.
+  patches: Literal['masked', 'all'] = 'masked'  # Patches that iBOT predicts.
+  hide_masked: bool = False  # Hides masked patches from the student.
 
   @property
   def is_on(self) -> bool:
@@ -226,16 +264,19 @@ class Distillation:
 class Mesh:
   """Devices: parameters are split over fsdp, replicated over data."""
 
-  data: int = -1
-  fsdp: int = 1
+  # Copies of the parameters; -1: as many as devices allow.
+  data: Annotated[int, fields.Range(-1, fields.LARGEST)] = -1
+  # Devices that a copy is split over; -1: all.
+  fsdp: Annotated[int, fields.Range(-1, fields.LARGEST)] = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
   """When the state is saved and how much of it is kept."""
 
-  every: Duration = Duration(1000, 'steps')
-  keep: int = 2
+  every: Duration = Duration(1000, 'steps')  # Time between two saves.
+  keep: fields.Positive = 2  # Checkpoints that are kept.
+  # Time between checkpoints that are kept for ever; None: none are.
   archive_every: Duration | None = None
 
 
@@ -243,23 +284,24 @@ class Checkpoint:
 class Log:
   """When a row of metrics is written."""
 
-  every_steps: int = 10
-  tensorboard: bool = True
-  profile_start: int | None = None  # step at which a trace begins
-  profile_steps: int = 5
+  every_steps: fields.Positive = 10  # Steps between two rows of metrics.
+  tensorboard: bool = True  # Also for TensorBoard, where it is installed.
+  # Step at which a profile begins; None: none is made.
+  profile_start: fields.Natural | None = None
+  profile_steps: fields.Positive = 5  # Steps of the profile.
 
 
 @dataclasses.dataclass(frozen=True)
 class Knn:
   """k-NN of the EMA teacher, while training and at the end."""
 
-  every: Duration | None = None
-  k: int = 20
-  temperature: float = 0.07
-  train: str | None = None  # None: data.train
-  validation: str | None = None  # None: data.validation
-  max_train_images: int = 50_000
-  max_validation_images: int = 10_000
-  resize_px: int = 256
-  crop_px: int = 224
-  batch_size: int = 64
+  every: Duration | None = None  # Time between two; None: only at the end.
+  k: fields.Positive = 20  # Neighbours that vote.
+  temperature: fields.Above0 = 0.07  # Divisor of similarities in the vote.
+  train: str | None = None  # Images with labels; None: data.train.
+  validation: str | None = None  # Images to classify; None: data.validation.
+  max_train_images: fields.Positive = 50_000  # Images with labels used.
+  max_validation_images: fields.Positive = 10_000  # Images classified.
+  resize_px: fields.Positive = 256  # Short side after resizing, in pixels.
+  crop_px: fields.Positive = 224  # Side of the centre that is seen, in pixels.
+  batch_size: fields.Positive = 64  # Images at a time.

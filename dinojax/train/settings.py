@@ -8,12 +8,13 @@ from collections.abc import Mapping
 import dataclasses
 import fractions
 import math
-from typing import Any
+from typing import Annotated, Any
 import warnings
 
 from dinojax.augment import photometric
 from dinojax.core import config as config_lib
 from dinojax.core import errors
+from dinojax.core import fields
 from dinojax.data import crops
 from dinojax.data import masking
 from dinojax.models import convnext
@@ -29,28 +30,31 @@ _MOST_PARTS = 64  # of a batch, in shares
 class Settings:
   """A whole config."""
 
-  model: vit.ViTConfig | convnext.ConvNeXtConfig
-  data: sections.Data
-  crops: crops.Crops
-  masks: masking.Masks
-  augment: photometric.Photometric
-  dino: sections.Dino
-  ibot: sections.Ibot
-  koleo: sections.Koleo
-  teacher: sections.Teacher
-  optimizer: sections.Optimizer
-  schedules: sections.Schedules
-  train: sections.Train
-  mesh: sections.Mesh = free(sections.Mesh())
+  model: vit.ViTConfig | convnext.ConvNeXtConfig  # Backbone that is trained.
+  data: sections.Data  # Where images come from.
+  crops: crops.Crops  # What is cut out of an image.
+  masks: masking.Masks  # Patches that the student does not see.
+  augment: photometric.Photometric  # Changes of colour and sharpness.
+  dino: sections.Dino  # Loss of CLS tokens between crops, and its head.
+  ibot: sections.Ibot  # Loss of masked patches, and its head.
+  koleo: sections.Koleo  # Loss that spreads CLS features.
+  teacher: sections.Teacher  # How the teacher's logits become targets.
+  optimizer: sections.Optimizer  # AdamW and its factors by layer.
+  schedules: sections.Schedules  # Values that change over training.
+  train: sections.Train  # Length, batch and groups.
+  mesh: sections.Mesh = free(sections.Mesh())  # How devices are used.
+  # When the state is saved.
   checkpoint: sections.Checkpoint = free(sections.Checkpoint())
-  log: sections.Log = free(sections.Log())
-  knn: sections.Knn = free(sections.Knn())
-  gram: sections.Gram = sections.Gram()
-  init: sections.Init = sections.Init()
+  log: sections.Log = free(sections.Log())  # When a row of metrics is written.
+  knn: sections.Knn = free(sections.Knn())  # How k-NN is measured.
+  gram: sections.Gram = sections.Gram()  # Loss that anchors patch features.
+  init: sections.Init = sections.Init()  # Weights that a new run starts from.
+  # A frozen network as the teacher, instead of the EMA.
   distillation: sections.Distillation = sections.Distillation()
-  seed: int = 0
-  # By name, of one frozen teacher; what this config says else is the same for
-  # all of them. Its own model has the largest patches, and is not trained.
+  # Start of all random numbers.
+  seed: Annotated[int, fields.Range(0, fields.LARGEST)] = 0
+  # Several students by name, of one frozen teacher: what differs from this
+  # config, whose own model has the largest patches and is not trained.
   students: Mapping[str, 'Settings'] = dataclasses.field(
       default_factory=dict, metadata={'free': True})
 
@@ -99,7 +103,9 @@ def read(config: Any) -> Settings:
   """
   problems = config_lib.Errors()
   settings = _with_students(config_lib.plain(config), problems)
-  problems.raise_any()
+  if not problems.is_readable:
+    problems.raise_any()
+  settings = _with_groups(settings)
   agreement.check(settings, problems)
   problems.raise_any()
   return settings
@@ -111,16 +117,46 @@ def _with_students(config: dict, problems: config_lib.Errors) -> Settings:
   make = lambda values, path: config_lib.section(
       Settings, values, path=path, problems=problems)
   settings, students = make(shared, ''), {}
-  for name, own in (config.get('students') or {}).items():
+  given = config.get('students') or {}
+  if not isinstance(given, Mapping):
+    problems.stop(f'students={config_lib.shown(given)} is not a section: give '
+                  'each student a name and what it has of its own')
+    given = {}
+  for name, own in given.items():
     path = f'students.{name}'
-    wrong = sorted(set(own) - set(sections.OWN))
+    if not isinstance(own, Mapping):
+      problems.stop(f'{path}={config_lib.shown(own)} is not a section: give '
+                    f'it any of {", ".join(sections.OWN)}')
+      continue
+    wrong = sorted(own.keys() - set(sections.OWN), key=str)
     for key in wrong:
-      problems.add(
+      problems.stop(
           f'{path}.{key}: all students have the same {key}; a student has its '
           f'own {", ".join(sections.OWN)}')
     if not wrong:
-      students[name] = make(config_lib.merged(shared, own), path)
+      students[str(name)] = make(config_lib.merged(shared, own), path)
   return dataclasses.replace(settings, students=students)
+
+
+def _with_groups(settings: Settings) -> Settings:
+  """The settings with the groups that follow the batch, where none are set."""
+  t = settings.train
+  group = t.group_images or largest_divisor(
+      max(t.batch_size // t.num_micro_batches, 1), t.max_group_images)
+  return dataclasses.replace(
+      settings, train=dataclasses.replace(t, group_images=group),
+      koleo=dataclasses.replace(
+          settings.koleo,
+          group_images=settings.koleo.group_images or group),
+      students={name: _with_groups(student)
+                for name, student in settings.students.items()})
+
+
+def largest_divisor(number: int, most: int) -> int:
+  """The largest number up to `most` that divides `number`."""
+  small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+  return max(n for pair in ((m, number // m) for m in small) for n in pair
+             if n <= most)
 
 
 def check_devices(settings: Settings, num_devices: int):
@@ -147,7 +183,8 @@ def check_devices(settings: Settings, num_devices: int):
     raise errors.UserError(
         f'train.group_images={group} does not divide the {rows} images that '
         f'a device takes at a time: set train.batch_size to '
-        f'{max(math.ceil(rows / group), 1) * group * unit}, or run on '
+        f'{max(math.ceil(rows / group), 1) * group * unit}, '
+        f'train.group_images to {math.gcd(rows, group)}, or run on '
         f'{fits[0] if fits else 1} devices')
   for name, student in settings.each.items():
     _check_share(student, name, rows // group)
@@ -175,7 +212,10 @@ def _check_spread(settings: Settings, rows: int):
     raise errors.UserError(
         f'koleo.group_images={spread} does not divide the {rows} images that '
         f'a device takes at a time; with train.num_micro_batches > 1 a group '
-        f'must: set koleo.group_images to {math.gcd(rows, spread)}')
+        'must: set '
+        + (f'koleo.group_images to {math.gcd(rows, spread)}'
+           if math.gcd(rows, spread) > 1 else 'train.num_micro_batches to 1, '
+           'or koleo.loss_weight to 0'))
 
 
 def fraction(share: float) -> tuple[int, int]:

@@ -252,6 +252,26 @@ def test_versions_against_requirements():
   assert 'pip install "grain==0.2.18"' in [f.fix for f in found]
 
 
+def test_requirements_of_another_python_are_left_out():
+  found = versions.packages(
+      ['jax==0.1; python_version < "3"', 'jax==0.2; python_version > "3"'],
+      {'jax': '0.1'})
+  assert [f.text for f in found] == ['0.1, tested with ==0.2']
+  assert levels(versions.python('3.99.0', ['3.11', '3.12'])) == {
+      'Python': 'warn'}
+  assert versions.python('3.12.1', ['3.11', '3.12']) == []
+
+
+def test_it_starts_where_the_rest_cannot_be_imported(tmp_path):
+  (tmp_path / 'jax.py').write_text('raise AttributeError("no HiPrimitive")')
+  done = subprocess.run(
+      [sys.executable, '-m', 'dinojax', 'doctor'], cwd=ROOT, text=True,
+      capture_output=True, env=os.environ | {'PYTHONPATH': str(tmp_path)})
+  assert done.returncode == 1 and not done.stderr
+  assert 'HiPrimitive' in done.stdout and '  flax ' in done.stdout
+  assert done.stdout.splitlines()[-1].startswith('1 error')
+
+
 def test_other_programs_spoil_what_is_timed():
   assert machine.processors(4, 8.0, 1.9).level == 'ok'
   assert machine.processors(4, 8.0, 2.1).level == 'warn'

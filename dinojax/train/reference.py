@@ -1,0 +1,141 @@
+"""Every field of a config in words: name, default, meaning, what it allows."""
+
+from collections.abc import Iterator
+import dataclasses
+import textwrap
+import types
+import typing
+from typing import Any
+
+from dinojax.core import config as config_lib
+from dinojax.core import errors
+from dinojax.core import fields
+from dinojax.train import settings as settings_lib
+
+TITLE = """Fields of a config: --config.SECTION.FIELD=VALUE sets one, after
+--config=NAME. Defaults are those of a file that does not set the field; None
+takes a value back. A length has a field for each unit, FIELD_steps,
+FIELD_epochs and FIELD_images, of which one is set."""
+_WIDTH, _NAME = 80, 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+  """One field.
+
+  Attributes:
+    name: its key; of a length without the unit.
+    default: as a command line writes it; '': it must be given.
+    text: its meaning.
+    allowed: what it takes, '' for anything of its type.
+  """
+
+  name: str
+  default: str
+  text: str
+  allowed: str
+
+
+def sections() -> dict[str, tuple[str, list[Field]]]:
+  """Meaning and fields of each section; '': fields outside of sections."""
+  found: dict[str, tuple[str, list[Field]]] = {'': ('', [])}
+  meanings = fields.texts(settings_lib.Settings)
+  hints = _hints(settings_lib.Settings)
+  for field in dataclasses.fields(settings_lib.Settings):
+    families = config_lib.families_of(hints[field.name])
+    for i, cls in enumerate(families):
+      name = f'{field.name}, family={cls.FAMILY}' if i else field.name
+      found[name] = meanings[field.name], list(_fields(cls))
+    if not families:
+      found[''][1].append(_field(
+          field, hints[field.name], meanings[field.name], field.name))
+  return found
+
+
+def _fields(cls: type, prefix: str = '') -> Iterator[Field]:
+  """Those of a section, and of sections inside it."""
+  hints, meanings = _hints(cls), fields.texts(cls)
+  for field in dataclasses.fields(cls):
+    inner = config_lib.families_of(hints[field.name])
+    name, text = prefix + field.name, meanings[field.name]
+    if not inner or config_lib.is_duration(hints[field.name]):
+      yield _field(field, hints[field.name], text, name)
+      continue
+    yield Field(name, 'section', text, '')
+    yield from _fields(inner[0], f'{name}.')
+
+
+def _hints(cls: type) -> dict[str, Any]:
+  return typing.get_type_hints(cls, include_extras=True)
+
+
+def _field(field: dataclasses.Field, hint: Any, text: str,
+           name: str) -> Field:
+  value = field.default
+  if field.default_factory is not dataclasses.MISSING:
+    value = field.default_factory()
+  if isinstance(value, config_lib.Duration):
+    value = f'{value.value:g} {value.unit}'
+  default = '' if value is dataclasses.MISSING else str(value)
+  return Field(name, default, text, _allowed(hint))
+
+
+def _allowed(hint: Any) -> str:
+  """The choices or the range of a type."""
+  origin, options = typing.get_origin(hint), typing.get_args(hint)
+  if config_lib.is_duration(hint):
+    return 'in steps, epochs or images'
+  if origin is typing.Literal:
+    return f'one of {", ".join(options)}'
+  if origin is typing.Annotated:
+    return str(options[1])
+  if origin in (typing.Union, types.UnionType):
+    return next(filter(None, map(_allowed, options)), '')
+  return ''
+
+
+def text(section: str = '') -> str:
+  """All sections, or one with its fields.
+
+  Raises:
+    UserError: no such section or field.
+  """
+  known = sections()
+  if not section:
+    return '\n\n'.join(map(_of_section, known))
+  name = section.removeprefix('config.')
+  first = [key for key in known if key.split(',')[0] == name]
+  if first:
+    return '\n\n'.join(map(_of_section, first))
+  part, _, rest = name.rpartition('.')
+  found = [field for key in known if key.split(',')[0] == (part or name)
+           for field in known[key][1] if _names(field, rest)]
+  if not found:
+    found = [field for field in known[''][1] if field.name == name]
+  if found:
+    return '\n'.join(_of_field(field) for field in found)
+  raise errors.UserError(
+      f'--help={section} is not a section of a config: '
+      f'{config_lib.meant(name, [k for k in known if k])}')
+
+
+def _names(field: Field, key: str) -> bool:
+  """Whether a key, with its unit or without, is of this field."""
+  return key in (field.name, *(f'{field.name}_{u}' for u in config_lib.UNITS))
+
+
+def _of_section(name: str) -> str:
+  meaning, inside = sections()[name]
+  head = [f'{name}: {meaning}'] if name else []
+  return '\n'.join(head + [_of_field(field) for field in inside])
+
+
+def _of_field(field: Field) -> str:
+  """One or more lines of 80 columns."""
+  words = field.text + (f' [{field.allowed}]' if field.allowed else '')
+  head = f'  {field.name}' + (f' = {field.default}' if field.default else '')
+  lines = textwrap.wrap(words, _WIDTH - _NAME - 1, break_long_words=False)
+  if len(head) > _NAME:
+    return '\n'.join([head, *(' ' * (_NAME + 1) + line for line in lines)])
+  rest = [' ' * (_NAME + 1) + line for line in lines[1:]]
+  return '\n'.join([f'{head:{_NAME}} {lines[0] if lines else ""}', *rest])
