@@ -15,6 +15,7 @@ import numpy as np
 from dinojax import entry as entry_lib
 from dinojax import job
 from dinojax.core import errors
+from dinojax.core import paths
 from dinojax.data import sources
 from dinojax.evals import pictures
 from dinojax.train import recipe as recipe_lib
@@ -46,7 +47,7 @@ def main(argv: list[str]) -> int:
   sheet = pictures.contact_sheet(
       jax.tree.map(np.asarray, seen), settings.augment.mean,
       settings.augment.std, _COUNT.value)
-  sheet.save(_OUT.value)
+  sheet.save(paths.expand(_OUT.value))
   print(f'wrote {_OUT.value}')
   return 0
 

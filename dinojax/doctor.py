@@ -13,6 +13,7 @@ from ml_collections import config_flags
 from dinojax import entry as entry_lib
 from dinojax import job
 from dinojax.checks import report
+from dinojax.core import paths
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'What would be trained; without it, only the machine.',
@@ -36,9 +37,10 @@ def main(argv: list[str]) -> int:
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}', exitcode=2)
   job.compile_cache(_CACHE.value)
+  expand = lambda path: path and paths.expand(path)
   return report.report(_CONFIG.value, report.Options(
-      workdir=_WORKDIR.value, compile_cache=_CACHE.value, steps=_STEPS.value,
-      input_s=_INPUT_S.value), _JSON.value)
+      workdir=expand(_WORKDIR.value), compile_cache=expand(_CACHE.value),
+      steps=_STEPS.value, input_s=_INPUT_S.value), expand(_JSON.value))
 
 
 def _parse(argv: list[str]) -> list[str]:

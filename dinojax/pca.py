@@ -18,6 +18,7 @@ from dinojax import entry as entry_lib
 from dinojax import model as model_lib
 from dinojax.augment import photometric
 from dinojax.core import errors
+from dinojax.core import paths
 from dinojax.data import images as images_lib
 from dinojax.data import photos
 from dinojax.data import sources
@@ -42,8 +43,9 @@ def main(argv: list[str]) -> int:
   """Writes the picture."""
   del argv
   try:
-    out = _OUT.value or str(epath.Path(_WORKDIR.value) / 'pca.png')
-    draw([_WORKDIR.value, *_COMPARE.value], out)
+    runs = [paths.expand(run) for run in (_WORKDIR.value, *_COMPARE.value)]
+    out = paths.expand(_OUT.value or str(epath.Path(runs[0]) / 'pca.png'))
+    draw(runs, out)
   except errors.UserError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
@@ -92,7 +94,7 @@ def _images() -> list[Image.Image]:
   if _IMAGES.value is None:
     return [Image.fromarray(photos.held_out(name))
             for name in _PHOTOS[:_COUNT.value]]
-  source = sources.open_source(f'folder:{os.path.expanduser(_IMAGES.value)}')
+  source = sources.open_source(f'folder:{paths.expand(_IMAGES.value)}')
   chosen = range(min(len(source), _COUNT.value))
   return [images_lib.open_image(source[i].image).decode() for i in chosen]
 

@@ -51,7 +51,7 @@ def read(path: str) -> State:
     UserError: missing, damaged, not plain tensors, or a checkpoint that
       has to be consolidated first.
   """
-  place = pathlib.Path(path).expanduser()
+  place = pathlib.Path(path)
   try:
     exists = place.exists()
   except (OSError, ValueError) as error:  # too long, a loop, a null byte

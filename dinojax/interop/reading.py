@@ -253,7 +253,7 @@ def _check_side(config: vit.ViTConfig, image_px: int):
 
 def _beside(path: str, name: str) -> told.Told | None:
   """A JSON file in the folder of a model; None: there is none."""
-  place = pathlib.Path(path).expanduser()
+  place = pathlib.Path(path)
   file = (place if place.is_dir() else place.parent) / name
   return told.Told.read(file) if file.exists() else None
 

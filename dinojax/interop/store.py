@@ -30,12 +30,12 @@ _VERSION = 1
 
 def is_ours(folder: str) -> bool:
   """Whether a folder holds a model that `save` wrote."""
-  return (pathlib.Path(folder).expanduser() / DESCRIPTION).exists()
+  return (pathlib.Path(folder) / DESCRIPTION).exists()
 
 
 def save(folder: str, weights: reading.Weights):
   """Writes a model; an existing one is replaced when all is written."""
-  place = pathlib.Path(folder).expanduser()
+  place = pathlib.Path(folder)
   place.mkdir(parents=True, exist_ok=True)
   state = {f'params/{name}': value
            for name, value in tree.items(weights.params)}
@@ -61,7 +61,7 @@ def load(folder: str) -> reading.Weights:
   Raises:
     UserError: missing or damaged files, or of a later version.
   """
-  place = pathlib.Path(folder).expanduser()
+  place = pathlib.Path(folder)
   if not is_ours(folder):
     raise errors.UserError(
         f'{folder} holds no model: {DESCRIPTION} is missing; convert weights '

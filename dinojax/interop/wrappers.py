@@ -124,8 +124,9 @@ def _choose(state: State, prefixes: Sequence[str], part: str,
             source: str) -> tuple[str, str]:
   """The one of several backbones that `part` means, and a sentence on it."""
   labels = {_label(prefix): prefix for prefix in prefixes}
-  if part in labels:
-    return labels[part], f'{source}: the backbone is {part}'
+  named = [x for x in labels if x == part or x.endswith(f'.{part}')]
+  if len(named) == 1 and part not in ('ema', 'student'):
+    return labels[named[0]], f'{source}: the backbone is {named[0]}'
   among = f'of the backbones {", ".join(labels)}'
   wanted = [p for p in prefixes if _role(p) == part]
   if part == 'student' and not wanted and any(

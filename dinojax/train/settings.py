@@ -14,6 +14,7 @@ import warnings
 from dinojax.augment import photometric
 from dinojax.core import config as config_lib
 from dinojax.core import errors
+from dinojax.core import paths
 from dinojax.data import crops
 from dinojax.data import masking
 from dinojax.models import convnext
@@ -98,7 +99,8 @@ def read(config: Any) -> Settings:
     UserError: every mistake, each with its key, value and fix.
   """
   problems = config_lib.Errors()
-  settings = _with_students(config_lib.plain(config), problems)
+  settings = _with_students(
+      paths.expand_all(config_lib.plain(config)), problems)
   problems.raise_any()
   agreement.check(settings, problems)
   problems.raise_any()
