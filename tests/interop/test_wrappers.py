@@ -120,6 +120,7 @@ def test_a_classifier_is_left_out_and_the_unknown_is_not():
       found.notes[-1])
 
 
+@pytest.mark.slow  # PyTorch's checkpoints take seconds to import
 @pytest.mark.torch
 def test_the_file_of_our_own_advice_loads(tmp_path):
   """What the message on a distributed checkpoint says to run."""
