@@ -79,3 +79,8 @@ def train(config: Any, workdir: 'str | os.PathLike', *,
   job.compile_cache(job.DEFAULT_COMPILE_CACHE if compile_cache is None
                     else os.fspath(compile_cache))
   return job.train(config, os.fspath(workdir))
+
+
+# The package dinojax.train takes the place of this function once anything
+# imports it, and is the same when it is called.
+_train = train

@@ -18,13 +18,24 @@ _HOME = re.compile(
     r'(~[\w.-]*)(?=/|$|&)(.*)', re.ASCII | re.DOTALL)
 
 
+_STORES = ('gs://', 's3://', 'az://')  # what etils.epath reads
+
+
 def expand(path: str | os.PathLike) -> str:
   """A path with the home it means; all else as it is, gs:// too.
 
   Raises:
-    UserError: there is no such user, so no such home.
+    UserError: there is no such user, so no such home; or it is a URL.
   """
   text = os.fspath(path)
+  if re.match(r'[A-Za-z][\w+.-]*://', text) and not text.startswith(_STORES):
+    raise errors.UserError(
+        f'{text} is no path: give one of this machine or of an object store '
+        f'({", ".join(_STORES)}); download what is elsewhere first')
+  return _with_home(text)
+
+
+def _with_home(text: str) -> str:
   match = _HOME.fullmatch(text)
   if match is None:
     return text
@@ -43,7 +54,7 @@ def expand_all(value: Any) -> Any:
   In a config only paths begin with '~', so that keys need not be known.
   """
   if isinstance(value, str):
-    return expand(value)
+    return _with_home(value)
   if isinstance(value, Mapping):
     return {key: expand_all(inner) for key, inner in value.items()}
   if isinstance(value, Sequence) and not isinstance(value, bytes):

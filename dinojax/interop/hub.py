@@ -81,10 +81,6 @@ def _parse(source: str) -> tuple[str, str | None]:
 
 def _refuse_names(source: str):
   """A name without its prefix is a path, and that one is not here."""
-  if '://' in source:
-    raise errors.UserError(
-        f'{source} is not on this machine: weight files are read from its '
-        'disks; download it first')
   if _NAME.fullmatch(source) and not pathlib.Path(source).exists():
     raise errors.UserError(
         f'{source} does not exist: check the path; a model of the Hugging '
