@@ -72,10 +72,10 @@ def to_records(spec: str, out: str):
       *progress.Progress.get_default_columns(),
       progress.MofNCompleteColumn()) as bar:
     task = bar.add_task('records', total=len(source))
-    paths = records.write(
+    written = records.write(
         source, out, num_shards=shards,
         progress=lambda done, _: bar.update(task, completed=done))
-  print(f'{len(source)} images in {len(paths)} shards: '
+  print(f'{len(source)} images in {len(written)} shards: '
         f'--config.data.train="arrayrecord:{out}/*.arrayrecord"')
 
 

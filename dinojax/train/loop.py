@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinojax.core import errors
-from dinojax.core import log
 from dinojax.core import output
 from dinojax.parallel import processes
 from dinojax.train import checkpoint
@@ -105,12 +104,7 @@ class Result:
   evaluation: dict[str, float]
 
   def __repr__(self) -> str:
-    numbers = ' · '.join(
-        f'{name} {value:.4g}' for name, value in self.evaluation.items())
-    return (f'Result: {"finished" if self.finished else "stopped"} at step '
-            f'{self.step} after {log.duration(self.seconds)} of training\n'
-            f'evaluation: {numbers or "none"}\n'
-            f'state, on the devices: {", ".join(self.state)}')
+    return report.summary(self)
 
 
 def run(job: Run) -> Result:
