@@ -17,6 +17,7 @@ from dinojax import commandline
 from dinojax import entry as entry_lib
 from dinojax.core import atomic
 from dinojax.core import errors
+from dinojax.core import paths
 
 _CONFIG = commandline.config_flag(
     'config', 'What is trained: a name of `dinojax configs`, or a file.')
@@ -55,7 +56,7 @@ def main(argv: list[str]) -> int:
     found['compile_s'] = round(time.monotonic() - began, 1)
     print(plan_text.table(found, _EXPLAIN.value))
     if _JSON.value:
-      atomic.write_text(_JSON.value, json.dumps(found, indent=1))
+      atomic.write_text(paths.expand(_JSON.value), json.dumps(found, indent=1))
   except errors.UserError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2

@@ -1,7 +1,7 @@
 """Images to records, weights in and weights out.
 
   dinojax convert records --source=folder:DIR --out=DIR
-  dinojax convert import --source=FILE_OR_FOLDER_OR_HUB_NAME --out=DIR
+  dinojax convert import --source=FILE_OR_FOLDER_OR_hf:OWNER/NAME --out=DIR
   dinojax convert export --source=DIR_OR_RUN --out=DIR \
       --format=meta|hf|timm|onnx|stablehlo
 """
@@ -16,6 +16,7 @@ from dinojax import commandline
 from dinojax import entry as entry_lib
 from dinojax import weights as weights_lib
 from dinojax.core import errors
+from dinojax.core import paths
 from dinojax.core import text
 from dinojax.core import tree
 from dinojax.data import records
@@ -26,12 +27,15 @@ from dinojax.interop import writing
 
 _SOURCE = flags.DEFINE_string(
     'source', None, 'What to convert: folder:DIR for records, weights that '
-    'dinojax.load takes for import and export; a run gives its EMA teacher.')
+    'dinojax.load takes for import and export.')
 _OUT = flags.DEFINE_string('out', None, 'Folder of the result.')
 _IMAGES_PER_SHARD = flags.DEFINE_integer(
     'images_per_shard', 10_000, 'Images in a shard, about.', lower_bound=1)
 _FORMAT = flags.DEFINE_enum(
     'format', 'meta', writing.FORMATS, 'Of exported weights.')
+_PART = flags.DEFINE_string(
+    'part', 'ema', 'Which weights of a run or of a whole training: ema, '
+    'student, or the name of one of several backbones in a file.')
 _NUM_HEADS = flags.DEFINE_integer(
     'num_heads', None, 'Of imported sizes that were never published.')
 _IMAGE_PX = flags.DEFINE_integer(
@@ -55,7 +59,7 @@ def main(argv: list[str]) -> int:
   if len(argv) != 2 or argv[1] not in commands:
     raise app.UsageError(__doc__.strip())
   try:
-    commands[argv[1]](_SOURCE.value, _OUT.value)
+    commands[argv[1]](paths.expand(_SOURCE.value), paths.expand(_OUT.value))
   except errors.UserError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
@@ -70,17 +74,18 @@ def to_records(spec: str, out: str):
       *progress.Progress.get_default_columns(),
       progress.MofNCompleteColumn()) as bar:
     task = bar.add_task('records', total=len(source))
-    paths = records.write(
+    written = records.write(
         source, out, num_shards=shards,
         progress=lambda done, _: bar.update(task, completed=done))
-  print(f'{len(source)} images in {len(paths)} shards: '
+  print(f'{len(source)} images in {len(written)} shards: '
         f'--config.data.train="arrayrecord:{out}/*.arrayrecord"')
 
 
 def bring_in(path: str, out: str):
   """Reads weights of another library into a folder of ours."""
   weights = weights_lib.read(
-      path, num_heads=_NUM_HEADS.value, image_px=_IMAGE_PX.value,
+      path, part=_PART.value, num_heads=_NUM_HEADS.value,
+      image_px=_IMAGE_PX.value,
       exact_periods=_EXACT_PERIODS.value)
   store.save(out, weights)
   size = tree.num_elements(weights.params) / 1e6
@@ -91,7 +96,8 @@ def bring_in(path: str, out: str):
 
 def take_out(path: str, out: str):
   """Writes weights in a format of another library."""
-  weights = weights_lib.read(path, num_heads=_NUM_HEADS.value)
+  weights = weights_lib.read(
+      path, part=_PART.value, num_heads=_NUM_HEADS.value)
   kind = _FORMAT.value
   for line in writing.write(
       out, weights, kind, lossy=_LOSSY.value, image_px=_IMAGE_PX.value):

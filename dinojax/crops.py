@@ -14,6 +14,7 @@ from dinojax import commandline
 from dinojax import entry as entry_lib
 from dinojax import job
 from dinojax.core import errors
+from dinojax.core import paths
 from dinojax.core import text
 from dinojax.data import sources
 from dinojax.evals import pictures
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> int:
   sheet = pictures.contact_sheet(
       jax.tree.map(np.asarray, seen), settings.augment.mean,
       settings.augment.std, _COUNT.value)
-  sheet.save(_OUT.value)
+  sheet.save(paths.expand(_OUT.value))
   print(f'wrote {_OUT.value}')
   return 0
 

@@ -7,6 +7,7 @@ is slow, and what to change. Exits with 1 where something would not work.
 import sys
 
 from dinojax.core import findings
+from dinojax.core import paths
 from dinojax.core import versions
 
 
@@ -20,10 +21,12 @@ def main(argv: list[str]) -> int:
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
   values = flags.FLAGS
+  expand = lambda path: path and paths.expand(path)
   job.compile_cache(values.compile_cache)
   return report.report(values.config, report.Options(
-      workdir=values.workdir, compile_cache=values.compile_cache,
-      steps=values.steps, input_s=values.input_s), values.json)
+      workdir=expand(values.workdir),
+      compile_cache=expand(values.compile_cache), steps=values.steps,
+      input_s=values.input_s), expand(values.json))
 
 
 def _define():

@@ -17,6 +17,7 @@ from dinojax import job
 from dinojax import model as model_lib
 from dinojax.core import errors
 from dinojax.core import log
+from dinojax.core import paths
 from dinojax.core import text
 from dinojax.data import images
 from dinojax.data import sources
@@ -77,7 +78,8 @@ def main(argv: list[str]) -> int:
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
   try:
-    result = embed(_MODEL.value, _SOURCE.value, _OUT.value, _choice())
+    result = embed(*map(paths.expand, (
+        _MODEL.value, _SOURCE.value, _OUT.value)), _choice())
   except errors.UserError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2

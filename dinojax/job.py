@@ -21,6 +21,7 @@ from dinojax.core import atomic
 from dinojax.core import config as config_lib
 from dinojax.core import errors
 from dinojax.core import output
+from dinojax.core import paths
 from dinojax.core import tree
 from dinojax.data import identity
 from dinojax.data import pipeline
@@ -47,7 +48,7 @@ _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain',
 def compile_cache(folder: str):
   """Keeps compiled programs in `folder`; empty: nowhere."""
   if folder:
-    jax.config.update('jax_compilation_cache_dir', folder)
+    jax.config.update('jax_compilation_cache_dir', paths.expand(folder))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
 
 
@@ -228,6 +229,7 @@ def open_workdir(workdir: str, settings: settings_lib.Settings) -> epath.Path:
   Raises:
     UserError: no permission, or a field that changes the result differs.
   """
+  workdir = paths.expand(workdir)
   folder = epath.Path(workdir)
   path = folder / weights_lib.CONFIG
   with workdir_lib.writable(workdir):
@@ -272,7 +274,8 @@ def pinned(settings: settings_lib.Settings, folder: epath.Path
   ) if path.exists() else {}
 
   for source in _sources(settings):
-    pins.setdefault(source, weights_lib.at_its_last_step(source))
+    if source not in pins:
+      pins[source] = weights_lib.at_its_last_step(source)
   if pins:
     pins = json.loads(processes.of_first(json.dumps(pins)))
   pin = lambda section: dataclasses.replace(
@@ -301,7 +304,8 @@ def write_workdir(folder: epath.Path, config: Any,
   if processes.is_first():
     with workdir_lib.writable(folder):
       atomic.write_text(folder / weights_lib.CONFIG,
-                 json.dumps(config_lib.plain(config), indent=1))
+                 json.dumps(paths.expand_all(config_lib.plain(config)),
+                            indent=1))
       if pins:
         atomic.write_text(folder / _SOURCES, json.dumps(pins, indent=1))
       atomic.write_text(

@@ -18,6 +18,7 @@ from dinojax import entry as entry_lib
 from dinojax import model as model_lib
 from dinojax.augment import photometric
 from dinojax.core import errors
+from dinojax.core import paths
 from dinojax.data import inspection
 from dinojax.data import photos
 from dinojax.data import sources
@@ -43,8 +44,9 @@ def main(argv: list[str]) -> int:
   """Writes the picture."""
   del argv
   try:
-    out = _OUT.value or str(epath.Path(_WORKDIR.value) / 'pca.png')
-    draw([_WORKDIR.value, *_COMPARE.value], out)
+    runs = [paths.expand(run) for run in (_WORKDIR.value, *_COMPARE.value)]
+    out = paths.expand(_OUT.value or str(epath.Path(runs[0]) / 'pca.png'))
+    draw(runs, out)
   except errors.UserError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
@@ -94,7 +96,7 @@ def _images() -> list[Image.Image]:
     return [Image.fromarray(photos.held_out(name))
             for name in _PHOTOS[:_COUNT.value]]
   return inspection.readable(
-      sources.open_source(_IMAGES.value), _COUNT.value, say=print)
+      sources.open_source(paths.expand(_IMAGES.value)), _COUNT.value, say=print)
 
 
 def _square(image: Image.Image, side: int) -> np.ndarray:

@@ -24,6 +24,7 @@ from dinojax import workdir as workdir_lib
 from dinojax.core import atomic
 from dinojax.core import config as config_lib
 from dinojax.core import errors
+from dinojax.core import paths
 from dinojax.data import sources
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
@@ -125,7 +126,7 @@ def read(recipe: Any, workdir: str) -> list[Stage]:
   Raises:
     UserError: every mistake of every stage, with its name.
   """
-  recipe = config_lib.plain(recipe)
+  recipe = paths.expand_all(config_lib.plain(recipe))
   root = _absolute(workdir)
   names = tuple(recipe.get('stages') or ())
   problems = _misnamed(recipe, names)
@@ -173,6 +174,7 @@ def _raise_any(problems: Sequence[str]):
 
 def _absolute(workdir: str) -> str:
   """The same folder from wherever the command is given, so the same config."""
+  workdir = paths.expand(workdir)
   return workdir if '://' in workdir else os.path.abspath(workdir)
 
 
@@ -184,9 +186,9 @@ def _misnamed(recipe: Mapping, names: tuple) -> list[str]:
   wrong = [f'stages names {name} more than once: give each its own name'
            for name in sorted(set(names)) if names.count(name) > 1]
   for name in names:
-    if name == 'stages' or '/' in name or ',' in name:
+    if name == 'stages' or not name or set(name) & set('/,@~'):
       wrong.append(f'{name!r} cannot be the name of a stage: it is that of a '
-                   'folder, without / and commas')
+                   'folder, without / @ ~ and commas')
     elif not isinstance(recipe.get(name), Mapping):
       wrong.append(f'stages names {name}, but the recipe has no config of '
                    f'that name: add it, or take {name} out of stages')

@@ -1,6 +1,9 @@
 """Weights of any kind: of a run, of our own files, of anybody else's."""
 
+from collections.abc import Iterator
+import contextlib
 import dataclasses
+import os
 
 from etils import epath
 import jax
@@ -8,11 +11,14 @@ import numpy as np
 
 from dinojax.core import atomic
 from dinojax.core import errors
+from dinojax.core import paths
 from dinojax.core import tree
+from dinojax.interop import hub
 from dinojax.interop import reading
 from dinojax.interop import store
 from dinojax.models import network
 from dinojax.parallel import mesh as mesh_lib
+from dinojax.parallel import processes
 from dinojax.parallel import sharding
 from dinojax.train import checkpoint
 from dinojax.train import distilled
@@ -22,18 +28,14 @@ from dinojax.train import settings as settings_lib
 CONFIG = 'config.json'  # of a run, in its workdir
 
 
-def read(path: str, *, part: str = 'ema', num_heads: int | None = None,
-         image_px: int | None = None,
+def read(path: str | os.PathLike, *, part: str = 'ema',
+         num_heads: int | None = None, image_px: int | None = None,
          exact_periods: bool = False) -> reading.Weights:
-  """Weights of any kind.
+  """Weights of any kind; says what of a file was taken and left out.
 
   Args:
-    path: the workdir of a run, or workdir/NAME of one of its students, with
-      @STEP for another checkpoint than the last; a folder that `dinojax
-      convert import` wrote; any weight file of DINOv2, DINOv3, transformers
-      or timm; or, where none of these is there, 'owner/name' on the Hugging
-      Face Hub.
-    part: of a run: 'ema' or 'student'.
+    path: see `dinojax.load`.
+    part: 'ema' or 'student'; of a file, also the name of one of several.
     num_heads: for sizes that were never published.
     image_px: side that learned positions are resampled to.
     exact_periods: see `reading.read`.
@@ -41,13 +43,35 @@ def read(path: str, *, part: str = 'ema', num_heads: int | None = None,
   Raises:
     UserError: nothing there, or nothing that is known.
   """
-  if store.is_ours(path):
-    return _resampled(store.load(path), image_px)
-  run = find_run(path)
-  if run:
-    return _resampled(read_run(run, part), image_px)
-  return reading.read(path, num_heads=num_heads, image_px=image_px,
-                      exact_periods=exact_periods)
+  path = paths.expand(path)
+  with _readable(path):
+    if store.is_ours(path):
+      found = _resampled(store.load(path), image_px)
+    elif run := find_run(path):
+      found = _resampled(read_run(run, part), image_px)
+    else:
+      found = reading.read(
+          path, part=part, num_heads=num_heads, image_px=image_px,
+          exact_periods=exact_periods)
+  if processes.is_first():
+    for note in found.notes:
+      print(note, flush=True)
+  return found
+
+
+@contextlib.contextmanager
+def _readable(path: str) -> Iterator[None]:
+  """Names the path where the disk, or the system, does not give it."""
+  try:
+    yield
+  except errors.UserError:
+    raise
+  except (OSError, ValueError) as error:
+    if isinstance(error, ValueError) and 'null byte' not in str(error):
+      raise
+    raise errors.UserError(
+        f'{path!r} cannot be read: {getattr(error, "strerror", "") or error}; '
+        'check the path and its permissions') from error
 
 
 def _resampled(weights: reading.Weights,
@@ -87,22 +111,50 @@ class Run:
 
 
 def find_run(path: str) -> Run | None:
-  """What DIR, DIR/STUDENT, or either with @STEP, means; None: no run."""
+  """What DIR, DIR/STUDENT, or either with @STEP, means; None: no run.
+
+  A folder that exists under the whole name is that folder; '@' is looked for
+  only then.
+
+  Raises:
+    UserError: what follows '@' is no step.
+  """
+  path = paths.expand(path)
   bare, _, step = path.rpartition('@')
-  if not (bare and step.isdecimal()):
-    bare, step = path, ''
-  place = epath.Path(bare)
-  parts = [(place, '')]
-  if not place.exists():  # a student has no folder of its own
-    parts.append((place.parent, place.name))
-  for folder, name in parts:
+  if epath.Path(path).exists() or not bare:
+    return _run_at(path)
+  run = _run_at(bare)
+  if run is None:
+    return _run_at(path)
+  if not (step.isascii() and step.isdecimal()):
+    raise errors.UserError(
+        f'{path}: {step!r} is no step of {bare}; it has checkpoints of '
+        f'{_known_steps(run)}')
+  return dataclasses.replace(run, step=int(step))
+
+
+def _run_at(path: str) -> Run | None:
+  """The run in a folder, or of a student, which has no folder of its own."""
+  place = epath.Path(path)
+  for folder, name in ((place, ''), (place.parent, place.name)):
     if (folder / CONFIG).exists() and (folder / checkpoint.FOLDER).exists():
-      return Run(str(folder), name, int(step) if step else None)
+      return Run(str(folder), name)
+    if place.exists():
+      return None
   return None
 
 
+def _known_steps(run: Run) -> str:
+  steps = checkpoint.Checkpoints(run.workdir).steps()
+  return ', '.join(map(str, steps)) or 'no step yet'
+
+
 def at_its_last_step(source: str) -> str:
-  """A run with the step of its last checkpoint; anything else as it is."""
+  """A run with the step of its last checkpoint, a name of the Hub with its
+  revision of today; anything else as it is.
+  """
+  if source.startswith(hub.PREFIX):
+    return hub.pinned(source, hub.fetch(source)[0])
   run = find_run(source)
   if run is None or run.step is not None:
     return source
@@ -128,9 +180,12 @@ def read_run(run: Run, part: str = 'ema') -> reading.Weights:
   if saved.latest() is None:
     raise errors.UserError(f'--workdir={workdir} has no checkpoint yet')
   if run.step is not None and run.step not in saved.steps():
-    known = ', '.join(map(str, saved.steps()))
     raise errors.UserError(
-        f'{workdir} has no checkpoint of step {run.step}, but of {known}')
+        f'{workdir} has no checkpoint of step {run.step}, but of '
+        f'{_known_steps(run)}')
+  if part not in ('ema', 'student'):
+    raise errors.UserError(
+        f'part={part!r} is not of {workdir}: a run has ema and student')
   if part == 'ema' and not whole.distillation.is_on:
     part = 'teacher'
   with mesh_lib.activate(mesh):

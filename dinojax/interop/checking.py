@@ -51,7 +51,7 @@ def check(folder: str, weights: reading.Weights, kind: str, *,
   Raises:
     UserError: it does not load, or features differ by more than `LIMIT`.
   """
-  place = pathlib.Path(folder).expanduser()
+  place = pathlib.Path(folder)
   try:
     runtime, images, theirs = _RUN[kind](place, weights)
   except _NotHere as error:

@@ -1,10 +1,11 @@
 """Tensors in files of other libraries, read without running their code.
 
-safetensors first; PyTorch files only as plain tensors (`weights_only`).
+safetensors first; PyTorch files only as plain tensors, see `torch_files`.
+Whatever a library raises about a file becomes a UserError with its name.
 """
 
 from collections.abc import Mapping
-import json
+import os
 import pathlib
 import re
 
@@ -13,10 +14,25 @@ import safetensors
 from safetensors import numpy as safetensors_numpy
 
 from dinojax.core import errors
+from dinojax.interop import told
 
 State = dict[str, np.ndarray]
 _TORCH_SUFFIXES = ('.pth', '.pt', '.bin')
 _INDEX = 'model.safetensors.index.json'
+_SHARD = re.compile(r'\w[\w.-]*\.safetensors')
+# What is read, in safetensors' words.
+_DTYPES = ('F64', 'F32', 'F16', 'BF16', 'I64', 'I32', 'I16', 'I8', 'U64',
+           'U32', 'U16', 'U8', 'BOOL')
+_KNOWN = (  # first bytes of what is often found under another name
+    (b'', 'an empty file'),
+    (b'version https://git-lfs', 'a pointer of git-lfs, not the file itself: '
+     'run `git lfs pull` where it was cloned'),
+    (b'PK\x03\x04', 'a zip archive, as PyTorch writes'),
+    (b'\x1f\x8b', 'compressed by gzip: unpack it first'),
+    (b'BZh', 'compressed by bzip2: unpack it first'),
+    (b'\xfd7zXZ', 'compressed by xz: unpack it first'),
+    (b'\x28\xb5\x2f\xfd', 'compressed by zstd: unpack it first'),
+    (b'\x89HDF', 'an HDF5 file'), (b'\x93NUMPY', 'a NumPy file'))
 
 
 def read(path: str) -> State:
@@ -27,15 +43,21 @@ def read(path: str) -> State:
       model.safetensors (or its shards).
 
   Returns:
-    Arrays by name; half precision widened to float32. Of a checkpoint that
-    nests them ('teacher', 'model', 'state_dict'), the nested ones.
+    Arrays by name, names of nested dicts joined by dots; half precision
+    widened to float32. Where all of them are in 'teacher', 'model' or
+    'state_dict', their names are without it.
 
   Raises:
     UserError: missing, damaged, not plain tensors, or a checkpoint that
       has to be consolidated first.
   """
-  place = pathlib.Path(path).expanduser()
-  if not place.exists():
+  place = pathlib.Path(path)
+  try:
+    exists = place.exists()
+  except (OSError, ValueError) as error:  # too long, a loop, a null byte
+    raise errors.UserError(f'{path!r} cannot be looked for: {error}'
+                           ) from error
+  if not exists:
     raise errors.UserError(f'{path} does not exist: check the path')
   _refuse_sharded(place)
   if place.is_dir():
@@ -43,7 +65,8 @@ def read(path: str) -> State:
   if place.suffix == '.safetensors':
     return _safetensors(place)
   if place.suffix in _TORCH_SUFFIXES:
-    return _torch(place)
+    from dinojax.interop import torch_files  # PyTorch is only for these
+    return torch_files.read(place)
   raise errors.UserError(
       f'{path} is not a weight file that is known: give a .safetensors, '
       f'{", ".join(_TORCH_SUFFIXES)} file, or a folder with '
@@ -54,8 +77,40 @@ def write_safetensors(path: str, state: Mapping[str, np.ndarray],
                       metadata: Mapping[str, str] | None = None):
   """Writes arrays by name; 'format: pt' is what other libraries expect."""
   tensors = {key: np.ascontiguousarray(value) for key, value in state.items()}
+  pathlib.Path(path).write_bytes(b'')  # its mode is what the umask gives
+  mode = os.stat(path).st_mode & 0o777
+  # The library renames a private temporary file to this name.
   safetensors_numpy.save_file(
       tensors, path, metadata={'format': 'pt', **(metadata or {})})
+  os.chmod(path, mode)
+
+
+def mistaken(place: pathlib.Path) -> str | None:
+  """What a file is by its first bytes, where it is no weight file.
+
+  Returns:
+    A phrase such as 'a web page'; None: nothing that is known.
+  """
+  with open(place, 'rb') as file:
+    start = file.read(4096)
+  for magic, name in _KNOWN:
+    if start == magic or magic and start.startswith(magic):
+      return name
+  if start[8:9] == b'{' and start[4:8] == b'\0' * 4:
+    return 'a safetensors file: rename it to .safetensors'
+  try:
+    text = start.decode()
+  except UnicodeDecodeError as error:
+    if error.start < len(start) - 3:  # else the cut is within a letter
+      return None
+    text = start[:error.start].decode()
+  if any(ord(c) < 32 and c not in '\t\n\r\f' for c in text):
+    return None
+  if re.match(r'\s*<(!doctype|html|\?xml)', text, re.IGNORECASE):
+    return ('a web page, not weights: the download gave a message instead; '
+            'open it in a browser to see which')
+  first = told.text(text.strip().partition('\n')[0])
+  return f'text, not weights: it begins with {first}'
 
 
 def _refuse_sharded(place: pathlib.Path):
@@ -75,13 +130,15 @@ def _refuse_sharded(place: pathlib.Path):
 def _folder(place: pathlib.Path) -> State:
   index = place / _INDEX
   if index.exists():
-    shards = sorted(set(json.loads(index.read_text())['weight_map'].values()))
-    state = {}
-    for shard in shards:
-      if pathlib.Path(shard).name != shard:
+    state: State = {}
+    for shard in _shards(index):
+      part = _safetensors(place / shard)
+      twice = sorted(part.keys() & state.keys())
+      if twice:
         raise errors.UserError(
-            f'{index} names a file outside its folder: {shard}')
-      state |= _safetensors(place / shard)
+            f'{place / shard} holds {twice[0]}, which another shard holds '
+            'too: download the folder again')
+      state |= part
     return state
   for name in ('model.safetensors', 'pytorch_model.bin'):
     if (place / name).exists():
@@ -91,55 +148,55 @@ def _folder(place: pathlib.Path) -> State:
       'Hugging Face lays it out, or a file')
 
 
+def _shards(index: pathlib.Path) -> list[str]:
+  """The files that an index names, all of them in its folder."""
+  names = told.Told.read(index).get('weight_map')
+  if not isinstance(names, dict) or not names:
+    raise errors.UserError(
+        f'{index}: weight_map={told.text(names)} should map tensors to files; '
+        'download it again')
+  for name in names.values():
+    if not isinstance(name, str) or not _SHARD.fullmatch(name):
+      raise errors.UserError(
+          f'{index} names {told.text(name)}: it should be a .safetensors file '
+          'in the same folder; download the index again')
+    if not (index.parent / name).is_file():
+      raise errors.UserError(
+          f'{index} names {name}, which is not in the folder: download the '
+          'rest of the model')
+  return sorted(set(names.values()))
+
+
 def _safetensors(place: pathlib.Path) -> State:
   try:
     with safetensors.safe_open(place, framework='numpy') as file:
-      return {key: _widen(file.get_tensor(key)) for key in file.keys()}
-  except (safetensors.SafetensorError, OSError, ValueError) as error:
+      state = {}
+      for key in file.keys():
+        dtype = file.get_slice(key).get_dtype()
+        if dtype not in _DTYPES:
+          raise errors.UserError(
+              f'{place}: {told.text(key)} is of dtype {dtype}, which is not '
+              'read: save it as float32, float16 or bfloat16')
+        state[key] = _widen(file.get_tensor(key))
+      return state
+  except errors.UserError:
+    raise
+  except Exception as error:  # whatever the library makes of damaged bytes
+    what = mistaken(place) if os.access(place, os.R_OK) else None
+    if what:
+      raise errors.UserError(f'{place} is {what}') from error
     raise errors.UserError(
-        f'{place} is damaged or not a safetensors file: {error}; download '
-        'it again') from error
+        f'{place} is damaged or not a safetensors file: {first_line(error)}; '
+        'download it again') from error
 
 
-def _torch(place: pathlib.Path) -> State:
-  try:
-    import torch
-  except ImportError as error:
-    raise errors.UserError(
-        f'{place} is a PyTorch file: `pip install torch` to read it, or '
-        'convert it to safetensors where PyTorch is') from error
-  import pickle
-  try:
-    content = torch.load(place, map_location='cpu', weights_only=True)
-  except pickle.UnpicklingError as error:
-    raise errors.UserError(
-        f'{place} holds more than tensors and is not opened, because it '
-        'could run code of whoever made it: '
-        f'{(str(error).splitlines() or [""])[0]}') from error
-  except (RuntimeError, EOFError, OSError, KeyError) as error:
-    raise errors.UserError(
-        f'{place} is damaged or not a PyTorch file: '
-        f'{(str(error).splitlines() or [""])[0]}') from error
-  return _flatten(content, place)
-
-
-def _flatten(content, place: pathlib.Path) -> State:
-  """The one state dict inside a checkpoint."""
-  for name in ('teacher', 'model', 'state_dict'):
-    if isinstance(content, dict) and isinstance(content.get(name), dict):
-      content = content[name]
-  import torch
-  if not isinstance(content, dict) or not all(
-      isinstance(value, torch.Tensor) for value in content.values()):
-    raise errors.UserError(
-        f'{place} is not a state dict: it should map names to tensors, as '
-        'such or under "teacher", "model" or "state_dict"')
-  return {key: value.detach().to(
-      torch.float32 if value.is_floating_point() else value.dtype).numpy()
-          for key, value in content.items()}
+def first_line(error: Exception) -> str:
+  """What a library says, as far as it fits a sentence."""
+  lines = str(error).splitlines()
+  return (lines[0] if lines else type(error).__name__)[:200]
 
 
 def _widen(value: np.ndarray) -> np.ndarray:
   """float16 and bfloat16 as float32."""
   is_float = value.dtype.kind == 'f' or value.dtype.name == 'bfloat16'
-  return value.astype(np.float32) if is_float else value
+  return value.astype(np.float32, copy=False) if is_float else value

@@ -12,12 +12,15 @@ import numpy as np
 from dinojax.augment import photometric
 from dinojax.core import errors
 from dinojax.interop import names
+from dinojax.interop import sizes
+from dinojax.interop import told
 from dinojax.models import convnext
 from dinojax.models import vit
 
 State = dict[str, np.ndarray]
 Config = vit.ViTConfig | convnext.ConvNeXtConfig
 
+POSITIONS = 'embeddings.position_embeddings'
 PREPROCESSOR = 'preprocessor_config.json'
 _LEGACY = (
     (r'attention\.attention\.query\.', 'attention.q_proj.'),
@@ -56,6 +59,10 @@ def complete(state: State) -> State:
     for pattern, new in _LEGACY:
       key = re.sub(pattern, new, key)
     if '.mlp.weights_in.' in key:
+      if not value.ndim or value.shape[0] % 2:
+        raise errors.UserError(
+            f'{key} has shape {value.shape}, which is no two halves: the file '
+            'is damaged, get it again')
       gate, up = np.split(value, 2)
       out[key.replace('weights_in', 'gate_proj')] = gate
       out[key.replace('weights_in', 'up_proj')] = up
@@ -108,55 +115,83 @@ def reduce(state: State, config: Config, *,
   return out, dropped
 
 
-def config(values: dict) -> Config:
+def config(values: dict | told.Told) -> Config:
   """The configuration that a config.json describes.
 
   Args:
-    values: its contents.
+    values: its contents; of learned positions that are not square, `grid`
+      says more.
 
   Raises:
-    UserError: another kind of model.
+    UserError: another kind of model, or a value that no model can have.
   """
-  kind = values.get('model_type')
-  if kind not in _MODELS:
+  if not isinstance(values, told.Told):
+    values = told.Told(values, 'config.json')
+  made = _config(values)
+  sizes.check(made, values.source)
+  return made
+
+
+def grid(values: told.Told, config: Config) -> tuple[int, int] | None:
+  """Rows and columns of the learned positions; None: there are none."""
+  if getattr(config, 'position', None) != 'learned':
+    return None
+  return config.grid(values.side('image_size'))
+
+
+def _config(values: told.Told) -> Config:
+  kind = values.get('model_type', None)
+  if kind not in tuple(_MODELS):
     raise errors.UserError(
-        f'config.json says model_type={kind!r}: only '
+        f'{values.source} says model_type={told.text(kind)}: only '
         f'{", ".join(_MODELS)} can be read')
   if kind == 'dinov3_convnext':
     return convnext.ConvNeXtConfig(
-        tuple(values['depths']), tuple(values['hidden_sizes']),
-        num_channels=values.get('num_channels', 3),
-        norm_epsilon=values.get('layer_norm_eps', 1e-6))
+        values.wholes('depths', 4), values.wholes('hidden_sizes', 4),
+        num_channels=values.whole('num_channels', 3),
+        norm_epsilon=values.number('layer_norm_eps', 1e-6))
   shared = dict(
-      embed_dim=values['hidden_size'], depth=values['num_hidden_layers'],
-      num_heads=values['num_attention_heads'],
-      patch_px=values['patch_size'],
-      num_channels=values.get('num_channels', 3),
-      num_registers=values.get('num_register_tokens', 0),
-      norm_epsilon=values['layer_norm_eps'],
-      layerscale=values.get('layerscale_value', 1.0))
+      embed_dim=values.whole('hidden_size'),
+      depth=values.whole('num_hidden_layers'),
+      num_heads=values.whole('num_attention_heads'),
+      patch_px=_patch_px(values),
+      num_channels=values.whole('num_channels', 3),
+      num_registers=values.whole('num_register_tokens', 0, low=0),
+      norm_epsilon=values.number('layer_norm_eps'),
+      layerscale=values.number('layerscale_value', 1.0))
   if kind == 'dinov3_vit':
     return vit.ViTConfig(
         **shared, position='rope',
-        ffn='swiglu' if values['use_gated_mlp'] else 'mlp',
-        ffn_hidden=values['intermediate_size'],
-        qkv_bias=values['query_bias'], mask_k_bias=values['query_bias'],
-        proj_bias=values['proj_bias'], ffn_bias=values['mlp_bias'],
-        rope_base=values['rope_theta'],
-        rope_rescale=values.get('pos_embed_rescale'),
-        rope_shift=values.get('pos_embed_shift'),
-        rope_jitter=values.get('pos_embed_jitter'))
+        ffn='swiglu' if values.flag('use_gated_mlp') else 'mlp',
+        ffn_hidden=values.whole('intermediate_size'),
+        qkv_bias=values.flag('query_bias'),
+        mask_k_bias=values.flag('query_bias'),
+        proj_bias=values.flag('proj_bias'), ffn_bias=values.flag('mlp_bias'),
+        rope_base=values.number('rope_theta'),
+        rope_rescale=values.number('pos_embed_rescale', None),
+        rope_shift=values.number('pos_embed_shift', None),
+        rope_jitter=values.number('pos_embed_jitter', None))
   registers = kind == 'dinov2_with_registers'
-  hidden = int(values['hidden_size'] * values['mlp_ratio'])
-  swiglu = values['use_swiglu_ffn']
+  hidden = int(min(
+      shared['embed_dim'] * values.number('mlp_ratio'), 2**30))
+  swiglu = values.flag('use_swiglu_ffn')
   if swiglu:
     hidden = (int(hidden * 2 / 3) + 7) // 8 * 8
   return vit.ViTConfig(
       **shared, ffn='swiglu' if swiglu else 'mlp', ffn_hidden=hidden,
-      qkv_bias=values['qkv_bias'], image_px=values['image_size'],
+      qkv_bias=values.flag('qkv_bias'), image_px=min(values.side('image_size')),
       token_std=1e-6,
       # transformers' Dinov2Model leaves DINOv2's offset of 0.1 out.
       interpolate_offset=0.0, interpolate_antialias=registers)
+
+
+def _patch_px(values: told.Told) -> int:
+  height, width = values.side('patch_size')
+  if height != width:
+    raise errors.UserError(
+        f'{values.source}: patch_size={height} × {width} is not square, and '
+        'only square patches are read')
+  return height
 
 
 def describe(config: Config) -> dict:

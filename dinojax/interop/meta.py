@@ -5,6 +5,7 @@ and, for ConvNeXt, one norm twice. These are kept as entries of their own, so
 that a file comes back bit for bit.
 """
 
+import math
 import re
 
 import numpy as np
@@ -19,6 +20,7 @@ from dinojax.models import zoo
 
 State = dict[str, np.ndarray]
 _CHUNKED = re.compile(r'^(backbone\.)?blocks\.\d+\.(\d+)\.')
+_BLOCK = re.compile(r'blocks\.(\d{1,9})\.')
 _PERIODS = 'rope_embed.periods'
 _BUFFERS = ('.bias_mask', _PERIODS)
 _TWICE = 'norms.3.'  # the final norm of a ConvNeXt, a second time
@@ -65,8 +67,12 @@ def complete(state: State) -> tuple[State, State]:
     else:
       params[key] = value
   for key, mask in entries.items():
-    if key.endswith('.bias_mask'):
-      bias = key.removesuffix('_mask')
+    bias = key.removesuffix('_mask')
+    if key.endswith('.bias_mask') and bias in params:
+      if mask.shape != params[bias].shape:
+        raise errors.UserError(
+            f'{key} has shape {mask.shape}, and {bias} {params[bias].shape}: '
+            'the file is damaged, get it again')
       effective = np.where(mask == 0, 0, params[bias] * mask).astype(
           np.float32)
       if not np.array_equal(effective, params[bias]):
@@ -92,12 +98,14 @@ def config(state: State, entries: State, num_heads: int | None = None
   v3 = 'pos_embed' not in state
   hidden, embed_dim, depth = _sizes(state)
   swiglu = 'blocks.0.mlp.w3.weight' in state
-  registers = state.get('storage_tokens' if v3 else 'register_tokens')
-  patch_px = state['patch_embed.proj.weight'].shape[-1]
+  registers = 'storage_tokens' if v3 else 'register_tokens'
+  _, num_channels, _, patch_px = names.shape(
+      state, 'patch_embed.proj.weight', 4)
   has = lambda name: f'blocks.0.{name}' in state
   options = dict(
       ffn='swiglu' if swiglu else 'mlp', ffn_hidden=hidden,
-      num_registers=0 if registers is None else registers.shape[1],
+      num_registers=(names.shape(state, registers, 3)[1]
+                     if registers in state else 0),
       qkv_bias=has('attn.qkv.bias'), proj_bias=has('attn.proj.bias'),
       ffn_bias=has('mlp.w3.bias' if swiglu else 'mlp.fc2.bias'),
       norm='layernorm' if has('norm1.bias') else 'rmsnorm',
@@ -110,7 +118,7 @@ def config(state: State, entries: State, num_heads: int | None = None
                         key.endswith('.bias_mask') for key in entries))
     options |= _periods(entries)
   else:
-    side = round((state['pos_embed'].shape[1] - 1) ** 0.5)
+    side = _side(names.shape(state, 'pos_embed', 3)[1] - 1)
     with_registers = options['num_registers'] > 0
     options |= dict(
         image_px=side * patch_px, token_std=1e-6,
@@ -118,14 +126,26 @@ def config(state: State, entries: State, num_heads: int | None = None
         interpolate_antialias=with_registers)
   return vit.ViTConfig(
       embed_dim=embed_dim, depth=depth, patch_px=patch_px,
-      num_channels=state['patch_embed.proj.weight'].shape[1],
+      num_channels=num_channels,
       num_heads=num_heads or zoo.num_heads(embed_dim, depth), **options)
+
+
+def _side(count: int) -> int:
+  """The side of the square grid that learned positions are of."""
+  side = math.isqrt(max(count, 0))
+  if side * side != count or not count:
+    raise errors.UserError(
+        f'pos_embed has positions of {count} patches, which are not a square '
+        'grid: give the folder of transformers, whose config.json says how '
+        'many rows and columns, or positions of square images')
+  return side
 
 
 def _periods(entries: State) -> dict:
   """The file's own periods: training rounded them to bfloat16."""
   if _PERIODS not in entries:
     return {}
+  names.shape(entries, _PERIODS, 1)
   periods = np.asarray(entries[_PERIODS], np.float32)
   if np.array_equal(periods, positions.rope_periods(4 * len(periods))):
     return {}
@@ -135,9 +155,9 @@ def _periods(entries: State) -> dict:
 def _sizes(state: State) -> tuple[int, int, int]:
   """Hidden width, width and depth of a ViT."""
   last = ('w3' if 'blocks.0.mlp.w3.weight' in state else 'fc2')
-  embed_dim, hidden = state[f'blocks.0.mlp.{last}.weight'].shape
-  depth = 1 + max(int(key.split('.')[1]) for key in state
-                  if key.startswith('blocks.'))
+  embed_dim, hidden = names.shape(state, f'blocks.0.mlp.{last}.weight', 2)
+  depth = 1 + max(int(match[1]) for key in state
+                  if (match := _BLOCK.match(key)))
   return hidden, embed_dim, depth
 
 
@@ -145,9 +165,9 @@ def _convnext_config(state: State) -> convnext.ConvNeXtConfig:
   depths, dims = [], []
   for stage in range(4):
     blocks = {key.split('.')[2] for key in state
-              if key.startswith(f'stages.{stage}.')}
+              if key.startswith(f'stages.{stage}.') and key.count('.') > 2}
     depths.append(len(blocks))
-    dims.append(state[f'stages.{stage}.0.gamma'].shape[0])
+    dims += names.shape(state, f'stages.{stage}.0.gamma', 1)
   return convnext.ConvNeXtConfig(tuple(depths), tuple(dims))
 
 
@@ -206,10 +226,10 @@ def head_config(state: State) -> heads.HeadConfig:
         f'a head has no {" and no ".join(missing)}: it holds '
         f'{", ".join(sorted(state)[:4])}; take the heads out of the file, or '
         'give the whole checkpoint')
-  last = state[last]
+  num_prototypes, bottleneck_dim = names.shape(state, last, 2)
   return heads.HeadConfig(
-      num_prototypes=last.shape[0], bottleneck_dim=last.shape[1],
-      num_layers=len(weights), hidden_dim=state[first].shape[0],
+      num_prototypes=num_prototypes, bottleneck_dim=bottleneck_dim,
+      num_layers=len(weights), hidden_dim=names.shape(state, first, 2)[0],
       weight_norm=weight_norm,
       mlp_bias=first.replace('weight', 'bias') in state)
 

@@ -4,11 +4,12 @@ A table is a list of rules; a rule ties one of our leaves, or one layer of a
 stacked one, to one tensor of a file, or to several that are joined.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 
 import numpy as np
 
+from dinojax.core import errors
 from dinojax.models import convnext
 from dinojax.models import vit
 
@@ -48,6 +49,25 @@ class Rule:
 
 
 Table = list[Rule]
+
+
+def shape(state: Mapping[str, np.ndarray], name: str,
+          axes: int) -> tuple[int, ...]:
+  """The shape of a tensor from which sizes are read.
+
+  Raises:
+    UserError: there is none, it has other axes, or one of length zero.
+  """
+  if name not in state:
+    raise errors.UserError(
+        f'a backbone has no {name}: the file is damaged or not whole, get it '
+        'again')
+  found = state[name].shape
+  if len(found) != axes or 0 in found:
+    raise errors.UserError(
+        f'{name} has shape {found}, and should have {axes} axes: the file is '
+        'damaged, get it again')
+  return found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """Any weight file that is known, as a configuration and parameters."""
 
+from collections.abc import Iterator
+import contextlib
 import dataclasses
-import json
+import functools
 import pathlib
 
 import jax
@@ -14,8 +16,13 @@ from dinojax.interop import files
 from dinojax.interop import hf
 from dinojax.interop import hub
 from dinojax.interop import meta
+from dinojax.interop import names
+from dinojax.interop import sizes
 from dinojax.interop import timm
+from dinojax.interop import told
 from dinojax.interop import translate
+from dinojax.interop import wrappers
+from dinojax.kernels import resample as resample_lib
 from dinojax.models import convnext
 from dinojax.models import heads as heads_lib
 from dinojax.models import network
@@ -44,6 +51,7 @@ class Weights:
     entries: what else the file holds, see `meta.complete`.
     family: 'meta', 'hf', 'timm' or 'dinojax'.
     heads: 'dino_head' and 'ibot_head' of training checkpoints.
+    notes: sentences on what of the source was taken, and what left out.
     mean: of the pixels it was trained on, per channel, in [0, 1].
     std: likewise.
   """
@@ -55,15 +63,17 @@ class Weights:
   heads: dict[str, Head] = dataclasses.field(default_factory=dict)
   mean: tuple[float, ...] = photometric.IMAGENET_MEAN
   std: tuple[float, ...] = photometric.IMAGENET_STD
+  notes: tuple[str, ...] = ()
 
 
-def read(path: str, *, num_heads: int | None = None,
+def read(path: str, *, part: str = 'ema', num_heads: int | None = None,
          image_px: int | None = None, exact_periods: bool = False) -> Weights:
   """Reads a backbone from a file or folder, whatever family it is of.
 
   Args:
     path: see `files.read`; beside it, Hugging Face folders hold config.json.
-      Or 'owner/name' on the Hugging Face Hub, see `hub.fetch`.
+      Or 'hf:owner/name' on the Hugging Face Hub, see `hub.fetch`.
+    part: of a file with several backbones, see `wrappers.find`.
     num_heads: for sizes that were never published.
     image_px: side that learned positions are resampled to; None keeps them.
     exact_periods: computes the periods of RoPE in float32, as transformers
@@ -73,36 +83,106 @@ def read(path: str, *, num_heads: int | None = None,
   Raises:
     UserError: not a known file, or not the weights it should hold.
   """
-  path = hub.fetch(path)
-  state, heads, pixels = files.read(path), {}, {}
-  if hf.recognises(state):
-    config, entries, family = _hf_config(path), {}, 'hf'
-    state, table = hf.complete(state), hf.table(config)
-    pixels = _pixels(path)
-  elif timm.recognises(state):
-    state, entries, family = timm.complete(state), {}, 'timm'
-    config = timm.config(state, num_heads)
-    table = timm.table(config)
-  elif meta.recognises(state):
-    parts = meta.split_heads(state)
-    (state, entries), family = meta.complete(state), 'meta'
-    config = meta.config(state, entries, num_heads)
-    config = exact(config) if exact_periods else config
-    table = meta.table(config)
-    heads = {name: _head(part, config.embed_dim, f'{name} of {path}')
-             for name, part in parts.items()}
-  else:
-    raise errors.UserError(
-        f'{path} holds no DINOv2 or DINOv3 backbone: its tensors begin with '
-        f'{", ".join(list(state)[:3])}')
-  params = translate.to_ours(state, table, shapes(config), source=path)
+  source, place, notes = path, *hub.fetch(path)
+  found = wrappers.find(files.read(place), part, source)
+  with _named(source):
+    config, state, entries, family, table, pixels = _understood(
+        found.state, place, num_heads, image_px)
+  if family == 'meta' and exact_periods:
+    config = exact(config)
+  params = translate.to_ours(state, table, shapes(config), source=source)
+  heads = {name: _head(head, config.embed_dim, f'{name} of {source}')
+           for name, head in found.heads.items()}
   if image_px is not None:
     config, params = resample(config, params, image_px)
-  return Weights(config, params, entries, family, heads, **pixels)
+  return Weights(config, params, entries, family, heads, **pixels,
+                 notes=(*notes, *found.notes))
+
+
+@contextlib.contextmanager
+def _named(source: str) -> Iterator[None]:
+  """Puts the file in front of what is wrong with a tensor of it."""
+  try:
+    yield
+  except errors.UserError as error:
+    text = str(error)
+    raise errors.UserError(
+        text if source in text else f'{source}: {text}') from error
+
+
+def _understood(state: files.State, path: str, num_heads: int | None,
+                image_px: int | None) -> tuple:
+  """Configuration, tensors, entries, family, table and pixels of a file."""
+  entries, pixels = {}, {}
+  if hf.recognises(state):
+    family, told_by = 'hf', _beside(path, 'config.json')
+    if told_by is None:
+      raise errors.UserError(
+          f'{path} has names of transformers, and config.json is missing: '
+          'give the whole folder of the model')
+    config, state = hf.config(told_by), hf.complete(state)
+    config, state = _squared(
+        config, state, hf.grid(told_by, config), image_px)
+    table, told_by = hf.table(config), _beside(path, hf.PREPROCESSOR)
+    pixels = _pixels(told_by, 'image_mean', 'image_std', config)
+  elif timm.recognises(state):
+    family, state = 'timm', timm.complete(state)
+    config, told_by = timm.config(state, num_heads), _beside(
+        path, 'config.json')
+    timm.check_square(told_by, config)
+    table, told_by = timm.table(config), told_by and (
+        told_by.inner('pretrained_cfg')
+        if 'pretrained_cfg' in told_by else None)
+    pixels = _pixels(told_by, 'mean', 'std', config)
+  elif meta.recognises(state):
+    family, (state, entries) = 'meta', meta.complete(state)
+    config = meta.config(state, entries, num_heads)
+    table = meta.table(config)
+  else:
+    raise errors.UserError(
+        'it holds no DINOv2 or DINOv3 backbone: its tensors begin with '
+        f'{", ".join(list(state)[:3])}')
+  sizes.check(config, path)
+  return config, state, entries, family, table, pixels
+
+
+def _squared(config: Config, state: files.State, grid: tuple[int, int] | None,
+             image_px: int | None) -> tuple[Config, files.State]:
+  """Positions of a grid that is not square, for square images of a side.
+
+  transformers itself takes 9 × 16 positions for 12 × 12: these are of the
+  grid that they were learned for.
+
+  Raises:
+    UserError: no side is given.
+  """
+  if grid is None or grid[0] == grid[1]:
+    return config, state
+  key, patch = hf.POSITIONS, config.patch_px
+  if image_px is None:
+    side = round((grid[0] * grid[1]) ** 0.5) * patch
+    raise errors.UserError(
+        f'its positions are of {grid[0]} × {grid[1]} patches, and only those '
+        'of square images are kept: give the side of square images that they '
+        f'are resampled to, such as image_px={side}')
+  _check_side(config, image_px)
+  table = names.shape(state, key, 3)
+  if table[1] != 1 + grid[0] * grid[1]:
+    raise errors.UserError(
+        f'{key} has shape {table}, and config.json says {grid[0]} × {grid[1]} '
+        'patches and CLS: they are not of one model')
+  patches = resample_lib.resize(
+      state[key][0, 1:].reshape(*grid, -1),
+      config.grid((image_px, image_px)), None, config.interpolate_antialias)
+  patches = np.asarray(patches, np.float32).reshape(1, -1, table[2])
+  return (dataclasses.replace(config, image_px=image_px),
+          state | {key: np.concatenate([state[key][:, :1], patches], axis=1)})
 
 
 def _head(state: files.State, width: int, source: str) -> Head:
-  config = meta.head_config(state)
+  with _named(source):
+    config = meta.head_config(state)
+    sizes.check(config, source)
   return Head(config, translate.to_ours(
       state, meta.head_table(config), head_shapes(config, width),
       source=source))
@@ -125,6 +205,11 @@ def functional(config: Config, mesh: jax.sharding.Mesh) -> network.Functional:
 
 def shapes(config: Config) -> tree.Tree:
   """Abstract parameters of a backbone."""
+  return jax.tree.map(lambda x: x, _shapes(config))
+
+
+@functools.lru_cache(maxsize=16)
+def _shapes(config: Config) -> tree.Tree:
   mesh = mesh_lib.make(devices=mesh_lib.one_device())
   with mesh_lib.activate(mesh):
     return functional(config, mesh).shapes
@@ -149,11 +234,7 @@ def resample(config: Config, params: tree.Tree,
     raise errors.UserError(
         'image_px resamples learned positions, and this model has none: '
         'leave it out, it takes any size')
-  if image_px % config.patch_px:
-    raise errors.UserError(
-        f'image_px={image_px} is not divisible by the patch of '
-        f'{config.patch_px}: set it to '
-        f'{image_px // config.patch_px * config.patch_px}')
+  _check_side(config, image_px)
   table = positions.resize_learned(
       params['pos_embed'], config.grid((image_px, image_px)),
       offset=config.interpolate_offset,
@@ -162,20 +243,31 @@ def resample(config: Config, params: tree.Tree,
           params | {'pos_embed': np.asarray(table)})
 
 
-def _hf_config(path: str) -> Config:
-  place = pathlib.Path(path).expanduser()
-  config = (place if place.is_dir() else place.parent) / 'config.json'
-  if not config.exists():
+def _check_side(config: vit.ViTConfig, image_px: int):
+  patch = config.patch_px
+  if image_px < patch or image_px % patch:
     raise errors.UserError(
-        f'{path} has names of transformers, and {config} is missing: give '
-        'the whole folder of the model')
-  return hf.config(json.loads(config.read_text()))
+        f'image_px={image_px} is not divisible by the patch of {patch}: set '
+        f'it to {max(image_px // patch, 1) * patch}')
 
 
-def _pixels(path: str) -> dict:
-  """Mean and deviation that preprocessor_config.json states, if it does."""
-  place = pathlib.Path(path).expanduser()
-  told = (place if place.is_dir() else place.parent) / hf.PREPROCESSOR
-  values = json.loads(told.read_text()) if told.exists() else {}
-  return {ours: tuple(values[theirs]) for ours, theirs in (
-      ('mean', 'image_mean'), ('std', 'image_std')) if theirs in values}
+def _beside(path: str, name: str) -> told.Told | None:
+  """A JSON file in the folder of a model; None: there is none."""
+  place = pathlib.Path(path)
+  file = (place if place.is_dir() else place.parent) / name
+  return told.Told.read(file) if file.exists() else None
+
+
+def _pixels(values: told.Told | None, mean: str, std: str,
+            config: Config) -> dict:
+  """Mean and deviation that a file states under these keys, if it does."""
+  if values is None or mean not in values and std not in values:
+    return {}
+  found = {'mean': values.numbers(mean), 'std': values.numbers(
+      std, positive=True)}
+  for key, value in found.items():
+    if len(value) != config.num_channels:
+      raise errors.UserError(
+          f'{values.source}: the {key} {value} has {len(value)} numbers, and '
+          f'the model takes {config.num_channels} channels')
+  return found

@@ -4,32 +4,38 @@ Tensors carry our own names, under `params/` and `heads/NAME/`; `entries/` are
 what another library's file held besides, so that it can be written again.
 """
 
+from collections.abc import Mapping
 import dataclasses
 import json
 import pathlib
+from typing import Any
 
 from dinojax.core import atomic
+from dinojax.core import config as config_lib
 from dinojax.core import errors
 from dinojax.core import tree
 from dinojax.interop import files
 from dinojax.interop import reading
+from dinojax.interop import sizes
+from dinojax.interop import told
 from dinojax.models import convnext
 from dinojax.models import heads
 from dinojax.models import vit
 
 TENSORS, DESCRIPTION = 'model.safetensors', 'model.json'
 _KINDS = {'vit': vit.ViTConfig, 'convnext': convnext.ConvNeXtConfig}
+_FAMILIES = ('meta', 'hf', 'timm', 'dinojax')
 _VERSION = 1
 
 
 def is_ours(folder: str) -> bool:
   """Whether a folder holds a model that `save` wrote."""
-  return (pathlib.Path(folder).expanduser() / DESCRIPTION).exists()
+  return (pathlib.Path(folder) / DESCRIPTION).exists()
 
 
 def save(folder: str, weights: reading.Weights):
   """Writes a model; an existing one is replaced when all is written."""
-  place = pathlib.Path(folder).expanduser()
+  place = pathlib.Path(folder)
   place.mkdir(parents=True, exist_ok=True)
   state = {f'params/{name}': value
            for name, value in tree.items(weights.params)}
@@ -55,34 +61,52 @@ def load(folder: str) -> reading.Weights:
   Raises:
     UserError: missing or damaged files, or of a later version.
   """
-  place = pathlib.Path(folder).expanduser()
+  place = pathlib.Path(folder)
   if not is_ours(folder):
     raise errors.UserError(
         f'{folder} holds no model: {DESCRIPTION} is missing; convert weights '
         'with `dinojax convert import`')
-  told = json.loads((place / DESCRIPTION).read_text())
-  if told.get('version') != _VERSION or told.get('kind') not in _KINDS:
+  values = told.Told.read(place / DESCRIPTION)
+  version, kind = values.get('version', None), values.get('kind', None)
+  if version != _VERSION or kind not in tuple(_KINDS):
     raise errors.UserError(
-        f'{place / DESCRIPTION} is of version {told.get("version")}, kind '
-        f'{told.get("kind")!r}: this dinojax reads version {_VERSION} of '
+        f'{place / DESCRIPTION} is of version {told.text(version)}, kind '
+        f'{told.text(kind)}: this dinojax reads version {_VERSION} of '
         f'{", ".join(_KINDS)}')
-  values = {key: tuple(value) if isinstance(value, list) else value
-            for key, value in told['config'].items()}
-  config = _KINDS[told['kind']](**values)
+  source = str(place / DESCRIPTION)
+  config = _built(_KINDS[kind], values.get('config'), f'{source}: config')
+  mean, std = values.numbers('mean'), values.numbers('std', positive=True)
   state = files.read(str(place / TENSORS))
   pick = lambda prefix: {
       key.removeprefix(prefix): value for key, value in state.items()
       if key.startswith(prefix)}
   params = _tree(place, pick('params/'), reading.shapes(config))
   found = {}
-  for name, options in told['heads'].items():
-    head = heads.HeadConfig(**options)
+  options = values.inner('heads')
+  for name in options:
+    head = _built(heads.HeadConfig, options.get(name),
+                  f'{source}: heads.{name}')
     shapes = reading.head_shapes(head, config.embed_dim)
     found[name] = reading.Head(
         head, _tree(place, pick(f'heads/{name}/'), shapes))
   return reading.Weights(
-      config, params, pick('entries/'), told['family'], found,
-      tuple(told['mean']), tuple(told['std']))
+      config, params, pick('entries/'), values.name('family', _FAMILIES),
+      found, mean, std)
+
+
+def _built(kind: type, values: Any, source: str) -> Any:
+  """A dataclass of what a file says, every value looked at."""
+  if not isinstance(values, Mapping):
+    raise errors.UserError(
+        f'{source} is {told.text(values)}: convert the weights again')
+  problems = config_lib.Errors()
+  made = config_lib.section(kind, values, path='', problems=problems)
+  if problems.messages:
+    raise errors.UserError(
+        f'{source}: {"; ".join(problems.messages)[:500]}; convert the weights '
+        'again')
+  sizes.check(made, source)
+  return made
 
 
 def _tree(place: pathlib.Path, flat: files.State,
@@ -90,7 +114,8 @@ def _tree(place: pathlib.Path, flat: files.State,
   """The tensors as a tree of known shapes."""
   wanted = dict(tree.items(shapes))
   wrong = [name for name in {**wanted, **flat} if name not in flat
-           or name not in wanted or flat[name].shape != wanted[name].shape]
+           or name not in wanted or flat[name].shape != wanted[name].shape
+           or flat[name].dtype.kind != 'f']
   if wrong:
     raise errors.UserError(
         f'{place / TENSORS} does not fit {DESCRIPTION}: '

@@ -7,6 +7,7 @@ import numpy as np
 from dinojax.core import errors
 from dinojax.interop import meta
 from dinojax.interop import names
+from dinojax.interop import told
 from dinojax.models import convnext
 from dinojax.models import vit
 
@@ -33,33 +34,69 @@ def complete(state: State) -> State:
   if 'stem.0.weight' in state:
     return dict(state)
   out = dict(state)
-  embed_dim = state['cls_token'].shape[-1]
+  embed_dim = names.shape(state, 'cls_token', 3)[-1]
   out['mask_token'] = np.zeros((1, embed_dim), np.float32)
   if 'pos_embed' in state and 'reg_token' in state:
     # timm adds the position of CLS to the CLS token itself.
     out['pos_embed'] = np.concatenate(
-        [np.zeros((1, 1, embed_dim), np.float32), state['pos_embed']], axis=1)
+        [np.zeros((1, 1, embed_dim), np.float32),
+         _like(state, 'pos_embed', (1, None, embed_dim))], axis=1)
   for key in [key for key in out if key.endswith('.q_bias')]:
-    q, v = out.pop(key), out.pop(key.replace('.q_bias', '.v_bias'))
+    q, v = (out.pop(name) for name in (key, key.replace(
+        '.q_bias', '.v_bias')) if names.shape(state, name, 1))
     out.pop(key.replace('.q_bias', '.k_bias'), None)  # a buffer of zeros
     out[key.replace('.q_bias', '.qkv.bias')] = np.concatenate(
         [q, np.zeros_like(q), v])
   return out
 
 
+def _like(state: State, name: str, wanted: tuple) -> np.ndarray:
+  """A tensor of a shape, of which None may be any length."""
+  found = names.shape(state, name, len(wanted))
+  if any(b not in (None, a) for a, b in zip(found, wanted, strict=True)):
+    raise errors.UserError(
+        f'{name} has shape {found} instead of '
+        f'{tuple("any" if n is None else n for n in wanted)}: the file is '
+        'damaged, get it again')
+  return state[name]
+
+
 def config(state: State, num_heads: int | None = None) -> Config:
   """What the tensors of `complete` say about the configuration."""
   if 'stem.0.weight' in state:
-    blocks = lambda s: {key.split('.')[3] for key in state
-                        if key.startswith(f'stages.{s}.blocks.')}
+    blocks = lambda s: {
+        key.split('.')[3] for key in state
+        if key.startswith(f'stages.{s}.blocks.') and key.count('.') > 3}
     return convnext.ConvNeXtConfig(
         tuple(len(blocks(s)) for s in range(4)),
-        tuple(state[f'stages.{s}.blocks.0.gamma'].shape[0]
+        tuple(names.shape(state, f'stages.{s}.blocks.0.gamma', 1)[0]
               for s in range(4)))
   config = meta.config(_as_meta(state), {}, num_heads)
   # timm's DINOv3 has no bias of keys.
   return dataclasses.replace(
       config, mask_k_bias=config.position == 'rope' and config.qkv_bias)
+
+
+def check_square(values: told.Told | None, config: Config):
+  """Whether learned positions are of square images, as config.json says.
+
+  Raises:
+    UserError: they are not; 9 × 16 of them would pass for 12 × 12.
+  """
+  if values is None or getattr(config, 'position', None) != 'learned':
+    return
+  told_size = []
+  if 'model_args' in values:
+    told_size.append(values.inner('model_args').get('img_size', None))
+  if 'pretrained_cfg' in values:
+    size = values.inner('pretrained_cfg').get('input_size', None)
+    told_size.append(size[1:] if isinstance(size, list) else None)
+  for size in told_size[:1] if told_size and told_size[0] else told_size:
+    if isinstance(size, list) and len(set(map(str, size))) > 1:
+      raise errors.UserError(
+          f'{values.source} says that the model takes images of {size} '
+          'pixels: positions of images that are not square are not read from '
+          'files of timm')
 
 
 def reduce(state: State, config: Config, *,
@@ -204,8 +241,8 @@ def _as_meta(state: State) -> State:
   v3 = 'pos_embed' not in state
   ends = {'gamma_1': 'ls1.gamma', 'gamma_2': 'ls2.gamma'}
   swiglu = v3 and 'blocks.0.mlp.fc1_g.weight' in state or (
-      not v3 and state['blocks.0.mlp.fc1.weight'].shape[0]
-      != state['blocks.0.mlp.fc2.weight'].shape[1])
+      not v3 and names.shape(state, 'blocks.0.mlp.fc1.weight', 2)[0]
+      != names.shape(state, 'blocks.0.mlp.fc2.weight', 2)[1])
   out = {}
   for key, value in state.items():
     for old, new in ends.items():

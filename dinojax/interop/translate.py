@@ -28,8 +28,8 @@ def to_ours(state: Mapping[str, np.ndarray], table: names.Table,
     A tree like `shapes`, float32 numpy.
 
   Raises:
-    UserError: every missing, unexpected, mis-shaped and non-finite tensor,
-      in one message.
+    UserError: every missing, unexpected, mis-shaped, whole-numbered and
+      non-finite tensor, in one message.
   """
   wanted = dict(tree.items(shapes))
   problems: dict[str, list[str]] = {}
@@ -47,7 +47,9 @@ def to_ours(state: Mapping[str, np.ndarray], table: names.Table,
         report('of another shape',
                f'{key} {state[key].shape} instead of {shape}')
       else:
-        if not np.isfinite(state[key]).all():
+        if state[key].dtype.kind != 'f':  # quantised: the scales are lost
+          report('not of floats', f'{key} {state[key].dtype}')
+        elif not np.isfinite(state[key]).all():
           report('not finite', key)
         parts.append(rule.layout.to_ours(state[key]))
     if len(parts) == len(rule.keys):

@@ -48,7 +48,7 @@ def write(folder: str, weights: reading.Weights, kind: str, *,
         f'image_px={image_px} is for programs ({", ".join(_GRAPHS)}), and '
         f'--format={kind} takes any size: leave it out; learned positions are '
         'resampled when weights are imported')
-  place = pathlib.Path(folder).expanduser()
+  place = pathlib.Path(folder)
   place.mkdir(parents=True, exist_ok=True)
   if kind in _GRAPHS:
     return _GRAPHS[kind](place, weights, image_px)

@@ -103,6 +103,9 @@ class Result:
   seconds: float
   evaluation: dict[str, float]
 
+  def __repr__(self) -> str:
+    return report.summary(self)
+
 
 def run(job: Run) -> Result:
   """Trains from the last checkpoint in the workdir, or from scratch.

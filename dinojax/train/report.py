@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 import json
 import sys
 import time
+from typing import Any
 
 from etils import epath
 import jax
@@ -242,3 +243,13 @@ def _process_peak_kib() -> int:
   import resource  # Unix only, and needed only here
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return peak // 1024 if sys.platform == 'darwin' else peak
+
+
+def summary(result: Any) -> str:
+  """Three lines on how a run ended, see loop.Result."""
+  numbers = ' · '.join(
+      f'{name} {value:.4g}' for name, value in result.evaluation.items())
+  return (f'Result: {"finished" if result.finished else "stopped"} at step '
+          f'{result.step} after {log.duration(result.seconds)} of training\n'
+          f'evaluation: {numbers or "none"}\n'
+          f'state, on the devices: {", ".join(result.state)}')

@@ -15,6 +15,7 @@ from dinojax.augment import photometric
 from dinojax.core import config as config_lib
 from dinojax.core import errors
 from dinojax.core import fields
+from dinojax.core import paths
 from dinojax.data import crops
 from dinojax.data import masking
 from dinojax.models import convnext
@@ -102,7 +103,8 @@ def read(config: Any) -> Settings:
     UserError: every mistake, each with its key, value and fix.
   """
   problems = config_lib.Errors()
-  settings = _with_students(config_lib.plain(config), problems)
+  settings = _with_students(
+      paths.expand_all(config_lib.plain(config)), problems)
   if not problems.is_readable:
     problems.raise_any()
   settings = _with_groups(settings)

@@ -139,31 +139,31 @@ def test_names_of_the_hub(tmp_path, monkeypatch, capsys):
       {'image_mean': [0.1, 0.2, 0.3], 'image_std': [1, 2, 3]}))
   calls = []
 
-  def download(name, allow_patterns, local_files_only=False):
+  def download(name, revision, allow_patterns, local_files_only=False):
     calls.append(local_files_only)
-    assert name == 'facebook/dinov2-tiny'
+    assert (name, revision) == ('facebook/dinov2-tiny', None)
     assert set(allow_patterns) == {'*.safetensors', '*.json'}
     if local_files_only:
       raise hub_errors.LocalEntryNotFoundError('not in the cache')
     return str(tmp_path)
 
   monkeypatch.setattr(huggingface_hub, 'snapshot_download', download)
-  model = dinojax.load('facebook/dinov2-tiny')
+  model = dinojax.load('hf:facebook/dinov2-tiny')
   assert calls == [True, False]
   assert 'fetched from huggingface.co' in capsys.readouterr().out
   assert model.mean == (0.1, 0.2, 0.3)
   out = model(nhwc(case.inputs['pixel_values0']))
   case.check('s0/last_hidden_state', tokens(out), rtol=1e-4, atol=1e-5)
 
-  def offline(name, allow_patterns, local_files_only=False):
+  def offline(name, revision, allow_patterns, local_files_only=False):
     raise hub_errors.LocalEntryNotFoundError('no connection')
 
   monkeypatch.setattr(huggingface_hub, 'snapshot_download', offline)
   with pytest.raises(errors.UserError, match='could not be fetched'):
-    dinojax.load('facebook/dinov2-tiny')
+    dinojax.load('hf:facebook/dinov2-tiny')
   monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
   with pytest.raises(errors.UserError, match='pip install huggingface_hub'):
-    dinojax.load('facebook/dinov2-tiny')
+    dinojax.load('hf:facebook/dinov2-tiny')
   with pytest.raises(errors.UserError, match='does not exist'):
     dinojax.load('weights/none.pth')
 

@@ -1,0 +1,135 @@
+"""`dinojax.load` and `dinojax.train` as a program meets them."""
+
+import inspect
+import io
+import pathlib
+
+from absl import flags
+import numpy as np
+from PIL import Image
+import pytest
+
+import dinojax
+from dinojax import job
+from dinojax import model as model_lib
+from dinojax.core import errors
+from dinojax.interop import store
+from dinojax.train import loop
+from tests.fuzz import weights as tiny
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  place = tmp_path_factory.mktemp('m') / 'model'
+  store.save(str(place), tiny.tiny(tiny.CONFIG))
+  return place
+
+
+@pytest.fixture(scope='module')
+def model(folder):
+  return dinojax.load(folder)  # a pathlib.Path
+
+
+@pytest.fixture(scope='module')
+def photo(tmp_path_factory):
+  pixels = np.random.default_rng(0).integers(
+      0, 256, (300, 280, 3), dtype=np.uint8)
+  path = tmp_path_factory.mktemp('photo') / 'a.png'
+  Image.fromarray(pixels).save(path)
+  return path, pixels
+
+
+def test_one_image_or_many_of_any_kind(model, photo):
+  path, pixels = photo
+  data = io.BytesIO(path.read_bytes()).getvalue()
+  image = Image.fromarray(pixels)
+  expected = model.preprocess([str(path)])
+  assert expected.shape == (1, 224, 224, 3) and expected.dtype == np.float32
+  for one in (path, str(path), data, image, pixels, pixels[None],
+              iter([path])):
+    np.testing.assert_array_equal(model.preprocess(one), expected)
+  mixed = model.preprocess([path, data, image, pixels])
+  np.testing.assert_array_equal(mixed, np.repeat(expected, 4, 0))
+  grey = pixels[..., 0]
+  np.testing.assert_array_equal(
+      model.preprocess(grey), model.preprocess(np.stack([grey] * 3, -1)))
+  np.testing.assert_array_equal(
+      model.preprocess(grey[..., None]), model.preprocess(grey))
+  assert model.preprocess([pixels, pixels[:250]], crop_px=32).shape == (
+      2, 32, 32, 3)
+
+
+@pytest.mark.parametrize(('images', 'text'), [
+    ([], 'no images'), (3, 'int is no image'), ([3], 'image 0: an array of'),
+    (['a.jpg', None], 'a.jpg cannot be read'), ([b'no'], 'image 0 cannot'),
+    (np.zeros((4, 4, 3)), 'give pixels as uint8'),
+    (np.zeros((4, 4, 5), np.uint8), 'is no image'),
+    (np.zeros((0, 4, 3), np.uint8), 'is no image'),
+    ([np.zeros((4, 4, 3), np.float32)], 'from 0 to 255'),
+    ('~no-such-user/a.jpg', 'no home folder')])
+def test_what_is_no_image_is_named(model, images, text):
+  with pytest.raises(errors.UserError, match=text):
+    model.preprocess(images)
+  with pytest.raises(errors.UserError, match='set resize_px'):
+    model.preprocess(images, crop_px=300)
+
+
+@pytest.mark.parametrize(('images', 'text'), [
+    (np.zeros((1, 4, 4, 3), np.uint8), 'uint8 and not normalised floats: .*'
+     'model.preprocess'),
+    (np.full((1, 4, 4, 3), 200.0), 'from 200 to 200, pixels that are not'),
+    (np.zeros((1, 3, 4, 4), np.float32), r'transpose\(0, 2, 3, 1\)'),
+    (np.zeros((4, 4, 3), np.float32), r'images\[None\]'),
+    (np.zeros((0, 4, 4, 3), np.float32), 'are not'),
+    (np.zeros((1, 4, 5, 3), np.float32), 'whole patches of 2')])
+def test_pixels_are_never_taken_for_normalised_ones(model, images, text):
+  for call in (model, model.intermediate, model.attention_maps):
+    with pytest.raises(errors.UserError, match=text):
+      call(images)
+
+
+def test_blocks_that_are_not_there(model):
+  images = np.zeros((1, 4, 4, 3), np.float32)
+  for layer in (1, -2):
+    with pytest.raises(errors.UserError, match=f'layer={layer} is not in'):
+      model.attention_maps(images, layer)
+
+
+def test_a_model_says_what_it_is(model, folder):
+  for text in ('ViT of 1 blocks, width 8, 2 heads, patches of 2 px',
+               'learned positions for 4 px', '0.0 M parameters', str(folder),
+               '(meta)', 'mean 0.485/0.456/0.406, std 0.229'):
+    assert text in repr(model)
+  assert len(repr(model)) < 300 + len(str(folder))
+
+
+@pytest.mark.parametrize('function', [
+    dinojax.load, dinojax._train, model_lib.Model.preprocess,
+    model_lib.Model.__call__, model_lib.Model.intermediate,
+    model_lib.Model.attention_maps])
+def test_every_argument_is_explained(function):
+  for name in set(inspect.signature(function).parameters) - {'self'}:
+    assert f'{name}: ' in function.__doc__, name
+  assert 'Raises:' in function.__doc__
+
+
+def test_training_is_called_by_the_name_of_its_package(monkeypatch, tmp_path):
+  calls = []
+  monkeypatch.setattr(job, 'train', lambda *args: calls.append(args))
+  monkeypatch.setattr(job, 'compile_cache', calls.append)
+  flags.FLAGS.unparse_flags()  # as in a notebook, where nothing parses them
+  dinojax.train({'seed': 1}, pathlib.Path(tmp_path), compile_cache='')
+  assert calls == ['', ({'seed': 1}, str(tmp_path))]
+  assert flags.FLAGS.is_parsed()
+  names = lambda function: list(inspect.signature(function).parameters)
+  assert names(dinojax.train) == names(dinojax._train)
+  assert dinojax.train.loop is loop
+
+
+def test_a_result_is_three_lines():
+  result = loop.Result({'step': 0, 'student': {}}, 7, True, False, 65.0,
+                       {'knn/trained': 0.81234})
+  assert repr(result).splitlines() == [
+      'Result: finished at step 7 after 1m05s of training',
+      'evaluation: knn/trained 0.8123',
+      'state, on the devices: step, student']
