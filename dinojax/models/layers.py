@@ -131,6 +131,15 @@ def norm(kind: str, width: int, *, epsilon: float, dtype, rngs: nnx.Rngs):
       width, epsilon=epsilon, dtype=dtype, use_fast_variance=False, rngs=rngs)
 
 
+def in_float32(module: nnx.Module) -> nnx.Module:
+  """A norm, gathered for one use, with a result that is not rounded.
+
+  For what KoLeo compares: rows that differ by less than bfloat16 shows.
+  """
+  module.dtype = jnp.float32
+  return module
+
+
 class LayerScale(nnx.Module):
   """A learned factor per channel of a residual branch."""
 

@@ -265,8 +265,8 @@ class ViT(nnx.Module):
       train: as the student runs: untied local CLS norm.
 
     Returns:
-      By kind: cls [r, d], registers [r, n, d], patches [r, p, d], after the
-      final norm; prenorm [r, n, d], all tokens before it.
+      By kind: cls [r, d], float32, registers [r, n, d], patches [r, p, d],
+      after the final norm; prenorm [r, n, d], all tokens before it.
     """
     masks, draws = masks or {}, draws or {}
     kinds = list(crops)
@@ -379,18 +379,16 @@ class ViT(nnx.Module):
   def _features(self, x: Array, kind: str, train: bool,
                 normed: bool = True) -> Features:
     config, dtype = self.config, self.config.compute_dtype
-    norm = sharding.gather(self.norm, dtype)
     first = 1 + config.num_registers
-    if not normed:
-      lead, patches = x[:, :first], x[:, first:]
-    elif config.untie_global_and_local_cls_norm and train and kind == 'local':
-      lead = sharding.gather(self.local_cls_norm, dtype)(x[:, :first])
-      patches = norm(x[:, first:])
-    elif config.untie_cls_and_patch_norms:
-      lead = sharding.gather(self.cls_norm, dtype)(x[:, :first])
-      patches = norm(x[:, first:])
-    else:
-      x_normed = norm(x)
-      lead, patches = x_normed[:, :first], x_normed[:, first:]
-    return {'cls': lead[:, 0], 'registers': lead[:, 1:], 'patches': patches,
+    lead, patches = x[:, :first], x[:, first:]
+    if normed:
+      lead_norm = self.norm
+      if config.untie_global_and_local_cls_norm and train and kind == 'local':
+        lead_norm = self.local_cls_norm
+      elif config.untie_cls_and_patch_norms:
+        lead_norm = self.cls_norm
+      lead = layers.in_float32(sharding.gather(lead_norm, dtype))(lead)
+      patches = sharding.gather(self.norm, dtype)(patches)
+    return {'cls': lead[:, 0].astype(jnp.float32),
+            'registers': lead[:, 1:].astype(dtype), 'patches': patches,
             'prenorm': x}
