@@ -88,7 +88,8 @@ def hands(num_bins: int, groups: int) -> tuple[tuple[int, ...], ...]:
   out = [[] for _ in range(groups)]
   for end in range(num_bins, 0, -groups):
     some = range(max(end - groups, 0), end)
-    for hand, i in zip(sorted(out, key=len), rng.permutation(some)):
+    fewest = sorted(out, key=len)[:len(some)]
+    for hand, i in zip(fewest, rng.permutation(some), strict=True):
       hand.append(int(i))
   pairs = list(itertools.combinations(out, 2))
   while any([_level(*pair) for pair in pairs]):

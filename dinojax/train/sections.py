@@ -154,6 +154,8 @@ class Schedules:
   freeze_last_layer: Duration = Duration(0, 'steps')
   lr_rule: str = 'sqrt_1024'
   style: str = 'v2'  # or 'v3'
+  # Part by which cosines of style v2 are longer than training, and cut there.
+  trunc_extra: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

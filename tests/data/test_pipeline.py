@@ -136,6 +136,56 @@ def test_masks_of_several_groups_share_out_the_ratios():
   assert order[:8] != order[8:16] and sorted(order[:8]) == sorted(order[8:16])
 
 
+def test_every_group_deals_its_own_mask_sizes():
+  sizes = np.concatenate([b['mask'].sum(-1).reshape(4, -1)
+                          for b in batches(count=4, masks=masking.Masks(
+                              spread_images=2))])  # [g, r]
+  assert len({tuple(sorted(group)) for group in sizes.tolist()}) == 1
+  assert len({tuple(group) for group in sizes.tolist()}) > 4
+
+
+def test_bad_images_are_replaced_and_reported_alike_everywhere():
+  bad = {1, 5, 7, 11}
+  whole = batches(Pictures(20, bad), count=4)
+  seen = {p['name'] for b in whole for p in b['problems']}
+  assert seen == {f'{i}.png' for i in bad}
+  assert all(p['reason'] and p['source'] == 'pictures:'
+             for b in whole for p in b['problems'])
+  for batch in whole:
+    assert batch['bad'].sum() == len(batch['problems'])
+    assert not set(batch['label'].tolist()) & bad
+  parts = [batches(Pictures(20, bad), count=4, process_index=p,
+                   process_count=2) for p in range(2)]
+  for step in range(4):
+    np.testing.assert_array_equal(
+        np.concatenate([p[step]['global'] for p in parts]),
+        whole[step]['global'])
+
+
+def test_a_source_of_nothing_but_bad_images_says_so():
+  # Also from a worker: the user reads a sentence, not a stack trace.
+  for workers in (0, 1):
+    with pytest.raises(errors.UserError, match='cannot be decoded'):
+      batches(Pictures(4, range(4)), num_workers=workers)
+
+
+class Failing(Pictures):
+  """A disk that fails for some records."""
+
+  def __getitem__(self, index):
+    if index in self._bad:
+      raise OSError(5, 'Input/output error')
+    return super().__getitem__(index)
+
+
+def test_read_errors_are_replaced_and_reported():
+  whole = batches(Failing(20, {2, 3}), count=4)
+  problems = [p for b in whole for p in b['problems']]
+  assert {p['name'] for p in problems} == {'2', '3'}
+  assert all('Input/output error' in p['reason'] for p in problems)
+  assert sum(b['bad'].sum() for b in whole) == len(problems)
+
+
 def test_large_steps_do_not_overflow():
   step = 10**7  # times the batch exceeds 32 bits
   batch = batches(start_step=step, batch_size=1024, group_images=256,
