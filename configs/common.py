@@ -218,6 +218,8 @@ def smoke_distillation(c: config_dict.ConfigDict) -> config_dict.ConfigDict:
   for student in c.get('students', {}).values():
     _shrink(student.model)
     student.init.source = None
+    if 'koleo' in student:
+      student.koleo.group_images = c.koleo.group_images
     for name in ('dino', 'ibot'):
       student[name] = {'hidden_dim': 32, 'bottleneck_dim': 16}
   # In two steps from 0.994 to 1 there would be no average.

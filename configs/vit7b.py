@@ -9,8 +9,9 @@ released model took 61,440 H100-hours with its later stages, on a private
 collection of 1.7 billion images.
 Expected: the released model, all stages, has linear 88.4 on ImageNet.
 First loss: 12.48 = ln 262144 for both DINO parts; iBOT's is half of 11.50.
-Differs: bfloat16 where the reference has fp8 products in the blocks. Momentum
-is 0.994 as in the file, where the paper says 0.999.
+Differs: bfloat16 where the reference has fp8 products in the blocks; KoLeo in
+float32, not bfloat16. Momentum is 0.994 as in the file, where the paper says
+0.999.
 """
 
 from dinojax.configs import common
@@ -42,6 +43,7 @@ def get_config(arg: str = ''):
   c.train.batch_size = 4096
   c.train.group_images = 16
   c.koleo.group_images = 16
+  c.masks.spread_images = 16  # as there, the images of a GPU
   c.train.epoch_steps = 1000
   c.train.total_epochs = 1000.0
   common.set_duration(c.schedules, 'freeze_last_layer', epochs=5)

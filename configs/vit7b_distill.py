@@ -30,7 +30,10 @@ First loss: 12.48 = ln 262144 for both DINO parts; iBOT's is half of 11.50.
 Differs: batch 4096 is what a comment in the ConvNeXt files says; the rates of
 ViTs from random weights are those of ConvNeXts of like size, and weight decay
 and layer decay of the ViT file, all ours. Masks choose patches and hide none,
-as there; they are one draw for all students, where each drew its own.
+as there; they are one draw for all students, where each drew its own. KoLeo's
+groups are there the images of a GPU: 128 of 4096 on 32 GPUs a student, and in
+the ViT file 40, 40, 24 and 16, which is followed. A share of the batch needs
+them to divide it.
 """
 
 import math
@@ -45,6 +48,8 @@ _RATES = {
     'vits16': 2e-4, 'vits16plus': 2e-4, 'vitb16': 1e-4, 'vitl16': 1e-4,
     'vith16plus': 1e-4, 'convnext_tiny': 2e-4, 'convnext_small': 2e-4,
     'convnext_base': 1e-4, 'convnext_large': 1e-4}
+# Of the ViT file: 1920 images on 48, 48, 80 and 120 GPUs.
+_LATE_KOLEO = {'vits16': 40, 'vits16plus': 40, 'vitb16': 24, 'vitl16': 16}
 
 
 def get_config(arg: str = ''):
@@ -86,7 +91,8 @@ def _long(c):
   """From random weights: the ConvNeXt files."""
   c.train.batch_size = 4096
   c.train.group_images = 4  # a share is of groups: quarters, on 256 chips
-  c.koleo.group_images = 16
+  c.koleo.group_images = 128
+  c.masks.spread_images = 128
   c.train.total_epochs = 500.0
   common.set_duration(c.schedules, 'freeze_last_layer', epochs=1)
   c.schedules.lr = common.curve(1e-6, 2e-4, 1e-6, warmup_epochs=80.0)
@@ -102,7 +108,9 @@ def _late(c):
   """Students that were distilled before: the ViT file."""
   c.train.batch_size = 1920
   c.train.group_images = 15  # on 128 chips; there 16 to 40
-  c.koleo.group_images = 15
+  c.koleo.group_images = 16
+  c.masks.spread_images = 24  # two groups
+  c.crops.flip_probability = 0.0  # horizontal_flips: false
   c.train.total_epochs = 20.0
   # The reference's rule counts 1776 of the 1920 images: 6 on each of 296 GPUs.
   c.schedules.lr = common.curve(
@@ -123,8 +131,8 @@ def set_students(c, names, late: bool = False):
     c.students = made
     return
   (alone,) = made.values()
-  for section in ('dino', 'ibot', 'optimizer', 'schedules', 'init'):
-    _update(c[section], alone[section])
+  for section in ('dino', 'ibot', 'koleo', 'optimizer', 'schedules', 'init'):
+    _update(c[section], alone.get(section, {}))
 
 
 def _update(section, values):
@@ -150,6 +158,7 @@ def student(name: str, late: bool = False) -> dict:
     own['optimizer']['layerwise_decay'] = 0.99
   if late:
     own['init']['source'] = f'runs/{name}'
+    own['koleo'] = {'group_images': _LATE_KOLEO.get(name, 16)}
   else:
     own['schedules']['lr'] = {'peak': _RATES[name]}
   return own

@@ -12,7 +12,9 @@ Hardware: as configs/vit7b.py, which see, and one more forward pass.
 First loss: what the run before ended with; loss/gram see docs/recipes.md.
 Differs: a run of its own, so steps count from 0 where the reference resumes at
 1.0 M: 200,000 steps, renewed at 10, 20 and 30 thousand. The optimizer's
-moments start anew: a warm-up of 1,000 steps, ours. bfloat16 for fp8.
+moments start anew: a warm-up of 1,000 steps, ours. bfloat16 for fp8. Global
+crops are resized once, from the image, where the reference resizes its crop of
+512 pixels again: pixels differ 5 % more from their neighbours here.
 """
 
 from dinojax.configs import common

@@ -14,6 +14,9 @@ Expected: the released 7B is the EMA of this stage: linear 88.4 on ImageNet.
 First loss: what the run before ended with; loss/gram see docs/recipes.md.
 Differs: local crops of 160 pixels where the file has 168: of these the
 reference reads 10 × 10 patches and drops the last 8 pixels. bfloat16 for fp8.
+Global crops are resized once, from the image, where the reference resizes its
+crop for the Gram teacher again: pixels differ up to 5 % more from their
+neighbours here.
 """
 
 from dinojax.configs import common
@@ -41,6 +44,7 @@ def get_config(arg: str = ''):
   c.train.batch_size = 2048
   c.train.group_images = 8
   c.koleo.group_images = 16  # of two chips with 8 images each
+  c.masks.spread_images = 8
   c.train.total_epochs = 30.0  # of 1000 steps
   common.set_duration(c.schedules, 'freeze_last_layer', steps=0)
   c.schedules.lr = common.curve(

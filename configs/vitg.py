@@ -9,7 +9,8 @@ Hardware: 256 TPU v5e, or 64 H100. 625,000 steps; the released model took
 Expected: the released model has k-NN 83.5, linear 86.5 on ImageNet.
 First loss: 11.78 = ln 131072 for both DINO parts, half of it for iBOT.
 Differs: the number of hidden patches is exact (masks.counts), where DINOv2
-draws it within each bin of ratios.
+draws it within each bin of ratios, and spread over 64 images. bfloat16 where
+DINOv2 has float16 and a loss scaler; KoLeo in float32.
 """
 
 from dinojax.configs import common

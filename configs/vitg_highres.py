@@ -15,6 +15,7 @@ First loss: what the run before ended with, a little more for a while.
 Differs, ours: the paper does not say how much lower the rate is; this takes
 the step of DINOv3's files, from 4e-4 to 7.07e-5. Drop path 0.1 for S and B.
 The optimizer's moments start anew, which the compressed warm-up covers.
+Masks and precision as in configs/vitg.py, which see.
 """
 
 from dinojax.configs import common

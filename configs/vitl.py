@@ -10,6 +10,7 @@ Expected there: k-NN 81.6, linear 82.9 (v2); k-NN 82.0, linear 83.5 (v3).
 First loss: 11.09 = ln 65536 for both DINO parts, half of it for iBOT.
 Differs: group_images is the references' images a GPU (64). DINOv2 draws the
 number of hidden patches within each bin of ratios; here it is exact.
+bfloat16 where DINOv2 has float16 and a loss scaler; KoLeo in float32.
 """
 
 from dinojax.configs import common

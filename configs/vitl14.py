@@ -10,7 +10,8 @@ Hardware there: 96 A100 for 3.3 days. 625,000 steps.
 Expected there: k-NN 82.0, linear 84.5 on ImageNet.
 First loss: 11.78 = ln 131072 for both DINO parts, half of it for iBOT.
 Differs: the number of hidden patches is exact (masks.counts), where DINOv2
-draws it within each bin of ratios.
+draws it within each bin of ratios, and spread over 64 images. bfloat16 where
+DINOv2 has float16 and a loss scaler; KoLeo in float32.
 """
 
 from dinojax.configs import common

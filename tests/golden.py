@@ -90,6 +90,7 @@ class Case:
   inputs: dict[str, np.ndarray]
   weights: dict[str, dict[str, np.ndarray]]
   outputs: dict[str, np.ndarray]
+  folder: pathlib.Path = KEPT
 
   @functools.cached_property
   def config(self) -> Options:
@@ -166,7 +167,7 @@ def catalogue(where: pathlib.Path = KEPT) -> dict[str, dict]:
 
 def load(name: str, where: pathlib.Path = KEPT) -> Case:
   meta = catalogue(where)[name]
-  case = Case(meta, {}, {}, {})
+  case = Case(meta, {}, {}, {}, where)
   with np.load(where / meta['file'], allow_pickle=False) as arrays:
     for path in arrays.files:
       head, key = path.split('/', 1)

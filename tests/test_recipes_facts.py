@@ -8,6 +8,7 @@ import pytest
 
 from dinojax.core import errors
 from dinojax.core import tree
+from dinojax.data import masking
 from dinojax.models import network
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.train import recipe as recipe_lib
@@ -237,6 +238,21 @@ def test_late_distillation_is_the_published_file():
   np.testing.assert_allclose(plan['teacher_temperature'](0), 0.07)
   assert (s.crops.global_px, s.crops.local_px) == (256, 112)
   assert s.distillation.patches == 'masked' and not s.distillation.hide_masked
+  assert s.crops.flip_probability == 0
+  # The images of a GPU: 1920 on 48, 48, 80 and 120 of them.
+  assert {name: own.koleo.group_images for name, own in s.students.items()
+          } == {'vits16': 40, 'vits16plus': 40, 'vitb16': 24, 'vitl16': 16}
+  assert load('vit7b_distill', 'late,vits16').koleo.group_images == 40
+
+
+@pytest.mark.parametrize('name, arg, images', [
+    ('vit7b', '', 16), ('vit7b_gram', '', 16), ('vit7b_highres', '', 8),
+    ('vit7b_distill', '', 128), ('vit7b_distill', 'late', 30),
+    ('convnext_distill', '', 128), ('vitl', 'v3', 64), ('vitl', '', 64)])
+def test_masks_are_spread_over_the_images_of_a_gpu(name, arg, images):
+  s = load(name, arg)
+  group = s.train.group_images
+  assert masking.num_groups(group, s.masks) * group == images
 
 
 def test_dinov2_distils_every_patch_of_whole_images():

@@ -55,15 +55,17 @@ def masks(s: Settings) -> Found:
     return [findings.error(
         'masks', f'masks.probability={m.probability} and masks.ratio='
         f'{m.ratio} are not fractions', 'set 0.5 and (0.1, 0.5)')]
-  rows = s.train.group_images * s.crops.num_global
+  group = s.train.group_images
+  images = group * masking.num_groups(group, m)
+  rows = images * s.crops.num_global
   hidden = masking.upper_bounds(rows, s.num_patches, m)
   if not sum(hidden):
     return [findings.error(
-        'masks', f'{len(hidden)} of {rows} crops of a group are masked, and '
-        'no patch is: iBOT has nothing to learn',
-        'raise masks.probability, masks.ratio or train.group_images')]
-  text = (f'{len(hidden)} of {rows} crops of a group hide {hidden[0]} to '
-          f'{hidden[-1]} of {s.num_patches} patches')
+        'masks', f'{len(hidden)} of {rows} crops of {images} images are '
+        'masked, and no patch is: iBOT has nothing to learn',
+        'raise masks.probability, masks.ratio or masks.spread_images')]
+  text = (f'{len(hidden)} of {rows} crops of {images} images hide '
+          f'{hidden[0]} to {hidden[-1]} of {s.num_patches} patches')
   if hidden[0] < 1:
     return [findings.warn(
         'masks', f'{text}: {hidden.count(0)} hide none',

@@ -1,11 +1,16 @@
 """Which patches the student does not see: blocks, exact in number.
 
-The multiset of mask sizes is fixed for a group of rows, so the number of
-masked patches of a group is a constant and nothing is padded; DINOv2's
-undershooting masks are the option that pads.
+The references spread mask sizes over the images of a rank, 16 to 128: the
+range of ratios is cut into bins, one a masked row. A group may be smaller, and
+few bins, each with its upper edge, would hide more. So the bins are those of
+several groups, dealt out so that all hide nearly as much: the lists of masked
+patches have one length, and what a few groups hide less is padding, as it is
+of DINOv2's undershooting masks.
 """
 
 import dataclasses
+import functools
+import itertools
 import math
 from typing import Literal, Protocol
 
@@ -49,6 +54,9 @@ class Masks:
   # Number of hidden patches: as drawn (DINOv3), or at most that (DINOv2).
   counts: Literal['exact', 'undershooting'] = 'exact'
   circular_shift: bool = False  # Shifts a mask around the edges of the crop.
+  # Images over which the shares are spread, rounded up to whole groups: the
+  # references' images of a rank.
+  spread_images: fields.Positive = 64
 
 
 _MIN_BLOCK = 4
@@ -63,19 +71,82 @@ def edges(rows: int, spec: Masks) -> np.ndarray:
 
 
 def upper_bounds(rows: int, patches: int, spec: Masks) -> list[int]:
-  """Largest mask size of every masked row of a group of `rows`."""
+  """Largest mask size of every masked row of `rows`, ascending."""
   return [int(patches * float(edge)) for edge in edges(rows, spec)[1:]]
 
 
+def num_groups(group_images: int, spec: Masks) -> int:
+  """Groups of images over which mask ratios are spread."""
+  return max(math.ceil(spec.spread_images / group_images), 1)
+
+
+@functools.cache
+def hands(num_bins: int, groups: int) -> tuple[tuple[int, ...], ...]:
+  """Bins 0 … num_bins − 1 dealt to groups, with nearly the same sums.
+
+  Each group gets one of every `groups` neighbouring bins; then bins change
+  places as long as that brings the sums of two groups closer together. Always
+  the same: sizes of arrays follow from it.
+  """
+  rng = np.random.default_rng(0)
+  out = [[] for _ in range(groups)]
+  for end in range(num_bins, 0, -groups):
+    some = range(max(end - groups, 0), end)
+    fewest = sorted(out, key=len)[:len(some)]
+    for hand, i in zip(fewest, rng.permutation(some), strict=True):
+      hand.append(int(i))
+  pairs = list(itertools.combinations(out, 2))
+  while any([_level(*pair) for pair in pairs]):
+    pass
+  return tuple(map(tuple, out))
+
+
+def _level(a: list[int], b: list[int]) -> bool:
+  """Exchanges a number of each, if their sums then differ by less."""
+  gap = sum(a) - sum(b)
+  rest, i, j = min(
+      ((abs(gap - 2 * (x - y)), i, j) for i, x in enumerate(a)
+       for j, y in enumerate(b)), default=(abs(gap), 0, 0))
+  if rest >= abs(gap):
+    return False
+  a[i], b[j] = b[j], a[i]
+  return True
+
+
+def num_masked(rows: int, patches: int, spec: Masks, groups: int) -> int:
+  """Entries of every group's list of masked patches.
+
+  Args:
+    rows: of a group: its images times their global crops.
+    patches: of a row.
+    spec: how much is masked.
+    groups: see `num_groups`.
+  """
+  bounds = upper_bounds(rows * groups, patches, spec)
+  return max(sum(bounds[i] for i in hand)
+             for hand in hands(len(bounds), groups))
+
+
 def row_counts(rows: int, patches: int, spec: Masks,
-               rng: np.random.Generator) -> np.ndarray:
-  """Requested mask size of every row of a group, shuffled; [r] int."""
-  bounds = edges(rows, spec)
+               rng: np.random.Generator, *, groups: int = 1,
+               hand: int = 0) -> np.ndarray:
+  """Requested mask size of every row of a group, shuffled; [r] int.
+
+  Args:
+    rows: of the group.
+    patches: of a row.
+    spec: how much is masked.
+    rng: randomness.
+    groups: over which the ratios are spread.
+    hand: which of their shares this group has.
+  """
+  bounds = edges(rows * groups, spec)
+  dealt = hands(len(bounds) - 1, groups)[hand]
   if spec.counts == 'exact':
-    counts = upper_bounds(rows, patches, spec)
+    counts = [int(patches * float(bounds[i + 1])) for i in dealt]
   else:
-    counts = [int(patches * rng.uniform(low, high))
-              for low, high in zip(bounds[:-1], bounds[1:], strict=True)]
+    counts = [int(patches * rng.uniform(bounds[i], bounds[i + 1]))
+              for i in dealt]
   counts = np.array(counts + [0] * (rows - len(counts)), int)
   return rng.permutation(counts)
 

@@ -100,13 +100,16 @@ class Plan:
         f'{problem["reason"]}; check the source')
 
   def _masks(self, row: int, crops: crops_lib.Crops) -> np.ndarray:
-    """[v, p] bool. Mask sizes are dealt within a group, shapes per row."""
+    """[v, p] bool. Sizes by the row's group, shapes by the row."""
     views, spec = crops.num_global, self.masks
     grid = (crops.global_px // self.patch_px,) * 2
     group, member = divmod(row, self.group_images)
+    groups = masking.num_groups(self.group_images, spec)
+    deal, place = divmod(group, groups)
+    hand = mixture.generator(self.seed, 7, deal).permutation(groups)[place]
     counts = masking.row_counts(
         self.group_images * views, grid[0] * grid[1], spec,
-        mixture.generator(self.seed, 4, group))
+        mixture.generator(self.seed, 4, group), groups=groups, hand=int(hand))
     rng = mixture.generator(self.seed, 5, row)
     largest = masking.max_block(crops.global_px, self.patch_px)
     return np.stack([
@@ -123,7 +126,9 @@ class Plan:
       grouped = batch['mask'].reshape(
           -1, self.group_images * self.crops.num_global,
           batch['mask'].shape[-1])
-      size = sum(masking.upper_bounds(*grouped.shape[1:], self.masks))
+      size = masking.num_masked(
+          *grouped.shape[1:], self.masks,
+          masking.num_groups(self.group_images, self.masks))
       pairs = [masking.collate(group, size) for group in grouped]
       batch['mask_index'] = np.stack([index for index, _ in pairs])
       batch['mask_weight'] = np.stack([weight for _, weight in pairs])

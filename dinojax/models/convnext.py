@@ -143,8 +143,8 @@ class ConvNeXt(nnx.Module):
       train: ignored.
 
     Returns:
-      By kind: cls [r, d] and patches [r, p, d] after the final norm,
-      registers [r, 0, d], prenorm [r, p, d].
+      By kind: cls [r, d], float32, and patches [r, p, d] after the final
+      norm, registers [r, 0, d], prenorm [r, p, d].
     """
     return {kind: self._features(self.maps(images)[-1])
             for kind, images in crops.items()}
@@ -173,7 +173,7 @@ class ConvNeXt(nnx.Module):
     maps, out = self.maps(images), []
     for index in sorted(indices):
       x = maps[index]
-      cls = x.mean((1, 2))
+      cls = x.mean((1, 2), dtype=jnp.float32)
       if self.config.patch_px:
         grid = tuple(n // self.config.patch_px for n in images.shape[1:3])
         x = jax.image.resize(
@@ -182,14 +182,18 @@ class ConvNeXt(nnx.Module):
       features = {'cls': cls, 'registers': tokens[:, :0], 'patches': tokens,
                   'prenorm': tokens}
       if norm and index == len(maps) - 1:
-        final = sharding.gather(self.norm, self.config.compute_dtype)
-        features |= {'cls': final(cls), 'patches': final(tokens)}
+        gathered = lambda: sharding.gather(
+            self.norm, self.config.compute_dtype)
+        features |= {'cls': layers.in_float32(gathered())(cls),
+                     'patches': gathered()(tokens)}
       out.append(features)
     return out
 
   def _features(self, x: Array) -> Features:
-    norm = sharding.gather(self.norm, self.config.compute_dtype)
+    gathered = lambda: sharding.gather(self.norm, self.config.compute_dtype)
     tokens = x.reshape(x.shape[0], -1, x.shape[-1])
     # The mean comes first, then the norm that the positions get as well.
-    return {'cls': norm(x.mean((1, 2))), 'registers': tokens[:, :0],
-            'patches': norm(tokens), 'prenorm': tokens}
+    mean = x.mean((1, 2), dtype=jnp.float32)
+    return {'cls': layers.in_float32(gathered())(mean),
+            'registers': tokens[:, :0], 'patches': gathered()(tokens),
+            'prenorm': tokens}

@@ -8,27 +8,52 @@ import jax
 from jax import ad_checkpoint
 import jax.numpy as jnp
 
+from dinojax.models import vectors
+
 # PyTorch's trunc_normal_(std=0.02) cuts at ±2, 100 standard deviations away:
 # it is a plain normal. JAX's truncated_normal would cut at two.
 normal = nnx.initializers.normal
 
 
+class Linear(nnx.Linear):
+  """x · kernel + bias; the gradient of the bias is summed in float32."""
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    kernel = self.kernel[...].astype(self.dtype)
+    out = jax.lax.dot_general(
+        x.astype(self.dtype), kernel, (((x.ndim - 1,), (0,)), ((), ())))
+    return out if self.bias is None else vectors.add(out, self.bias[...])
+
+
+class Conv(nnx.Conv):
+  """A convolution whose bias has a gradient summed in float32."""
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    kernel = self.kernel[...].astype(self.dtype)
+    pad = (self.padding, self.padding)
+    out = jax.lax.conv_general_dilated(
+        x.astype(self.dtype), kernel, (self.strides,) * 2, (pad, pad),
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        feature_group_count=self.feature_group_count)
+    return vectors.add(out, self.bias[...])
+
+
 def linear(num_in: int, num_out: int, *, dtype, rngs: nnx.Rngs,
-           use_bias: bool = True) -> nnx.Linear:
+           use_bias: bool = True) -> Linear:
   """A Linear with the references' initialisation (normal 0.02, bias 0).
 
   Weights of blocks meet their inputs in these, and in vit.Attention.project:
   products in another format, such as DINOv3's float8, belong there.
   """
-  return nnx.Linear(
+  return Linear(
       num_in, num_out, use_bias=use_bias, dtype=dtype,
       kernel_init=normal(0.02), rngs=rngs)
 
 
 def conv(num_in: int, num_out: int, size: int, *, stride: int = 1,
-         groups: int = 1, padding: int = 0, dtype, rngs: nnx.Rngs):
+         groups: int = 1, padding: int = 0, dtype, rngs: nnx.Rngs) -> Conv:
   """A square convolution of [r, y, x, c], initialised like `linear`."""
-  return nnx.Conv(
+  return Conv(
       num_in, num_out, (size, size), strides=stride, padding=padding,
       feature_group_count=groups, dtype=dtype, kernel_init=normal(0.02),
       rngs=rngs)
@@ -93,8 +118,7 @@ class RMSNorm(nnx.Module):
     wide = x.astype(jnp.float32)
     square = jnp.mean(wide * wide, axis=-1, keepdims=True)
     x = (wide * jax.lax.rsqrt(square + self.epsilon)).astype(self.dtype)
-    scale = self.scale[...].astype(self.dtype)
-    return x * scale.reshape((1,) * (x.ndim - 1) + (-1,))
+    return vectors.scale(x, self.scale[...])
 
 
 def norm(kind: str, width: int, *, epsilon: float, dtype, rngs: nnx.Rngs):
@@ -107,6 +131,15 @@ def norm(kind: str, width: int, *, epsilon: float, dtype, rngs: nnx.Rngs):
       width, epsilon=epsilon, dtype=dtype, use_fast_variance=False, rngs=rngs)
 
 
+def in_float32(module: nnx.Module) -> nnx.Module:
+  """A norm, gathered for one use, with a result that is not rounded.
+
+  For what KoLeo compares: rows that differ by less than bfloat16 shows.
+  """
+  module.dtype = jnp.float32
+  return module
+
+
 class LayerScale(nnx.Module):
   """A learned factor per channel of a residual branch."""
 
@@ -115,8 +148,7 @@ class LayerScale(nnx.Module):
     self.gamma = nnx.Param(jnp.full((width,), value, jnp.float32))
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    gamma = self.gamma[...].astype(self.dtype)
-    return x * gamma.reshape((1,) * (x.ndim - 1) + (-1,))
+    return vectors.scale(x.astype(self.dtype), self.gamma[...])
 
 
 @jax.custom_vjp
@@ -205,7 +237,7 @@ class PatchEmbed(nnx.Module):
     patches = patches.reshape(r, rows * columns, size * size * c)
     kernel = self.kernel[...].astype(self.dtype)
     out = patches @ kernel.reshape(size * size * c, -1)
-    return out + self.bias[...].astype(self.dtype)[None, None]
+    return vectors.add(out, self.bias[...])
 
 
 def tokenwise(function: Callable[[jax.Array], jax.Array],

@@ -87,8 +87,7 @@ class Network(nnx.Module):
         for kind, x in rows['crops'].items()}
     features = self.backbone(
         crops, masks=rows.get('masks'), draws=rows.get('draws'), train=train)
-    out = {'cls': {kind: f['cls'].astype(jnp.float32)
-                   for kind, f in features.items()}}
+    out = {'cls': {kind: f['cls'] for kind, f in features.items()}}
     if patches:
       out['patches'] = features['global']['patches']
     if self.config.dino_head:

@@ -19,6 +19,7 @@ from dinojax.kernels import attention
 from dinojax.kernels import rotary
 from dinojax.models import layers
 from dinojax.models import positions
+from dinojax.models import vectors
 from dinojax.parallel import sharding
 
 Array = jax.Array
@@ -110,8 +111,8 @@ class Attention(nnx.Module):
       return self.qkv(x)
     bias = self.qkv.bias[...].reshape(3, -1)
     bias = bias * jnp.array([[1], [0], [1]], bias.dtype)
-    out = x @ self.qkv.kernel[...].astype(x.dtype)
-    return out + bias.reshape((1,) * (x.ndim - 1) + (-1,)).astype(x.dtype)
+    return vectors.add(
+        x @ self.qkv.kernel[...].astype(x.dtype), bias.reshape(-1))
 
   def mix(self, qkv: Array, rope: rotary.Rope | None) -> Array:
     """[r, n, 3·d] to the attended values [r, n, d]."""
@@ -264,8 +265,8 @@ class ViT(nnx.Module):
       train: as the student runs: untied local CLS norm.
 
     Returns:
-      By kind: cls [r, d], registers [r, n, d], patches [r, p, d], after the
-      final norm; prenorm [r, n, d], all tokens before it.
+      By kind: cls [r, d], float32, registers [r, n, d], patches [r, p, d],
+      after the final norm; prenorm [r, n, d], all tokens before it.
     """
     masks, draws = masks or {}, draws or {}
     kinds = list(crops)
@@ -310,27 +311,23 @@ class ViT(nnx.Module):
       mask: [r, p] bool: patches replaced by the mask token.
     """
     config, dtype = self.config, self.config.compute_dtype
-    whole = lambda variable: sharding.gather(variable, dtype)[...]
+    # In float32, whatever the compute dtype: see models.vectors.
+    whole = lambda variable: sharding.gather(variable, jnp.float32)[...]
     x = sharding.gather(self.patch_embed, dtype)(images)
     cls_token, mask_token = whole(self.cls_token), whole(self.mask_token)
     if mask is not None:
-      x = jnp.where(mask[..., None], mask_token[None, None], x)
-    cls_token = jnp.broadcast_to(
-        cls_token[None, None], (x.shape[0], 1, x.shape[2]))
+      x = vectors.replace(x, mask, mask_token)
+    cls_token = vectors.repeat(cls_token[None], x.shape[0], dtype)
     x = jnp.concatenate([cls_token, x], axis=1)
     if config.position == 'learned':
-      # Resampled in float32, whatever the compute dtype.
-      table = sharding.gather(self.pos_embed, jnp.float32)[...]
       table = positions.resize_learned(
-          table, config.grid(images.shape[1:3]),
+          whole(self.pos_embed), config.grid(images.shape[1:3]),
           offset=config.interpolate_offset,
           antialias=config.interpolate_antialias)
-      x = x + table.astype(dtype)[None]
+      x = vectors.add(x, table)
     if not config.num_registers:
       return x
-    registers = whole(self.registers)
-    registers = jnp.broadcast_to(
-        registers[None], (x.shape[0], *registers.shape))
+    registers = vectors.repeat(whole(self.registers), x.shape[0], dtype)
     return jnp.concatenate([x[:, :1], registers, x[:, 1:]], axis=1)
 
   def attention_map(self, images: Array, layer: int) -> Array:
@@ -382,18 +379,16 @@ class ViT(nnx.Module):
   def _features(self, x: Array, kind: str, train: bool,
                 normed: bool = True) -> Features:
     config, dtype = self.config, self.config.compute_dtype
-    norm = sharding.gather(self.norm, dtype)
     first = 1 + config.num_registers
-    if not normed:
-      lead, patches = x[:, :first], x[:, first:]
-    elif config.untie_global_and_local_cls_norm and train and kind == 'local':
-      lead = sharding.gather(self.local_cls_norm, dtype)(x[:, :first])
-      patches = norm(x[:, first:])
-    elif config.untie_cls_and_patch_norms:
-      lead = sharding.gather(self.cls_norm, dtype)(x[:, :first])
-      patches = norm(x[:, first:])
-    else:
-      x_normed = norm(x)
-      lead, patches = x_normed[:, :first], x_normed[:, first:]
-    return {'cls': lead[:, 0], 'registers': lead[:, 1:], 'patches': patches,
+    lead, patches = x[:, :first], x[:, first:]
+    if normed:
+      lead_norm = self.norm
+      if config.untie_global_and_local_cls_norm and train and kind == 'local':
+        lead_norm = self.local_cls_norm
+      elif config.untie_cls_and_patch_norms:
+        lead_norm = self.cls_norm
+      lead = layers.in_float32(sharding.gather(lead_norm, dtype))(lead)
+      patches = sharding.gather(self.norm, dtype)(patches)
+    return {'cls': lead[:, 0].astype(jnp.float32),
+            'registers': lead[:, 1:].astype(dtype), 'patches': patches,
             'prenorm': x}

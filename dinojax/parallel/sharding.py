@@ -101,13 +101,16 @@ def annotate(module: nnx.Module, mesh: jax.sharding.Mesh) -> nnx.Module:
 def gather(module: nnx.Module, dtype: jnp.dtype) -> nnx.Module:
   """The module with whole parameters in `dtype`; inside `on_rows` only.
 
+  Vectors (biases, scales) stay as they are, float32: their gradients are sums
+  over rows, and are added up and sent in float32 (see models.vectors).
   Forward: an all-gather of the cast parts over `fsdp`. Backward: the
   gradient, cast to float32, is summed and scattered over `fsdp` and nothing
   else; the sum over `data` happens once, outside the scan (see `on_rows`).
   """
   def whole(variable):
-    axis = variable.get_metadata()[_AXIS]
-    return variable.replace(_gather_leaf(variable.get_value(), axis, dtype))
+    axis, part = variable.get_metadata()[_AXIS], variable.get_value()
+    return variable.replace(_gather_leaf(
+        part, axis, part.dtype if part.ndim == 1 else dtype))
 
   return jax.tree.map(
       whole, module, is_leaf=lambda x: isinstance(x, nnx.Variable))

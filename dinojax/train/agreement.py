@@ -202,6 +202,12 @@ def _check_losses(s: Settings, problems: Errors):
         s.dino.loss_weight > 0,
         'ibot.separate_head=False shares the head of dino, but '
         'dino.loss_weight is 0: set ibot.separate_head=True')
+  extra = s.schedules.trunc_extra
+  problems.check(
+      not extra or (s.schedules.style == 'v2' and extra > 0),
+      f'schedules.trunc_extra={extra} stretches the cosines of '
+      f'schedules.style=v2, and this is {s.schedules.style}: set it to 0, or '
+      'give curves a cosine of their own (schedules.lr.cosine_epochs)')
   batch = round(s.train.batch_size * s.train.share)
   if s.koleo.loss_weight:
     group = s.koleo.group_images

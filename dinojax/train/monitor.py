@@ -92,7 +92,8 @@ class Monitor:
 
     Args:
       row: logged metrics; those of this module, loss/dino_global,
-        schedule/lr and schedule/last_layer_lr are read; any may be absent.
+        koleo/duplicates, schedule/lr and schedule/last_layer_lr are read; any
+        may be absent.
     """
     numbers = self._numbers(row)
     if numbers['ratio'] < _LEFT_UNIFORM:
@@ -105,7 +106,7 @@ class Monitor:
     if len(self._signs) < self._signs.maxlen:
       return None
     self._said &= set.union(*self._signs)  # over: may be said again
-    for kind in ('constant', 'uniform'):
+    for kind in ('constant', 'uniform', 'duplicates'):
       if kind not in self._said and all(kind in s for s in self._signs):
         self._said.add(kind)
         return _WORDS[kind].format(rows=len(self._signs), **numbers)
@@ -125,7 +126,8 @@ class Monitor:
             'ratio': get('dino/loss_over_log_k'),
             'divergence': get('dino/divergence'),
             'std': get('teacher/feature_std'),
-            'used': get('teacher/usage') * self._k}
+            'used': get('teacher/usage') * self._k,
+            'duplicates': get('koleo/duplicates')}
 
 
 def _look(numbers: Mapping[str, float]) -> set[str]:
@@ -135,6 +137,8 @@ def _look(numbers: Mapping[str, float]) -> set[str]:
     kinds.add('uniform')
   if numbers['std'] < _LEAST_STD or numbers['used'] < _LEAST_PROTOTYPES:
     kinds.add('constant')
+  if numbers['duplicates'] >= 1:
+    kinds.add('duplicates')
   return kinds
 
 
@@ -155,4 +159,11 @@ _WORDS = {
         'teacher.centering=sinkhorn_knopp, half the learning rate '
         '(schedules.lr.peak), optimizer.beta2=0.99, model.drop_path_rate ≤ '
         '0.1, and look at the augmented crops with `dinojax crops`'),
+    'duplicates': (
+        'some images have the same features: in each of the last {rows} rows '
+        'crops lay closer than 1e-6 to another one, now {duplicates:.0f} '
+        '(koleo/duplicates), and KoLeo cannot pull them apart. Look for '
+        'copies of an image or for blank ones in the data; if there are none, '
+        'the features collapse: try half the learning rate '
+        '(schedules.lr.peak)'),
 }

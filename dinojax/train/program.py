@@ -66,9 +66,11 @@ def abstract_batch(settings: settings_lib.Settings,
   if s.gram_px:
     out['gram'] = crop(s.crops.num_global, s.gram_px)
   if s.chosen:
-    groups = b // s.train.group_images
-    size = sum(masking.upper_bounds(
-        s.train.group_images * s.crops.num_global, s.num_patches, s.chosen))
+    group = s.train.group_images
+    groups = b // group
+    size = masking.num_masked(
+        group * s.crops.num_global, s.num_patches, s.chosen,
+        masking.num_groups(group, s.chosen))
     out |= {'mask': array(jnp.bool_, b, s.crops.num_global, s.num_patches),
             'mask_index': array(jnp.int32, groups, size),
             'mask_weight': array(jnp.float32, groups, size)}

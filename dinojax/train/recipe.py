@@ -250,7 +250,7 @@ def make_schedules(s: settings_lib.Settings, epoch_steps: int) -> dict:
     if s.schedules.style == 'v2':
       return schedules.cosine(
           peak, end, total_steps=total, warmup_steps=steps(c.warmup),
-          start_warmup=c.start)
+          start_warmup=c.start, trunc_extra=s.schedules.trunc_extra)
     return schedules.linear_warmup_cosine_decay(
         c.start, peak, end, warmup_steps=steps(c.warmup), total_steps=total,
         cosine_steps=None if c.cosine is None else steps(c.cosine))

@@ -182,6 +182,8 @@ class Schedules:
                    'linear_256'] = 'sqrt_1024'
   # Whose curves: DINOv2's, or DINOv3's, which may stay constant and wait.
   style: Literal['v2', 'v3'] = 'v2'
+  # Part by which cosines of style v2 are longer than training, and cut there.
+  trunc_extra: fields.NonNegative = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

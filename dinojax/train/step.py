@@ -216,11 +216,13 @@ def gradients(student: dict, rows: dict, targets: dict, sched: dict,
   Micro-batches hold whole groups, so every term is the mean of its values.
   """
   def loss(student, rows, targets):
-    values = terms(student, rows, targets, sched, recipe)
+    values, counts = terms(student, rows, targets, sched, recipe)
     total = sum(weight * value for weight, value in values.values())
     logged = {f'loss/{name}': value for name, (_, value) in values.items()}
     logged |= {f'weighted/{name}': weight * value
                for name, (weight, value) in values.items()}
+    # Of the parts the mean is taken: these are sums.
+    logged |= {name: parts * value for name, value in counts.items()}
     return total, logged | {'loss': total}
 
   grad = jax.grad(loss, has_aux=True)
@@ -241,8 +243,8 @@ def gradients(student: dict, rows: dict, targets: dict, sched: dict,
 
 
 def terms(student: dict, rows: dict, targets: dict, sched: dict,
-          recipe: recipe_lib.Recipe) -> dict[str, tuple[Array, Array]]:
-  """(weight, value) of every loss term, by name."""
+          recipe: recipe_lib.Recipe) -> tuple[dict, dict]:
+  """(weight, value) of every loss term, and what is counted; by name."""
   s = recipe.settings
   # Whole images are distilled: then masks choose patches and hide none.
   hide = not recipe.has_frozen_teacher or s.distillation.hide_masked
@@ -250,7 +252,7 @@ def terms(student: dict, rows: dict, targets: dict, sched: dict,
   out = recipe.student.outputs(
       student, seen, train=True, patches='gram' in targets)
   views = {'global': s.crops.num_global, 'local': s.crops.num_local}
-  values = {}
+  values, counts = {}, {}
   if s.dino.loss_weight:
     weights = dict(zip(views, dino.dino_weights(
         *views.values(), s.dino.ignore_diagonal), strict=True))
@@ -269,8 +271,10 @@ def terms(student: dict, rows: dict, targets: dict, sched: dict,
         num_rows=rows['crops']['global'].shape[0],
         student_temperature=s.ibot.student_temperature)
   if s.koleo.loss_weight:
+    groups = koleo_groups(out['cls']['global'], views['global'], s.koleo)
     values['koleo'] = (s.koleo.loss_weight * views['global'],
-                       spread(out['cls']['global'], views['global'], s.koleo))
+                       koleo.koleo(groups, topk=s.koleo.topk))
+    counts['koleo/duplicates'] = koleo.duplicates(groups)
   if 'gram' in targets:
     mask = rows.get('masks', {}).get('global')
     values['gram'] = (
@@ -281,7 +285,7 @@ def terms(student: dict, rows: dict, targets: dict, sched: dict,
       values[f'gram_{tokens}'] = 0.0, anchor(
           jax.lax.stop_gradient(out['patches']), targets['gram'], mask, s,
           tokens=tokens, per_image=False)
-  return values
+  return values, counts
 
 
 def anchor(patches: Array, targets: Array, mask: Array | None, settings, *,
@@ -302,13 +306,12 @@ def anchor(patches: Array, targets: Array, mask: Array | None, settings, *,
       remove_only_teacher_negative=settings.gram.remove_only_teacher_negative)
 
 
-def spread(cls: Array, views: int, settings) -> Array:
-  """KoLeo of [(b v), d], within groups of images, each view by itself."""
+def koleo_groups(cls: Array, views: int, settings) -> Array:
+  """[(b v), d] as [(g v), n, d]: groups of images, each view by itself."""
   cls = cls.reshape(-1, views, cls.shape[-1])
   groups = sharding.group(cls, settings.group_images)  # [g, n, v, d]
   groups = jnp.moveaxis(groups, 2, 1)
-  groups = groups.reshape(-1, *groups.shape[2:])
-  return koleo.koleo(groups, topk=settings.topk)
+  return groups.reshape(-1, *groups.shape[2:])
 
 
 def update(state: dict, grads: dict, loss: Array, sched: dict,

@@ -65,6 +65,52 @@ def test_every_row_gets_exactly_its_count():
     assert mask.sum() == count
 
 
+def dealt(group, spec, patches=196):
+  """Mask sizes of all rows over which the ratios are spread, by group."""
+  groups = masking.num_groups(group, spec)
+  rng = np.random.default_rng(0)
+  return np.array([
+      masking.row_counts(2 * group, patches, spec, rng, groups=groups, hand=i)
+      for i in range(groups)])
+
+
+@pytest.mark.parametrize('group', [1, 2, 3, 4, 7, 15, 16, 48, 64, 128])
+def test_what_is_hidden_does_not_depend_on_the_group(group):
+  sizes = dealt(group, masking.Masks())
+  # All bins, each once: half of the rows, from a tenth to half of the patches.
+  bounds = masking.upper_bounds(sizes.size, 196, masking.Masks())
+  assert sorted(sizes.reshape(-1)) == [0] * len(bounds) + bounds
+  # 64 images a rank of the references: 3771 patches.
+  assert abs(sizes.mean() * 128 / 3771 - 1) < 0.006
+  # One length fits all groups, nearly without padding.
+  size = masking.num_masked(
+      2 * group, 196, masking.Masks(), masking.num_groups(
+          group, masking.Masks()))
+  assert sizes.sum(1).max() == size
+  if group > 1:
+    assert sizes.sum(1).mean() > 0.99 * size
+    assert (np.count_nonzero(sizes, axis=1) == group).all()
+
+
+def test_drawn_ratios_are_uniform_whatever_the_group():
+  spec = masking.Masks(counts='undershooting')
+  samples = [np.sort(np.concatenate([
+      dealt(group, spec, 10_000).reshape(-1) for _ in range(8)]))
+             for group in (3, 16)]
+  for sizes in samples:
+    sizes = sizes[sizes > 0] / 10_000
+    uniform = np.linspace(0.1, 0.5, len(sizes))
+    # Within a bin of one of them, 1/64 of the range.
+    assert np.abs(sizes - uniform).max() < 0.4 / 64
+
+
+def test_probabilities_that_do_not_divide_a_group_are_kept():
+  spec = masking.Masks(probability=0.3)
+  for group in (1, 2, 3, 4):
+    share = np.count_nonzero(dealt(group, spec)) / dealt(group, spec).size
+    assert abs(share - 0.3) < 0.005
+
+
 def test_undershooting_masks_fit_their_padding():
   spec = masking.Masks(counts='undershooting')
   rng = np.random.default_rng(0)

@@ -112,21 +112,34 @@ def test_an_epoch_has_every_record_once():
   assert (labels[:16] != labels[16:]).any()
 
 
-def test_masks_of_a_group_have_constant_size_and_point_at_masked_patches():
-  spec = masking.Masks()
-  total = sum(masking.upper_bounds(4, 16, spec))
+def test_lists_of_masked_patches_have_one_length_and_point_at_them():
+  size = masking.num_masked(4, 16, masking.Masks(), 32)
   for batch in batches(count=3):
+    assert batch['mask_index'].shape == (4, size)
     masks = batch['mask'].reshape(4, -1)
     for mask, index, weight in zip(
         masks, batch['mask_index'], batch['mask_weight'], strict=True):
-      assert mask.sum() == total == len(index)
-      np.testing.assert_array_equal(np.flatnonzero(mask), index)
+      assert size - 1 <= mask.sum() <= size
+      np.testing.assert_array_equal(np.flatnonzero(mask), index[weight > 0])
       np.testing.assert_allclose(weight.sum(), 2, rtol=1e-6)  # masked rows
+
+
+def test_masks_of_several_groups_share_out_the_ratios():
+  spec = masking.Masks(spread_images=16)  # of two batches
+  made = batches(count=6, masks=spec)
+  # Groups of 2 images, of which 2 of 4 crops are masked.
+  sizes = np.concatenate([b['mask'] for b in made]).sum(-1).reshape(24, 4)
+  bounds = masking.upper_bounds(32, 16, spec)
+  for deal in sizes.reshape(3, -1):
+    assert sorted(deal) == [0] * 16 + bounds
+  order = [tuple(np.sort(group)) for group in sizes]
+  assert order[:8] != order[8:16] and sorted(order[:8]) == sorted(order[8:16])
 
 
 def test_every_group_deals_its_own_mask_sizes():
   sizes = np.concatenate([b['mask'].sum(-1).reshape(4, -1)
-                          for b in batches(count=4)])  # [g, r]
+                          for b in batches(count=4, masks=masking.Masks(
+                              spread_images=2))])  # [g, r]
   assert len({tuple(sorted(group)) for group in sizes.tolist()}) == 1
   assert len({tuple(group) for group in sizes.tolist()}) > 4
 
@@ -183,7 +196,7 @@ def test_large_steps_do_not_overflow():
 
 
 def test_undershooting_masks_are_padded_to_the_static_size():
-  spec = masking.Masks(counts='undershooting')
+  spec = masking.Masks(counts='undershooting', spread_images=1)
   size = sum(masking.upper_bounds(4, 16, spec))
   for batch in batches(count=3, masks=spec):
     assert batch['mask_index'].shape == (4, size)

@@ -55,6 +55,12 @@ def test_constant_features_are_named_with_numbers_and_remedies(sign):
     assert remedy in text
 
 
+def test_equal_features_are_named_once_they_stay():
+  text, = said([row(**{'koleo/duplicates': 6.0})] * 40)
+  assert 'now 6 (koleo/duplicates)' in text and 'copies of an image' in text
+  assert not said([row(**{'koleo/duplicates': i % 2}) for i in range(40)])
+
+
 def test_one_row_says_nothing():
   rows = [row(std=1e-3) if i % 5 else row() for i in range(40)]
   assert not said(rows)

@@ -153,6 +153,7 @@ def test_a_non_finite_gradient_changes_nothing_but_the_counters(started):
   good = processes.to_devices(tiny.batch(settings, 1), mesh)
   newer, metrics = step(new, good)
   assert int(metrics['nonfinite_in_row']) == 0
+  assert int(metrics['koleo/duplicates']) == 0
   assert int(newer['counters']['skipped_steps']) == 1
 
 

@@ -46,14 +46,17 @@ def batch(settings, step: int) -> dict:
   rng = np.random.default_rng(step)
   b, group = settings.train.batch_size, settings.train.group_images
   side = settings.crops.global_px // settings.model.token_px
-  masks = []
-  for _ in range(b // group):
-    counts = masking.row_counts(2 * group, side * side, settings.chosen, rng)
+  masks, groups = [], masking.num_groups(group, settings.chosen)
+  for place in range(b // group):
+    counts = masking.row_counts(
+        2 * group, side * side, settings.chosen, rng, groups=groups,
+        hand=place % groups)
     masks.append([masking.row_mask(rng, (side, side), int(n), 8,
                                    settings.chosen).reshape(-1)
                   for n in counts])
   masks = np.array(masks)
-  size = sum(masking.upper_bounds(2 * group, side * side, settings.chosen))
+  size = masking.num_masked(
+      2 * group, side * side, settings.chosen, groups)
   pairs = [masking.collate(m, size) for m in masks]
   crop = lambda views, px: rng.normal(
       size=(b, views, px, px, 3)).astype(np.float32)
