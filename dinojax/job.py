@@ -6,6 +6,7 @@ import dataclasses
 import importlib.metadata
 import json
 import os
+import sys
 import time
 from typing import Any
 
@@ -23,10 +24,12 @@ from dinojax.data import pipeline
 from dinojax.data import sources
 from dinojax.evals import online
 from dinojax.models import network
+from dinojax.parallel import machine
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
 from dinojax.train import checkpoint
 from dinojax.train import loop
+from dinojax.train import memory
 from dinojax.train import recipe as recipe_lib
 from dinojax.train import settings as settings_lib
 
@@ -75,6 +78,8 @@ def train(config: Any, workdir: str) -> loop.Result:
     del teacher  # the host's copy goes when it is on the devices
     saved = checkpoint.Checkpoints(folder)
     _check_students(saved, settings, folder)
+    if (saved.latest() or 0) < recipe_lib.total_steps(settings, epoch_steps):
+      _check_memory(recipe, mesh)
     given.check(saved.latest())
     evaluator = online.make(recipe, mesh, given.fill, folder)
     write_workdir(folder, config, pins)
@@ -94,6 +99,16 @@ def train(config: Any, workdir: str) -> loop.Result:
     if result.finished and processes.is_first():
       write_results(folder, result)
   return result
+
+
+def _check_memory(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh):
+  """Whether the step will fit; said, or refused, before it is compiled."""
+  if not recipe.settings.train.check_memory:
+    return
+  free = machine.available_gib(mesh.local_devices[0])
+  say = lambda text: processes.is_first() and print(
+      f'warning: {text}', file=sys.stderr, flush=True)
+  memory.check(recipe, mesh, float(processes.of_first(str(free))), say)
 
 
 def _check_students(saved: checkpoint.Checkpoints,

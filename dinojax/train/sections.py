@@ -168,6 +168,7 @@ class Train:
   num_micro_batches: int = 1
   max_nonfinite_steps: int = 3
   deterministic: bool = True
+  check_memory: bool = free(True)  # stops before a step that cannot fit
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,9 +25,11 @@ from dinojax.data import inspection
 from dinojax.data import sources
 from dinojax.parallel import machine
 from dinojax.parallel import mesh as mesh_lib
+from dinojax.train import memory
 from dinojax.train import pace
 from dinojax.train import recipe as recipe_lib
 from dinojax.train import settings as settings_lib
+from dinojax.train import state as state_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -217,9 +219,9 @@ def test_the_memory_of_the_state_is_split_over_devices():
     mesh = mesh_lib.make(-1, fsdp)
     with mesh_lib.activate(mesh):
       recipe = recipe_lib.build(settings(), mesh, 1)
-      sizes[fsdp] = pace.least_gib(recipe, mesh), pace.state_gib(recipe, mesh)
-  # Student, EMA, two moments; and a gradient.
-  assert sizes[1][0] == pytest.approx(5 / 4 * sizes[1][1], rel=1e-5)
+      state = state_lib.abstract(recipe, mesh)
+      sizes[fsdp] = memory.gib(state), pace.state_gib(recipe, mesh)
+  assert sizes[1][0] == pytest.approx(sizes[1][1], rel=1e-5)
   assert sizes[4][0] < 0.3 * sizes[1][0] and sizes[4][1] == sizes[1][1]
 
 
