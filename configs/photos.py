@@ -59,12 +59,12 @@ def set_model(c, size: str, *, patch_px: int):
   c.model.drop_path_rate = 0.0
 
 
-def set_crops(c, px: int, *, patch_px: int):
-  """Two global crops, and six local ones of half their side."""
+def set_crops(c, px: int, *, patch_px: int, num_local: int = 6):
+  """Two global crops, and local ones of half their side."""
   c.model.image_px = px
   c.crops.global_px = px
   c.crops.local_px = round(px / 2 / patch_px) * patch_px
-  c.crops.num_local = 6
+  c.crops.num_local = num_local
   c.augment.blur_sigma = (0.1, 2.0 * px / 224)  # pixels; 2.0 is for 224
   c.knn.resize_px = px
   c.knn.crop_px = px

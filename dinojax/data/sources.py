@@ -19,7 +19,8 @@ SUFFIXES = frozenset(
     '.jpg .jpeg .jpe .png .webp .gif .bmp .tif .tiff .ppm .pgm .pbm .jp2 '
     '.avif .tga'.split())
 _SCHEMES = ('folder:DIR', 'arrayrecord:GLOB', 'tfds:NAME/SPLIT',
-            'photos:train', 'photos:validation')
+            'photos:train', 'photos:validation', 'kept:SOURCE',
+            'held_out:SOURCE')
 
 
 class Record(NamedTuple):
@@ -55,7 +56,8 @@ def open_source(spec: str) -> Source:
   Args:
     spec: folder:DIR (sub-folder = label), arrayrecord:GLOB, tfds:NAME/SPLIT
       (already prepared; ?data_dir=DIR may follow), photos:train or
-      photos:validation (embedded photographs).
+      photos:validation (embedded photographs); held_out:SPEC, every tenth
+      image of another source, and kept:SPEC, all others.
 
   Raises:
     UserError: nothing there, or an unknown scheme.
@@ -71,6 +73,9 @@ def open_source(spec: str) -> Source:
   if scheme == 'photos':
     from dinojax.data import photos
     return photos.Photos(rest or 'train')
+  if scheme in ('kept', 'held_out'):
+    from dinojax.data import parts
+    return parts.Part(scheme, open_source(rest))
   raise errors.UserError(
       f'data source {spec!r} is not known: use one of {", ".join(_SCHEMES)}')
 
