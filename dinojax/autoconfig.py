@@ -5,7 +5,7 @@ the choices are a config file in the workdir: what a second start, and a second
 run, read.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import os
 import re
 import time
@@ -32,7 +32,7 @@ _TRAIN, _TEST = ('train', 'training'), ('val', 'valid', 'validation', 'test')
 _LEAST_IMAGES = 16
 _NUM_SAMPLED = 32
 # Below this many images a device, micro-batches instead.
-_SMALL_BATCH = 32
+_SMALL_BATCH, _LEAST_PART = 32, 8
 
 
 def config_for(data: str, validation: str | None, model: str | None,
@@ -186,7 +186,8 @@ def find(data: str, validation: str | None) -> tuple[str, str | None, str]:
 def as_source(data: str) -> str:
   """A source; a plain path is a folder, by its absolute path."""
   scheme, _, rest = data.partition(':')
-  if rest and scheme in ('arrayrecord', 'tfds', 'photos', 'kept', 'held_out'):
+  if rest and scheme in (
+      'arrayrecord', 'tfds', 'photos', 'kept', 'held_out', 'python'):
     return data
   folder = rest if scheme == 'folder' and rest else data
   if '://' not in folder:
@@ -233,27 +234,37 @@ def _config(made: list[choices.Choice], asked: str, workdir: str) -> Any:
 def _fitting(facts: choices.Facts, made: list[choices.Choice], asked: str,
              workdir: str) -> tuple[int, int, float]:
   """Batch and micro-batches that fit, and FLOPs of such a step."""
-  size = choices.largest_batch(facts)
-  config = _config([*made, choices.batch(facts, size)], asked, workdir)
-  config.train.total_epochs = 1.0
-  settings = settings_lib.read(config)
+  limit, first = memory.DOUBTFUL * facts.free_gib, None
   mesh = mesh_lib.make()
-  with mesh_lib.activate(mesh):
-    recipe = recipe_lib.build(settings, mesh, 1)
-    image_flops = pace.step_flops(recipe, mesh) / size
-    need = memory.estimate(recipe, mesh)
-    if need.peak <= memory.DOUBTFUL * facts.free_gib:
-      return size, 1, image_flops * size
-    fits = memory.fitting_batch(recipe, mesh, facts.free_gib, need)
-    least = min(_SMALL_BATCH * facts.num_devices, size)
-    while fits and size > fits and size > least:
-      size //= 2
-    if fits and size <= fits:
-      return size, 1, image_flops * size
-    recipe = memory.with_train(recipe, batch_size=size, group_images=8)
-    parts = memory.fitting_parts(recipe, mesh, facts.free_gib, need)
-  if not parts:
-    raise errors.UserError(
-        f'{memory.sentence(need, facts.free_gib)}: no batch of it fits; '
-        'choose a smaller one with --model, such as vitti16')
-  return size, parts, image_flops * size
+  for size, parts in _batches(choices.largest_batch(facts),
+                              facts.num_devices):
+    if first and _at_least(*first, size // parts) > limit:
+      continue  # not to be traced
+    config = _config([*made, choices.batch(facts, size, parts)], asked,
+                     workdir)
+    config.train.total_epochs = 1.0
+    with mesh_lib.activate(mesh):
+      recipe = recipe_lib.build(settings_lib.read(config), mesh, 1)
+      need = memory.estimate(recipe, mesh)
+      if need.peak <= limit:
+        return size, parts, pace.step_flops(recipe, mesh)
+    first = first or (need, size)
+  raise errors.UserError(
+      f'{memory.sentence(first[0], facts.free_gib)}: no batch of it fits; '
+      'choose a smaller one with --model, such as vitti16')
+
+
+def _batches(largest: int, num_devices: int) -> Iterator[tuple[int, int]]:
+  """Batches and micro-batches to try, the best first."""
+  least = min(_SMALL_BATCH * num_devices, largest)
+  sizes = [largest >> i for i in range(16) if largest >> i >= least]
+  yield from ((size, 1) for size in sizes)
+  for parts in (2, 4, 8):
+    if least // num_devices // parts >= _LEAST_PART:
+      yield least, parts
+
+
+def _at_least(need: memory.Estimate, images: int, fewer: int) -> float:
+  """GiB that fewer images at a time need, guessed low."""
+  rest = need.batch + need.activations
+  return need.state + need.gradients + 0.9 * rest * fewer / images

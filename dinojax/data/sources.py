@@ -20,7 +20,7 @@ SUFFIXES = frozenset(
     '.avif .tga'.split())
 _SCHEMES = ('folder:DIR', 'arrayrecord:GLOB', 'tfds:NAME/SPLIT',
             'photos:train', 'photos:validation', 'kept:SOURCE',
-            'held_out:SOURCE')
+            'held_out:SOURCE', 'python:MODULE:CLASS[:TEXT]')
 
 
 class Record(NamedTuple):
@@ -57,7 +57,8 @@ def open_source(spec: str) -> Source:
     spec: folder:DIR (sub-folder = label), arrayrecord:GLOB, tfds:NAME/SPLIT
       (already prepared; ?data_dir=DIR may follow), photos:train or
       photos:validation (embedded photographs); held_out:SPEC, every tenth
-      image of another source, and kept:SPEC, all others.
+      image of another source, and kept:SPEC, all others;
+      python:MODULE:CLASS[:TEXT], a class of your own.
 
   Raises:
     UserError: nothing there, or an unknown scheme.
@@ -76,6 +77,9 @@ def open_source(spec: str) -> Source:
   if scheme in ('kept', 'held_out'):
     from dinojax.data import parts
     return parts.Part(scheme, open_source(rest))
+  if scheme == 'python':
+    from dinojax.data import own
+    return own.make(rest)
   raise errors.UserError(
       f'data source {spec!r} is not known: use one of {", ".join(_SCHEMES)}')
 

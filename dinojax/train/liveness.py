@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 import math
 from typing import Any
 
-import jax
 from jax.extend import core
 
 # The bytes of their argument, by another shape or name.
@@ -54,10 +53,16 @@ def size_of(aval: Any) -> int:
   itemsize = getattr(getattr(aval, 'dtype', None), 'itemsize', 0)
   if 'Host' in str(getattr(aval, 'memory_space', '')) or not itemsize:
     return 0
-  shape, sharding = aval.shape, getattr(aval, 'sharding', None)
-  if shape and sharding is not None and not sharding.mesh.empty:
-    shape = sharding.shard_shape(shape)
-  return math.prod(shape) * itemsize
+  sharding, parts = getattr(aval, 'sharding', None), 1
+  if sharding is not None and not sharding.mesh.empty:
+    # Inside shard_map shapes are a device's own, and no axis is named.
+    parts = math.prod(sharding.mesh.shape[name] for axes in sharding.spec
+                      for name in _names(axes))
+  return math.prod(aval.shape) * itemsize // parts
+
+
+def _names(axes: str | tuple | None) -> tuple:
+  return axes if isinstance(axes, tuple) else (axes,) if axes else ()
 
 
 class _Buffer:

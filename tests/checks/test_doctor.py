@@ -213,6 +213,21 @@ def test_the_start_of_the_pipeline_is_not_counted():
   assert pace.rate([0.0, 2.0], 4) == pytest.approx(2)
 
 
+@pytest.mark.parametrize('need, level', [
+    (7.9, 'ok'), (8.1, 'warn'), (11.9, 'warn'), (12.1, 'error')])
+def test_memory_before_it_is_compiled(need, level):
+  found = supply.estimated(
+      memory.Estimate(1.0, 0.5, 0.5, need - 2), 10.0, 'set less')
+  assert found.level == level and f'{need:.3g} GiB' in found.text
+  assert (found.fix == 'set less') == (level != 'ok')
+
+
+def test_time_that_nobody_waits_for():
+  assert supply.time(3600.0, 'text', 'cpu').level == 'ok'
+  assert supply.time(26 * 3600.0, '1d02h', 'cpu').level == 'warn'
+  assert supply.time(26 * 3600.0, '1d02h', 'gpu').level == 'ok'
+
+
 def test_the_memory_of_the_state_is_split_over_devices():
   sizes = {}
   for fsdp in (1, 4):

@@ -15,6 +15,7 @@ from configs import common
 from configs import demo
 from configs import vitl
 from configs import vits
+from dinojax import job
 from dinojax.core import errors
 from dinojax.models import zoo
 from dinojax.parallel import machine
@@ -201,6 +202,18 @@ def test_values_that_fit_are_of_whole_groups(linear):
   need = memory.estimate(recipe, mesh)
   assert memory.fitting_parts(recipe, mesh, 3.0, need) == 8
   assert memory.fitting_parts(recipe, mesh, 2.0, need) is None
+
+
+def test_training_stops_before_it_compiles(tmp_path, monkeypatch, linear):
+  monkeypatch.setattr(machine, 'available_gib', lambda _: 0.01)
+  monkeypatch.setattr(job.loop, 'run', lambda _: pytest.fail('has begun'))
+  config = demo.get_config('smoke')
+  with pytest.raises(errors.UserError, match='does not fit'):
+    job.train(config, str(tmp_path / 'run'))
+  assert not (tmp_path / 'run/config.json').exists()
+  config.train.check_memory = False
+  with pytest.raises(pytest.fail.Exception, match='has begun'):
+    job.train(config, str(tmp_path / 'run'))
 
 
 def test_memory_that_is_free():
