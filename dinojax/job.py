@@ -30,10 +30,12 @@ from dinojax.data import sources
 from dinojax.evals import online
 from dinojax.models import network
 from dinojax.parallel import holder as holder_lib
+from dinojax.parallel import machine
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
 from dinojax.train import checkpoint
 from dinojax.train import loop
+from dinojax.train import memory
 from dinojax.train import recipe as recipe_lib
 from dinojax.train import settings as settings_lib
 
@@ -97,6 +99,8 @@ def _train(config: Any, settings: settings_lib.Settings, folder: epath.Path,
     del teacher  # the host's copy goes when it is on the devices
     saved = checkpoint.Checkpoints(folder)
     _check_students(saved, settings, folder)
+    if (saved.latest() or 0) < recipe_lib.total_steps(settings, epoch_steps):
+      _check_memory(recipe, mesh)
     given.check(saved.latest())
     data = identity.Data([source for source, _ in training + homogeneous])
     if saved.latest() is not None:
@@ -183,6 +187,15 @@ def keep_data(folder: epath.Path, data: identity.Data):
   if processes.is_first():
     with workdir_lib.writable(folder):
       data.keep(folder)
+
+
+def _check_memory(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh):
+  """Whether the step will fit; said, or refused, before it is compiled."""
+  if not recipe.settings.train.check_memory:
+    return
+  free = machine.available_gib(mesh.local_devices[0])
+  say = lambda text: processes.is_first() and output.warn(text)
+  memory.check(recipe, mesh, float(processes.of_first(str(free))), say)
 
 
 def _check_students(saved: checkpoint.Checkpoints,

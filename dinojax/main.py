@@ -17,6 +17,7 @@ from absl import app
 from absl import flags
 import jax
 
+from dinojax import autoconfig
 from dinojax import commandline
 from dinojax import entry as entry_lib
 from dinojax import job
@@ -30,6 +31,16 @@ _CONFIG = commandline.config_flag(
 _RECIPE = commandline.config_flag(
     'recipe', 'Instead of --config: stages one after the other, such as '
     'dinov3 or dinov3:smoke, or a file.')
+_DATA = flags.DEFINE_string(
+    'data', None, 'Instead of --config: a folder of images, or a source such '
+    'as tfds:NAME/SPLIT. A config is chosen for it and for this machine, and '
+    'written to WORKDIR/config.py.')
+_VALIDATION = flags.DEFINE_string(
+    'validation', None, 'With --data: labelled images on which k-NN is '
+    'measured; without, those of val/ or test/ below --data, or every tenth.')
+_MODEL = flags.DEFINE_string(
+    'model', None, 'With --data: vitti16, vits14, vits16, vitb14, vitb16, '
+    'vitl14 or vitl16; without, what suits the device.')
 _STAGES = flags.DEFINE_list(
     'stages', [], 'Only these stages of --recipe, such as gram,highres.')
 _WORKDIR = flags.DEFINE_string(
@@ -64,19 +75,31 @@ def main(argv: list[str]) -> int:
 
 def _train() -> bool:
   """One run or a chain of them; False after a signal."""
-  config, recipe = (flags.FLAGS[name].present for name in ('config', 'recipe'))
-  if bool(config) == bool(recipe):
-    given = 'both --config and' if config else 'neither --config nor'
+  given = [name for name in ('config', 'recipe', 'data')
+           if flags.FLAGS[name].present]
+  if len(given) != 1:
+    text = ' and '.join(f'--{name}' for name in given) or 'nothing'
     raise errors.UserError(
-        f'{given} --recipe are given: --config=FILE is one run, --recipe=FILE '
-        'a chain of them; give one of the two')
-  if recipe:
+        f'{text} says what to train: give one of --data=FOLDER (a config is '
+        'chosen for it), --config=FILE (one run) and --recipe=FILE (a chain '
+        'of runs)')
+  for flag, owner in ((_STAGES, 'recipe'), (_VALIDATION, 'data'),
+                      (_MODEL, 'data')):
+    if flag.value and given != [owner]:
+      value = ','.join(flag.value) if flag is _STAGES else flag.value
+      raise errors.UserError(
+          f'--{flag.name}={value} belongs to --{owner}, but --{given[0]} is '
+          'given: leave it out')
+  if given == ['recipe']:
     return stages.train(_RECIPE.value, _WORKDIR.value, _STAGES.value)
-  if _STAGES.value:
-    raise errors.UserError(
-        f'--stages={",".join(_STAGES.value)} chooses among the stages of '
-        '--recipe, but --config is one run: leave it out')
-  return job.train(_CONFIG.value, _WORKDIR.value).finished
+  config = _CONFIG.value if given == ['config'] else autoconfig.config_for(
+      _DATA.value, _VALIDATION.value, _MODEL.value, _WORKDIR.value, _say)
+  return job.train(config, _WORKDIR.value).finished
+
+
+def _say(text: str):
+  if processes.is_first():
+    print(text, flush=True)
 
 
 def entry():

@@ -30,6 +30,7 @@ from dinojax.parallel import machine
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
 from dinojax.train import checkpoint
+from dinojax.train import memory as memory_lib
 from dinojax.train import pace
 from dinojax.train import recipe as recipe_lib
 from dinojax.train import segments
@@ -214,7 +215,7 @@ def _network(settings: settings_lib.Settings, run: sanity.Run
       recipe = recipe_lib.build(
           settings, mesh, run.epoch_steps(settings), given and given.config)
       recipe = segments.recipe_of(recipe, segments.heaviest(recipe))
-      least = pace.least_gib(recipe, mesh)
+      memory = _memory(recipe, mesh)
   except errors.UserError as wrong:
     return None, mesh, [findings.error('mesh', str(wrong))]
   axes = ' × '.join(f'{name} {n}' for name, n in mesh.shape.items())
@@ -222,8 +223,21 @@ def _network(settings: settings_lib.Settings, run: sanity.Run
       *_parameters(recipe), findings.ok('mesh', axes),
       *(_chosen(key, settings, recipe, mesh)
         for key in ('dtype', 'attention') if hasattr(settings.model, key)),
-      supply.memory(least, machine.available_gib(mesh.devices.flat[0]),
-                    'weights, EMA, moments and gradients alone take')]
+      memory]
+
+
+def _memory(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh
+            ) -> findings.Finding:
+  """What training says before it compiles."""
+  try:
+    settings_lib.check_devices(recipe.settings, mesh.size)
+  except errors.UserError:
+    return findings.skip('memory', 'the batch does not suit the devices')
+  free = machine.available_gib(mesh.local_devices[0])
+  need = memory_lib.estimate(recipe, mesh)
+  fits = need.peak <= memory_lib.DOUBTFUL * free
+  return supply.estimated(need, free, '' if fits else memory_lib.advice(
+      recipe, mesh, free, need))
 
 
 def _parameters(recipe: recipe_lib.Recipe) -> Found:

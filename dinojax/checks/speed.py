@@ -14,6 +14,7 @@ from dinojax.core import findings
 from dinojax.core import log
 from dinojax.parallel import machine
 from dinojax.parallel import mesh as mesh_lib
+from dinojax.train import memory
 from dinojax.train import pace
 from dinojax.train import recipe as recipe_lib
 
@@ -109,10 +110,10 @@ def _step(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh, flops: float,
   """The step as compiled and timed; images a second, or None."""
   if not steps:
     return [findings.skip('step', '--steps=0')], None
-  have = machine.available_gib(mesh.devices.flat[0])
+  have = machine.available_gib(mesh.local_devices[0])
   batch = recipe.settings.train.batch_size
   least = pace.step_flops(recipe, mesh) / flops / mesh.size
-  if pace.least_gib(recipe, mesh) > have:
+  if memory.estimate(recipe, mesh).peak > memory.REFUSED * have:
     return [findings.skip('step', 'not run: it does not fit')], None
   if least * (steps + 1) > _LONGEST_S:
     return [findings.warn(
@@ -138,7 +139,8 @@ def _step(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh, flops: float,
       'step', f'{1e3 * seconds:.0f} ms, {batch / seconds:.3g} images/s; '
       f'compiled in {program.compile_s:.0f} s; {least / seconds:.0%} of the '
       'speed of matrix products'))
-  found.append(findings.ok(
-      'training', f'{_long(seconds * total_steps)} for {total_steps} '
-      'steps, if images come in time'))
+  whole = seconds * total_steps
+  found.append(supply.time(
+      whole, f'{_long(whole)} for {total_steps} steps, if images come in time',
+      mesh_lib.platform(mesh)))
   return found, batch / seconds

@@ -3,6 +3,7 @@
 import math
 
 from dinojax.core import findings
+from dinojax.train import memory as memory_lib
 from dinojax.train import settings as settings_lib
 
 Settings = settings_lib.Settings
@@ -16,6 +17,8 @@ _MOST_MEMORY = 0.9
 _LEAST_SPEED = 0.5
 # Of a CPU's time, for decoding.
 _MOST_SHARE = 0.33
+# Laptops are closed at night; the longest published runs took weeks.
+_LONGEST_S = {'cpu': 12 * 3600, 'gpu': 21 * 86400, 'tpu': 21 * 86400}
 _SMALLER = 'store smaller images: decoding costs as many pixels as they have'
 
 
@@ -63,6 +66,35 @@ def workers(settings: Settings, cores: int,
         f'docker run --shm-size={math.ceil(2 * need)}g, or '
         'data.num_workers=0'))
   return found
+
+
+def estimated(need: memory_lib.Estimate, free: float,
+              fix: str) -> findings.Finding:
+  """Will a step fit, before it is compiled?
+
+  Args:
+    need: of a device.
+    free: GiB of a device.
+    fix: values that would fit.
+  """
+  text = memory_lib.sentence(need, free)
+  if need.peak <= memory_lib.DOUBTFUL * free:
+    return findings.ok('memory', text)
+  if need.peak <= memory_lib.REFUSED * free:
+    return findings.warn('memory', f'{text}: it may not fit', fix)
+  return findings.error('memory', f'{text}: it does not fit, and training '
+                        'stops before it compiles', fix)
+
+
+def time(seconds: float, text: str, platform: str) -> findings.Finding:
+  """Will training end while somebody waits for it?"""
+  longest = _LONGEST_S.get(platform, _LONGEST_S['tpu'])
+  if seconds <= longest:
+    return findings.ok('training', text)
+  return findings.warn(
+      'training', text, 'a smaller config, such as configs/photos.py, a '
+      'shorter train.total, or a faster machine: `dinojax compile` says what '
+      'it would take there')
 
 
 def memory(need: float, have: float, what: str) -> findings.Finding:

@@ -20,7 +20,8 @@ from dinojax.data import listing
 SUFFIXES = listing.SUFFIXES
 _SCHEMES = ('folder:DIR', 'image:FILE', 'arrayrecord:GLOB', 'tfds:NAME/SPLIT',
             'photos:train', 'photos:validation', 'patterns:train',
-            'patterns:validation')
+            'patterns:validation', 'kept:SOURCE', 'held_out:SOURCE',
+            'python:MODULE:CLASS[:TEXT]')
 
 
 class Record(NamedTuple):
@@ -57,7 +58,9 @@ def open_source(spec: str) -> Source:
     spec: folder:DIR (sub-folder = label), image:FILE, the path of either,
       arrayrecord:GLOB, tfds:NAME/SPLIT (already prepared; ?data_dir=DIR may
       follow), photos:train or photos:validation (embedded photographs),
-      patterns:train or patterns:validation (drawn).
+      patterns:train or patterns:validation (drawn); held_out:SPEC, every
+      tenth image of another source, and kept:SPEC, all others;
+      python:MODULE:CLASS[:TEXT], a class of your own.
 
   Raises:
     UserError: nothing there, or an unknown scheme.
@@ -75,6 +78,12 @@ def open_source(spec: str) -> Source:
   if scheme == 'photos':
     from dinojax.data import photos
     return photos.Photos(rest or 'train')
+  if scheme in ('kept', 'held_out'):
+    from dinojax.data import parts
+    return parts.Part(scheme, open_source(rest))
+  if scheme == 'python':
+    from dinojax.data import own
+    return own.make(rest)
   if scheme == 'patterns':
     from dinojax.data import patterns
     return patterns.Patterns(rest or 'train')

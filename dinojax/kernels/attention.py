@@ -8,10 +8,12 @@ import jax.numpy as jnp
 
 from dinojax.core import errors
 from dinojax.kernels import attention_gpu
+from dinojax.kernels import attention_planned
 from dinojax.kernels import attention_tpu
 from dinojax.kernels import rotary
 
 IMPLEMENTATIONS = ('xla', 'head_major', 'tpu', 'gpu', 'cudnn', 'gpu_cudnn')
+PLANNED = 'planned'  # shapes of 'cudnn' alone, see attention_planned
 # About the second-level cache of a CPU core.
 _CACHE_BYTES = 2**20
 # What cuDNN takes on every GPU since Ampere.
@@ -57,7 +59,7 @@ def attend(qkv: jax.Array, *, num_heads: int,
   if name == 'gpu':
     return attention_gpu.attend(qkv, num_heads=num_heads, rope=rope)
   mix = {'xla': jax.nn.dot_product_attention, 'head_major': _head_major,
-         'cudnn': _cudnn}[name]
+         'cudnn': _cudnn, PLANNED: attention_planned.mix}[name]
   return mix(*heads(qkv, num_heads, rope)).reshape(*qkv.shape[:2], -1)
 
 
@@ -99,7 +101,7 @@ def _check(implementation: str, width: int, num_heads: int):
         f'model.attention={implementation!r} takes {wanted}, not {num_heads} '
         f'heads in {width}: use "xla", or "auto"')
 
-  if implementation not in IMPLEMENTATIONS:
+  if implementation not in (*IMPLEMENTATIONS, PLANNED):
     raise errors.UserError(
         f'model.attention={implementation!r} is not known: use one of '
         f'{", ".join(IMPLEMENTATIONS)}, or "auto"')

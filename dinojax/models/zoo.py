@@ -8,6 +8,7 @@ from dinojax.models import vit
 
 # width, depth, heads. Source: DINOv2 and DINOv3 model cards and factories.
 _SIZES = {
+    'ti': (192, 12, 3),
     's': (384, 12, 6),
     'b': (768, 12, 12),
     'l': (1024, 24, 16),

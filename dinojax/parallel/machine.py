@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 import os
 import pathlib
 import platform
+import re
 import shutil
 
 import jax
@@ -91,8 +92,49 @@ def device_gib(device: jax.Device) -> float | None:
 
 
 def available_gib(device: jax.Device) -> float:
-  """Memory of a device; CPU devices share the machine's."""
-  return device_gib(device) or memory_gib() / jax.local_device_count()
+  """Memory of a device that is free; CPU devices share the machine's."""
+  stats = device.memory_stats() or {}
+  if limit := stats.get('bytes_limit'):
+    return (limit - stats.get('bytes_in_use', 0)) / _GIB
+  same = [d for d in jax.local_devices() if d.platform == device.platform]
+  return free_memory_gib() / max(len(same), 1)
+
+
+def free_memory_gib() -> float:
+  """Memory that programs may still take: of the machine and the container."""
+  return min([memory_gib(), *free_in(
+      _read('/proc/meminfo'), *map(_cgroup, ('v2', 'v1')))])
+
+
+def free_in(meminfo: str, *cgroups: tuple[str, str, str]) -> list[float]:
+  """GiB free by each account that there is.
+
+  Args:
+    meminfo: text of /proc/meminfo, or ''.
+    *cgroups: texts of limit, usage and statistics, whose file caches are
+      given back when they are needed; '' where there is none.
+  """
+  free = [int(kib) / 2**20 for kib in re.findall(
+      r'^MemAvailable:\s+(\d+) kB', meminfo, re.MULTILINE)]
+  for limit, used, statistics in cgroups:
+    if limit.isdigit() and used.isdigit():
+      cached = [int(n) for n in re.findall(
+          r'^(?:total_)?(?:in)?active_file (\d+)', statistics, re.MULTILINE)]
+      # The older kind counts itself first, then all that is inside.
+      cached = sum(cached[-2:])
+      free.append((int(limit) - max(int(used) - cached, 0)) / _GIB)
+  return free
+
+
+def _cgroup(version: str) -> tuple[str, str, str]:
+  """Limit, usage and statistics of the container's memory."""
+  folder, names = {
+      'v2': ('/sys/fs/cgroup', ('max', 'current', 'stat')),
+      'v1': ('/sys/fs/cgroup/memory', (
+          'limit_in_bytes', 'usage_in_bytes', 'stat'))}[version]
+  limit, used, statistics = (
+      _read(f'{folder}/memory.{name}') for name in names)
+  return limit, used, statistics
 
 
 def capability(kind: str, version: str | None) -> Found:
@@ -170,8 +212,8 @@ def num_cores() -> int:
 def memory_gib() -> float:
   """Memory of the machine, or of the container if that has less."""
   total = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-  limit = _read('/sys/fs/cgroup/memory.max')
-  return min(total, int(limit) if limit.isdigit() else total) / _GIB
+  limits = [limit for limit, *_ in map(_cgroup, ('v2', 'v1'))]
+  return min([total, *(int(x) for x in limits if x.isdigit())]) / _GIB
 
 
 def _read(path: str | pathlib.Path) -> str:

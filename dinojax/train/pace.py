@@ -29,7 +29,8 @@ _LONGEST_S = 90.0
 
 
 def matrix_flops(dtype: jnp.dtype, device: jax.Device,
-                 seconds: float = 0.5) -> float:
+                 seconds: float = 0.5,
+                 clock: Callable[[], float] = time.monotonic) -> float:
   """Multiplications and additions a second of one device, in `dtype`."""
   side = 1024 if device.platform == 'cpu' else 8192
   # Random: products of zeros draw less power, and run faster than real ones.
@@ -37,8 +38,8 @@ def matrix_flops(dtype: jnp.dtype, device: jax.Device,
     a, b = jax.random.normal(jax.random.key(0), (2, side, side)).astype(dtype)
   multiply = jax.jit(jnp.matmul)
   jax.block_until_ready(multiply(a, b))
-  done, count, began = 0, 1, time.monotonic()
-  while (spent := time.monotonic() - began) < seconds:
+  done, count, began = 0, 1, clock()
+  while (spent := clock() - began) < seconds:
     for _ in range(count):  # none is kept: they would fill the memory
       out = multiply(a, b)
     out.block_until_ready()
@@ -72,24 +73,10 @@ def rate(times: Sequence[float], images: int) -> float:
   return (len(times) - 1) * images / max(times[-1] - times[0], 1e-9)
 
 
-def least_gib(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh) -> float:
-  """Of one device: the state and a gradient, without any activation."""
-  state = state_lib.abstract(recipe, mesh)
-  largest = max(_part_bytes(own['student'])
-                for own in state_lib.each(state).values())
-  return (_part_bytes(state) + largest) / _GIB
-
-
 def state_gib(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh) -> float:
   """Of the whole state: what a checkpoint holds."""
   state = state_lib.abstract(recipe, mesh)
   return 4 * tree.num_elements(state) / _GIB
-
-
-def _part_bytes(arrays) -> int:
-  """Of one device."""
-  return sum(4 * math.prod(x.sharding.shard_shape(x.shape))
-             for x in jax.tree.leaves(arrays))
 
 
 def step_flops(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh) -> float:
@@ -118,7 +105,7 @@ def compiled(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh) -> Program:
   """
   began = time.monotonic()
   rows = program.prepared(
-      recipe.settings, _batch_shapes(recipe.settings, mesh), mesh)
+      recipe.settings, program.loop_batch(recipe.settings, mesh), mesh)
   lowered = program.lower(recipe, state_lib.abstract(recipe, mesh), rows)
   try:
     step = lowered.compile(mesh_lib.compiler_options(mesh))
@@ -162,18 +149,11 @@ def step_seconds(step: Program, recipe: recipe_lib.Recipe,
   return (clock() - began) / steps
 
 
-def _batch_shapes(settings: settings_lib.Settings,
-                  mesh: jax.sharding.Mesh) -> dict:
-  """Of the batches of the loop, which keeps labels to itself."""
-  shapes = program.abstract_batch(settings, mesh)
-  return {name: x for name, x in shapes.items() if name != 'label'}
-
-
 def _batch(settings: settings_lib.Settings, mesh: jax.sharding.Mesh) -> dict:
   """This process's rows of a batch: noise, with masks of the right number."""
   rng = np.random.default_rng(0)
   out = {}
-  for name, x in _batch_shapes(settings, mesh).items():
+  for name, x in program.loop_batch(settings, mesh).items():
     shape = (x.shape[0] // jax.process_count(), *x.shape[1:])
     out[name] = (
         rng.integers(0, 256, shape, np.uint8) if x.dtype == np.uint8

@@ -28,10 +28,37 @@ def lower(recipe: recipe_lib.Recipe, state: dict,
     state: donated; its shardings are kept.
     rows: what `prepare` makes of a batch.
   """
+  return trace(recipe, state, rows).lower()
+
+
+def trace(recipe: recipe_lib.Recipe, state: dict,
+          rows: dict) -> jax.stages.Traced:
+  """`lower`, before that: the step as equations.
+
+  JAX keeps what it traced of a function, and `_step_of` gives the same one for
+  the same recipe: a step that was traced for its memory is lowered at once.
+  """
   keep = jax.tree.map(lambda x: x.sharding, state)
-  return jax.jit(
-      functools.partial(step_lib.train_step, recipe=recipe),
-      donate_argnums=0, out_shardings=(keep, None)).lower(state, rows)
+  return jax.jit(_step_of(_Same(recipe)), donate_argnums=0,
+                 out_shardings=(keep, None)).trace(state, rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Same:
+  """A recipe that is equal to itself alone."""
+
+  recipe: recipe_lib.Recipe
+
+  def __hash__(self):
+    return id(self.recipe)
+
+  def __eq__(self, other):
+    return isinstance(other, _Same) and self.recipe is other.recipe
+
+
+@functools.lru_cache(maxsize=2)
+def _step_of(same: _Same) -> Callable[[dict, dict], tuple[dict, dict]]:
+  return functools.partial(step_lib.train_step, recipe=same.recipe)
 
 
 def shapes_of(state: dict) -> dict:
@@ -75,6 +102,13 @@ def abstract_batch(settings: settings_lib.Settings,
             'mask_index': array(jnp.int32, groups, size),
             'mask_weight': array(jnp.float32, groups, size)}
   return out
+
+
+def loop_batch(settings: settings_lib.Settings,
+               mesh: jax.sharding.Mesh) -> dict:
+  """`abstract_batch` without labels, which the loop keeps to itself."""
+  return {name: x for name, x in abstract_batch(settings, mesh).items()
+          if name != 'label'}
 
 
 def of_config(settings: settings_lib.Settings, mesh: jax.sharding.Mesh,

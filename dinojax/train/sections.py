@@ -207,6 +207,8 @@ class Train:
   # Steps in a row without a finite loss before the run stops.
   max_nonfinite_steps: fields.Positive = 3
   deterministic: bool = True  # On a GPU, the same bits at every run.
+  # Stops before a step is compiled that cannot fit into memory.
+  check_memory: bool = free(True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -57,6 +57,9 @@ def heaviest(recipe: recipe_lib.Recipe) -> Segment:
 def recipe_of(recipe: recipe_lib.Recipe,
               segment: Segment) -> recipe_lib.Recipe:
   """What is trained in a segment."""
+  if not recipe.settings.crops.sizes and (
+      segment.is_anchored or not recipe.settings.gram.loss_weight):
+    return recipe  # the same one, so that its step is traced once
   settings = recipe.settings.of_size(segment.size)
   students = {name: dataclasses.replace(
       one, settings=one.settings.of_size(segment.size))

@@ -25,9 +25,11 @@ from dinojax.data import inspection
 from dinojax.data import sources
 from dinojax.parallel import machine
 from dinojax.parallel import mesh as mesh_lib
+from dinojax.train import memory
 from dinojax.train import pace
 from dinojax.train import recipe as recipe_lib
 from dinojax.train import settings as settings_lib
+from dinojax.train import state as state_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -211,15 +213,30 @@ def test_the_start_of_the_pipeline_is_not_counted():
   assert pace.rate([0.0, 2.0], 4) == pytest.approx(2)
 
 
+@pytest.mark.parametrize('need, level', [
+    (7.9, 'ok'), (8.1, 'warn'), (11.9, 'warn'), (12.1, 'error')])
+def test_memory_before_it_is_compiled(need, level):
+  found = supply.estimated(
+      memory.Estimate(1.0, 0.5, 0.5, need - 2), 10.0, 'set less')
+  assert found.level == level and f'{need:.3g} GiB' in found.text
+  assert (found.fix == 'set less') == (level != 'ok')
+
+
+def test_time_that_nobody_waits_for():
+  assert supply.time(3600.0, 'text', 'cpu').level == 'ok'
+  assert supply.time(26 * 3600.0, '1d02h', 'cpu').level == 'warn'
+  assert supply.time(26 * 3600.0, '1d02h', 'gpu').level == 'ok'
+
+
 def test_the_memory_of_the_state_is_split_over_devices():
   sizes = {}
   for fsdp in (1, 4):
     mesh = mesh_lib.make(-1, fsdp)
     with mesh_lib.activate(mesh):
       recipe = recipe_lib.build(settings(), mesh, 1)
-      sizes[fsdp] = pace.least_gib(recipe, mesh), pace.state_gib(recipe, mesh)
-  # Student, EMA, two moments; and a gradient.
-  assert sizes[1][0] == pytest.approx(5 / 4 * sizes[1][1], rel=1e-5)
+      state = state_lib.abstract(recipe, mesh)
+      sizes[fsdp] = memory.gib(state), pace.state_gib(recipe, mesh)
+  assert sizes[1][0] == pytest.approx(sizes[1][1], rel=1e-5)
   assert sizes[4][0] < 0.3 * sizes[1][0] and sizes[4][1] == sizes[1][1]
 
 

@@ -1,0 +1,42 @@
+"""A source in two parts: what is trained on, and what is measured on."""
+
+import numpy as np
+
+from dinojax.core import errors
+from dinojax.data import sources
+
+PARTS = ('kept', 'held_out')
+_ONE_OF = 10  # images, in the order of the source, is held out
+
+
+class Part:
+  """Every tenth image of a source, or all others.
+
+  A folder is in the order of its paths, so a tenth of each class is held out.
+  """
+
+  def __init__(self, part: str, inner: sources.Source):
+    """Chooses by position.
+
+    Args:
+      part: one of PARTS.
+      inner: the whole.
+
+    Raises:
+      UserError: too few images.
+    """
+    self.spec = f'{part}:{inner.spec}'
+    self.classes = inner.classes
+    self._inner = inner
+    out = np.arange(len(inner)) % _ONE_OF == _ONE_OF - 1
+    self._chosen = np.flatnonzero(out == (part == 'held_out'))
+    if not len(self._chosen):
+      raise errors.UserError(
+          f'{self.spec} holds no image: one in {_ONE_OF} is held out, and '
+          f'there are {len(inner)}')
+
+  def __len__(self) -> int:
+    return len(self._chosen)
+
+  def __getitem__(self, index: int) -> sources.Record:
+    return self._inner[int(self._chosen[index])]
