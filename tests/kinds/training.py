@@ -1,10 +1,12 @@
 """Whole training steps of the references, through the step that main runs."""
 
+import contextlib
 import dataclasses
 import functools
 
 import jax
 import numpy as np
+import pytest
 
 from dinojax.data import masking
 from dinojax.interop import meta
@@ -266,6 +268,21 @@ def network_of(recipe) -> network.NetworkConfig:
   return recipe_lib.network_config(recipe.settings)
 
 
+@contextlib.contextmanager
+def gradients_seen():
+  """Gives the gradients of the steps traced inside, before clipping."""
+  seen, differentiate = [], step_lib.differentiate
+
+  def keep(*args):
+    grads, metrics = differentiate(*args)
+    seen.append(grads)
+    return grads, metrics
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(step_lib, 'differentiate', keep)
+    yield seen
+
+
 @golden.kind('train_v2', 'train_v3')
 def training(case):
   call, = case.calls
@@ -287,11 +304,9 @@ def training(case):
 
     @functools.partial(jax.jit, out_shardings=(keep, None, None))
     def step(state, batch):
-      sched = {k: f(state['step']) for k, f in recipe.schedules.items()}
-      rows = step_lib.network_rows(batch)
-      targets, _, _ = step_lib.make_targets(state, rows, sched, recipe)
-      grads, _ = step_lib.differentiate(state, rows, targets, sched, recipe)
-      return *step_lib.train_step(state, batch, recipe=recipe), grads
+      with gradients_seen() as seen:
+        out = step_lib.train_step(state, batch, recipe=recipe)
+      return *out, *seen
 
     count = len(case.inputs['lr'])
     size = max(int(case.inputs[f'step{i}/upperbound']) for i in range(count))

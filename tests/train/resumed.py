@@ -6,7 +6,6 @@ import pathlib
 import jax
 
 from dinojax.parallel import mesh as mesh_lib
-from dinojax.parallel import processes
 from dinojax.train import checkpoint
 from dinojax.train import settings as settings_lib
 from dinojax.train import state as state_lib
@@ -24,20 +23,21 @@ def program(shape: tuple[int, int]):
 
 
 def steps(workdir: pathlib.Path, shape: tuple[int, int], start: int,
-          end: int) -> list[dict[str, float]]:
-  """Metrics of steps `start` to `end` on a mesh of `shape`, then saved."""
+          end: int) -> tuple[list[dict[str, float]], dict, dict]:
+  """Steps `start` to `end` on a mesh of `shape`, then saved.
+
+  Returns:
+    Metrics of each; the first one's gradients, if it is the run's first; the
+    last student.
+  """
   mesh, recipe, state, step = program(shape)
   with mesh_lib.activate(mesh):
     saved = checkpoint.Checkpoints(workdir)
     if start:
       assert saved.latest() == start
       state = saved.restore(state_lib.abstract(recipe, mesh))
-    metrics = []
-    for i in range(start, end):
-      rows = tiny.share(tiny.batch(recipe.settings, i), jax.process_index(),
-                        jax.process_count())
-      state, out = step(state, processes.to_devices(rows, mesh))
-      metrics.append({k: float(v) for k, v in out.items()})
+    *result, state = tiny.follow(
+        recipe.settings, mesh, state, step, start, end)
     saved.save(end, state)
     saved.close()
-  return metrics
+  return tuple(result)

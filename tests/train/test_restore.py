@@ -1,24 +1,28 @@
 """A checkpoint belongs to no topology: any mesh, any processes resume it."""
 
+import functools
 import os
 import pathlib
 import pickle
 import socket
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
 
 from tests.train import resumed
+from tests.train import test_step
 
 ROOT = pathlib.Path(__file__).parents[2]
 SAVED_AT, END = 2, 5
 
 
-@pytest.fixture(scope='module')
-def never_stopped(tmp_path_factory):
-  return resumed.steps(tmp_path_factory.mktemp('whole'), (1, 1), 0, END)
+@functools.cache
+def never_stopped():
+  with tempfile.TemporaryDirectory() as folder:
+    return resumed.steps(pathlib.Path(folder), (1, 1), 0, END)
 
 
 def assert_same(got, want):
@@ -30,10 +34,10 @@ def assert_same(got, want):
 
 @pytest.mark.parametrize('before, after', [
     ((1, 1), (2, 4)), ((2, 4), (1, 1))])
-def test_another_mesh_resumes(tmp_path, never_stopped, before, after):
-  got = resumed.steps(tmp_path, before, 0, SAVED_AT)
-  got += resumed.steps(tmp_path, after, SAVED_AT, END)
-  assert_same(got, never_stopped)
+def test_another_mesh_resumes(tmp_path, before, after):
+  got = resumed.steps(tmp_path, before, 0, SAVED_AT)[0]
+  got += resumed.steps(tmp_path, after, SAVED_AT, END)[0]
+  assert_same(got, never_stopped()[0])
 
 
 def in_two_processes(out, *parts):
@@ -53,12 +57,14 @@ def in_two_processes(out, *parts):
   return pickle.loads(out.read_bytes())
 
 
-def test_another_number_of_processes_resumes(tmp_path, never_stopped):
+def test_two_processes_do_not_change_the_result_and_resume(tmp_path):
+  """One start of them for all, because each compiles for a minute."""
   one_first, two_first = tmp_path / 'one_first', tmp_path / 'two_first'
-  before = resumed.steps(one_first, (1, 1), 0, SAVED_AT)
-  after, begun = in_two_processes(
+  before = resumed.steps(one_first, (1, 1), 0, SAVED_AT)[0]
+  after, begun, whole = in_two_processes(
       tmp_path / 'out.pkl', f'{one_first}:{SAVED_AT}:{END}',
-      f'{two_first}:0:{SAVED_AT}')
-  assert_same(before + after, never_stopped)
-  ended = resumed.steps(two_first, (1, 1), SAVED_AT, END)
-  assert_same(begun + ended, never_stopped)
+      f'{two_first}:0:{SAVED_AT}', f'{tmp_path / "whole"}:0:{END}')
+  test_step.assert_same(whole, never_stopped(), steps=END)
+  assert_same(before + after[0], never_stopped()[0])
+  ended = resumed.steps(two_first, (1, 1), SAVED_AT, END)[0]
+  assert_same(begun[0] + ended, never_stopped()[0])

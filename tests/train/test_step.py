@@ -1,14 +1,7 @@
 """The step: the same on any mesh, in any number of micro-batches."""
 
 import functools
-import math
-import os
-import pathlib
-import pickle
 import re
-import socket
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -22,7 +15,7 @@ from dinojax.train import recipe as recipe_lib
 from dinojax.train import settings as settings_lib
 from tests.train import tiny
 
-ROOT = pathlib.Path(__file__).parents[2]
+NUM_PROTOTYPES = 1160  # no other size of these recipes
 
 
 @functools.cache
@@ -52,30 +45,17 @@ def assert_same(got, want, steps=5):
     np.testing.assert_allclose(a, b, rtol=0, atol=bound, err_msg=name)
 
 
-@pytest.mark.parametrize('shape', [(8, 1), (2, 4), (1, 8)])
+SPLIT_ALONE = pytest.param(
+    (1, 8), marks=pytest.mark.slow, id='weights-split-on-all-devices')
+
+
+@pytest.mark.parametrize('shape', [(8, 1), (2, 4), SPLIT_ALONE])
 def test_the_mesh_does_not_change_the_result(shape):
   assert_same(tiny.run(shape), one_device())
 
 
-def test_two_processes_do_not_change_the_result(tmp_path):
-  with socket.socket() as s:
-    s.bind(('localhost', 0))
-    port = s.getsockname()[1]
-  out = tmp_path / 'result.pkl'
-  env = os.environ | {
-      'JAX_COORDINATOR_ADDRESS': f'localhost:{port}',
-      'JAX_NUM_PROCESSES': '2', 'JAX_PLATFORMS': 'cpu',
-      'CACHE': str(ROOT / '.jax_cache'), 'PYTHONPATH': str(ROOT)}
-  workers = [subprocess.Popen(
-      [sys.executable, '-m', 'tests.train.two_processes', str(out)], cwd=ROOT,
-      env=env | {'JAX_PROCESS_ID': str(i)}, stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT, text=True) for i in range(2)]
-  texts = [w.communicate(timeout=300)[0] for w in workers]
-  assert all(w.returncode == 0 for w in workers), '\n'.join(texts)
-  assert_same(pickle.loads(out.read_bytes()), one_device())
-
-
-@pytest.mark.parametrize('parts', [2, 4])
+@pytest.mark.parametrize('parts', [
+    4, pytest.param(2, marks=pytest.mark.slow, id='two-large-parts')])
 def test_micro_batches_do_not_change_the_result(parts):
   assert_same(tiny.run((1, 1), train__num_micro_batches=parts), one_device())
 
@@ -84,36 +64,46 @@ def test_micro_batches_on_several_devices():
   assert_same(tiny.run((2, 2), train__num_micro_batches=2), one_device())
 
 
+def assert_columns_are_split(text):
+  """No device holds all prototypes or all logits of a row."""
+  assert not re.search(rf'[\[,]{NUM_PROTOTYPES}[\],]', text)
+
+
+SMALL = dict(model__depth=2, model__drop_path_rate=0.0,
+             dino__num_prototypes=NUM_PROTOTYPES,
+             ibot__num_prototypes=NUM_PROTOTYPES)
+EMA_GRAM = dict(gram__loss_weight=2.0, gram__teacher='ema')
+
+
 @pytest.mark.parametrize('changes', [
     dict(teacher__centering='softmax', ibot__separate_head=False),
+    # One group of KoLeo spans all devices.
     dict(model__position='learned', model__drop_path_rate=0.25,
          dino__weight_norm=True, koleo__group_images=16,
          masks__counts='undershooting'),
-    dict(gram__loss_weight=2.0, gram__teacher='ema'),
-    dict(gram__loss_weight=2.0, gram__teacher='ema', gram__tokens='masked',
-         gram__per_image=False),
-])
-def test_other_recipes_are_mesh_equal_too(changes):
-  small = dict(steps=2, model__depth=2, model__drop_path_rate=0.0) | changes
-  assert_same(tiny.run((2, 4), **small), tiny.run((1, 1), **small))
+    EMA_GRAM | dict(gram__tokens='masked', gram__per_image=False),
+    pytest.param(EMA_GRAM, marks=pytest.mark.slow, id='gram-of-each-image'),
+    pytest.param(
+        dict(dino__weight_norm=True, ibot__weight_norm=True,
+             train__num_micro_batches=2, train__batch_size=32),
+        marks=pytest.mark.slow, id='columns-of-micro-batches')])
+def test_other_recipes_are_mesh_equal_and_split_columns(changes):
+  changes = SMALL | changes
+  assert_same(
+      tiny.run((2, 4), steps=2, look=assert_columns_are_split, **changes),
+      tiny.run((1, 1), steps=2, **changes))
 
 
-@pytest.mark.parametrize('changes', [
-    {}, dict(teacher__centering='softmax'),
-    dict(dino__weight_norm=True, ibot__weight_norm=True,
-         train__num_micro_batches=2, train__batch_size=32)])
-def test_no_device_holds_all_prototypes_or_all_logits_of_a_row(changes):
-  k = 1160  # no other size of this recipe
-  settings = settings_lib.read(tiny.config(
-      dino__num_prototypes=k, ibot__num_prototypes=k, model__depth=1,
-      **changes))
-  for shape, is_whole in (((2, 4), False), ((1, 1), True)):
-    mesh = mesh_lib.make(*shape, devices=jax.devices()[:math.prod(shape)])
-    with mesh_lib.activate(mesh):
-      _, state, step = tiny.program(settings, mesh)
-      rows = processes.to_devices(tiny.batch(settings, 0), mesh)
-      text = step.lower(state, rows).compile().as_text()
-    assert bool(re.search(rf'[\[,]{k}[\],]', text)) == is_whole
+def test_the_program_of_one_device_has_whole_columns():
+  """That is, the name of a size is what the test above looks for."""
+  settings = settings_lib.read(tiny.config(**SMALL))
+  mesh = mesh_lib.make(devices=jax.devices()[:1])
+  with mesh_lib.activate(mesh):
+    recipe = recipe_lib.build(settings, mesh, epoch_steps=1)
+    init = recipe.student.init
+    text = jax.jit(init).lower(jax.random.key(0)).compile().as_text()
+  with pytest.raises(AssertionError):
+    assert_columns_are_split(text)
 
 
 def test_prototypes_that_cannot_be_split_are_refused():
@@ -124,19 +114,19 @@ def test_prototypes_that_cannot_be_split_are_refused():
       recipe_lib.build(settings, mesh, epoch_steps=1)
 
 
-def test_koleo_groups_may_span_devices():
-  a = tiny.run((8, 1), steps=1, model__depth=1, koleo__group_images=8)
-  b = tiny.run((1, 1), steps=1, model__depth=1, koleo__group_images=8)
-  np.testing.assert_allclose(
-      a[0][0]['loss/koleo'], b[0][0]['loss/koleo'], rtol=1e-5)
+@functools.cache
+def one_block():
+  settings = settings_lib.read(tiny.config(model__depth=1))
+  mesh = mesh_lib.make(devices=jax.devices()[:1])
+  with mesh_lib.activate(mesh):
+    return settings, mesh, *tiny.program(settings, mesh)
 
 
 @pytest.fixture
 def started():
-  settings = settings_lib.read(tiny.config(model__depth=1))
-  mesh = mesh_lib.make(devices=jax.devices()[:1])
+  settings, mesh, *rest = one_block()
   with mesh_lib.activate(mesh):
-    yield settings, mesh, *tiny.program(settings, mesh)
+    yield settings, mesh, *rest
 
 
 def test_a_non_finite_gradient_changes_nothing_but_the_counters(started):

@@ -1,5 +1,6 @@
 """A recipe small enough to compile in seconds, with everything random on."""
 
+from collections.abc import Callable
 import functools
 
 import jax
@@ -84,23 +85,38 @@ def program(settings, mesh):
   return recipe, state, step
 
 
-def run(shape: tuple[int, int], steps: int = 5, **changes):
-  """Metrics of every step, first gradients and final student."""
+def run(shape: tuple[int, int], steps: int = 5,
+        look: Callable[[str], None] = lambda text: None, **changes):
+  """Metrics of every step, first gradients and final student.
+
+  Args:
+    shape: of the mesh.
+    steps: how many.
+    look: gets the text of the compiled step.
+    **changes: of the config, see there.
+  """
   settings = settings_lib.read(config(**changes))
   devices = jax.devices()[:shape[0] * shape[1]]
   mesh = mesh_lib.make(*shape, devices=devices)
   settings_lib.check_devices(settings, mesh.size)
   with mesh_lib.activate(mesh):
-    recipe, state, step = program(settings, mesh)
-    metrics, moments = [], None
-    for i in range(steps):
-      rows = share(batch(settings, i), jax.process_index(),
-                   jax.process_count())
-      state, out = step(state, processes.to_devices(rows, mesh))
-      metrics.append({k: float(v) for k, v in out.items()})
-      if moments is None:  # after one step, mu = (1 − beta1) · gradient
-        moments = everywhere(state['opt']['mu'])
-    return metrics, moments, everywhere(state['student'])
+    _, state, step = program(settings, mesh)
+    rows = share(batch(settings, 0), jax.process_index(), jax.process_count())
+    step = step.lower(state, processes.to_devices(rows, mesh)).compile()
+    look(step.as_text())
+    return follow(settings, mesh, state, step, 0, steps)[:3]
+
+
+def follow(settings, mesh, state, step, start: int, end: int):
+  """Metrics of the steps, the first one's gradients, student and state."""
+  metrics, moments = [], None
+  for i in range(start, end):
+    rows = share(batch(settings, i), jax.process_index(), jax.process_count())
+    state, out = step(state, processes.to_devices(rows, mesh))
+    metrics.append({k: float(v) for k, v in out.items()})
+    if moments is None:  # after one step, mu = (1 − beta1) · gradient
+      moments = everywhere(state['opt']['mu'])
+  return metrics, moments, everywhere(state['student']), state
 
 
 def everywhere(tree):

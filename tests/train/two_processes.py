@@ -1,6 +1,5 @@
 """Runs the tiny recipe in one of two processes of four CPU devices each.
 
-  python -m tests.train.two_processes OUT             the whole run
   python -m tests.train.two_processes OUT DIR:0:2 …   parts of it, saved
 """
 
@@ -17,7 +16,6 @@ jax.config.update('jax_compilation_cache_dir', os.environ['CACHE'])
 
 from dinojax.parallel import processes
 from tests.train import resumed
-from tests.train import tiny
 
 
 def part(text: str):
@@ -27,7 +25,7 @@ def part(text: str):
 
 def main(out: str, *parts: str):
   processes.initialize()
-  result = [part(text) for text in parts] if parts else tiny.run((2, 4))
+  result = [part(text) for text in parts]
   if jax.process_index() == 0:
     with open(out, 'wb') as f:
       pickle.dump(result, f)
