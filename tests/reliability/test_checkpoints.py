@@ -2,15 +2,22 @@
 
 import itertools
 import json
+import os
+import pathlib
 import random
 import shutil
+import socket
+import subprocess
+import sys
 
+from etils import epath
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dinojax.core import errors
+from dinojax.parallel import holder
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.train import checkpoint
 from dinojax.train import digests
@@ -21,16 +28,17 @@ SHAPE = (2, 2)
 def make(step, shape=SHAPE):
   """A small state with arrays of every kind."""
   mesh = mesh_lib.make(*shape, devices=jax.devices()[:shape[0] * shape[1]])
-  place = lambda x, *axes: jax.device_put(
-      x, jax.NamedSharding(mesh, jax.P(*axes)))
+  at = lambda *axes: jax.NamedSharding(mesh, jax.P(*axes))
+  place = lambda x, *axes: jax.make_array_from_callback(
+      x.shape, at(*axes), lambda index: x[index])
   rng = np.random.default_rng(step)
   draw = lambda: {
       'backbone': {'kernel': place(
           rng.normal(size=(8, 64)).astype(np.float32), 'fsdp'),
                    'bias': place(rng.normal(size=8).astype(np.float32))}}
-  return {'step': place(jnp.int32(step)),
-          'key': place(jax.random.key(step)),
-          'counters': {'bad_images': place(jnp.int32(3))},
+  return {'step': place(np.asarray(step, np.int32)),
+          'key': jax.jit(lambda: jax.random.key(step), out_shardings=at())(),
+          'counters': {'bad_images': place(np.asarray(3, np.int32))},
           'student': draw(), 'teacher': draw(),
           'opt': {'mu': draw(), 'nu': draw()}}
 
@@ -217,3 +225,31 @@ def test_a_file_in_its_place_is_said(tmp_path):
   (tmp_path / 'checkpoints').write_text('')
   with pytest.raises(errors.UserError, match='is a file'):
     checkpoint.Checkpoints(tmp_path)
+
+
+def in_two_processes(folder, what):
+  with socket.socket() as s:
+    s.bind(('localhost', 0))
+    port = s.getsockname()[1]
+  root = pathlib.Path(__file__).parents[2]
+  env = os.environ | {
+      'JAX_COORDINATOR_ADDRESS': f'localhost:{port}', 'JAX_PLATFORMS': 'cpu',
+      'JAX_NUM_PROCESSES': '2', 'PYTHONPATH': str(root)}
+  both = [subprocess.Popen(
+      [sys.executable, '-m', 'tests.reliability.two_processes', str(folder),
+       what], cwd=root, env=env | {'JAX_PROCESS_ID': str(i)}, text=True,
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE) for i in range(2)]
+  texts = [one.communicate(timeout=200) for one in both]
+  assert [one.returncode for one in both] == [0, 0], texts
+  return [[line for line in out.splitlines() if not line.startswith('[Gloo]')]
+          for out, _ in texts]
+
+
+@pytest.mark.slow  # three starts of two processes
+def test_processes_agree_on_damage_that_one_of_them_meets(tmp_path):
+  assert in_two_processes(tmp_path, 'save') == [['saved']] * 2
+  assert_same(restore(tmp_path, (1, 1)), make(6, (1, 1)))
+  with holder.Holder(epath.Path(tmp_path)):
+    assert in_two_processes(tmp_path, 'restore') == [['whole', 'in use']] * 2
+  assert in_two_processes(tmp_path, 'damaged') == [
+      ['damaged [4] True', 'held']] * 2

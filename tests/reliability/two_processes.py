@@ -1,0 +1,56 @@
+"""One of two processes that save, hold and restore together.
+
+  python -m tests.reliability.two_processes DIR save|restore
+"""
+
+import pathlib
+import sys
+
+import jax
+
+jax.config.update('jax_num_cpu_devices', 2)
+
+from etils import epath
+
+from dinojax.core import errors
+from dinojax.parallel import holder
+from dinojax.parallel import processes
+from dinojax.train import checkpoint
+from tests.reliability import test_checkpoints
+
+
+def main(folder: str, what: str):
+  processes.initialize()
+  state = test_checkpoints.make(6)
+  if what == 'save':
+    with holder.Holder(epath.Path(folder)):
+      saved = checkpoint.Checkpoints(folder, keep=3, writes=True)
+      for step in (4, 6):
+        saved.save(step, test_checkpoints.make(step))
+      saved.close()
+    print('saved', flush=True)
+  else:
+    # What one process reads is damaged: for the other, all is well.
+    if what == 'damaged' and jax.process_index() == 1:
+      real = checkpoint.Checkpoints._read
+      checkpoint.Checkpoints._read = lambda self, step, parts: (
+          (None, 'bytes') if step == 6 else real(self, step, parts))
+    saved = checkpoint.Checkpoints(folder, writes=True)
+    try:
+      saved.restore(test_checkpoints.shapes(state))
+      print('whole', flush=True)
+    except checkpoint.Damaged:
+      place = saved.set_aside(6)
+      saved.restore(test_checkpoints.shapes(state))
+      print('damaged', saved.steps(), place.exists(), flush=True)
+    saved.close()
+    try:
+      with holder.Holder(epath.Path(folder)):
+        print('held', flush=True)
+    except errors.UserError as error:
+      print('in use' if 'is in use' in str(error) else error, flush=True)
+  jax.distributed.shutdown()
+
+
+if __name__ == '__main__':
+  main(str(pathlib.Path(sys.argv[1]).absolute()), sys.argv[2])
