@@ -11,7 +11,9 @@ from etils import epath
 import jax
 import numpy as np
 
+from dinojax.core import atomic
 from dinojax.core import errors
+from dinojax.core import output
 from dinojax.data import sources
 from dinojax.evals import classes
 from dinojax.evals import features
@@ -60,7 +62,7 @@ def make(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
       for name, one in recipe.each.items()}
 
   path = folder / _BASELINES if folder else None
-  known = json.loads(path.read_text()) if path and path.exists() else {}
+  known = _known(path) if path else {}
   for name, student in students.items():
     student.baselines |= known.get(name, {})
 
@@ -71,10 +73,26 @@ def make(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
     fresh = {name: student.baselines for name, student in students.items()}
     if path and processes.is_first() and not fresh.items() <= known.items():
       known.update(fresh)
-      path.write_text(json.dumps(known, indent=1))
+      atomic.write_text(path, json.dumps(known, indent=1))
     return found
 
   return evaluate
+
+
+def _known(path: epath.Path) -> dict[str, dict[str, float]]:
+  """Baselines of an earlier start: a cache, computed again if unreadable."""
+  if not path.exists():
+    return {}
+  try:
+    found = atomic.read_json(path, 'the baselines are computed again')
+    return {name: dict(scores) for name, scores in found.items()}
+  except errors.UserError as error:
+    reason = str(error)
+  except (TypeError, ValueError):
+    reason = f'{path} holds no scores; the baselines are computed again'
+  if processes.is_first():
+    output.warn(reason)
+  return {}
 
 
 class _Student:
