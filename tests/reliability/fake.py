@@ -21,7 +21,8 @@ STEPS, EVERY = 4, 2
 
 def config(**changes):
   return tiny.config(
-      train__total_steps=STEPS, train__epoch_steps=2, **changes) | {
+      train__total_steps=STEPS, train__epoch_steps=2,
+      train__check_memory=False, **changes) | {
           'checkpoint': {'every_steps': EVERY}, 'log': {
               'every_steps': 1, 'tensorboard': False}}
 
