@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import common
-from configs import demo
-from configs import vitl
-from configs import vits
 from dinojax import job
+from dinojax.configs import common
+from dinojax.configs import demo
+from dinojax.configs import vitl
+from dinojax.configs import vits
 from dinojax.core import errors
 from dinojax.models import zoo
 from dinojax.parallel import machine
