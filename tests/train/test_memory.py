@@ -208,6 +208,7 @@ def test_training_stops_before_it_compiles(tmp_path, monkeypatch, linear):
   monkeypatch.setattr(machine, 'available_gib', lambda _: 0.01)
   monkeypatch.setattr(job.loop, 'run', lambda _: pytest.fail('has begun'))
   config = demo.get_config('smoke')
+  config.train.batch_size = 32  # groups of 4 on each of eight devices
   with pytest.raises(errors.UserError, match='does not fit'):
     job.train(config, str(tmp_path / 'run'))
   assert not (tmp_path / 'run/config.json').exists()
