@@ -50,7 +50,7 @@ class Jax:
   def __init__(self, batch: int, num_prototypes: int, depth: int = 12):
     import jax
 
-    from configs import common
+    from dinojax.configs import common
     from dinojax.models import zoo
     from dinojax.parallel import mesh as mesh_lib
     from dinojax.parallel import processes

@@ -1,8 +1,8 @@
 """Photographs on a laptop or a small GPU: ViT-Ti/16 or S/16, 96 to 160 pixels.
 
-  dinojax train --config=configs/photos.py --workdir=runs/photos \
+  dinojax train --config=photos --workdir=runs/photos \
     --config.data.train=folder:DIR --config.data.validation=folder:LABELLED
-  dinojax train --config=configs/photos.py:s,160,16gb …
+  dinojax train --config=photos:s,160,16gb …
 
 Words: `ti` or `s`; `96`, `128` or `160` pixels; `4gb`, `8gb`, `16gb` or `24gb`
 of memory, which choose the batch. Without: `ti,128,8gb`. DINOv2's losses; the
@@ -14,7 +14,7 @@ anything is compiled. Time: `dinojax doctor --config=…` measures it.
 First loss: 6.93 = ln 1024 for both DINO parts, half of it for iBOT.
 """
 
-from configs import common
+from dinojax.configs import common
 from dinojax.models import zoo
 
 # Images of a batch by model, pixels and memory: what the estimate of a step in

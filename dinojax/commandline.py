@@ -129,6 +129,9 @@ def run(main: Callable, command: str, *, required: Sequence[str] = ()):
 
 
 def _guarded(main: Callable, argv: list[str]) -> int:
+  if 'jax' in sys.modules:
+    from dinojax.parallel import platforms
+    platforms.leave_out_tpus()
   try:
     return main(argv)
   except app.UsageError as error:

@@ -20,9 +20,9 @@ from dinojax.core import errors
 from dinojax.core import paths
 
 _CONFIG = commandline.config_flag(
-    'config', 'What is trained: a name of `dinojax configs`, or a file.')
+    'config', 'Config to compile: a name of `dinojax configs`, or a file.')
 _TOPOLOGY = flags.DEFINE_string(
-    'topology', None, "Where: a TPU slice, 'v5e:16x16' or 'v5p:4x4x4', or "
+    'topology', None, "Devices: a TPU slice, 'v5e:16x16' or 'v5p:4x4x4', or "
     "'cpu:8'.")
 _FIT = flags.DEFINE_bool(
     'fit', False, 'Finds the largest train.batch_size that fits memory.')

@@ -22,7 +22,7 @@ from dinojax.train import recipe as recipe_lib
 from dinojax.train import settings as settings_lib
 
 _CONFIG = commandline.config_flag(
-    'config', 'What is drawn: a name of `dinojax configs`, or a file.')
+    'config', 'Config to draw: a name of `dinojax configs`, or a file.')
 _OUT = flags.DEFINE_string('out', 'crops.png', 'Picture to write.')
 _COUNT = flags.DEFINE_integer('count', 8, 'Images shown.', lower_bound=1)
 

@@ -36,10 +36,10 @@ def _define():
   from dinojax import commandline
   from dinojax import job
   commandline.config_flag(
-      'config', 'What would be trained: a name of `dinojax configs`, or a '
+      'config', 'Config to look at: a name of `dinojax configs`, or a '
       'file; without it, only the machine.')
   flags.DEFINE_string(
-      'workdir', None, 'Where it would be trained; nothing is written there.')
+      'workdir', None, 'Folder of the planned run; nothing is written there.')
   flags.DEFINE_integer(
       'steps', 3, 'Training steps that are timed; 0: none, and nothing is '
       'compiled.', lower_bound=0)

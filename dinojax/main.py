@@ -26,7 +26,7 @@ from dinojax.core import errors
 from dinojax.parallel import processes
 
 _CONFIG = commandline.config_flag(
-    'config', 'What is trained: a name of `dinojax configs`, such as vits or '
+    'config', 'Config to train: a name of `dinojax configs`, such as vits or '
     'vits:smoke, or a file.')
 _RECIPE = commandline.config_flag(
     'recipe', 'Instead of --config: stages one after the other, such as '

@@ -29,10 +29,9 @@ def interpreters() -> dict[tuple[int, int], str]:
   named = os.environ.get('PYTHONS', '').split()
   home = pathlib.Path.home()
   pyenv = pathlib.Path(os.environ.get('PYENV_ROOT') or home / '.pyenv')
+  uv = home / '.local/share/uv/python'
   folders = [pathlib.Path(p) for p in os.get_exec_path()] + sorted(
-      [*pyenv.glob('versions/*/bin'),
-       *home.glob('.local/share/uv/python/*/bin')],
-      reverse=True)
+      [*pyenv.glob('versions/*/bin'), *uv.glob('*/bin')], reverse=True)
   candidates = [shutil.which(name) or name for name in named] or [
       str(path) for folder in folders if folder.is_dir()
       for path in sorted(folder.iterdir())

@@ -16,7 +16,8 @@ ALLOWED = {
     'models': LOWER | {'models'}, 'train': LOWER | {'models', 'train'},
     'evals': LOWER | {'models', 'train', 'evals'},
     'interop': LOWER | {'models', 'interop'},
-    'planning': LOWER | {'models', 'train', 'planning'},
+    # The cards of published sizes are figures of configs.
+    'planning': LOWER | {'models', 'train', 'planning', 'configs'},
     'checks': LOWER | {'models', 'train', 'checks', 'job', 'weights'}}
 
 

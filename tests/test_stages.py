@@ -273,7 +273,7 @@ def test_recipes_read_and_every_stage_starts_from_another(
 
 CHAIN = '''
 from ml_collections import config_dict
-from configs import demo
+from dinojax.configs import demo
 
 def get_config(arg=''):
   c = config_dict.ConfigDict()

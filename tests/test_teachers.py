@@ -9,10 +9,10 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from configs import demo
 from dinojax import job
 from dinojax import pca
 from dinojax import weights as weights_lib
+from dinojax.configs import demo
 from dinojax.core import errors
 from dinojax.core import tree
 from dinojax.train import checkpoint

@@ -51,10 +51,6 @@ def masks(s: Settings) -> Found:
   m = s.masks
   if not s.ibot.loss_weight:
     return []
-  if not (0 <= m.probability <= 1 and 0 <= m.ratio[0] <= m.ratio[1] <= 1):
-    return [findings.error(
-        'masks', f'masks.probability={m.probability} and masks.ratio='
-        f'{m.ratio} are not fractions', 'set 0.5 and (0.1, 0.5)')]
   group = s.train.group_images
   images = group * masking.num_groups(group, m)
   rows = images * s.crops.num_global

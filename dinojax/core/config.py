@@ -104,6 +104,9 @@ def section(cls: type, values: Any, *, path: str, problems: Errors) -> Any:
     problems.stop(f'{path or "the config"}={shown(values)} is not a section: '
                  f'give it the keys {", ".join(keys(cls))}')
     values = {}
+  values = {key: value.get() if isinstance(
+      value, config_dict.FieldReference) else value
+            for key, value in values.items()}
   hints, arguments = _hints(cls), {}
   for field in dataclasses.fields(cls):
     key = f'{path}.{field.name}' if path else field.name
@@ -230,8 +233,6 @@ def _is_none(value: Any) -> bool:
 def _value(value: Any, hint: Any, key: str, problems: Errors) -> Any:
   """`value` as type `hint`; a mistake is noted."""
   origin, options = typing.get_origin(hint), typing.get_args(hint)
-  if isinstance(value, config_dict.FieldReference):
-    value = value.get()
   if origin in (typing.Union, types.UnionType):
     if _is_none(value) and type(None) in options:
       return None

@@ -37,7 +37,7 @@ class ConvNeXtConfig:
   norm_epsilon: fields.NonNegative = 1e-6  # Added to the variance.
   layerscale: fields.NonNegative = 1e-6  # LayerScale's start.
   dtype: str = 'float32'  # Activations: auto, float32 or bfloat16.
-  remat: str = 'dots'  # What is not kept, see layers.REMAT.
+  remat: str = 'dots'  # Values made again, see layers.REMAT.
 
   @property
   def compute_dtype(self):

@@ -53,12 +53,12 @@ class ViTConfig:
   layerscale: fields.NonNegative | None = 1e-5  # LayerScale's start; None: no.
   drop_path_rate: fields.BelowOne = 0.0  # Share of rows that skip a block.
   drop_path_uniform: bool = True  # False: a ramp from 0 to the rate.
-  untie_cls_and_patch_norms: bool = False  # A last norm for each.
+  untie_cls_and_patch_norms: bool = False  # Two last norms.
   untie_global_and_local_cls_norm: bool = False  # A CLS norm of local crops.
   rope_base: fields.Above0 | None = 100.0  # Base of periods; None: two bounds.
   rope_min_period: fields.Above0 | None = None  # Shortest period of RoPE.
   rope_max_period: fields.Above0 | None = None  # Longest period of RoPE.
-  rope_periods: tuple[fields.Above0, ...] | None = None  # As a file has them.
+  rope_periods: tuple[fields.Above0, ...] | None = None  # Periods of a file.
   rope_normalize: Literal['separate', 'max', 'min'] = 'separate'  # Unit side.
   rope_shift: fields.NonNegative | None = None  # Greatest random shift.
   rope_jitter: fields.Above0 | None = None  # Greatest factor of one axis.
@@ -66,7 +66,7 @@ class ViTConfig:
   rope_dtype: Literal['float32', 'bfloat16'] = 'float32'  # Precision of RoPE.
   token_std: fields.NonNegative = 0.02  # CLS and registers; DINOv2: 1e-6.
   dtype: str = 'float32'  # Activations: auto, float32 or bfloat16.
-  remat: str = fields.free('dots')  # What is not kept, see layers.REMAT.
+  remat: str = fields.free('dots')  # Values made again, see layers.REMAT.
   packing: Literal['auto', 'tuple', 'stream'] = 'tuple'  # Layout of crops.
   attention: str = 'xla'  # Kernel: auto, or one of kernels.attention.
 

@@ -239,7 +239,7 @@ class _Walk:
 
   def _scan(self, eqn, inputs, env, dying, sizes) -> list[_Value]:
     """A loop over stacked arrays, whose results are there all the while."""
-    consts, carries = eqn.params['num_consts'], eqn.params['num_carry']
+    consts, carries = _scan_counts(eqn.params)
     for value in inputs:
       self._written(value)
     carried = self._carried(inputs[consts:consts + carries], env, dying)
@@ -297,3 +297,11 @@ def _last_uses(jaxpr: core.Jaxpr) -> dict:
   for index, eqn in enumerate(jaxpr.eqns):
     out |= dict.fromkeys(_variables(eqn.invars), index)
   return out | dict.fromkeys(_variables(jaxpr.outvars), len(jaxpr.eqns))
+
+
+def _scan_counts(params: dict) -> tuple[int, int]:
+  """Constants and carried arrays of a scan; jax 0.11.1 renamed the entries."""
+  if 'num_consts' in params:
+    return params['num_consts'], params['num_carry']
+  consts, carries, _ = params['ft_in'].unpack()
+  return len(consts), len(carries)

@@ -29,9 +29,10 @@ class Data:
   # Share of images that may be unreadable before the run stops.
   max_bad_fraction: fields.Part = 0.01
   max_pixels: fields.Positive = 178_956_970  # Pixels of the largest image read.
-  # (black, white) of greys of more than 8 bits; (): 0 to 65535, floats 0 to 1.
+  # Black and white of greys of more than 8 bits, (black, white); (): 0 to
+  # 65535, floats 0 to 1.
   value_range: tuple[float, ...] = ()
-  # Whether a run goes on with other images than it began with.
+  # Goes on with other images than the run began with.
   accept_changes: bool = free(False)
   # Processes that decode images; 0: threads of this one.
   num_workers: fields.Natural = free(0)

@@ -33,7 +33,7 @@ class Settings:
 
   model: vit.ViTConfig | convnext.ConvNeXtConfig  # Backbone that is trained.
   data: sections.Data  # Where images come from.
-  crops: crops.Crops  # What is cut out of an image.
+  crops: crops.Crops  # Crops that are cut out of an image.
   masks: masking.Masks  # Patches that the student does not see.
   augment: photometric.Photometric  # Changes of colour and sharpness.
   dino: sections.Dino  # Loss of CLS tokens between crops, and its head.
@@ -143,13 +143,16 @@ def _with_students(config: dict, problems: config_lib.Errors) -> Settings:
 def _with_groups(settings: Settings) -> Settings:
   """The settings with the groups that follow the batch, where none are set."""
   t = settings.train
-  group = t.group_images or largest_divisor(
+  follows = largest_divisor(
       max(t.batch_size // t.num_micro_batches, 1), t.max_group_images)
+  group = t.group_images or follows
   return dataclasses.replace(
       settings, train=dataclasses.replace(t, group_images=group),
       koleo=dataclasses.replace(
           settings.koleo,
-          group_images=settings.koleo.group_images or group),
+          # One image has no neighbour.
+          group_images=settings.koleo.group_images or (
+              group if group > 1 else follows)),
       students={name: _with_groups(student)
                 for name, student in settings.students.items()})
 

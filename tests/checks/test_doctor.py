@@ -12,19 +12,20 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from configs import demo
 from dinojax import job
 from dinojax import weights as weights_lib
 from dinojax.checks import report
 from dinojax.checks import sanity
 from dinojax.checks import supply
 from dinojax.checks import views
+from dinojax.configs import demo
 from dinojax.core import findings
 from dinojax.core import versions
 from dinojax.data import inspection
 from dinojax.data import sources
 from dinojax.parallel import machine
 from dinojax.parallel import mesh as mesh_lib
+from dinojax.parallel import platforms
 from dinojax.train import memory
 from dinojax.train import pace
 from dinojax.train import recipe as recipe_lib
@@ -74,7 +75,6 @@ def test_the_demo_is_sane_and_every_check_speaks():
     (dict(schedules__lr__peak=0.02, schedules__lr_rule='sqrt_1024'),
      'learning rate', 'ok', ''),
     (dict(schedules__momentum__peak=0.996), 'teacher', 'warn', '0.94'),
-    (dict(schedules__momentum__peak=1.5), 'teacher', 'error', '0.99'),
     (dict(schedules__teacher_temperature__end=0.1), 'temperatures', 'warn',
      '0.07'),
     (dict(koleo__group_images=2), 'KoLeo', 'warn', 'group_images to 64'),
@@ -120,7 +120,6 @@ def test_batches_that_devices_cannot_share():
     (dict(crops__local_px=48), 'crops', 'warn'),
     (dict(crops__num_local=0), 'crops', 'ok'),
     (dict(masks__probability=0.0), 'masks', 'error'),
-    (dict(masks__ratio=(0.1, 1.5)), 'masks', 'error'),
     (dict(masks__ratio=(0.0, 0.5)), 'masks', 'warn'),
     (dict(ibot__loss_weight=0.0, masks__probability=0.0), 'masks', None),
     (dict(augment__blur_sigma=(0.1, 2.0)), 'blur', 'warn'),
@@ -258,6 +257,16 @@ def test_cards_without_bfloat16():
   assert levels(machine.capability('Tesla T4', '7.5')) == {'bfloat16': 'warn'}
   assert machine.capability('H200', '9.0') == []
   assert machine.capability('TPU v5e', None) == []
+
+
+@pytest.mark.parametrize('tpu, nvidia, plugins, chosen', [
+    (False, False, ['jaxlib'], 'cpu'), (True, False, ['libtpu'], ''),
+    (False, True, ['jax-cuda13-plugin'], 'cuda,cpu'),
+    (False, True, ['libtpu'], 'cpu')])
+def test_tpus_are_not_looked_for_where_there_are_none(
+    tpu, nvidia, plugins, chosen):
+  assert platforms.without_tpus(
+      tpu=tpu, nvidia=nvidia, plugins=plugins) == chosen
 
 
 def test_versions_against_requirements():
@@ -404,7 +413,7 @@ def test_made_up_batches_are_those_of_the_pipeline():
 def test_wrong_flags_are_usage():
   code, _, complaint = run('--nothing=1')
   assert code == 2
-  assert "error: Unknown command line flag 'nothing'" in complaint
+  assert 'error: --nothing is not a flag of `dinojax doctor`' in complaint
 
 
 def test_a_jax_that_does_not_start():

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import common
-from configs import demo
-from configs import vitl
-from configs import vits
 from dinojax import job
+from dinojax.configs import common
+from dinojax.configs import demo
+from dinojax.configs import vitl
+from dinojax.configs import vits
 from dinojax.core import errors
 from dinojax.models import zoo
 from dinojax.parallel import machine
@@ -208,6 +208,7 @@ def test_training_stops_before_it_compiles(tmp_path, monkeypatch, linear):
   monkeypatch.setattr(machine, 'available_gib', lambda _: 0.01)
   monkeypatch.setattr(job.loop, 'run', lambda _: pytest.fail('has begun'))
   config = demo.get_config('smoke')
+  config.train.batch_size = 32  # groups of 4 on each of eight devices
   with pytest.raises(errors.UserError, match='does not fit'):
     job.train(config, str(tmp_path / 'run'))
   assert not (tmp_path / 'run/config.json').exists()

@@ -1,0 +1,36 @@
+"""Which platforms JAX starts, where it would look for TPUs in vain."""
+
+import importlib.util
+
+import jax
+
+from dinojax.core import versions
+from dinojax.parallel import machine
+
+
+def leave_out_tpus():
+  """Keeps JAX from starting libtpu on a machine without TPUs.
+
+  There it is a compiler for other machines, and prints errors when it is
+  asked for devices. Does nothing where JAX_PLATFORMS says what is wanted.
+  """
+  if importlib.util.find_spec('libtpu') and not jax.config.jax_platforms:
+    chosen = without_tpus(
+        tpu=machine.has_tpu(), nvidia=machine.has_nvidia(),
+        plugins=versions.companions())
+    if chosen:
+      jax.config.update('jax_platforms', chosen)
+
+
+def without_tpus(*, tpu: bool, nvidia: bool, plugins: list[str]) -> str:
+  """The value of jax_platforms; '': what JAX finds by itself.
+
+  Args:
+    tpu: whether a TPU is there.
+    nvidia: whether NVIDIA's driver is there.
+    plugins: packages by which JAX reaches accelerators.
+  """
+  has_cuda = any(name.startswith('jax-cuda') for name in plugins)
+  if tpu:
+    return ''
+  return 'cuda,cpu' if nvidia and has_cuda else 'cpu'

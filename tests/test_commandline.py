@@ -1,0 +1,188 @@
+"""How commands read flags: names of configs, mistakes, help."""
+
+import dataclasses
+import importlib
+import subprocess
+import sys
+
+from absl import flags
+import pytest
+
+from dinojax import catalog
+from dinojax import cli
+from dinojax import commandline
+from dinojax import list_configs
+from dinojax.core import config as config_lib
+from dinojax.core import errors
+from dinojax.core import fields
+from dinojax.models import convnext
+from dinojax.models import vit
+from dinojax.train import reference
+from dinojax.train import sections
+from dinojax.train import settings as settings_lib
+
+
+@pytest.fixture
+def parsed(monkeypatch, capsys):
+  """Values or messages of a command that takes --config and --workdir."""
+  absl = flags.FLAGS
+  names = ('config', 'workdir')
+  others = {name: absl[name] for name in names if name in absl}
+  for name in others:
+    delattr(absl, name)
+  commandline.config_flag('config', 'What is trained.')
+  flags.DEFINE_string('workdir', None, 'Folder of the run.')
+  fresh = set(absl)
+
+  def parse(*words):
+    monkeypatch.setattr(sys, 'argv', ['x', *words])
+    try:
+      commandline.parse(sys.argv, __name__, 'train', ['workdir'])
+    except SystemExit as end:
+      captured = capsys.readouterr()
+      return end.code, captured.out + captured.err
+    return absl.config
+
+  yield parse
+  for name in {*absl} - fresh | {*names}:
+    delattr(absl, name)
+  for name, flag in others.items():
+    absl[name] = flag
+
+
+@pytest.mark.parametrize('words, parts', [
+    (['--workdri=x'], ['--workdri is not a flag', 'did you mean --workdir?']),
+    (['--config=vits'], ['--workdir is missing: Folder of the run']),
+    (['--config=vitss'], ['--config=vitss', 'mean --config=vits', 'small_im']),
+    (['--config=a/vits.py'], ['--config=a/vits.py is not a file', 'vitg']),
+    (['--config=dinov3'], ['dinov3 is a recipe: --recipe=dinov3']),
+    (['--config=vits:smok'], ["'smok'", 'did you mean smoke?']),
+    (['--config=vits', '--config.train.bach_size=3'],
+     ['--config.train.bach_size', 'did you mean --config.train.batch_size']),
+    (['--config=vits', '--config.crops=3', '--config.crop.num_local=3'],
+     ['--config.crop.num_local', 'mean --config.crops.num_local?']),
+    (['--config=vits', '--config.train.batch_size=many'],
+     ['--config.train.batch_size=many', 'a whole number, or None']),
+    (['--config=vits', '--config.schedules.lr.peak=fast'],
+     ['--config.schedules.lr.peak=fast', 'a number, or None']),
+    (['--config.seed=3'], ['--config.seed is a field', 'give --config=NAME']),
+])
+def test_mistakes_are_a_sentence_with_what_may_be_meant(parsed, words, parts):
+  code, text = parsed(*words)
+  assert code == 2 and text.startswith('error: ') and text.count('\n') == 1
+  for part in parts:
+    assert part in text, text
+
+
+def test_values_come_before_or_after_their_config(parsed):
+  config = parsed('--config.train.batch_size=48', '--config', 'vits:smoke',
+                  '--workdir=x', '--config.gram.max_refreshes=None',
+                  '--config.optimizer.clip_norm=None',
+                  '--config.data.validation=None')
+  assert config.train.batch_size == 48
+  settings = settings_lib.read(config)
+  assert settings.optimizer.clip_norm is None
+  assert settings.gram.max_refreshes is None
+  assert settings.data.validation is None
+
+
+@pytest.mark.parametrize('words', [
+    ['-h'], ['--help'], ['--config=vits', '-help'], ['--help=koleo']])
+def test_help_is_no_mistake(parsed, words):
+  code, text = parsed(*words)
+  assert code == 0 and 'group_images = None' in text
+  assert ('Folder of the run' in text) == ('koleo' not in words[-1])
+  assert max(map(len, text.splitlines())) <= 80
+
+
+def test_help_of_what_is_not_there(parsed):
+  assert parsed('--help=crosp') == (
+      2, 'error: --help=crosp is not a section of a config: did you mean '
+      'crops?\n')
+  assert 'local_px' not in parsed('--help=train.total_steps')[1]
+
+
+def classes():
+  inside = [cls for cls in vars(sections).values() if isinstance(cls, type)]
+  return [settings_lib.Settings, vit.ViTConfig, convnext.ConvNeXtConfig,
+          *filter(dataclasses.is_dataclass, inside)]
+
+
+@pytest.mark.parametrize('cls', [c for c in classes()
+                                 if c is not config_lib.Duration])
+def test_every_field_says_what_it_means(cls):
+  for name, text in fields.texts(cls).items():
+    assert text and text[0].isupper() and text.endswith('.'), (name, text)
+    assert text.split()[0] not in ('Of', 'That', 'Which', 'What', 'Whether',
+                                   'Those', 'Likewise', 'As'), (name, text)
+
+
+def test_every_section_and_key_is_listed():
+  known = reference.sections()
+  for cls, name in ((sections.Train, 'train'), (sections.Knn, 'knn')):
+    assert [f.name for f in known[name][1]] == [
+        f.name for f in dataclasses.fields(cls)]
+  assert 'lr.warmup' in [f.name for f in known['schedules'][1]]
+  assert all(f.text for _, inside in known.values() for f in inside)
+  assert all(text for name, (text, _) in known.items() if name)
+
+
+@pytest.mark.parametrize('name', [*catalog.configs()])
+def test_configs_are_found_say_what_they_are_and_refuse_words(name):
+  path = catalog.locate(name)
+  assert catalog.summary(path).endswith('.')
+  with pytest.raises(errors.UserError, match="'smok'.*smoke"):
+    catalog.load(f'{name}:smok')
+  assert f'dinojax train --config={name}' in path.read_text()
+
+
+@pytest.mark.parametrize('name', [*catalog.recipes()])
+def test_recipes_refuse_words(name):
+  with pytest.raises(errors.UserError, match="'smok'.*smoke"):
+    catalog.load(f'{name}:smok', 'recipe')
+
+
+@pytest.mark.parametrize('text, part', [
+    ('import nothing_of_this_name', 'line 1: ModuleNotFoundError'),
+    ('x = (', 'line 1: SyntaxError'), ('x = 1', 'no attribute'),
+    ('def get_config():\n  return 1 / 0', 'line 2: ZeroDivisionError'),
+    ('def get_config():\n  pass', 'get_config returns None'),
+    ('def get_config():\n  return [1]', r'get_config returns \[1\]')])
+def test_a_file_with_a_mistake_is_named(tmp_path, text, part):
+  path = tmp_path / 'mine.py'
+  path.write_text(text)
+  with pytest.raises(errors.UserError, match=f'mine.py.*{part}'):
+    catalog.load(str(path))
+
+
+def test_a_copy_is_a_config_anywhere(tmp_path):
+  out = tmp_path / 'mine.py'
+  list_configs.copy('vitb', str(out))
+  assert catalog.load(f'{out}:smoke').to_dict() == catalog.load(
+      'vitb:smoke').to_dict()
+  for name, where in (('vitb', str(out)), ('vitb', None), ('vitx', 'x.py'),
+                      ('vitb', str(tmp_path / 'no/x.py'))):
+    with pytest.raises(errors.UserError, match='--out|--config=vitx'):
+      list_configs.copy(name, where)
+
+
+def test_an_unknown_command(monkeypatch, capsys):
+  monkeypatch.setattr(sys, 'argv', ['dinojax', 'trian'])
+  with pytest.raises(SystemExit) as end:
+    cli.main()
+  assert end.value.code == 2
+  assert 'dinojax trian is not a command: did you mean train?' in (
+      capsys.readouterr().err)
+
+
+def test_every_command_is_a_module_with_an_entry():
+  for module, text in cli.COMMANDS.values():
+    source = importlib.util.find_spec(module).origin
+    assert text and 'def entry()' in open(source).read()
+
+
+def test_the_package_runs_as_the_command(tmp_path):
+  done = subprocess.run(
+      [sys.executable, '-m', 'dinojax', 'configs', '-h'], text=True,
+      capture_output=True)
+  assert done.returncode == 0 and '--copy=' in done.stdout
