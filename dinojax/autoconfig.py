@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from dinojax import choices
+from dinojax.core import atomic
 from dinojax.core import errors
 from dinojax.data import inspection
 from dinojax.data import sources
@@ -88,9 +89,7 @@ def write(path: epath.Path, text: str):
   """
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / (path.name + '.tmp')
-    temporary.write_text(text)
-    temporary.replace(path)
+    atomic.write_text(path, text)
   except OSError as error:
     raise errors.UserError(
         f'--workdir={path.parent} cannot be written: '

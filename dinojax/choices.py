@@ -237,8 +237,8 @@ flags, after --config: --config.train.total_epochs=300
 """
 # Chosen for {asked}
 
-from configs import common
-from configs import photos
+from dinojax.configs import common
+from dinojax.configs import photos
 
 
 def get_config(arg: str = ''):

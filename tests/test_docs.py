@@ -10,10 +10,10 @@ import sys
 from PIL import Image
 import pytest
 
-from configs import demo
 from dinojax import autoconfig
 from dinojax import cli
 from dinojax import job
+from dinojax.configs import demo
 from dinojax.core import errors
 from dinojax.data import sources
 from dinojax.train import settings as settings_lib

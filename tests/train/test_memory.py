@@ -11,16 +11,16 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import common
-from configs import demo
-from configs import vitl
-from configs import vits
+from dinojax import cards
 from dinojax import job
+from dinojax.configs import common
+from dinojax.configs import demo
+from dinojax.configs import vitl
+from dinojax.configs import vits
 from dinojax.core import errors
 from dinojax.models import zoo
 from dinojax.parallel import machine
 from dinojax.parallel import mesh as mesh_lib
-from dinojax.planning import cards
 from dinojax.train import liveness
 from dinojax.train import memory
 from dinojax.train import pace
@@ -32,7 +32,8 @@ COMPILED = {
     ('ti', 8, 'dots'): 1.111, ('ti', 32, 'dots'): 3.408,
     ('ti', 128, 'dots'): 12.514, ('s', 8, 'dots'): 2.248,
     ('s', 32, 'dots'): 6.776, ('s', 128, 'dots'): 24.872,
-    ('b', 8, 'dots'): 5.049}
+    ('b', 8, 'dots'): 5.049, ('b', 32, 'dots'): 14.028,
+    ('b', 128, 'dots'): 49.952}
 FAST = [('s', 32, 'dots'), ('b', 8, 'dots')]
 
 
@@ -208,6 +209,7 @@ def test_training_stops_before_it_compiles(tmp_path, monkeypatch, linear):
   monkeypatch.setattr(machine, 'available_gib', lambda _: 0.01)
   monkeypatch.setattr(job.loop, 'run', lambda _: pytest.fail('has begun'))
   config = demo.get_config('smoke')
+  config.train.batch_size = 32
   with pytest.raises(errors.UserError, match='does not fit'):
     job.train(config, str(tmp_path / 'run'))
   assert not (tmp_path / 'run/config.json').exists()

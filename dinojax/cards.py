@@ -1,7 +1,7 @@
 """What fits a card: batches by model and memory, estimated, not measured.
 
-  python -m dinojax.planning.cards            # the table of docs/your_data.md
-  python -m dinojax.planning.cards --photos   # batches of configs/photos.py
+  python -m dinojax.cards            # the table of docs/your_data.md
+  python -m dinojax.cards --photos   # batches of configs/photos.py
 
 By the arithmetic of `dinojax doctor` (train/memory.py): nothing is compiled.
 """
@@ -59,10 +59,10 @@ def table(configs: dict[str, Any], mesh: jax.sharding.Mesh
 
 def cards(mesh: jax.sharding.Mesh) -> Iterator[str]:
   """The table of the documentation."""
-  from configs import photos
-  from configs import vitb
-  from configs import vitl
-  from configs import vits
+  from dinojax.configs import photos
+  from dinojax.configs import vitb
+  from dinojax.configs import vitl
+  from dinojax.configs import vits
 
   def blocks(config):
     config.model.remat = 'blocks'
@@ -86,7 +86,7 @@ def cards(mesh: jax.sharding.Mesh) -> Iterator[str]:
 
 def photo_batches(mesh: jax.sharding.Mesh) -> Iterator[str]:
   """The batches of configs/photos.py, which are float32 on a CPU."""
-  from configs import photos
+  from dinojax.configs import photos
   for size in ('ti', 's'):
     for px in (96, 128, 160):
       settings = settings_lib.read(photos.get_config(f'{size},{px}'))
