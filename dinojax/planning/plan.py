@@ -13,6 +13,7 @@ from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import topologies
 from dinojax.planning import collectives
 from dinojax.planning import estimate
+from dinojax.train import memory
 from dinojax.train import pace
 from dinojax.train import program
 from dinojax.train import recipe as recipe_lib
@@ -42,6 +43,8 @@ def compiled(config: Any, topology: str) -> dict:
   settings_lib.check_devices(settings, mesh.size)
   epoch_steps = settings.train.epoch_steps or 1
   recipe, lowered = program.of_config(settings, mesh, epoch_steps)
+  with mesh_lib.activate(mesh):
+    need = memory.estimate(recipe, mesh)
   step = _compile(lowered, mesh, topology)
   work = _work(recipe, mesh, epoch_steps)
   text = step.as_text()
@@ -56,7 +59,8 @@ def compiled(config: Any, topology: str) -> dict:
           one.settings.model.remat for one in recipe.each.values()})),
       'images_per_step': settings.train.batch_size,
       'dearest_of': _steps(settings, recipe, epoch_steps),
-      **_memory(step), 'hbm_gib': hbm_gib(topology), **work,
+      **_memory(step), 'estimated_gib': need.peak,
+      'hbm_gib': hbm_gib(topology), **work,
       'collectives': _collectives(sent),
       **estimate.of_program(text, topology, mesh.size, sent, work)}
 

@@ -40,11 +40,13 @@ def _memory(found: Mapping) -> list[str]:
   line = (f'memory a device  {found["peak_gib"]:.3f} GiB: arguments '
           f'{found["arguments_gib"]:.3f}, temporaries '
           f'{found["temporaries_gib"]:.3f}')
+  before = (f'estimated before {found["estimated_gib"]:.3f} GiB, as `dinojax '
+            'train` and `doctor` do')
   if found['hbm_gib'] is None:
-    return [line]
+    return [line, before]
   share = found['peak_gib'] / found['hbm_gib']
   return [f'{line}; {100 * share:.0f} % of the {found["hbm_gib"]:.0f} GiB '
-          'of HBM' + ('' if share <= 1 else ': does not fit')]
+          'of HBM' + ('' if share <= 1 else ': does not fit'), before]
 
 
 def _flops(found: Mapping) -> list[str]:

@@ -122,8 +122,7 @@ def of_config(settings: settings_lib.Settings, mesh: jax.sharding.Mesh,
     recipe = recipe_lib.build(settings, mesh, epoch_steps)
     recipe = segments.recipe_of(recipe, segments.heaviest(recipe))
     state = state_lib.abstract(recipe, mesh)
-    rows = prepared(recipe.settings, abstract_batch(recipe.settings, mesh),
-                    mesh)
+    rows = prepared(recipe.settings, loop_batch(recipe.settings, mesh), mesh)
     return recipe, lower(recipe, state, rows)
 
 

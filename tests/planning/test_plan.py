@@ -34,6 +34,7 @@ def test_the_plan_of_a_small_step():
   found = plan.compiled(config, 'cpu:8')
   assert found['devices'] == 8 and found['images_per_step'] == 16
   assert found['peak_gib'] > 0 and found['hbm_gib'] is None
+  assert 0.75 < found['estimated_gib'] / found['peak_gib'] < 1.25
   # Stochastic depth, packing and sharding compute nothing that is not needed.
   wasted = found['executed_flops_per_step'] / found['model_flops_per_step']
   assert 0.99 < wasted < 1.05
@@ -99,7 +100,7 @@ def test_the_estimate_of_a_program_by_hand():
       **found, **work, 'topology': 'v5e:4x4', 'devices': 16, 'mesh': {},
       'attention': 'tpu', 'remat': 'none', 'images_per_step': 64,
       'dearest_of': None, 'parameters': {}, 'peak_gib': 4.0,
-      'arguments_gib': 1.0, 'hbm_gib': 16,
+      'arguments_gib': 1.0, 'estimated_gib': 4.5, 'hbm_gib': 16,
       'temporaries_gib': 3.0, 'model_flops_per_image': 1e12,
       'collectives': {}}, explain=True)
   for part in ('25 % of the 16 GiB', 'chip-hours', 'takes for granted',

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from dinojax import cards
 from dinojax import job
 from dinojax.configs import common
 from dinojax.configs import demo
@@ -20,7 +21,6 @@ from dinojax.core import errors
 from dinojax.models import zoo
 from dinojax.parallel import machine
 from dinojax.parallel import mesh as mesh_lib
-from dinojax.planning import cards
 from dinojax.train import liveness
 from dinojax.train import memory
 from dinojax.train import pace
@@ -32,7 +32,8 @@ COMPILED = {
     ('ti', 8, 'dots'): 1.111, ('ti', 32, 'dots'): 3.408,
     ('ti', 128, 'dots'): 12.514, ('s', 8, 'dots'): 2.248,
     ('s', 32, 'dots'): 6.776, ('s', 128, 'dots'): 24.872,
-    ('b', 8, 'dots'): 5.049}
+    ('b', 8, 'dots'): 5.049, ('b', 32, 'dots'): 14.028,
+    ('b', 128, 'dots'): 49.952}
 FAST = [('s', 32, 'dots'), ('b', 8, 'dots')]
 
 

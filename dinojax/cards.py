@@ -1,7 +1,7 @@
 """What fits a card: batches by model and memory, estimated, not measured.
 
-  python -m dinojax.planning.cards            # the table of docs/your_data.md
-  python -m dinojax.planning.cards --photos   # batches of configs/photos.py
+  python -m dinojax.cards            # the table of docs/your_data.md
+  python -m dinojax.cards --photos   # batches of configs/photos.py
 
 By the arithmetic of `dinojax doctor` (train/memory.py): nothing is compiled.
 """
