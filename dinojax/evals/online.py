@@ -12,8 +12,8 @@ import jax
 import numpy as np
 
 from dinojax.core import errors
+from dinojax.data import classes
 from dinojax.data import sources
-from dinojax.evals import classes
 from dinojax.evals import features
 from dinojax.evals import knn
 from dinojax.parallel import processes
