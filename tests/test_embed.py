@@ -446,7 +446,7 @@ def test_wrong_flags_end_in_sentences(weights, tmp_path):
   base = {'model': str(weights), 'source': 'photos:validation',
           'out': str(tmp_path / 'a.npz')}
   cases = [
-      ({'out': 'a.csv'}, 'neither .npz nor .parquet'),
+      ({'out': 'a.xls'}, 'neither .npz nor .parquet'),
       ({'out': str(tmp_path / 'file' / 'a.npz')}, 'cannot be written'),
       ({'model': str(tmp_path / 'none')}, 'does not exist: check the path'),
       ({'source': 'folder:/no/such/place'}, 'check the path'),

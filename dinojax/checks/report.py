@@ -24,6 +24,7 @@ from dinojax.core import errors
 from dinojax.core import findings
 from dinojax.core import tree
 from dinojax.core import versions
+from dinojax.data import classes
 from dinojax.data import inspection
 from dinojax.data import sources
 from dinojax.parallel import machine
@@ -201,7 +202,20 @@ def _validation(settings: settings_lib.Settings, attempt: Callable,
       out.append(findings.error(
           name, f'{spec} has no labels, and k-NN needs them',
           'a source with sub-folders, or data.validation=None'))
+  if not out and {train, test} <= opened.keys():
+    out += _classes(opened[train], opened[test])
   return out
+
+
+def _classes(train: sources.Source, test: sources.Source) -> Found:
+  """Do both sides of k-NN have the same classes?"""
+  try:
+    matching = classes.match(train, test, train_key='k-NN images',
+                             test_key='data.validation')
+  except errors.UserError as wrong:
+    return [findings.error('k-NN classes', str(wrong))]
+  return [findings.warn('k-NN classes', note, 'give both the same sub-folders')
+          for note in matching.notes]
 
 
 def _network(settings: settings_lib.Settings, run: sanity.Run

@@ -265,7 +265,7 @@ class Tfds:
       builder = tfds.builder(self._name, data_dir=self._data_dir)
       prepared = builder.info.splits and self._split.split('[')[0] in (
           *builder.info.splits, 'all')
-    except (tfds.core.DatasetNotFoundError, ValueError, OSError) as error:
+    except Exception as error:  # damaged notes of it have many errors
       raise errors.UserError(
           f'{self.spec} cannot be opened: {_first_line(error)}') from error
     if not prepared:

@@ -4,26 +4,22 @@ Raw pixels and the untrained network say what of the number was learned.
 """
 
 from collections.abc import Callable
-import json
 import logging
 
 from etils import epath
 import jax
 import numpy as np
 
-from dinojax.core import atomic
 from dinojax.core import errors
-from dinojax.core import output
+from dinojax.data import classes
 from dinojax.data import sources
-from dinojax.evals import classes
+from dinojax.evals import baselines as baselines_lib
 from dinojax.evals import features
 from dinojax.evals import knn
 from dinojax.parallel import processes
 from dinojax.parallel import sharding
 from dinojax.train import recipe as recipe_lib
 from dinojax.train import state as state_lib
-
-_BASELINES = 'baselines.json'  # in the workdir
 
 
 def make(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
@@ -61,38 +57,19 @@ def make(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
                      lambda fresh, name=name: given(name, fresh), name)
       for name, one in recipe.each.items()}
 
-  path = folder / _BASELINES if folder else None
-  known = _known(path) if path else {}
+  kept = baselines_lib.Baselines(folder, (train, test))
   for name, student in students.items():
-    student.baselines |= known.get(name, {})
+    student.baselines |= kept.known.get(name, {})
 
   def evaluate(step: int, emas: dict[str, dict]) -> dict[str, float]:
     found = {f'{name}/{key}' if name else key: value
              for name, student in students.items()
              for key, value in student.evaluate(step, emas[name]).items()}
-    fresh = {name: student.baselines for name, student in students.items()}
-    if path and processes.is_first() and not fresh.items() <= known.items():
-      known.update(fresh)
-      atomic.write_text(path, json.dumps(known, indent=1))
+    kept.keep({name: dict(student.baselines)
+               for name, student in students.items()})
     return found
 
   return evaluate
-
-
-def _known(path: epath.Path) -> dict[str, dict[str, float]]:
-  """Baselines of an earlier start: a cache, computed again if unreadable."""
-  if not path.exists():
-    return {}
-  try:
-    found = atomic.read_json(path, 'the baselines are computed again')
-    return {name: dict(scores) for name, scores in found.items()}
-  except errors.UserError as error:
-    reason = str(error)
-  except (TypeError, ValueError):
-    reason = f'{path} holds no scores; the baselines are computed again'
-  if processes.is_first():
-    output.warn(reason)
-  return {}
 
 
 class _Student:

@@ -43,7 +43,7 @@ def suffix(path: str) -> str:
   end = path.rpartition('.')[2]
   if end not in _WRITERS:
     raise errors.UserError(
-        f'--out={path} is none of .npz, .parquet and .csv: end it with one '
+        f'--out={path} is neither .npz nor .parquet nor .csv: end it with one '
         'of them')
   if end == 'parquet' and importlib.util.find_spec('pyarrow') is None:
     raise errors.UserError(

@@ -9,7 +9,10 @@ import pytest
 from dinojax.core import errors
 from dinojax.core import findings
 from dinojax.core import text
+from dinojax.data import crops
 from dinojax.data import images
+from dinojax.data import pipeline
+from dinojax.data import sources
 
 EVIL = 'x\x1b[2J\x1b]0;title\x07\nstep 99: all is well\x9b\u202e\u2028.png'
 SAFE = r'x\x1b[2J\x1b]0;title\x07\nstep 99: all is well\x9b\u202e\u2028.png'
@@ -48,3 +51,20 @@ def test_every_stream_takes_every_text(encoding):
   out = done.stdout.decode(encoding)
   assert r'\udce9' in out
   assert ('·' in out) == (encoding != 'ascii')
+
+
+def test_names_left_out_of_an_evaluation_do_nothing_to_a_log(
+    tmp_path, caplog):
+  (tmp_path / EVIL.replace('/', '')).write_bytes(b'not an image')
+  (tmp_path / os.fsdecode(b'caf\xe9.png')).write_bytes(b'')
+  source = sources.open_source(f'folder:{tmp_path}')
+  list(pipeline.eval_batches(source, batch_size=2, resize_px=8, crop_px=8))
+  assert r'x\x1b[2J' in caplog.text and r'caf\udce9.png' in caplog.text
+  assert not {'\x1b', '\x07', '\udce9'} & set(caplog.text)
+  with pytest.raises(errors.UserError, match=r'records .* in a row') as error:
+    next(pipeline.train_batches(
+        [source], weights=[1], seed=0, start_step=0, batch_size=2,
+        group_images=2, masks=None,
+        crops=crops.Crops(num_global=1, global_px=8, num_local=0),
+        patch_px=8))
+  assert not {'\x1b', '\udce9'} & set(str(error.value))

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 from etils import epath
 from PIL import Image
@@ -162,3 +164,30 @@ def test_tfds_in_tfrecord_names_the_command(tmp_path):
   with pytest.raises(errors.UserError, match='is prepared as tfrecord') as e:
     sources.open_source(f'tfds:tiny_pictures/train?data_dir={tmp_path}')
   assert '--file_format=array_record --data_dir=' in str(e.value)
+
+
+DAMAGE = """
+import pathlib, sys
+from dinojax.core import errors
+from dinojax.data import sources
+for name in ('dataset_info.json', 'features.json'):
+  note, = pathlib.Path(sys.argv[1]).rglob(name)
+  whole = note.read_bytes()
+  for junk in (b'', b'{', b'[]', b'{"a": 1}', whole[:len(whole) // 2]):
+    note.write_bytes(junk)
+    try:
+      sources.open_source(f'tfds:tiny_pictures/train?data_dir={sys.argv[1]}')
+    except errors.UserError as error:
+      print('said', str(error).replace(chr(10), ' '))
+  note.write_bytes(whole)
+"""
+
+
+def test_damaged_notes_of_tfds_are_sentences(tmp_path):
+  tiny_tfds.TinyPictures(
+      data_dir=tmp_path, file_format='array_record').download_and_prepare()
+  # Another process: this one has the class of the builder.
+  out = subprocess.run([sys.executable, '-c', DAMAGE, str(tmp_path)],
+                       capture_output=True, text=True)
+  assert out.returncode == 0, out.stderr
+  assert out.stdout.count('said tfds:tiny_pictures') == 10, out.stdout

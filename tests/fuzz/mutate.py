@@ -31,6 +31,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 MAX_BYTES = 2 * 2**30  # more than before the try
 MAX_S = 10.0
 _MOST_FAULTS = 50  # of children that end; then the rest is not tried
+_PATIENCE = 4  # times the seconds, for a child that is kept waiting
 _START_S = 120.0  # imports of a child, on a busy machine
 # Freed memory goes back to the system, so that what a try takes is measured.
 _STEADY = {'MALLOC_ARENA_MAX': '2', 'MALLOC_MMAP_THRESHOLD_': '65536',
@@ -178,7 +179,7 @@ def _child(files, reader, number, tries, seed, out, max_s, max_bytes) -> int:
         env=os.environ | {'JAX_PLATFORMS': 'cpu', **_STEADY})
     try:
       # Its first line comes after the imports and the undamaged files.
-      lines = _Lines(process.stdout)
+      lines = _Lines(process)
       ready = lines.next(_START_S)
       while ready and number < tries:
         line = lines.next(max_s)
@@ -209,20 +210,35 @@ def _child(files, reader, number, tries, seed, out, max_s, max_bytes) -> int:
 class _Lines:
   """Lines of a pipe that come in time; no buffer hides them from `select`."""
 
-  def __init__(self, pipe):
-    self._number, self._held = pipe.fileno(), b''
+  def __init__(self, process):
+    self._process, self._held = process, b''
+    self._number = process.stdout.fileno()
 
   def next(self, seconds: float) -> bytes | None:
     """The next line; b'' at the end, None when it does not come in time."""
+    before, turns = self._cpu_s(), 0
     while b'\n' not in self._held:
       if not select.select([self._number], [], [], seconds)[0]:
-        return None
+        # On a busy machine a try may wait for its turn, but not for ever.
+        turns += 1
+        if turns == _PATIENCE or self._cpu_s() - before >= seconds:
+          return None
+        continue
       piece = os.read(self._number, 2**16)
       if not piece:
         return b''
       self._held += piece
     line, _, self._held = self._held.partition(b'\n')
     return line
+
+  def _cpu_s(self) -> float:
+    """Seconds of a processor that the child has used; 0 at its end."""
+    try:
+      with open(f'/proc/{self._process.pid}/stat') as file:
+        fields = file.read().rpartition(')')[2].split()
+    except OSError:
+      return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
 
 
 def _memory(key: str) -> int:

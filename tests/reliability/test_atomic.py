@@ -10,7 +10,6 @@ import pytest
 
 from dinojax.core import atomic
 from dinojax.core import errors
-from dinojax.evals import online
 
 PACKAGE = pathlib.Path(__file__).parents[2] / 'dinojax'
 # What no later start reads, or what cannot be written aside: a log that is
@@ -73,16 +72,6 @@ def test_what_cannot_be_read_is_named(tmp_path, data):
   path.write_bytes(data)
   with pytest.raises(errors.UserError, match=r'a\.json is .*; remove it'):
     atomic.read_json(path, 'remove it')
-
-
-@pytest.mark.parametrize('data', [b'', b'[3]', b'{"": 5}', b'{"": {"kn'])
-def test_baselines_are_a_cache(tmp_path, data, capsys):
-  path = tmp_path / 'baselines.json'
-  path.write_bytes(data)
-  assert online._known(path) == {}
-  assert 'computed again' in capsys.readouterr().err
-  path.write_text('{"": {"knn/untrained": 30.5}}')
-  assert online._known(path) == {'': {'knn/untrained': 30.5}}
 
 
 def writes(tree):

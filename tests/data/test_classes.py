@@ -5,9 +5,17 @@ import types
 import numpy as np
 import pytest
 
+from dinojax.checks import report
 from dinojax.core import errors
-from dinojax.evals import classes
+from dinojax.data import classes
 from dinojax.evals import knn
+
+
+def test_doctor_says_it_before_training():
+  several = report._classes(source('ant bee'), source('bee cat'))
+  assert [finding.level for finding in several] == ['warn', 'warn']
+  none, = report._classes(source('ant'), source('cat'))
+  assert none.level == 'error' and 'no class in common' in none.text
 
 
 def source(names, counts=None):
