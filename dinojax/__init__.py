@@ -56,8 +56,9 @@ def train(config: Any, workdir: 'str | os.PathLike', *,
   in a script, call it below `if __name__ == '__main__':`.
 
   Args:
-    config: a ConfigDict, or nested dicts of the same keys: what `get_config`
-      of a file in configs/ returns, changed as you like.
+    config: a name of `dinojax configs` or a file, such as 'vits:smoke'; or
+      what `get_config` of one returns, a ConfigDict or nested dicts of the
+      same keys, changed as you like.
     workdir: folder of the run, local or gs://; '~' is your home. The same
       call with the same folder continues where it was stopped.
     compile_cache: folder of compiled programs, so that a second start is
@@ -73,7 +74,10 @@ def train(config: Any, workdir: 'str | os.PathLike', *,
   """
   from absl import flags
 
+  from dinojax import catalog
   from dinojax import job
+  if isinstance(config, str):
+    config = catalog.load(config)
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()  # the workers of the data read them
   job.compile_cache(job.DEFAULT_COMPILE_CACHE if compile_cache is None

@@ -121,6 +121,8 @@ def test_training_is_called_by_the_name_of_its_package(monkeypatch, tmp_path):
   dinojax.train({'seed': 1}, pathlib.Path(tmp_path), compile_cache='')
   assert calls == ['', ({'seed': 1}, str(tmp_path))]
   assert flags.FLAGS.is_parsed()
+  dinojax.train('vits:smoke', '~/x', compile_cache='')
+  assert calls[-1][0].model.patch_px > 0 and calls[-1][1] == '~/x'
   names = lambda function: list(inspect.signature(function).parameters)
   assert names(dinojax.train) == names(dinojax._train)
   assert dinojax.train.loop is loop

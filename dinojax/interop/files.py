@@ -18,6 +18,7 @@ from dinojax.interop import told
 
 State = dict[str, np.ndarray]
 _TORCH_SUFFIXES = ('.pth', '.pt', '.bin')
+_MAX_NAME = 500
 _INDEX = 'model.safetensors.index.json'
 _SHARD = re.compile(r'\w[\w.-]*\.safetensors')
 # What is read, in safetensors' words.
@@ -61,16 +62,26 @@ def read(path: str) -> State:
     raise errors.UserError(f'{path} does not exist: check the path')
   _refuse_sharded(place)
   if place.is_dir():
-    return _folder(place)
+    return _printable(_folder(place), path)
   if place.suffix == '.safetensors':
-    return _safetensors(place)
+    return _printable(_safetensors(place), path)
   if place.suffix in _TORCH_SUFFIXES:
     from dinojax.interop import torch_files  # PyTorch is only for these
-    return torch_files.read(place)
+    return _printable(torch_files.read(place), path)
   raise errors.UserError(
       f'{path} is not a weight file that is known: give a .safetensors, '
       f'{", ".join(_TORCH_SUFFIXES)} file, or a folder with '
       'model.safetensors')
+
+
+def _printable(state: State, path: str) -> State:
+  """The tensors, whose names messages will show on a terminal."""
+  for key in state:
+    if not key.isprintable() or len(key) > _MAX_NAME:
+      raise errors.UserError(
+          f'{path} holds a tensor named {told.text(key)}, which no model has: '
+          'it is damaged, or made to mislead')
+  return state
 
 
 def write_safetensors(path: str, state: Mapping[str, np.ndarray],
@@ -143,9 +154,13 @@ def _folder(place: pathlib.Path) -> State:
   for name in ('model.safetensors', 'pytorch_model.bin'):
     if (place / name).exists():
       return read(str(place / name))
+  others = sorted(path.name for path in place.iterdir()
+                  if path.suffix in ('.safetensors', *_TORCH_SUFFIXES))
   raise errors.UserError(
-      f'{place} holds no model.safetensors: give the folder of a model as '
-      'Hugging Face lays it out, or a file')
+      f'{place} holds no model.safetensors: ' + (
+          f'give one of its files, such as {place / others[0]}' if others
+          else 'give the folder of a model as Hugging Face lays it out, or a '
+          'file'))
 
 
 def _shards(index: pathlib.Path) -> list[str]:

@@ -6,7 +6,7 @@ from tests.fuzz import mutate
 from tests.fuzz import weights
 
 # What makes the whole files, and how many formats they are of.
-KINDS = {'binary': (weights.seeds, 5), 'text': (weights.texts, 4)}
+KINDS = {'binary': (weights.seeds, 6), 'text': (weights.texts, 4)}
 
 
 @pytest.mark.torch

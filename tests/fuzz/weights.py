@@ -54,6 +54,8 @@ def seeds() -> dict[str, bytes]:
     files.write_safetensors(
         str(place / 'a'), writing.meta_state(tiny(V3)))
     found['safetensors, RoPE'] = (place / 'a').read_bytes()
+    store.save(str(place / 'ours'), tiny(CONFIG))
+    found['ours'] = (place / 'ours' / store.TENSORS).read_bytes()
     npz = io.BytesIO()
     np.savez(npz, **state)
     found['npz'] = npz.getvalue()
@@ -114,6 +116,11 @@ def binary(data: bytes) -> str:
   for name in _BINARY:
     pathlib.Path(name).write_bytes(data)
     done |= _try(reading.read, name, num_heads=2)
+  if b'params/' in data:
+    if not store.is_ours('one'):
+      store.save('one', tiny(CONFIG))
+    pathlib.Path('one', store.TENSORS).write_bytes(data)
+    done |= _try(store.load, 'one')
   return 'read' if done else 'refused'
 
 

@@ -57,6 +57,12 @@ def test_a_safetensors_file_of_another_name(tmp_path, state):
   refuse(tmp_path / 'a.pth', 'rename it to .safetensors')
 
 
+def test_a_folder_with_a_file_of_another_name(tmp_path, state):
+  refuse(tmp_path, 'give the folder of a model')
+  files.write_safetensors(str(tmp_path / 'b.safetensors'), state)
+  refuse(tmp_path, f'such as {tmp_path}/b.safetensors')
+
+
 def raw_safetensors(header: dict, size: int) -> bytes:
   text = json.dumps(header).encode()
   return len(text).to_bytes(8, 'little') + text + bytes(size)
@@ -71,6 +77,14 @@ def test_dtypes_that_are_not_read_are_named(tmp_path, state):
   whole = state | {'norm.bias': np.zeros(8, np.int8)}
   files.write_safetensors(str(path), whole)
   refuse(path, '1 not of floats: norm.bias int8', num_heads=2)
+
+
+@pytest.mark.parametrize('name', ['\x1b[2Jnorm', 'a\nb', 'x' * 501])
+def test_names_that_would_write_to_a_terminal(tmp_path, state, name):
+  path = tmp_path / 'a.safetensors'
+  files.write_safetensors(str(path), state | {name: state['norm.bias']})
+  message = refuse(path, 'named', num_heads=2)
+  assert message.isprintable() and len(message) < 300
 
 
 @pytest.mark.parametrize(('index', 'text'), [

@@ -107,6 +107,15 @@ def test_what_is_not_known_is_asked():
   assert 'it holds no student' in note
 
 
+def test_one_without_a_prefix_holds_none_of_the_others():
+  tensors = state(BODY) | state(BODY, 'ema.', 2.0)
+  assert (find(tensors).state['cls_token'] == 2).all()
+  found = find(tensors, 'student')
+  assert set(found.state) == set(BODY) and (
+      found.state['cls_token'] == 1).all()
+  assert 'left out ema' in found.notes[-1]
+
+
 def test_a_classifier_is_left_out_and_the_unknown_is_not():
   for key in ('classifier.weight', 'head.bias', 'head.fc.weight', 'fc.bias',
               'linear_head.weight', 'n_averaged'):
