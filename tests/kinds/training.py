@@ -161,7 +161,7 @@ def settings_of(case, arch) -> settings_lib.Settings:
           layerwise_decay=optim['layerwise_decay'],
           patch_embed_lr_factor=optim['patch_embed_lr_mult']),
       schedules=dict(lr=flat, weight_decay=flat, momentum=flat,
-                     teacher_temperature=flat),
+                     teacher_temperature=dict(start=1.0, peak=1.0, end=1.0)),
       train=dict(batch_size=batch, group_images=batch, total_steps=3)))
 
 
