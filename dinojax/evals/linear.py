@@ -32,8 +32,9 @@ def logits(features: jax.Array, kernel: jax.Array,
   return jnp.dot(features, kernel, precision='highest') + bias[None]
 
 
-def grid(generation: str, batch_size: int, learning_rates: Sequence[float]
-         = LEARNING_RATES) -> list[dict]:
+def grid(generation: str, batch_size: int,
+         learning_rates: Sequence[float] = LEARNING_RATES,
+         layers: Sequence[int] = (1, 4)) -> list[dict]:
   """The classifiers that are trained side by side.
 
   Args:
@@ -41,14 +42,14 @@ def grid(generation: str, batch_size: int, learning_rates: Sequence[float]
       with them.
     batch_size: of all devices together.
     learning_rates: for a batch of 256.
+    layers: how many of the last blocks are joined, one after the other.
 
   Returns:
     num_layers, average_patches and lr of each.
 
   Source: setup_linear_classifiers of DINOv2 and DINOv3.
   """
-  layers, averages = {'v2': ((1, 4), (False, True)),
-                      'v3': ((1, 4), (True,))}[generation]
+  averages = {'v2': (False, True), 'v3': (True,)}[generation]
   return [dict(num_layers=n, average_patches=average,
                lr=rate * batch_size / 256)
           for n, average, rate in itertools.product(

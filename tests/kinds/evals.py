@@ -99,7 +99,11 @@ def linear_probe_features(case):
     out[f'{name}_logits'] = linear.logits(
         out[name], x[key].T, x[f'{name}/bias'])
   for version in ('v2', 'v3'):
-    grid = linear.grid(version, c['batch_size'], c['learning_rates'])
+    names = case.outputs[f'{version}_classifier_names']
+    counts = c.get('n_last_blocks_list') or list(dict.fromkeys(
+        int(str(name).split('_')[1]) for name in names))
+    grid = linear.grid(
+        version, c['batch_size'], c['learning_rates'], counts)
     out[f'{version}_classifier_names'] = [linear.name(g) for g in grid]
     out[f'{version}_lrs'] = np.float32([g['lr'] for g in grid])
   return out

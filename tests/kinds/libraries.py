@@ -1,5 +1,7 @@
 """Backbones as transformers and timm hold them."""
 
+import dataclasses
+
 import numpy as np
 
 from dinojax.interop import hf
@@ -92,6 +94,11 @@ def of_timm(case):
                  'mlp_ratio', 'init_values')
   state = timm.complete(case.weights[''])
   config = timm.config(state, overrides.get('num_heads'))
+  overrides.only('dynamic_img_pad', False)
+  if overrides.get('dynamic_img_size') and config.position == 'learned':
+    # timm resizes the grid of positions in its own way for such images.
+    config = dataclasses.replace(
+        config, interpolate_offset=0.0, interpolate_antialias=True)
   rows = {'x': models.nhwc(case.inputs['x'])}
   table = timm.table(config)
   got = models.run(config, state, table, rows, lambda net, rows: net(

@@ -149,34 +149,42 @@ def cosine(call):
           'v3_trunc_extra': values(make(call['trunc_extra']), total)}
 
 
+# The yaml's words. DINOv3's code takes four times the root, and leaves a rate
+# as it is by any other word.
+RULES = {'v2': {'sqrt_wrt_1024': 'sqrt_1024'},
+         'v3': {'sqrt_wrt_1024': 'sqrt_1024_x4',
+                'linear_wrt_256': 'linear_256'}}
+
+
 def whole_config(call):
   """Through the schedules that a config of ours describes."""
   o = call['overrides']
   version = 'v3' if call['id'].startswith('v3') else 'v2'
   epoch, epochs = o['L'], o['ep']
-  curve = lambda start, peak, end, warmup=0: dict(
-      start=start, peak=peak, end=end, warmup_epochs=float(warmup))
+  curve = lambda start, peak, end, warmup=0, cosine=None: dict(
+      start=start, peak=peak, end=end, warmup_epochs=float(warmup)) | (
+          {} if cosine is None else {'cosine_epochs': float(cosine)})
   if 'schedules' in call:
     s = call['schedules']
-    part = lambda key: curve(*(s[key][k] for k in (
-        'start', 'peak', 'end', 'warmup_epochs')))
+    part = lambda key: curve(
+        *(s[key][k] for k in ('start', 'peak', 'end', 'warmup_epochs')),
+        s[key].get('cosine_epochs'))
     freeze = s['lr']['freeze_last_layer_epochs']
-    # `scaling_rule` is the yaml's; DINOv3's code takes four times the root.
-    call.only('scaling_rule', 'sqrt_wrt_1024')
     plan = dict(lr=part('lr'), weight_decay=part('weight_decay'),
                 momentum=part('momentum'),
                 teacher_temperature=part('teacher_temp'), style='v3')
     o.skip('wu', 'fr', 'wt')
   else:
-    call.only('schedule_trunc_extra', 0.0)
     freeze = o['fr']
     # ssl_default_config.yaml of each version.
     base = 0.004 if version == 'v2' else 0.001
     plan = dict(lr=curve(0.0, base, 1e-6, o['wu']),
                 weight_decay=curve(0.04, 0.04, 0.4),
                 momentum=curve(0.992, 0.992, 1.0),
-                teacher_temperature=curve(0.04, 0.07, 0.07, o['wt']))
-  rule = 'sqrt_1024' if version == 'v2' else 'sqrt_1024_x4'
+                teacher_temperature=curve(0.04, 0.07, 0.07, o['wt']),
+                trunc_extra=call.get('schedule_trunc_extra', 0.0))
+  rule = RULES[version].get(
+      call.get('scaling_rule', o.get('scaling_rule', 'sqrt_wrt_1024')), 'none')
   plan |= dict(lr_rule=rule, freeze_last_layer_epochs=float(freeze))
   got = recipe.make_schedules(
       settings.read(dict(

@@ -102,19 +102,37 @@ def backbone(student, arch, image_px, v2) -> dict:
 
 
 def head_of(section, v2) -> dict:
-  return dict(
+  depth = {'num_layers': section['head_nlayers']} if (
+      'head_nlayers' in section) else {}
+  return depth | dict(
       num_prototypes=section['head_n_prototypes'], weight_norm=v2,
       hidden_dim=section['head_hidden_dim'],
       bottleneck_dim=section['head_bottleneck_dim'])
+
+
+# A loss of weight 0 costs us no forward pass, and is logged there. So little
+# moves nothing: Adam's epsilon is 1e-8.
+_NOTHING = 1e-30
+
+
+def weight_of(case, weight, name) -> float:
+  """The weight of a loss; not quite 0 where the case tells its value."""
+  logged = any(key.endswith(f'/loss/{name}') for key in case.outputs)
+  return weight or (_NOTHING if logged else 0.0)
+
+
+def images_of(case) -> int:
+  """Images of a step: as many as the case holds, whatever its config says."""
+  return len(case.inputs['step0/global_crops']) // 2
 
 
 def settings_of(case, arch) -> settings_lib.Settings:
   c, v2 = case.config, case.meta['kind'] == 'train_v2'
   read_the_rest(c)
   crops, optim, dino, ibot = c['crops'], c['optim'], c['dino'], c['ibot']
-  head = lambda s: head_of(s, v2) | dict(
-      num_layers=s['head_nlayers'], loss_weight=s['loss_weight'])
-  batch = c['train']['batch_size_per_gpu']
+  head = lambda s, name: head_of(s, v2) | dict(
+      loss_weight=weight_of(case, s['loss_weight'], name))
+  batch = images_of(case)
   spread = dino.get('koleo_loss_distributed', False)
   group, topk = (dino.get('koleo_distributed_loss_group_size'),
                  dino.get('koleo_topk', 1))
@@ -123,15 +141,17 @@ def settings_of(case, arch) -> settings_lib.Settings:
   return settings_lib.read(dict(
       model=backbone(
           c['student'], arch, crops['global_crops_size'], v2),
-      gram=gram_section(c['gram']) if 'gram' in c else {},
-      data=dict(train='photos'), augment={}, masks={},
+      gram=gram_section(case) if 'gram' in c else {},
+      data=dict(train='photos'), augment={}, masks=dict(spread_images=batch),
       crops=dict(global_px=crops['global_crops_size'],
                  local_px=crops['local_crops_size'],
                  num_local=crops['local_crops_number']),
-      dino=head(dino) | dict(
+      dino=head(dino, 'dino_global_crops_loss') | dict(
           ignore_diagonal=dino.get('global_ignore_diagonal', True)),
-      ibot=head(ibot) | dict(separate_head=ibot['separate_head']),
-      koleo=dict(loss_weight=dino['koleo_loss_weight'],
+      ibot=head(ibot, 'ibot_loss') | dict(
+          separate_head=ibot['separate_head']),
+      koleo=dict(loss_weight=weight_of(
+          case, dino['koleo_loss_weight'], 'koleo_loss'),
                  topk=topk if spread else 1,
                  group_images=group if spread and group else batch),
       teacher=dict(centering=centering[c['train']['centering']]),
@@ -141,14 +161,15 @@ def settings_of(case, arch) -> settings_lib.Settings:
           layerwise_decay=optim['layerwise_decay'],
           patch_embed_lr_factor=optim['patch_embed_lr_mult']),
       schedules=dict(lr=flat, weight_decay=flat, momentum=flat,
-                     teacher_temperature=flat),
+                     teacher_temperature=dict(start=1.0, peak=1.0, end=1.0)),
       train=dict(batch_size=batch, group_images=batch, total_steps=3)))
 
 
-def gram_section(g) -> dict:
+def gram_section(case) -> dict:
+  g = case.config['gram']
   section = dict(
-      loss_weight=g['loss_weight'] if g['loss_weight_schedule'] is None
-      else 1.0, log_masked=g['compute_stats'],
+      loss_weight=weight_of(case, gram_weight(g), 'gram_loss'),
+      log_masked=g['compute_stats'],
       teacher='ema' if g['ema_teacher'] else 'frozen',
       normalize=g['normalized'], per_image=g['img_level'],
       remove_negative=g['remove_neg'],
@@ -164,6 +185,12 @@ def gram_section(g) -> dict:
   if section['teacher'] == 'frozen':
     section['source'] = 'the case'  # which `start` puts into the state
   return section if g['use_loss'] else {}
+
+
+def gram_weight(g) -> float:
+  """The constant factor; a schedule takes its place."""
+  constant = g['loss_weight']
+  return constant if g['loss_weight_schedule'] is None else 1.0
 
 
 def weight_schedule(section, c):
@@ -347,21 +374,26 @@ def of_step(case, i, metrics, grads) -> dict:
   loss, weighted = (
       {key.removeprefix(f'{kind}/'): value for key, value in metrics.items()
        if key.startswith(f'{kind}/')} for kind in ('loss', 'weighted'))
-  # DINOv2 logs what it adds up, iBOT and KoLeo halved.
+  # DINOv2 logs DINO's parts by their share but without the weight of the
+  # whole, KoLeo with its weight, and halves that and iBOT.
+  views, share = 1, 1.0
+  if v2:
+    views, share = 2, case.config['dino']['loss_weight'] or _NOTHING
   dino = weighted if v2 else loss
-  views = 2 if v2 else 1
-  logged = {
-      'dino_local_crops_loss': dino.get('dino_local', 0.0),
-      'dino_global_crops_loss': dino['dino_global'],
-      'koleo_loss': (weighted if v2 else loss)['koleo'] / views,
-      'ibot_loss': loss['ibot'] / views}
-  if not v2:
-    images = case.config['train']['batch_size_per_gpu']
+  logged = {name: value / by for name, value, by in (
+      ('dino_local_crops_loss', dino.get('dino_local', 0.0), share),
+      ('dino_global_crops_loss', dino.get('dino_global'), share),
+      ('koleo_loss', (weighted if v2 else loss).get('koleo'), views),
+      ('ibot_loss', loss.get('ibot'), views)) if value is not None}
+  if v2:
+    case.config['train'].skip('batch_size_per_gpu')
+  else:
     logged |= {
-        'local_batch_size': images, 'global_batch_size': images,
+        'local_batch_size': images_of(case),
+        'global_batch_size': global_batch(case, i),
         'dino_local_loss_weight': metrics['schedule/dino_local_weight'],
         'gram_loss': loss.get('gram'),
-        'gram_loss_weight': case.config['gram']['loss_weight']
+        'gram_loss_weight': gram_weight(case.config['gram'])
         * metrics['schedule/gram_weight'],
         'stats_only/masked_gram_loss': loss.get('gram_masked'),
         'stats_only/unmasked_gram_loss': loss.get('gram_unmasked')}
@@ -384,6 +416,13 @@ def of_step(case, i, metrics, grads) -> dict:
         value, rtol=1e-3, atol=1e-6 * largest)
             for key, value in grads.items()}
   return out
+
+
+def global_batch(case, i) -> int:
+  """What the loop of DINOv3 says beside the data: its config's, or theirs."""
+  configured = case.config['train']['batch_size_per_gpu']
+  want = case.outputs.get(f'step{i}/loss/global_batch_size')
+  return configured if want == configured else images_of(case)
 
 
 def of_end(case, call, state, names) -> dict:
