@@ -48,7 +48,8 @@ def check(batch, length, head_dim, *, scale=1.0, atol=2e-6, rope=None,
 
 
 @pytest.mark.parametrize('batch, length, head_dim', [
-    (4, 17, 64), (3, 50, 64), (2, 33, 128), (1, 257, 64)])
+    (3, 17, 64), (2, 33, 128),
+    pytest.param(1, 257, 64, marks=pytest.mark.slow, id='vit-b16-at-256')])
 def test_odd_lengths_and_both_head_widths(batch, length, head_dim):
   check(batch, length, head_dim)
 
@@ -58,11 +59,22 @@ def test_long_sequences_go_chunk_by_chunk(rest, monkeypatch):
   # Chunks of 16 rows in a loop: three or six of them, with or without a rest.
   monkeypatch.setattr(attention_tpu, '_SCORES', 16 * 100)
   check(1, 48 + rest, 64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('rest', [0, 5])
+def test_six_chunks_are_three_twice(rest, monkeypatch):
+  monkeypatch.setattr(attention_tpu, '_SCORES', 16 * 100)
   check(1, 96 + rest, 64)
 
 
-@pytest.mark.parametrize('head_dim', [64, 128])
-@pytest.mark.parametrize('outside', [False, True])
+OTHER_WIDTH = [pytest.param(
+    *values, marks=pytest.mark.slow, id=f'the-other-width-{values[0]}')
+               for values in ((64, True), (128, False))]
+
+
+@pytest.mark.parametrize(
+    'head_dim, outside', [(64, False), (128, True), *OTHER_WIDTH])
 def test_sequences_too_long_to_be_held(head_dim, outside, monkeypatch):
   monkeypatch.setattr(attention_tpu, '_SCORES', 16 * 300)
   monkeypatch.setattr(attention_tpu, '_SINGLE_BUFFERED', 100)
@@ -79,13 +91,15 @@ def test_large_scores_do_not_overflow():
   check(2, 20, 64, scale=6.0, atol=2e-3)
 
 
-@pytest.mark.parametrize('groups', [1, 2])
-@pytest.mark.parametrize('head_dim', [64, 128])
+@pytest.mark.parametrize('groups, head_dim', [
+    (1, 64), (2, 128),
+    pytest.param(2, 64, marks=pytest.mark.slow, id='groups-of-width-64'),
+    pytest.param(1, 128, marks=pytest.mark.slow, id='width-128')])
 def test_rope_turns_patches_and_leaves_the_first_tokens(groups, head_dim):
   rope = positions.rope((4, 5), positions.rope_periods(head_dim))
   if groups > 1:
     rope = tuple(jnp.stack([x, x[::-1]]) for x in rope)
-  check(4, 25, head_dim, rope=rope)
+  check(2 * groups, 25, head_dim, rope=rope)
 
 
 def test_segments_attend_to_themselves():
