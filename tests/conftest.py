@@ -89,6 +89,8 @@ def _peak_gib(who: int) -> float:
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session):
+  if 'tests.commands' in sys.modules:
+    sys.modules['tests.commands'].stop()
   output = getattr(session.config, 'workeroutput', None)
   if output is not None:  # of a process of pytest-xdist
     output['peaks'] = [_peak_gib(resource.RUSAGE_SELF),

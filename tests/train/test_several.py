@@ -138,7 +138,7 @@ def test_a_share_is_of_the_groups_of_images():
 def test_a_convnext_has_the_tokens_of_its_teacher():
   config = tiny.config(**QUIET)
   config['model'] = CONV
-  config['crops'] |= dict(global_px=64, local_px=32)
+  config['crops'] |= dict(global_px=64, local_px=32, num_local=0)
   config['optimizer'] = {}
   config['distillation'] = dict(source='a run', patches='all')
   settings = settings_lib.read(config)
