@@ -69,7 +69,8 @@ def test_gradients_of_all_implementations_agree(shape):
     return jax.grad(lambda qkv: jnp.sum(cotangent * f(qkv)))(qkv)
   want = gradient('xla')
   for name in PORTABLE:
-    close.close(gradient(name), want, of_largest=1e-5)
+    # The products of scores in the hundreds, in two orders.
+    close.close(gradient(name), want, of_largest=5e-5)
 
 
 def test_bfloat16_stays_within_its_rounding():
