@@ -35,11 +35,14 @@ demo: $(VENV)/.installed-demo
 	$(BIN)/dinojax train --config=demo --workdir=runs/demo
 	$(BIN)/dinojax pca --workdir=runs/demo
 
+# Files in two processes, the longest first: see docs/testing.md.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/.installed-test-$(TORCH)
-	DINOJAX_TORCH=$(TORCH) $(BIN)/python -m pytest
+	DINOJAX_TORCH=$(TORCH) $(PYTEST)
 
 test-all: $(VENV)/.installed-test-$(TORCH)
-	DINOJAX_TORCH=$(TORCH) $(BIN)/python -m pytest -m ''
+	DINOJAX_TORCH=$(TORCH) $(PYTEST) -m ''
 
 test-pythons:
 	$(PYTHON) tests/pythons.py

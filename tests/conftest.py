@@ -1,8 +1,15 @@
-"""Eight CPU devices, strict ranks, exact matmuls, a compile cache."""
+"""Eight CPU devices, strict ranks, exact matmuls, a compile cache.
+
+Files run whole, in two processes (docs/testing.md); the last lines of a run
+are its minutes and the memory of its processes.
+"""
 
 import gc
 import os
 import pathlib
+import resource
+import sys
+import time
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 # Tiny programs, many compilations: optimising them costs more than it saves,
@@ -43,7 +50,18 @@ def no_mesh_is_left():
 _LEFT_OUT = []
 
 
+# Begun first, so that both processes end together.
+_LONGEST = [f'tests/{name}.py' for name in (
+    'test_goldens', 'train/test_step', 'train/test_several', 'test_teachers',
+    'kernels/test_attention_tpu', 'test_run', 'train/test_restore',
+    'test_configs', 'test_stages', 'test_embed', 'kernels/test_attention_gpu',
+    'losses/test_losses')]
+
+
 def pytest_collection_modifyitems(config, items):
+  place = {name: i for i, name in enumerate(_LONGEST)}
+  items.sort(key=lambda item: place.get(
+      item.nodeid.partition('::')[0], len(place)))
   if os.environ.get('DINOJAX_TORCH') != '0':
     return
   _LEFT_OUT.extend(
@@ -52,7 +70,49 @@ def pytest_collection_modifyitems(config, items):
   config.hook.pytest_deselected(items=_LEFT_OUT)
 
 
+@pytest.fixture(autouse=True, scope='module')
+def programs_of_a_file_are_dropped():
+  """Before they pile up: other files use few of them again."""
+  yield
+  if _peak_gib(resource.RUSAGE_SELF) > 1:
+    jax.clear_caches()
+
+
+_STARTED, _PEAKS = time.monotonic(), {}
+
+
+def _peak_gib(who: int) -> float:
+  """Largest resident memory of this process, or of any of its children."""
+  unit = 1 if sys.platform == 'darwin' else 1024
+  return resource.getrusage(who).ru_maxrss * unit / 2**30
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session):
+  if 'tests.commands' in sys.modules:
+    sys.modules['tests.commands'].stop()
+  output = getattr(session.config, 'workeroutput', None)
+  if output is not None:  # of a process of pytest-xdist
+    output['peaks'] = [_peak_gib(resource.RUSAGE_SELF),
+                       _peak_gib(resource.RUSAGE_CHILDREN)]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+  if 'peaks' in getattr(node, 'workeroutput', {}):
+    _PEAKS[node.gateway.id] = node.workeroutput['peaks']
+
+
 def pytest_terminal_summary(terminalreporter):
+  peaks = _PEAKS or {'tests': [_peak_gib(resource.RUSAGE_SELF),
+                               _peak_gib(resource.RUSAGE_CHILDREN)]}
+  each = ', '.join(f'{own:.1f} (a program it started: {child:.1f})'
+                   for own, child in peaks.values())
+  minutes = (time.monotonic() - _STARTED) / 60
+  terminalreporter.section(
+      f'{minutes:.1f} minutes, at most '
+      f'{sum(map(sum, peaks.values())):.1f} GiB')
+  terminalreporter.line(f'largest memory of each process in GiB: {each}')
   if _LEFT_OUT:
     terminalreporter.section(f'{len(_LEFT_OUT)} tests left out: TORCH=0')
     for item in _LEFT_OUT:

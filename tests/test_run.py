@@ -13,17 +13,16 @@ import jax
 import numpy as np
 import pytest
 
+from tests import commands
+
 ROOT = pathlib.Path(__file__).parents[1]
-COMMAND = [sys.executable, '-m', 'dinojax.main',
-           f'--config={ROOT}/configs/demo.py:smoke',
-           f'--compile_cache={ROOT / ".jax_cache"}']
+FLAGS = [f'--config={ROOT}/configs/demo.py:smoke',
+         f'--compile_cache={commands.CACHE}']
 
 
 def start(workdir, *flags, cwd=ROOT):
-  return subprocess.Popen(
-      [*COMMAND, f'--workdir={workdir}', *flags], cwd=cwd, text=True,
-      stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-      env=os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)})
+  return commands.Command(
+      [*FLAGS, f'--workdir={workdir}', *flags], cwd=cwd, JAX_PLATFORMS='cpu')
 
 
 def run(workdir, *flags, cwd=ROOT):
@@ -91,8 +90,13 @@ def test_sigterm_saves_and_exits_as_asked(tmp_path, code):
 
 
 def test_a_finished_run_leaves_its_results(tmp_path):
-  code, text = run('here', cwd=tmp_path)  # a relative folder
-  assert code == 0, text
+  # As a user starts it; a relative folder.
+  process = subprocess.run(
+      [sys.executable, '-m', 'dinojax.main', *FLAGS, '--workdir=here'],
+      cwd=tmp_path, text=True, stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT, check=False, env=os.environ | {
+          'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)})
+  assert process.returncode == 0, process.stdout
   results = json.loads((tmp_path / 'here' / 'results.json').read_text())
   assert set(results['knn_top1_pct']) == {
       'raw_pixels', 'untrained', 'trained'}
@@ -154,7 +158,8 @@ def test_board_and_profile_are_written(tmp_path):
 def test_a_second_start_compiles_nothing(tmp_path):
   cache = f'--compile_cache={tmp_path / "cache"}'
   for workdir in ('first', 'second'):
-    code, text = run(tmp_path / workdir, cache,
+    code, text = run(tmp_path / workdir, cache, '--config.model.depth=1',
+                     '--config.crops.num_local=0',
                      '--config.train.total_steps=1')
     assert code == 0, text
     entries = {p.name for p in (tmp_path / 'cache').iterdir()

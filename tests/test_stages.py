@@ -3,13 +3,10 @@
 import gc
 import importlib
 import json
-import os
 import pathlib
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import types
 
 from etils import epath
@@ -22,6 +19,7 @@ from dinojax import stages
 from dinojax.core import atomic
 from dinojax.core import errors
 from dinojax.train import settings as settings_lib
+from tests import commands
 from tests import test_run
 from tests.train import tiny
 
@@ -289,12 +287,9 @@ def get_config(arg=''):
 
 
 def start(recipe, workdir, *more):
-  return subprocess.Popen(
-      [sys.executable, '-m', 'dinojax.main', f'--recipe={recipe}',
-       f'--workdir={workdir}', f'--compile_cache={ROOT / ".jax_cache"}',
-       *more], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT, env=os.environ | {
-          'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)})
+  return commands.Command(
+      [f'--recipe={recipe}', f'--workdir={workdir}',
+       f'--compile_cache={commands.CACHE}', *more], JAX_PLATFORMS='cpu')
 
 
 def run(recipe, workdir, *more):
@@ -400,7 +395,5 @@ def test_a_whole_recipe_killed_in_every_stage(tmp_path, name, names):
     (('--config=configs/demo.py', '--recipe=configs/recipes/dinov2.py'),
      ('both --config and --recipe',))])
 def test_one_of_config_and_recipe_is_given(tmp_path, flags, parts):
-  process = subprocess.run(
-      [sys.executable, '-m', 'dinojax.main', f'--workdir={tmp_path}', *flags],
-      cwd=ROOT, text=True, capture_output=True, check=False)
-  test_run.assert_error(process.returncode, process.stderr, *parts)
+  code, text = commands.run([f'--workdir={tmp_path}', *flags])
+  test_run.assert_error(code, text, *parts)

@@ -1,5 +1,6 @@
 """Teachers that a config names, and students that come and go."""
 
+import functools
 import pathlib
 import shutil
 import time
@@ -15,6 +16,7 @@ from dinojax import weights as weights_lib
 from dinojax.configs import demo
 from dinojax.core import errors
 from dinojax.core import tree
+from dinojax.parallel import mesh as mesh_lib
 from dinojax.train import checkpoint
 
 
@@ -42,6 +44,13 @@ def run(tmp_path_factory):
   folder = str(tmp_path_factory.mktemp('run'))
   job.train(config(), folder)
   return folder
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+  """What goes on from the run of eight devices compiles sooner for one."""
+  monkeypatch.setattr(mesh_lib, 'make', functools.partial(
+      mesh_lib.make, devices=jax.devices()[:1]))
 
 
 def part(workdir, name='', which='ema'):

@@ -12,6 +12,7 @@ from dinojax.core import errors
 from dinojax.kernels import attention
 from dinojax.kernels import attention_tpu
 from dinojax.kernels import reference
+from tests import close
 
 # The second one's scores exceed the limit for mixing images in one product.
 SHAPES = [(6, 10, 2, 8), (2, 210, 6, 8)]
@@ -68,7 +69,8 @@ def test_gradients_of_all_implementations_agree(shape):
     return jax.grad(lambda qkv: jnp.sum(cotangent * f(qkv)))(qkv)
   want = gradient('xla')
   for name in PORTABLE:
-    np.testing.assert_allclose(gradient(name), want, rtol=1e-4, atol=2e-3)
+    # The products of scores in the hundreds, in two orders.
+    close.close(gradient(name), want, of_largest=5e-5)
 
 
 def test_bfloat16_stays_within_its_rounding():

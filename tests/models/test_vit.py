@@ -12,6 +12,7 @@ from dinojax.models import network
 from dinojax.models import positions
 from dinojax.models import vit
 from dinojax.parallel import mesh as mesh_lib
+from tests import close
 
 LEARNED = vit.ViTConfig(
     32, 2, 2, 4, image_px=16, drop_path_rate=0.3, layerscale=1.0)
@@ -55,8 +56,7 @@ def test_every_way_to_compute_gives_the_same(config):
       config, attention='xla', packing='tuple', remat='none'))
   other = features_and_gradients(dataclasses.replace(
       config, attention='head_major', packing='stream', remat='blocks'))
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(
-      a, b, rtol=1e-4, atol=2e-5), plain, other)
+  close.close(other, plain, of_largest=1e-5)
 
 
 def test_explicit_periods_replace_the_computed_ones():

@@ -14,12 +14,12 @@ from tests.train import tiny
 
 @functools.cache
 def program(shape: tuple[int, int]):
-  """Mesh, recipe, fresh state and step: traced once a mesh."""
+  """Mesh, recipe, fresh state and step: compiled once a mesh."""
   settings = settings_lib.read(tiny.config())
   devices = jax.devices()[:shape[0] * shape[1]]
   mesh = mesh_lib.make(*shape, devices=devices)
   with mesh_lib.activate(mesh):
-    return mesh, *tiny.program(settings, mesh)
+    return mesh, *tiny.compiled(settings, mesh)
 
 
 def steps(workdir: pathlib.Path, shape: tuple[int, int], start: int,

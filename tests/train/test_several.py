@@ -36,19 +36,29 @@ def settings_of(students=None, **changes):
   return settings_lib.read(config)
 
 
-def teacher_of(settings, patch_px=4):
+def teacher_of(settings):
   config = recipe_lib.network_config(settings_lib.read(tiny.config()))
   return dataclasses.replace(config, backbone=dataclasses.replace(
-      config.backbone, depth=2, patch_px=patch_px))
+      config.backbone, depth=2))
 
 
-def run(settings, shape=(1, 1), steps=2, patch_px=4):
-  """Metrics, the first moments and the last state."""
+_RUNS = {}
+
+
+def run(settings, shape=(1, 1), steps=2):
+  """Metrics, the first moments and the last state; each computed once."""
+  key = repr((settings, shape, steps))
+  if key not in _RUNS:
+    _RUNS[key] = run_anew(settings, shape, steps)
+  return _RUNS[key]
+
+
+def run_anew(settings, shape, steps):
   mesh = mesh_lib.make(*shape, devices=jax.devices()[:shape[0] * shape[1]])
   settings_lib.check_devices(settings, mesh.size)
   with mesh_lib.activate(mesh):
     recipe = recipe_lib.build(
-        settings, mesh, 100, teacher_of(settings, patch_px))
+        settings, mesh, 100, teacher_of(settings))
     state = state_lib.create(recipe, mesh, 0)
     keep = jax.tree.map(lambda x: x.sharding, state)
     step = jax.jit(functools.partial(step_lib.train_step, recipe=recipe),
@@ -87,18 +97,21 @@ def test_the_frozen_teacher_stays_and_the_ema_follows():
   assert max(jax.tree.leaves(moved)) > 0
 
 
-TWO = dict(small=dict(model=SMALL, train=dict(share=0.5)), same=dict())
+@functools.cache
+def two_students():
+  # Crops are made for 4-pixel tokens; `small` has 2, the teacher 4.
+  return settings_of(
+      dict(small=dict(model=SMALL, train=dict(share=0.5)), same=dict()),
+      koleo__group_images=8)
 
 
 def test_two_students_are_mesh_equal():
-  # Crops are made for 4-pixel tokens; `small` has 2, the teacher 4.
-  settings = settings_of(TWO, koleo__group_images=8)
-  assert_alike(run(settings, (2, 2)), run(settings))
+  assert_alike(run(two_students(), (2, 2)), run(two_students()))
 
 
 def test_a_student_learns_among_others_what_it_learns_alone():
-  both = run(settings_of(TWO))
-  one = run(settings_of({'same': {}}))
+  both = run(two_students())
+  one = run(settings_of({'same': {}}, koleo__group_images=8))
   for a, b in zip(both[0], one[0], strict=True):
     np.testing.assert_allclose(
         a['same/loss'], b['same/loss'], rtol=1e-6)
@@ -125,7 +138,7 @@ def test_a_share_is_of_the_groups_of_images():
 def test_a_convnext_has_the_tokens_of_its_teacher():
   config = tiny.config(**QUIET)
   config['model'] = CONV
-  config['crops'] |= dict(global_px=64, local_px=32)
+  config['crops'] |= dict(global_px=64, local_px=32, num_local=0)
   config['optimizer'] = {}
   config['distillation'] = dict(source='a run', patches='all')
   settings = settings_lib.read(config)
@@ -161,7 +174,7 @@ def test_all_patches_are_predicted_or_those_of_the_masks():
   assert settings.chosen == settings.masks
   hidden = dataclasses.replace(settings, distillation=dataclasses.replace(
       settings.distillation, hide_masked=True))
-  seen, blind = run(settings, steps=1), run(hidden, steps=1)
+  seen, blind = run(settings), run(hidden, steps=1)
   assert seen[0][0]['loss/ibot'] != blind[0][0]['loss/ibot']
   assert np.abs(seen[1]['']['backbone']['mask_token']).max() == 0
   assert np.abs(blind[1]['']['backbone']['mask_token']).max() > 0

@@ -85,6 +85,14 @@ def program(settings, mesh):
   return recipe, state, step
 
 
+def compiled(settings, mesh):
+  """As `program`, with a step that is compiled and takes no other shapes."""
+  recipe, state, step = program(settings, mesh)
+  rows = share(batch(settings, 0), jax.process_index(), jax.process_count())
+  rows = processes.to_devices(rows, mesh)
+  return recipe, state, step.lower(state, rows).compile()
+
+
 def run(shape: tuple[int, int], steps: int = 5,
         look: Callable[[str], None] = lambda text: None, **changes):
   """Metrics of every step, first gradients and final student.
@@ -100,9 +108,7 @@ def run(shape: tuple[int, int], steps: int = 5,
   mesh = mesh_lib.make(*shape, devices=devices)
   settings_lib.check_devices(settings, mesh.size)
   with mesh_lib.activate(mesh):
-    _, state, step = program(settings, mesh)
-    rows = share(batch(settings, 0), jax.process_index(), jax.process_count())
-    step = step.lower(state, processes.to_devices(rows, mesh)).compile()
+    _, state, step = compiled(settings, mesh)
     look(step.as_text())
     return follow(settings, mesh, state, step, 0, steps)[:3]
 
