@@ -78,9 +78,10 @@ def _train() -> bool:
   given = [name for name in ('config', 'recipe', 'data')
            if flags.FLAGS[name].present]
   if len(given) != 1:
-    text = ' and '.join(f'--{name}' for name in given) or 'nothing'
+    text = (' and '.join(f'--{name}' for name in given) + ' each say'
+            if given else 'no flag says')
     raise errors.UserError(
-        f'{text} says what to train: give one of --data=FOLDER (a config is '
+        f'{text} what to train: give one of --data=FOLDER (a config is '
         'chosen for it), --config=FILE (one run) and --recipe=FILE (a chain '
         'of runs)')
   for flag, owner in ((_STAGES, 'recipe'), (_VALIDATION, 'data'),

@@ -390,10 +390,10 @@ def test_a_whole_recipe_killed_in_every_stage(tmp_path, name, names):
 
 
 @pytest.mark.parametrize('flags, parts', [
-    ((), ('neither --config nor --recipe',)),
+    ((), ('no flag says what to train', '--data', '--config', '--recipe')),
     (('--config=configs/demo.py', '--stages=a'), ('--stages=a', '--recipe')),
     (('--config=configs/demo.py', '--recipe=configs/recipes/dinov2.py'),
-     ('both --config and --recipe',))])
+     ('--config and --recipe each say',))])
 def test_one_of_config_and_recipe_is_given(tmp_path, flags, parts):
   code, text = commands.run([f'--workdir={tmp_path}', *flags])
   test_run.assert_error(code, text, *parts)
