@@ -1,6 +1,6 @@
 """What a JSON file beside weights says, each value checked when it is used."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import json
 import math
 import pathlib
@@ -28,7 +28,7 @@ class Told:
   def __init__(self, values: Any, source: str):
     """Takes what was in `source`, a file for messages."""
     self.source = source
-    if not isinstance(values, dict):
+    if not isinstance(values, Mapping):
       raise errors.UserError(
           f'{source} holds {text(values)}, and should be a JSON object '
           '({"key": value, …}); get it again')
