@@ -210,12 +210,15 @@ def test_wrong_students_are_refused(changes, parts):
     assert part in str(caught.value)
 
 
-@pytest.mark.parametrize('share', [0.3, 0.005, 0.999])
+@pytest.mark.parametrize('share', [0.3, 0.999])
 def test_a_share_that_devices_cannot_have_is_refused(share):
   settings = settings_of(dict(a=dict(train=dict(share=share))),
                          koleo__loss_weight=0.0)
   with pytest.raises(errors.UserError, match=rf'share={share} is .* groups'):
     settings_lib.check_devices(settings, 2)
+  with pytest.raises(errors.UserError, match='less than two at a time'):
+    settings_of(dict(a=dict(train=dict(share=0.005))),
+                koleo__loss_weight=0.0)
 
 
 def test_what_would_do_nothing_is_refused():

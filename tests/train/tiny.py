@@ -61,8 +61,9 @@ def batch(settings, step: int) -> dict:
   pairs = [masking.collate(m, size) for m in masks]
   crop = lambda views, px: rng.normal(
       size=(b, views, px, px, 3)).astype(np.float32)
+  local = {'local': crop(settings.crops.num_local, settings.crops.local_px)}
   return {'global': crop(2, settings.crops.global_px),
-          'local': crop(settings.crops.num_local, settings.crops.local_px),
+          **(local if settings.crops.num_local else {}),
           'mask': masks.reshape(b, 2, -1),
           'mask_index': np.stack([p[0] for p in pairs]),
           'mask_weight': np.stack([p[1] for p in pairs]),
