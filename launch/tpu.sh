@@ -121,7 +121,7 @@ setup() {
   root=$(cd "$(dirname "$0")/.." && pwd)
   archive=$(mktemp "${TMPDIR:-/tmp}/dinojax.XXXXXX")
   tar -czf "$archive" -C "$root" --exclude=__pycache__ \
-    pyproject.toml requirements.txt README.md LICENSE configs dinojax
+    pyproject.toml requirements.txt constraints.txt README.md LICENSE configs dinojax
   tpus tpu-vm scp "$archive" "$name:dinojax.tar.gz" --worker=all
   rm -f "$archive"
   on_worker all install_code

@@ -107,7 +107,8 @@ def mistaken(place: pathlib.Path) -> str | None:
   for magic, name in _KNOWN:
     if start == magic or magic and start.startswith(magic):
       return name
-  if start[8:9] == b'{' and start[4:8] == b'\0' * 4:
+  if (place.suffix != '.safetensors' and start[8:9] == b'{'
+      and start[4:8] == b'\0' * 4):
     return 'a safetensors file: rename it to .safetensors'
   try:
     text = start.decode()
