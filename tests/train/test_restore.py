@@ -52,7 +52,11 @@ def in_two_processes(out, *parts):
       [sys.executable, '-m', 'tests.train.two_processes', str(out), *parts],
       cwd=ROOT, env=env | {'JAX_PROCESS_ID': str(i)}, text=True,
       stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for i in range(2)]
-  texts = [w.communicate(timeout=600)[0] for w in workers]
+  try:
+    texts = [w.communicate(timeout=300)[0] for w in workers]
+  finally:
+    for worker in workers:  # those that wait for each other would stay
+      worker.kill()
   assert all(w.returncode == 0 for w in workers), '\n'.join(texts)
   return pickle.loads(out.read_bytes())
 
