@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.torch
+# The step itself is held against the references by the golden cases.
+pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
 
 def test_both_sides_take_the_same_steps():
