@@ -17,7 +17,8 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 # that are compiled beside each other take longer in all.
 os.environ['XLA_FLAGS'] = ' '.join((
     '--xla_backend_optimization_level=0', '--xla_cpu_use_fusion_emitters=false',
-    '--xla_cpu_parallel_codegen_split_count=1', os.environ.get('XLA_FLAGS', '')))
+    '--xla_cpu_parallel_codegen_split_count=1',
+    os.environ.get('XLA_FLAGS', '')))
 
 from absl import flags
 import jax
