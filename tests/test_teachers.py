@@ -60,6 +60,13 @@ def part(workdir, name='', which='ema'):
       key: head.params for key, head in read.heads.items()}
 
 
+def go_back(workdir):
+  """As it was after step 2 of 4: what tells of later steps goes too."""
+  shutil.rmtree(workdir / 'checkpoints' / '4')
+  for name in ('metrics.jsonl', 'results.json'):
+    (workdir / name).unlink(missing_ok=True)
+
+
 def gap(a, b):
   return max(np.abs(x - y).max() for x, y in zip(
       jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
@@ -95,7 +102,7 @@ def test_a_gram_teacher_comes_from_a_run_and_stays(run, tmp_path, capsys):
   for step in (2, 3):
     copied = tmp_path.parent / f'from{step}'
     shutil.copytree(tmp_path, copied)
-    shutil.rmtree(copied / 'checkpoints' / '4')
+    go_back(copied)
     if step == 2:
       assert checkpoint.Checkpoints(copied).latest() == 2
     again = job.train(config(**anchored), str(copied)).state
@@ -112,7 +119,7 @@ def test_a_run_is_distilled_and_continues(run, tmp_path, capsys):
       tmp_path / 'a' / 'checkpoints' / '4').iterdir()}
   assert 'ema' in saved and 'teacher' not in saved
   shutil.copytree(tmp_path / 'a', tmp_path / 'b')
-  shutil.rmtree(tmp_path / 'b' / 'checkpoints' / '4')
+  go_back(tmp_path / 'b')
   again = job.train(config(**distilled), str(tmp_path / 'b'))
   assert gap(whole.state['student'], again.state['student']) == 0
   assert gap(whole.state['teacher'], again.state['teacher']) == 0
@@ -136,7 +143,7 @@ def test_students_come_and_go(run, tmp_path, capsys):
   assert set(before) == {'backbone', 'dino_head', 'ibot_head'}
   two = part(tmp_path, 'two')
   assert two['backbone']['patch_embed']['kernel'].shape == (8, 8, 3, 16)
-  shutil.rmtree(tmp_path / 'checkpoints' / '4')  # two steps are left
+  go_back(tmp_path)  # two steps are left
   second = several(run, 'late', 'one')
   state = job.train(second, str(tmp_path)).state
   assert gap(before, part(tmp_path, 'one')) == 0  # whoever else learns
@@ -208,12 +215,12 @@ def test_a_file_in_the_workdir_is_not_a_student(run):
 def test_a_source_that_goes_on_is_read_where_it_was(run, tmp_path):
   source = tmp_path / 'source'
   shutil.copytree(run, source)
-  shutil.rmtree(source / 'checkpoints' / '4')
+  go_back(source)
   distilled = dict(distillation__source=str(source))
   whole = job.train(config(**distilled), str(tmp_path / 'a')).state
   assert gap(whole['teacher'], part(f'{run}@2')) == 0
   shutil.copytree(run + '/checkpoints/4', source / 'checkpoints' / '4')
-  shutil.rmtree(tmp_path / 'a' / 'checkpoints' / '4')
+  go_back(tmp_path / 'a')
   again = job.train(config(**distilled), str(tmp_path / 'a')).state
   assert gap(part(source), part(f'{run}@2')) > 0
   assert gap(whole['teacher'], again['teacher']) == 0
