@@ -42,6 +42,20 @@ def summary(path: pathlib.Path) -> str:
   return (text.splitlines() or [''])[0]
 
 
+def listing() -> str:
+  """A line for each config and each recipe."""
+  lines = []
+  for flag, known in (('config', configs()),
+                      ('recipe', recipes())):
+    lines += [f'--{flag}=NAME', *(
+        f'  {name:16}  {summary(path)}'
+        for name, path in known.items()), '']
+  return '\n'.join([
+      *lines, 'NAME:smoke runs the same code in seconds. '
+      '`dinojax configs --copy=NAME --out=mine.py`', 'writes one to start '
+      'from, `dinojax train --help` says what its fields mean.'])
+
+
 def locate(name: str, flag: str = 'config') -> pathlib.Path:
   """The file that a name or path means.
 
@@ -74,6 +88,33 @@ def locate(name: str, flag: str = 'config') -> pathlib.Path:
       f'--{flag}={name} {what}: {hint}Those that come with dinojax are '
       f'{", ".join(known)}; a file of your own is given by its path, such as '
       'mine.py')
+
+
+def copy(name: str, out: str | None) -> str:
+  """Writes a config as a file of one's own; the line to say of it.
+
+  Raises:
+    UserError: no such config, or the file is there or cannot be written.
+  """
+  flag = 'recipe' if name in recipes() else 'config'
+  text = locate(name, flag).read_text()
+  if not out:
+    raise errors.UserError(
+        f'--copy={name} needs --out=FILE, such as --out=mine.py')
+  path = pathlib.Path(out).expanduser()
+  if path.suffix != '.py':
+    raise errors.UserError(f'--out={out} must end in .py')
+  text = text.replace(f'--{flag}={name}', f'--{flag}={out}')
+  try:
+    with path.open('x') as file:
+      file.write(text)
+  except FileExistsError as error:
+    raise errors.UserError(
+        f'--out={out} exists: give another name, or remove it') from error
+  except OSError as error:
+    raise errors.UserError(
+        f'--out={out} cannot be written: {error.strerror}') from error
+  return f'wrote {out}: dinojax train --{flag}={out} --workdir=runs/mine'
 
 
 def load(text: str, flag: str = 'config') -> config_dict.ConfigDict:

@@ -11,7 +11,6 @@ import pytest
 from dinojax import catalog
 from dinojax import cli
 from dinojax import commandline
-from dinojax import list_configs
 from dinojax.core import config as config_lib
 from dinojax.core import errors
 from dinojax.core import fields
@@ -157,13 +156,13 @@ def test_a_file_with_a_mistake_is_named(tmp_path, text, part):
 
 def test_a_copy_is_a_config_anywhere(tmp_path):
   out = tmp_path / 'mine.py'
-  list_configs.copy('vitb', str(out))
+  catalog.copy('vitb', str(out))
   assert catalog.load(f'{out}:smoke').to_dict() == catalog.load(
       'vitb:smoke').to_dict()
   for name, where in (('vitb', str(out)), ('vitb', None), ('vitx', 'x.py'),
                       ('vitb', str(tmp_path / 'no/x.py'))):
     with pytest.raises(errors.UserError, match='--out|--config=vitx'):
-      list_configs.copy(name, where)
+      catalog.copy(name, where)
 
 
 def test_an_unknown_command(monkeypatch, capsys):

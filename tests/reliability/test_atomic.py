@@ -16,7 +16,7 @@ PACKAGE = pathlib.Path(__file__).parents[2] / 'dinojax'
 # appended to, locks, members of archives, one-off outputs.
 MAY_WRITE = {
     'core/atomic.py', 'core/log.py', 'core/output.py', 'evals/shards.py',
-    'evals/tables.py', 'interop/files.py', 'list_configs.py',
+    'evals/tables.py', 'interop/files.py', 'catalog.py',
     'parallel/holder.py'}
 
 

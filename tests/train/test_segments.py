@@ -122,10 +122,11 @@ def test_all_segments_that_will_come_are_known_before(mesh):
     (dict(crops__sizes=((16, 8, 32, 1.0),)),
      ('crops.sizes[0]', 'there is none')),
     (dict(crops__sizes=((16, 8, None, 1.5), (16, 8, None, -0.5))),
-     ('crops.sizes[0]', 'probability')),
+     ('crops.sizes[0][3]=1.5', 'crops.sizes[1][3]=-0.5', '[0, 1]')),
     (dict(gram__loss_weight=1.0, gram__teacher='ema', gram__log_masked=True,
           ibot__loss_weight=0.0), ('ibot.loss_weight is 0',)),
-    (dict(crops__sizes=((16, 8, 0.5),)), ('crops.sizes[0]', 'probability')),
+    (dict(crops__sizes=((16, 8, 0.5),)),
+     ('crops.sizes[0]=(16, 8, 0.5)', '4 entries')),
 ])
 def test_sizes_that_cannot_be_are_refused(changes, parts):
   with pytest.raises(errors.UserError) as caught:

@@ -40,9 +40,14 @@ def assert_same(got, want, steps=5):
         a, b, rtol=0, atol=1e-5 * np.abs(b).max(), err_msg=name)
   for (name, a), (_, b) in zip(
       tree.items(student), tree.items(want_student), strict=True):
-    # Adam turns the rounding of a zero gradient into whole steps.
-    bound = steps * tiny.LR if name.endswith('qkv/bias') else 2e-5
-    np.testing.assert_allclose(a, b, rtol=0, atol=bound, err_msg=name)
+    # Adam divides a gradient by its own size, so that the rounding of one that
+    # is nearly zero moves its weight by whole steps: of single weights only
+    # that is bounded, and the moments above are what is judged one by one.
+    np.testing.assert_allclose(
+        a, b, rtol=0, atol=steps * tiny.LR, err_msg=name)
+    if not name.endswith('qkv/bias'):
+      rms = np.sqrt(np.mean((a - b) ** 2, dtype=np.float64))
+      assert rms <= 1e-3 * tiny.LR, (name, rms)
 
 
 SPLIT_ALONE = pytest.param(
