@@ -51,6 +51,7 @@ LONG = ('--config.train.total_steps=40', '--config.checkpoint.every_steps=4',
         '--config.data.num_threads=2')
 
 
+@pytest.mark.slow  # make test kills a chain once, tests/test_stages.py
 def test_killed_three_times_ends_in_the_same_weights(tmp_path):
   code, text = run(tmp_path / 'whole', *LONG)
   assert code == 0, text
@@ -76,7 +77,8 @@ def test_killed_three_times_ends_in_the_same_weights(tmp_path):
   assert losses(tmp_path / 'killed') == losses(tmp_path / 'whole')
 
 
-@pytest.mark.parametrize('code', [0, 143])
+@pytest.mark.parametrize('code', [
+    pytest.param(0, marks=pytest.mark.slow), 143])
 def test_sigterm_saves_and_exits_as_asked(tmp_path, code):
   process = start(tmp_path, '--config.train.total_steps=100000',
                   *([f'--stopped_exit_code={code}'] if code else []))

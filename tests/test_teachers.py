@@ -82,25 +82,30 @@ def begun(tmp_path, **changes):
   return part(tmp_path), part(tmp_path, which='student')
 
 
-def test_student_and_ema_start_from_their_own(run, tmp_path):
-  ema, student = part(run), part(run, which='student')
-  assert gap(ema, student) > 0
-  for which, want in (('ema', (ema, ema)), ('student', (student, student)),
-                      ('both', (ema, student))):
-    got = begun(tmp_path / which, init__source=run, init__part=which)
-    for a, b in zip(got, want, strict=True):
-      assert gap(a, b) == 0
+@pytest.mark.parametrize('which, want', [
+    pytest.param('ema', ('ema', 'ema'), marks=pytest.mark.slow),
+    pytest.param('student', ('student', 'student'), marks=pytest.mark.slow),
+    ('both', ('ema', 'student'))])
+def test_student_and_ema_start_from_their_own(run, tmp_path, which, want):
+  assert gap(part(run), part(run, which='student')) > 0
+  got = begun(tmp_path, init__source=run, init__part=which)
+  for a, b in zip(got, want, strict=True):
+    assert gap(a, part(run, which=b)) == 0
 
 
-def test_a_gram_teacher_comes_from_a_run_and_stays(run, tmp_path, capsys):
+@pytest.mark.parametrize('steps', [
+    (2,), pytest.param((2, 3), marks=pytest.mark.slow)],
+    ids=['boundary', 'and-behind-it'])
+def test_a_gram_teacher_comes_from_a_run_and_stays(run, tmp_path, capsys,
+                                                   steps):
   anchored = dict(gram__loss_weight=1.0, gram__source=run,
                   gram__start_steps=2.0, crops__gram_px=64)
   state = job.train(config(**anchored), str(tmp_path)).state
   assert 'Gram anchoring begins' in capsys.readouterr().err
   assert gap(state['gram'], part(run)['backbone']) == 0
   # A start at the boundary, and one behind it, continue.
-  for step in (2, 3):
-    copied = tmp_path.parent / f'from{step}'
+  for step in steps:
+    copied = tmp_path.parent / f'from{len(steps)}-{step}'
     shutil.copytree(tmp_path, copied)
     go_back(copied)
     if step == 2:

@@ -112,7 +112,9 @@ class TensorBoard:
     with self._noted():
       event_file_writer.directory_check(self._folder)
       self._writer = event_file_writer.EventsWriter(
-          os.path.join(self._folder, 'events'))
+          os.path.join(self._folder, 'events'),
+          # Starts of the same second would write over each other.
+          filename_suffix=f'.{step}.{os.getpid()}')
       # What an earlier start wrote of later steps is not shown.
       start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
       self._writer.write_event(self._event(

@@ -17,6 +17,7 @@ from dinojax.planning import text as plan_text
 from tests.train import tiny
 
 
+@pytest.mark.slow  # make test plans a small step
 def test_the_dearest_steps_are_planned():
   small = dict(model__depth=1, model__drop_path_rate=0.0)
   found = plan.compiled(tiny.config(

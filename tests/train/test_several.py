@@ -105,6 +105,7 @@ def two_students():
       koleo__group_images=8)
 
 
+@pytest.mark.slow  # make test has one student on every mesh
 def test_two_students_are_mesh_equal():
   assert_alike(run(two_students(), (2, 2)), run(two_students()))
 
