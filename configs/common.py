@@ -20,11 +20,18 @@ from dinojax.models import vit
 from dinojax.train import sections
 
 
-def words(arg: str, known: tuple[str, ...]) -> tuple[str, ...]:
+def words(arg: str, known: tuple[str, ...], *,
+          one_of: tuple[tuple[str, ...], ...] = ()) -> tuple[str, ...]:
   """The words of an argument, 'a,b'; every file checks its own.
 
+  Args:
+    arg: of get_config.
+    known: that the file understands.
+    one_of: sets of words of which at most one may be given.
+
   Raises:
-    UserError: one that the file does not know.
+    UserError: a word that the file does not know, or two of which it can
+      follow only one.
   """
   found = tuple(word for word in arg.split(',') if word)
   for word in found:
@@ -32,6 +39,12 @@ def words(arg: str, known: tuple[str, ...]) -> tuple[str, ...]:
       raise errors.UserError(
           f'{word!r} is not a word of this config: '
           f'{config_lib.meant(word, known)}')
+  for group in one_of:
+    given = [word for word in found if word in group]
+    if len(set(given)) > 1:
+      raise errors.UserError(
+          f'{" and ".join(map(repr, given))} exclude each other: give one of '
+          f'{", ".join(group)}')
   return found
 
 

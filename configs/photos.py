@@ -27,16 +27,20 @@ BATCHES = {
     ('s', 128): {'4gb': 32, '8gb': 64, '16gb': 128, '24gb': 256},
     ('s', 160): {'4gb': 16, '8gb': 32, '16gb': 64, '24gb': 128}}
 
+_SIZES, _PIXELS = ('ti', 's'), ('96', '128', '160')
+_MEMORY = ('4gb', '8gb', '16gb', '24gb')
+
 
 def get_config(arg: str = ''):
   """`ti` or `s`, pixels and memory, joined by commas; `smoke`: seconds."""
-  words = common.words(arg, (
-      'ti', 's', '96', '128', '160', '4gb', '8gb', '16gb', '24gb', 'smoke'))
+  words = common.words(
+      arg, (*_SIZES, *_PIXELS, *_MEMORY, 'smoke'),
+      one_of=(_SIZES, _PIXELS, _MEMORY))
   choose = lambda known, default: next(
       (word for word in words if word in known), default)
-  size = choose(('ti', 's'), 'ti')
-  px = int(choose(('96', '128', '160'), '128'))
-  memory = choose(('4gb', '8gb', '16gb', '24gb'), '8gb')
+  size = choose(_SIZES, 'ti')
+  px = int(choose(_PIXELS, '128'))
+  memory = choose(_MEMORY, '8gb')
   c = common.base()
   c.data.train = 'folder:images'
   c.data.num_threads = 4

@@ -32,7 +32,8 @@ _MODELS = {
 
 def get_config(arg: str = ''):
   """A size, `g` without; `:smoke` or `:s,smoke` ends in seconds."""
-  words = common.words(arg, (*_MODELS, 'smoke'))
+  words = common.words(
+      arg, (*_MODELS, 'smoke'), one_of=(tuple(_MODELS),))
   size = next((word for word in words if word in _MODELS), 'g')
   c = vitg.get_config()
   common.set_model(c, zoo.vit_config(**_MODELS[size], image_px=518))

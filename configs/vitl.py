@@ -19,7 +19,8 @@ from dinojax.models import zoo
 
 def get_config(arg: str = ''):
   """`v2` (default) or `v3`; `smoke` and `v3,smoke` end in seconds."""
-  words = common.words(arg, ('v2', 'v3', 'smoke'))
+  words = common.words(
+      arg, ('v2', 'v3', 'smoke'), one_of=(('v2', 'v3'),))
   c = common.base()
   c.data.train = 'tfds:imagenet2012/train'
   c.data.validation = 'tfds:imagenet2012/validation'

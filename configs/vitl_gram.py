@@ -29,7 +29,8 @@ _MODELS = {'s': 'dinov3_vits16', 'b': 'dinov3_vitb16', 'l': 'dinov3_vitl16'}
 
 def get_config(arg: str = ''):
   """A size, `l` without; `:smoke` or `:s,smoke` ends in seconds."""
-  words = common.words(arg, (*_MODELS, 'smoke'))
+  words = common.words(
+      arg, (*_MODELS, 'smoke'), one_of=(tuple(_MODELS),))
   size = next((word for word in words if word in _MODELS), 'l')
   c = vitl.get_config('v3')
   common.set_model(c, zoo.vit_config(_MODELS[size], rope_dtype='bfloat16'))

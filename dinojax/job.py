@@ -11,7 +11,6 @@ from typing import Any
 
 from etils import epath
 import jax
-import numpy as np
 
 from dinojax import __version__
 from dinojax import start
@@ -350,7 +349,8 @@ def describe(recipe: recipe_lib.Recipe, mesh, num_images: int,
     lines.append(
         f'{name or "parameters"}: {_sizes(one.student)}'
         + (f' · attention {kernel}' if kernel else '')
-        + f' · peak lr {peak(one, total):.3g} (schedules.lr.'
+        + f' · peak lr {recipe_lib.peak_lr(one.settings, epoch_steps):.3g} '
+        '(schedules.lr.'
         f'{"end" if plan.lr.end > plan.lr.peak else "peak"}='
         f'{max(plan.lr.peak, plan.lr.end)} by rule {plan.lr_rule})')
   print('\n'.join(lines), flush=True)
@@ -359,11 +359,6 @@ def describe(recipe: recipe_lib.Recipe, mesh, num_images: int,
 def _sizes(net: network.Functional) -> str:
   return ', '.join(f'{name} {tree.num_elements(part) / 1e6:.3g} M'
                    for name, part in net.shapes.items())
-
-
-def peak(recipe: recipe_lib.Recipe, total_steps: int) -> float:
-  """The largest learning rate, after the batch-size rule."""
-  return float(np.max(recipe.schedules['lr'](np.arange(total_steps + 1))))
 
 
 def write_results(folder: epath.Path, result: loop.Result):

@@ -135,6 +135,14 @@ def test_configs_are_found_say_what_they_are_and_refuse_words(name):
   assert f'dinojax train --config={name}' in path.read_text()
 
 
+@pytest.mark.parametrize('text, words', [
+    ('vitl:v2,v3', "'v2' and 'v3'"), ('vitl_gram:l,smoke,b', "'l' and 'b'"),
+    ('vitg_highres:s,b', "'s' and 'b'"), ('photos:128,s,96', "'128' and '96'")])
+def test_words_that_exclude_each_other_are_refused(text, words):
+  with pytest.raises(errors.UserError, match=f'{words} exclude each other'):
+    catalog.load(text)
+
+
 @pytest.mark.parametrize('name', [*catalog.recipes()])
 def test_recipes_refuse_words(name):
   with pytest.raises(errors.UserError, match="'smok'.*smoke"):

@@ -9,8 +9,6 @@ import dataclasses
 import math
 import warnings
 
-import numpy as np
-
 from dinojax.core import errors
 from dinojax.core import findings
 from dinojax.train import recipe as recipe_lib
@@ -106,9 +104,7 @@ def warmups(s: Settings, run: Run) -> Found:
 
 def learning_rate(s: Settings, run: Run) -> Found:
   """Is the rate, after the batch rule, one that ever worked?"""
-  steps = np.arange(run.total_steps(s) + 1)
-  peak = float(np.max(recipe_lib.make_schedules(
-      s, run.epoch_steps(s))['lr'](steps)))
+  peak = recipe_lib.peak_lr(s, run.epoch_steps(s))
   plan = s.schedules
   text = (f'{peak:.3g} at its highest (schedules.lr.peak={plan.lr.peak:g} by '
           f'rule {plan.lr_rule})')

@@ -9,8 +9,10 @@ import dataclasses
 from typing import Any
 
 import jax
+import numpy as np
 
 from dinojax.augment import photometric
+from dinojax.core import errors
 from dinojax.kernels import attention
 from dinojax.models import convnext
 from dinojax.models import draws
@@ -22,6 +24,8 @@ from dinojax.train import optimizer
 from dinojax.train import schedules
 from dinojax.train import sections
 from dinojax.train import settings as settings_lib
+
+_MOST_STEPS = 2**31 - 2  # the step is an int32
 
 Backbone = vit.ViTConfig | convnext.ConvNeXtConfig
 
@@ -236,8 +240,29 @@ def make_optimizer(s: settings_lib.Settings, shapes) -> optimizer.AdamW:
 
 
 def total_steps(s: settings_lib.Settings, epoch_steps: int) -> int:
-  """Length of training in steps."""
-  return _steps(s, s.train.total, epoch_steps)
+  """Length of training in steps.
+
+  Raises:
+    UserError: more than a counter of 32 bits holds.
+  """
+  total = _steps(s, s.train.total, epoch_steps)
+  if total > _MOST_STEPS:
+    length = s.train.total
+    raise errors.UserError(
+        f'train.total_{length.unit}={length.value:g} is {total:.3g} steps, and '
+        f'a run has at most {_MOST_STEPS}: set train.total_{length.unit} lower')
+  return total
+
+
+def peak_lr(s: settings_lib.Settings, epoch_steps: int) -> float:
+  """The largest learning rate, after the batch-size rule.
+
+  Looked for at 100,000 steps at most, between which a schedule of more steps
+  moves by less than 1e-4 of its peak.
+  """
+  total = total_steps(s, epoch_steps)
+  steps = np.linspace(0, total, min(total, 100_000) + 1).astype(np.int64)
+  return float(np.max(make_schedules(s, epoch_steps)['lr'](steps)))
 
 
 def make_schedules(s: settings_lib.Settings, epoch_steps: int) -> dict:

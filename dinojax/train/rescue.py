@@ -13,7 +13,8 @@ from dinojax.train import checkpoint
 from dinojax.train import report
 from dinojax.train import settings as settings_lib
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM}
+# EFBIG: a limit on the size of files (`ulimit -f`), or of the file system.
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM}
 _WORKDIR = _FULL | {errno.EROFS}
 # A peak learning rate of AdamW with which nothing diverges.
 _SAFE_LR = 1e-3

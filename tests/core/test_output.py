@@ -79,8 +79,9 @@ def test_a_line_is_printed_below_what_moves_not_into_it(monkeypatch):
 
 def test_messages_are_sentences_without_place_or_prefix():
   done = run(
-      'import warnings; from absl import logging; '
-      'logging.use_absl_handler(); logging.warning("low"); '
+      'import warnings; from absl import flags, logging; '
+      'flags.FLAGS.mark_as_parsed(); logging.use_absl_handler(); '
+      'logging.warning("low"); '
       'logging.error("bad \\x1b[31m"); warnings.warn("old"); '
       'output.warn("näh\\nne")', stderr=subprocess.PIPE)
   assert done.stderr.splitlines() == [

@@ -74,8 +74,10 @@ def test_who_holds_ends_by_itself_and_a_second_ctrl_c_at_once():
 
 
 def test_what_nohup_made_deaf_stays_deaf():
-  process = begun(f'{HEAD}signals.watch("so"); {WAIT}', preexec_fn=lambda: (
-      signal.signal(signal.SIGHUP, signal.SIG_IGN)))
+  code = f'{HEAD}signals.watch("so"); {WAIT}'
+  process = begun('import os, signal, sys\n'
+                  'signal.signal(signal.SIGHUP, signal.SIG_IGN)\n'
+                  f'os.execv(sys.executable, [sys.executable, "-c", {code!r}])')
   process.send_signal(signal.SIGHUP)
   time.sleep(0.2)
   assert process.poll() is None

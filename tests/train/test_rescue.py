@@ -27,6 +27,7 @@ def os_error(number, name=None):
     (os_error(errno.ENOSPC, '/runs/a/metrics.jsonl'),
      ['/runs/a could not be written: No space left', '/runs/a/metrics.jsonl',
       'resumes from step 40']),
+    (os_error(errno.EFBIG), ['/runs/a could not be written: File too']),
     (os_error(errno.EROFS), ['/runs/a could not be written: Read-only']),
     (os_error(errno.EIO, '/data/x.jpg'),
      ['/data/x.jpg: Input/output error', 'is not at fault']),

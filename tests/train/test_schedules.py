@@ -5,7 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dinojax.core import errors
+from dinojax.train import recipe as recipe_lib
 from dinojax.train import schedules
+from dinojax.train import settings as settings_lib
+from tests.train import tiny
 
 
 def values(schedule, count):
@@ -129,3 +133,19 @@ def test_published_values_of_the_seven_billion_stages():
   np.testing.assert_allclose(
       values(lambda i: local([1_000_500, 1_000_999][i]), 2),
       [0.749607, 0.5], rtol=1e-5)
+
+
+def test_more_steps_than_a_counter_holds_are_refused():
+  settings = settings_lib.read(tiny.config(
+      train__total_steps=0.0, train__total_epochs=1e8))
+  with pytest.raises(errors.UserError, match=(
+      r'train\.total_epochs=1e\+08 is 5e\+09 steps, and a run has at most '
+      r'2147483646')):
+    recipe_lib.total_steps(settings, epoch_steps=50)
+
+
+def test_the_highest_rate_of_a_long_run_is_found_in_few_steps():
+  settings = settings_lib.read(tiny.config(
+      train__total_steps=1e8, schedules__lr=dict(
+          start=0.0, peak=1e-3, end=1e-6, warmup_steps=12_345_678.0)))
+  assert recipe_lib.peak_lr(settings, 1) == pytest.approx(1e-3, rel=1e-4)
