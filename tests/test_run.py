@@ -92,29 +92,40 @@ def test_sigterm_saves_and_exits_as_asked(tmp_path, code):
   assert state(tmp_path)[0] >= 3
 
 
-def test_a_finished_run_leaves_its_results(tmp_path):
-  # As a user starts it; a relative folder.
+SEEN = ('--config.log.profile_start=2', '--config.log.profile_steps=2',
+        '--config.log.tensorboard=True')
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  """Output and workdir of a run, started as users do; a relative folder."""
+  folder = tmp_path_factory.mktemp('finished')
   process = subprocess.run(
-      [sys.executable, '-m', 'dinojax.main', *FLAGS, '--workdir=here'],
-      cwd=tmp_path, text=True, stdout=subprocess.PIPE,
+      [sys.executable, '-m', 'dinojax.main', *FLAGS, '--workdir=here', *SEEN],
+      cwd=folder, text=True, stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT, check=False, env=os.environ | {
           'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)})
   assert process.returncode == 0, process.stdout
-  results = json.loads((tmp_path / 'here' / 'results.json').read_text())
+  return process.stdout, folder / 'here'
+
+
+def test_a_finished_run_leaves_its_results(finished):
+  _, workdir = finished
+  results = json.loads((workdir / 'results.json').read_text())
   assert set(results['knn_top1_pct']) == {
       'raw_pixels', 'untrained', 'trained'}
   assert results['seconds'] > 0
-  last = [r for r in rows(tmp_path / 'here') if 'loss' in r][-1]
+  last = [r for r in rows(workdir) if 'loss' in r][-1]
   for name in ('loss/dino_global', 'loss/ibot', 'loss/koleo', 'weighted/koleo',
                'grad_norm/backbone', 'schedule/lr', 'teacher/entropy',
                'time/images_per_s', 'time/data_wait_pct',
                'mem/process_peak_gib'):
     assert name in last
   began = time.monotonic()
-  code, text = run('here', cwd=tmp_path)  # again: nothing left to do
+  code, text = run('here', *SEEN, cwd=workdir.parent)  # nothing left to do
   assert code == 0 and 'resumed from step 6' in text
   assert time.monotonic() - began < 60
-  check_what_was_trained(tmp_path / 'here')
+  check_what_was_trained(workdir)
 
 
 def check_what_was_trained(workdir):
@@ -141,19 +152,16 @@ def check_what_was_trained(workdir):
       model_lib.Model(again)(images).cls, want.cls, atol=1e-5)
 
 
-def test_board_and_profile_are_written(tmp_path):
-  code, text = run(
-      tmp_path, '--config.log.profile_start=2', '--config.log.profile_steps=2',
-      '--config.log.tensorboard=True')
-  assert code == 0, text
+def test_board_and_profile_are_written(finished):
+  text, workdir = finished
   assert 'profile written to' in text
-  trace, = (tmp_path / 'profile').rglob('*.xplane.pb')
+  trace, = (workdir / 'profile').rglob('*.xplane.pb')
   planes = jax.profiler.ProfileData.from_file(str(trace)).planes
   steps = {dict(event.stats).get('step_num') for plane in planes
            for line in plane.lines for event in line.events
            if event.name == 'train'}
   assert steps == {2, 3}
-  events, = (tmp_path / 'tensorboard').iterdir()
+  events, = (workdir / 'tensorboard').iterdir()
   for name in (b'loss/dino_global', b'knn/trained', b'time/images_per_s'):
     assert name in events.read_bytes()
 
@@ -203,11 +211,8 @@ def test_folders_without_images_answer_in_a_sentence(tmp_path):
                'no images', '1 × .txt')
 
 
-def test_a_workdir_of_another_config_shows_the_difference(tmp_path):
-  flags = ('--config.train.total_steps=1',)
-  code, text = run(tmp_path, *flags)
-  assert code == 0, text
-  code, text = run(tmp_path, *flags, '--config.schedules.lr.peak=0.5',
+def test_a_workdir_of_another_config_shows_the_difference(finished):
+  code, text = run(finished[1], *SEEN, '--config.schedules.lr.peak=0.5',
                    '--config.log.every_steps=3')
   assert_error(code, text, 'schedules.lr.peak', '0.5')
   assert 'log.every_steps' not in text  # a free field may change
