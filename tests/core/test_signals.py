@@ -108,16 +108,23 @@ def test_workers_end_with_the_program():
   pytest.fail('the worker lives')
 
 
+WATCH = """
+import signal
+from dinojax.core import signals
+before = signal.getsignal(signal.SIGTERM)
+unwatch = signals.watch('so')
+assert signals.is_watched()
+inner = signals.watch('other words')
+inner()
+assert signals.is_watched()  # who did not begin it does not end it
+unwatch()
+assert not signals.is_watched()
+assert signal.getsignal(signal.SIGTERM) is before
+"""
+
+
 def test_a_watch_gives_the_signals_back():
-  before = signal.getsignal(signal.SIGTERM)
-  unwatch = signals.watch('so')
-  assert signals.is_watched()
-  inner = signals.watch('other words')
-  inner()
-  assert signals.is_watched()  # who did not begin it does not end it
-  unwatch()
-  assert not signals.is_watched()
-  assert signal.getsignal(signal.SIGTERM) is before
+  subprocess.run([sys.executable, '-c', WATCH], check=True, timeout=20)
 
 
 def test_a_sentence_clears_the_live_line_of_a_terminal():
