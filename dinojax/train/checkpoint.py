@@ -83,7 +83,7 @@ class Checkpoints:
         cleanup_tmp_directories=writes)
     # It would make the folder, which a reader must not.
     self._manager = self._open() if writes or self.folder.exists() else None
-    self._pending = None
+    self._pending, self._has_failed = None, False
 
   def latest(self) -> int | None:
     """The last complete step."""
@@ -132,6 +132,7 @@ class Checkpoints:
       raise self._failure(error) from error
 
   def _failure(self, error: Exception) -> errors.UserError:
+    self._has_failed = True
     return errors.UserError(
         f'the checkpoint could not be written to {self.folder}: '
         f'{first_line(error)}; free space or fix the permissions and start '
@@ -316,10 +317,23 @@ class Checkpoints:
                          f'{first_line(error)[:200]})') from error
 
   def close(self):
-    """Ends pending writes."""
-    self.wait()
-    if self._manager:
-      self._manager.close()
+    """Ends pending writes.
+
+    Raises:
+      UserError: one failed, and that was not said yet.
+    """
+    try:
+      self.wait()
+    finally:
+      self._close_manager()
+
+  def _close_manager(self):
+    try:
+      if self._manager:
+        self._manager.close()
+    except (OSError, ValueError) as error:  # also of a write before
+      if not self._has_failed:
+        raise self._failure(error) from error
 
 
 def _alone():

@@ -253,3 +253,23 @@ def test_processes_agree_on_damage_that_one_of_them_meets(tmp_path):
     assert in_two_processes(tmp_path, 'restore') == [['whole', 'in use']] * 2
   assert in_two_processes(tmp_path, 'damaged') == [
       ['damaged [4] True', 'held']] * 2
+
+
+@pytest.mark.parametrize('is_said', [True, False])
+def test_a_write_that_fails_is_said_once(tmp_path, monkeypatch, is_said):
+  """Orbax raises it again when it is closed, and not as an OSError."""
+  error = ValueError('RESOURCE_EXHAUSTED: No space left on device')
+
+  def fail(*_, **__):
+    raise error
+
+  saved = checkpoint.Checkpoints(tmp_path, writes=True)
+  monkeypatch.setattr(saved._manager, 'close', fail)
+  if not is_said:
+    with pytest.raises(errors.UserError, match='No space left'):
+      saved.close()
+    return
+  monkeypatch.setattr(saved._manager, 'save_checkpointables_async', fail)
+  with pytest.raises(errors.UserError, match='free space .*from step 0'):
+    saved.save(2, make(2))
+  saved.close()
