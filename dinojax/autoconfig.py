@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from dinojax import choices
 from dinojax.core import atomic
 from dinojax.core import errors
+from dinojax.core import paths
 from dinojax.data import inspection
 from dinojax.data import sources
 from dinojax.parallel import machine
@@ -190,7 +191,7 @@ def as_source(data: str) -> str:
     return data
   folder = rest if scheme == 'folder' and rest else data
   if '://' not in folder:
-    folder = os.path.abspath(os.path.expanduser(folder))
+    folder = os.path.abspath(paths.expand(folder))
   return f'folder:{folder}'
 
 

@@ -16,6 +16,7 @@ from ml_collections import config_dict
 
 from dinojax.core import config as config_lib
 from dinojax.core import errors
+from dinojax.core import paths
 
 FOLDER = pathlib.Path(__file__).parent / 'configs'
 _SHARED = ('__init__', 'common')
@@ -72,7 +73,7 @@ def locate(name: str, flag: str = 'config') -> pathlib.Path:
   if name in known:
     return known[name]
   if name.endswith('.py') or '/' in name or os.sep in name:
-    path = pathlib.Path(name).expanduser()
+    path = pathlib.Path(paths.expand(name))
     if path.is_file():
       return path
     stem, what = path.stem, 'is not a file'
@@ -83,9 +84,9 @@ def locate(name: str, flag: str = 'config') -> pathlib.Path:
     raise errors.UserError(
         f'--{flag}={name} {what}; {stem} is a {other}: --{other}={stem}')
   near = [stem] if stem in known else difflib.get_close_matches(stem, known)
-  hint = f'did you mean --{flag}={" or ".join(near)}? ' if near else ''
+  hint = f': did you mean --{flag}={" or ".join(near)}?' if near else '.'
   raise errors.UserError(
-      f'--{flag}={name} {what}: {hint}Those that come with dinojax are '
+      f'--{flag}={name} {what}{hint} Those that come with dinojax are '
       f'{", ".join(known)}; a file of your own is given by its path, such as '
       'mine.py')
 
@@ -101,7 +102,7 @@ def copy(name: str, out: str | None) -> str:
   if not out:
     raise errors.UserError(
         f'--copy={name} needs --out=FILE, such as --out=mine.py')
-  path = pathlib.Path(out).expanduser()
+  path = pathlib.Path(paths.expand(out))
   if path.suffix != '.py':
     raise errors.UserError(f'--out={out} must end in .py')
   text = text.replace(f'--{flag}={name}', f'--{flag}={out}')

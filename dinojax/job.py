@@ -39,7 +39,7 @@ from dinojax.train import recipe as recipe_lib
 from dinojax.train import settings as settings_lib
 
 DEFAULT_COMPILE_CACHE = os.path.join(
-    os.environ.get('XDG_CACHE_HOME', os.path.expanduser('~/.cache')),
+    os.environ.get('XDG_CACHE_HOME') or '~/.cache',
     'dinojax', 'compiled')
 _SOURCES = 'sources.json'  # which checkpoints a run was given
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain',

@@ -69,6 +69,13 @@ def test_devices_are_asked_for_only_where_the_mesh_is_made():
       assert 'default_backend' not in text, path
 
 
+def test_home_folders_are_expanded_by_one_rule():
+  for path, tree in modules():
+    if path.relative_to(PACKAGE).parts != ('core', 'paths.py'):
+      names = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+      assert 'expanduser' not in names, path
+
+
 def test_mesh_axes_are_named_in_one_room():
   for path, _ in modules():
     if path.relative_to(PACKAGE).parts[0] not in ('parallel',):

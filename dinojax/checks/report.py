@@ -22,6 +22,7 @@ from dinojax.checks import views
 from dinojax.core import atomic
 from dinojax.core import errors
 from dinojax.core import findings
+from dinojax.core import paths
 from dinojax.core import tree
 from dinojax.core import versions
 from dinojax.data import classes
@@ -115,7 +116,8 @@ def parts(config: Any, options: Options, say: Say) -> Iterator[Part]:
     options: how much.
     say: gets a line before anything slow.
   """
-  yield 'machine', machine.look(options.workdir or '.', options.compile_cache)
+  yield 'machine', machine.look(
+      options.workdir or '.', paths.expand(options.compile_cache))
   yield 'versions', versions.look()
   if machine.failure():
     return

@@ -9,7 +9,6 @@ from collections.abc import Callable
 import itertools
 import json
 import logging
-import os
 import struct
 
 from array_record.python import array_record_module
@@ -17,6 +16,7 @@ from etils import epath
 
 from dinojax.core import atomic
 from dinojax.core import errors
+from dinojax.core import paths
 from dinojax.core import text
 from dinojax.data import identity
 from dinojax.data import sources
@@ -76,7 +76,7 @@ def write(source: sources.Source, folder: str, *, num_shards: int,
     UserError: the folder holds another source's shards, or cannot be
       written.
   """
-  root = epath.Path(folder)
+  root = epath.Path(paths.expand(folder))
   order = identity.lines(source, sizes=True)
   manifest = {'spec': source.spec, 'count': len(source),
               'num_shards': num_shards, 'classes': list(source.classes),
@@ -84,7 +84,7 @@ def write(source: sources.Source, folder: str, *, num_shards: int,
   counts = getattr(source, 'class_counts', lambda: None)()
   if counts is not None:
     manifest['class_counts'] = counts
-  paths = []
+  written = []
   try:
     root.mkdir(parents=True, exist_ok=True)
     note = root / MANIFEST
@@ -104,12 +104,12 @@ def write(source: sources.Source, folder: str, *, num_shards: int,
         _write_shard(source, range(start, stop), path,
                      lambda i: progress(i + 1, len(source)))
       progress(stop, len(source))
-      paths.append(str(path))
+      written.append(str(path))
   except OSError as error:
     raise errors.UserError(
         f'--out={folder} cannot be written: {error.strerror or error}'
     ) from error
-  return paths
+  return written
 
 
 def _compare(old: dict, new: dict, folder: str):
@@ -181,7 +181,7 @@ class ArrayRecords:
       UserError: no file matches, or one is damaged.
     """
     self.spec = f'arrayrecord:{pattern}'
-    path = epath.Path(os.path.expanduser(pattern))
+    path = epath.Path(paths.expand(pattern))
     try:
       found = sorted(
           str(p) for p in path.parent.glob(path.name) if '.tmp' not in p.name)

@@ -14,6 +14,7 @@ from urllib import parse
 from etils import epath
 
 from dinojax.core import errors
+from dinojax.core import paths
 from dinojax.core import text
 from dinojax.data import listing
 
@@ -87,7 +88,7 @@ def open_source(spec: str) -> Source:
   if scheme == 'patterns':
     from dinojax.data import patterns
     return patterns.Patterns(rest or 'train')
-  path = os.path.expanduser(spec)
+  path = paths.expand(spec)
   if '://' in spec or os.path.isdir(path):
     return Folder(spec)
   if os.path.isfile(path):
@@ -128,7 +129,7 @@ class Folder:
       UserError: missing, unreadable or without images.
     """
     self.spec = f'folder:{folder}'
-    self._folder = os.path.expanduser(folder)
+    self._folder = paths.expand(folder)
     found = listing.look(self._folder)
     if not found.paths:
       raise errors.UserError(_empty(self.spec, found))
@@ -199,7 +200,7 @@ class File:
       UserError: nothing there.
     """
     self.spec = f'image:{path}'
-    self._path = epath.Path(os.path.expanduser(path))
+    self._path = epath.Path(paths.expand(path))
     if not self._path.is_file():
       raise errors.UserError(f'{self.spec} is no file: check the path')
 

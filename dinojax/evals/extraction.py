@@ -10,11 +10,11 @@ import contextlib
 import dataclasses
 import itertools
 import math
-import os
 
 import numpy as np
 
 from dinojax.core import errors
+from dinojax.core import paths
 from dinojax.core import text
 from dinojax.data import crops
 from dinojax.data import identity
@@ -67,7 +67,7 @@ def extract(model: embedding.Backbone, source: sources.Source, out: str,
     UserError: sizes that do not fit, another run's shards, no readable
       image, features that are not finite.
   """
-  out = os.path.expanduser(out)
+  out = paths.expand(out)
   tables.check(out, choice.features)
   reading = {'max_pixels': max_pixels, 'value_range': list(value_range)}
   embedding.check(choice, model.config)

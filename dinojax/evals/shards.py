@@ -16,6 +16,7 @@ import tempfile
 import zipfile
 
 from dinojax.core import errors
+from dinojax.core import paths
 from dinojax.evals import tables
 
 _NOTE = 'settings.json'
@@ -31,7 +32,7 @@ def check_writable(out: str):
   if '://' in out:
     raise errors.UserError(
         f'--out={out} is not a local path: write to a disk and copy the file')
-  folder = pathlib.Path(out).expanduser().parent
+  folder = pathlib.Path(paths.expand(out)).parent
   try:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
@@ -65,7 +66,7 @@ class Shards:
     Raises:
       UserError: the result, or shards, are there with other settings.
     """
-    self._out = pathlib.Path(out).expanduser()
+    self._out = pathlib.Path(paths.expand(out))
     self.folder = self._out.with_name(f'{self._out.name}.shards')
     self._settings = json.loads(json.dumps(settings))
     self._num_rows, self._rows_per_shard = num_rows, rows_per_shard

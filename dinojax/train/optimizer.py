@@ -165,10 +165,13 @@ def finite_report(grads: Tree) -> tuple[jax.Array, jax.Array]:
   Returns:
     bool scalar, and the leaf's index in jax.tree.leaves order, −1 for none.
   """
-  finite = jnp.stack([jnp.isfinite(jnp.sum(jnp.abs(leaf)))
-                      for leaf in jax.tree.leaves(grads)])
-  everything = jnp.all(finite)
-  return everything, jnp.where(everything, -1, jnp.argmin(finite))
+  leaves = jax.tree.leaves(grads)
+  finite = [jnp.isfinite(jnp.sum(jnp.abs(leaf))) for leaf in leaves]
+  # One search with an end of its own. As `all` it is a chain of `and`, which
+  # XLA writes into the update of every leaf: half of the program's lines.
+  place = jnp.argmin(jnp.stack([*finite, jnp.array(False)]))
+  everything = place == len(leaves)
+  return everything, jnp.where(everything, -1, place)
 
 
 def select(condition: jax.Array, new: Tree, old: Tree) -> Tree:
