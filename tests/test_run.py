@@ -184,6 +184,25 @@ def test_a_second_start_compiles_nothing(tmp_path):
   assert not again
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('warmup', [0, 4])
+def test_the_way_on_after_gradients_that_are_not_finite(tmp_path, warmup):
+  """What the message says is done word by word; without and with a start."""
+  flags = ('--config.schedules.lr.peak=1e30', '--config.checkpoint.keep=20',
+           f'--config.schedules.lr.warmup_steps={warmup}',
+           '--config.schedules.lr.start=0', '--config.train.total_steps=12',
+           '--config.checkpoint.every_steps=1', '--config.log.every_steps=1')
+  code, text = run(tmp_path / 'run', *flags)
+  assert_error(code, text, 'is not finite', 'the same command, but with'
+               if warmup else 'begin anew and more gently')
+  advice = [line.strip() for line in text.splitlines()
+            if line.startswith('  --')]
+  assert any('init.source=' in flag for flag in advice) == bool(warmup), text
+  code, text = run(tmp_path / 'run', *flags, *advice)
+  assert code == 0, text
+  assert rows(f'{tmp_path}/run-again')[-1]['step'] == 12
+
+
 def assert_error(code, text, *parts):
   assert code == 2, text
   assert 'Traceback' not in text

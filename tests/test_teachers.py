@@ -21,12 +21,13 @@ from dinojax.train import checkpoint
 
 
 def config(**changes):
-  """The smoke demo for eight devices, without k-NN; section__key=value."""
+  """The smoke demo without k-NN and local crops; section__key=value."""
   c = demo.get_config('smoke').unlock()
   c.train.group_images = 1
   c.train.total_steps = 4.0
   c.model.depth = 1
   c.data.validation = None
+  c.crops.num_local = 0  # less to compile
   c.checkpoint.every_steps = 2.0
   c.log.tensorboard = False
   for key, value in changes.items():
@@ -38,19 +39,21 @@ def config(**changes):
   return c
 
 
+@pytest.fixture(scope='module', autouse=True)
+def one_device():
+  """Programs of one device compile sooner."""
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    monkeypatch.setattr(mesh_lib, 'make', functools.partial(
+        mesh_lib.make, devices=jax.devices()[:1]))
+    yield
+
+
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
   """A finished run."""
   folder = str(tmp_path_factory.mktemp('run'))
   job.train(config(), folder)
   return folder
-
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-  """What goes on from the run of eight devices compiles sooner for one."""
-  monkeypatch.setattr(mesh_lib, 'make', functools.partial(
-      mesh_lib.make, devices=jax.devices()[:1]))
 
 
 def part(workdir, name='', which='ema'):
@@ -136,8 +139,7 @@ VIT = dict(
 
 
 def several(run, *names):
-  c = config(distillation__source=run, crops__num_local=0,
-             koleo__loss_weight=0.0)
+  c = config(distillation__source=run, koleo__loss_weight=0.0)
   c.students = {name: dict(model=VIT) for name in names}
   return c
 

@@ -198,9 +198,7 @@ def exact(config: Config) -> Config:
 
 def functional(config: Config, mesh: jax.sharding.Mesh) -> network.Functional:
   """A backbone as pure functions of its parameters."""
-  module = (vit.ViT if isinstance(config, vit.ViTConfig)
-            else convnext.ConvNeXt)
-  return network.Functional(lambda rngs: module(config, rngs=rngs), mesh)
+  return network.functional(network.make_backbone, config, mesh)
 
 
 def shapes(config: Config) -> tree.Tree:
@@ -217,6 +215,11 @@ def _shapes(config: Config) -> tree.Tree:
 
 def head_shapes(config: heads_lib.HeadConfig, width: int) -> tree.Tree:
   """Abstract parameters of a head on features of a width."""
+  return jax.tree.map(lambda x: x, _head_shapes(config, width))
+
+
+@functools.lru_cache(maxsize=16)
+def _head_shapes(config: heads_lib.HeadConfig, width: int) -> tree.Tree:
   mesh = mesh_lib.make(devices=mesh_lib.one_device())
   with mesh_lib.activate(mesh):
     return network.Functional(lambda rngs: heads_lib.Head(

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 import dataclasses
+import functools
+from typing import Any
 
 from flax import nnx
 import jax
@@ -113,6 +115,17 @@ def output_specs(config: NetworkConfig, rows: dict, patches: bool) -> dict:
   if config.ibot_head and 'mask_index' in rows:
     specs['ibot'] = sharding.columns(3)
   return specs
+
+
+@functools.lru_cache(maxsize=64)
+def functional(module: Callable[..., nnx.Module], config: Any,
+               mesh: jax.sharding.Mesh) -> 'Functional':
+  """`module(config, rngs=…)` as pure functions; made once, so do not change it.
+
+  Building a module to learn its shapes takes a good part of a second, and a
+  run asks for the same ones several times.
+  """
+  return Functional(lambda rngs: module(config, rngs=rngs), mesh)
 
 
 class Functional:

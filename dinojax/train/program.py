@@ -39,25 +39,13 @@ def trace(recipe: recipe_lib.Recipe, state: dict,
   the same recipe: a step that was traced for its memory is lowered at once.
   """
   keep = jax.tree.map(lambda x: x.sharding, state)
-  return jax.jit(_step_of(_Same(recipe)), donate_argnums=0,
+  return jax.jit(_step_of(recipe_lib.Same(recipe)), donate_argnums=0,
                  out_shardings=(keep, None)).trace(state, rows)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Same:
-  """A recipe that is equal to itself alone."""
-
-  recipe: recipe_lib.Recipe
-
-  def __hash__(self):
-    return id(self.recipe)
-
-  def __eq__(self, other):
-    return isinstance(other, _Same) and self.recipe is other.recipe
-
-
 @functools.lru_cache(maxsize=2)
-def _step_of(same: _Same) -> Callable[[dict, dict], tuple[dict, dict]]:
+def _step_of(
+    same: recipe_lib.Same) -> Callable[[dict, dict], tuple[dict, dict]]:
   return functools.partial(step_lib.train_step, recipe=same.recipe)
 
 

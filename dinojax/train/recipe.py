@@ -77,6 +77,19 @@ class Recipe:
 
 
 @dataclasses.dataclass(frozen=True)
+class Same:
+  """A recipe that is equal to itself alone: for what is kept beside it."""
+
+  recipe: Recipe
+
+  def __hash__(self):
+    return id(self.recipe)
+
+  def __eq__(self, other):
+    return isinstance(other, Same) and self.recipe is other.recipe
+
+
+@dataclasses.dataclass(frozen=True)
 class Refresh:
   """After every `every` steps from `start` on, at most `limit` times."""
 
@@ -124,8 +137,7 @@ def build(settings: settings_lib.Settings, mesh: jax.sharding.Mesh,
   platform = mesh_lib.platform(mesh)
   settings = resolve(settings, platform)
   frozen_teacher = frozen_teacher or distilled.from_settings(settings)
-  make = lambda config: network.Functional(
-      lambda rngs: network.Network(config, rngs=rngs), mesh)
+  make = lambda config: network.functional(network.Network, config, mesh)
   teacher = None
   if frozen_teacher:
     frozen_teacher = distilled.fitted(frozen_teacher, settings)
@@ -155,8 +167,7 @@ def _one(settings: settings_lib.Settings, mesh: jax.sharding.Mesh,
   student = make(config)
   gram = None
   if settings.gram.has_backbone:
-    gram = network.Functional(
-        lambda rngs: network.make_backbone(quiet, rngs=rngs), mesh)
+    gram = network.functional(network.make_backbone, quiet, mesh)
   return Recipe(
       settings=settings, student=student,
       teacher=frozen or make(dataclasses.replace(config, backbone=quiet)),
@@ -216,8 +227,7 @@ def student_network(s: settings_lib.Settings,
                     mesh: jax.sharding.Mesh) -> network.Functional:
   """The student's network alone, as it runs on a mesh."""
   config = network_config(resolve(s, mesh_lib.platform(mesh)))
-  return network.Functional(
-      lambda rngs: network.Network(config, rngs=rngs), mesh)
+  return network.functional(network.Network, config, mesh)
 
 
 def network_config(s: settings_lib.Settings) -> network.NetworkConfig:

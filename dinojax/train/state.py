@@ -1,5 +1,7 @@
 """The training state: a plain dict of arrays, born sharded in one jit."""
 
+from collections.abc import Callable
+import functools
 import zlib
 
 import jax
@@ -82,15 +84,23 @@ def create(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh, seed: int, *,
            with_teacher: bool = True) -> dict:
   """`init`, jitted, with every leaf where it belongs."""
   key = jax.random.key(seed)
-  make = lambda key: init(recipe, key, with_teacher=with_teacher)
+  make = _init_of(recipe_lib.Same(recipe), with_teacher)
   out = sharding.shardings(jax.eval_shape(make, key), mesh)
   return jax.jit(make, out_shardings=out)(key)
 
 
 def abstract(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh) -> dict:
   """Shapes, dtypes and shardings of the state: the target of a restore."""
-  shapes = jax.eval_shape(lambda: init(recipe, jax.random.key(0)))
+  shapes = jax.eval_shape(
+      _init_of(recipe_lib.Same(recipe), True), jax.random.key(0))
   return sharding.abstract(shapes, mesh)
+
+
+@functools.lru_cache(maxsize=4)
+def _init_of(same: recipe_lib.Same,
+             with_teacher: bool) -> Callable[[jax.Array], dict]:
+  """`init`; JAX keeps what it traced of a function, so here is one of each."""
+  return functools.partial(init, same.recipe, with_teacher=with_teacher)
 
 
 def each(state: dict) -> dict[str, dict]:

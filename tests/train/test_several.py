@@ -97,12 +97,15 @@ def test_the_frozen_teacher_stays_and_the_ema_follows():
   assert max(jax.tree.leaves(moved)) > 0
 
 
+AMONG = dict(koleo__group_images=8, crops__num_local=0)
+
+
 @functools.cache
 def two_students():
   # Crops are made for 4-pixel tokens; `small` has 2, the teacher 4.
   return settings_of(
       dict(small=dict(model=SMALL, train=dict(share=0.5)), same=dict()),
-      koleo__group_images=8)
+      **AMONG)
 
 
 @pytest.mark.slow  # make test has one student on every mesh
@@ -112,7 +115,7 @@ def test_two_students_are_mesh_equal():
 
 def test_a_student_learns_among_others_what_it_learns_alone():
   both = run(two_students())
-  one = run(settings_of({'same': {}}, koleo__group_images=8))
+  one = run(settings_of({'same': {}}, **AMONG))
   for a, b in zip(both[0], one[0], strict=True):
     np.testing.assert_allclose(
         a['same/loss'], b['same/loss'], rtol=1e-6)

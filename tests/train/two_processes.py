@@ -1,4 +1,4 @@
-"""Runs the tiny recipe in one of two processes of four CPU devices each.
+"""Runs the tiny recipe in one of two processes of two CPU devices each.
 
   python -m tests.train.two_processes OUT DIR:0:2 …   parts of it, saved
 """
@@ -11,7 +11,7 @@ import sys
 import jax
 from jax._src import distributed
 
-jax.config.update('jax_num_cpu_devices', 4)
+jax.config.update('jax_num_cpu_devices', 2)
 jax.config.update('jax_default_matmul_precision', 'highest')
 jax.config.update('jax_compilation_cache_dir', os.environ['CACHE'])
 
@@ -21,12 +21,12 @@ from tests.train import resumed
 
 def part(text: str):
   workdir, start, end = text.rsplit(':', 2)
-  return resumed.steps(pathlib.Path(workdir), (2, 4), int(start), int(end))
+  return resumed.steps(pathlib.Path(workdir), (2, 2), int(start), int(end))
 
 
 def main(out: str, *parts: str):
   processes.initialize()
-  resumed.program((2, 4))
+  resumed.program((2, 2))
   # The first collective gives up after 30 s, and one process may compile
   # what the other finds compiled.
   distributed.global_state.client.wait_at_barrier('compiled', 600_000)
