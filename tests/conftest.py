@@ -1,7 +1,7 @@
 """Eight CPU devices, strict ranks, exact matmuls, a compile cache.
 
 Files run whole, in two processes (docs/testing.md); the last lines of a run
-are its minutes and the memory of its processes.
+are its minutes and its memory.
 """
 
 import gc
@@ -23,6 +23,8 @@ os.environ['XLA_FLAGS'] = ' '.join((
 from absl import flags
 import jax
 import pytest
+
+from tests import memory
 
 _CACHE = pathlib.Path(__file__).parents[1] / '.jax_cache'
 
@@ -76,45 +78,34 @@ def pytest_collection_modifyitems(config, items):
 def programs_of_a_file_are_dropped():
   """Before they pile up: other files use few of them again."""
   yield
-  if _peak_gib(resource.RUSAGE_SELF) > 1:
+  if _held_gib() > 1:
     jax.clear_caches()
 
 
-_STARTED, _PEAKS = time.monotonic(), {}
+_STARTED, _PEAK = time.monotonic(), memory.Peak()
 
 
-def _peak_gib(who: int) -> float:
-  """Largest resident memory of this process, or of any of its children."""
+def _held_gib() -> float:
+  """Largest resident memory that this process had."""
   unit = 1 if sys.platform == 'darwin' else 1024
-  return resource.getrusage(who).ru_maxrss * unit / 2**30
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def pytest_sessionstart(session):
+  if not hasattr(session.config, 'workerinput'):  # of pytest-xdist
+    _PEAK.start()
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session):
   if 'tests.commands' in sys.modules:
     sys.modules['tests.commands'].stop()
-  output = getattr(session.config, 'workeroutput', None)
-  if output is not None:  # of a process of pytest-xdist
-    output['peaks'] = [_peak_gib(resource.RUSAGE_SELF),
-                       _peak_gib(resource.RUSAGE_CHILDREN)]
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node):
-  if 'peaks' in getattr(node, 'workeroutput', {}):
-    _PEAKS[node.gateway.id] = node.workeroutput['peaks']
 
 
 def pytest_terminal_summary(terminalreporter):
-  peaks = _PEAKS or {'tests': [_peak_gib(resource.RUSAGE_SELF),
-                               _peak_gib(resource.RUSAGE_CHILDREN)]}
-  each = ', '.join(f'{own:.1f} (a program it started: {child:.1f})'
-                   for own, child in peaks.values())
-  minutes = (time.monotonic() - _STARTED) / 60
-  terminalreporter.section(
-      f'{minutes:.1f} minutes, at most '
-      f'{sum(map(sum, peaks.values())):.1f} GiB')
-  terminalreporter.line(f'largest memory of each process in GiB: {each}')
+  minutes, peak = (time.monotonic() - _STARTED) / 60, _PEAK.stop()
+  terminalreporter.section(f'{minutes:.1f} minutes' + (
+      f', at most {peak:.1f} GiB of all processes' if peak else ''))
   if _LEFT_OUT:
     terminalreporter.section(f'{len(_LEFT_OUT)} tests left out: TORCH=0')
     for item in _LEFT_OUT:

@@ -104,6 +104,20 @@ def test_stages_run_in_order_and_start_from_each_other(
       line.split() for line in out.splitlines()]
 
 
+@pytest.mark.parametrize('key', ['train', 'validation'])
+def test_images_of_every_stage_are_looked_for_before_the_first(
+    trained, tmp_path, key):
+  chain, missing = recipe(), f'folder:{tmp_path}/missing'
+  for name in ('gram', 'highres'):
+    chain[name]['data'] = chain[name]['data'] | {key: missing}
+  refused('stage gram', 'stage highres', missing, recipe=chain,
+          workdir=str(tmp_path / 'runs'))
+  assert not trained.names and not (tmp_path / 'runs' / 'pretrain').exists()
+  # A stage that is not chosen has its images elsewhere, or later.
+  assert stages.train(chain, str(tmp_path / 'runs'), ['pretrain'])
+  assert trained.names == ['pretrain']
+
+
 def test_what_has_ended_is_not_done_again(trained, tmp_path, capsys):
   stages.train(recipe(), str(tmp_path), ['pretrain'])
   trained.forget()

@@ -65,11 +65,17 @@ def activate(mesh: jax.sharding.Mesh):
 _KNOWN_GPU_OPTIONS = (0, 11, 2)
 
 
-def compiler_options(mesh: jax.sharding.Mesh) -> dict[str, str]:
+def compiler_options(mesh: jax.sharding.Mesh, *,
+                     deterministic: bool = False) -> dict[str, str | bool]:
   """XLA options for the programs of a run, where one measured faster.
 
   An option that a version of jax does not know is an error, so each is given
   only to the versions that were tried.
+
+  Args:
+    mesh: that they run on.
+    deterministic: on a GPU, no operation that gives other bits at every run;
+      CPUs and TPUs have none.
   """
   version = jax.__version_info__
   if platform(mesh) == 'cpu' and version < (0, 11):
@@ -81,5 +87,7 @@ def compiler_options(mesh: jax.sharding.Mesh) -> dict[str, str]:
     # Gradients of weights are long sums, which XLA cuts in pieces of equal
     # length, padding copies of both operands; cuBLAS cuts them itself. 6 % of
     # a step of ViT-S on an H200.
-    return {'xla_gpu_experimental_force_split_k': '1'}
+    return {'xla_gpu_experimental_force_split_k': '1'} | (
+        {'xla_gpu_exclude_nondeterministic_ops': True} if deterministic
+        else {})
   return {}

@@ -108,7 +108,8 @@ def compiled(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh) -> Program:
       recipe.settings, program.loop_batch(recipe.settings, mesh), mesh)
   lowered = program.lower(recipe, state_lib.abstract(recipe, mesh), rows)
   try:
-    step = lowered.compile(mesh_lib.compiler_options(mesh))
+    step = lowered.compile(mesh_lib.compiler_options(
+        mesh, deterministic=recipe.settings.train.deterministic))
   except jax.errors.JaxRuntimeError as error:
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise

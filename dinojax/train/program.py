@@ -159,4 +159,5 @@ def _compile(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
   step = lower(recipe, state, rows)
   return Programs(
       prepare.lower(batch, np.int32(0)).compile(),
-      step.compile(mesh_lib.compiler_options(mesh)))
+      step.compile(mesh_lib.compiler_options(
+          mesh, deterministic=recipe.settings.train.deterministic)))

@@ -1,0 +1,59 @@
+"""The memory of this process and of all that it started, at its highest.
+
+What processes share is counted once (PSS of Linux). Elsewhere it is not known.
+"""
+
+import os
+import pathlib
+import threading
+
+_PROC = pathlib.Path('/proc')
+_EVERY_S = 2.0
+
+
+def family(root: int) -> list[int]:
+  """A process and its descendants that are alive."""
+  parents = {}
+  for path in _PROC.glob('[0-9]*/stat'):
+    try:
+      # pid (name) state ppid …; a name may hold anything.
+      parents[int(path.parent.name)] = int(
+          path.read_text().rpartition(')')[2].split()[1])
+    except OSError:  # it has ended
+      continue
+  found = [root]
+  for pid in found:
+    found += [child for child, parent in parents.items() if parent == pid]
+  return found
+
+
+def gib(pids: list[int]) -> float:
+  """Of these processes together; 0 where that is not known."""
+  kib = 0
+  for pid in pids:
+    try:
+      text = (_PROC / str(pid) / 'smaps_rollup').read_text()
+    except OSError:
+      continue
+    kib += sum(int(line.split()[1]) for line in text.splitlines()
+               if line.startswith('Pss:'))
+  return kib / 2**20
+
+
+class Peak(threading.Thread):
+  """Looks every two seconds, until the process ends."""
+
+  def __init__(self):
+    super().__init__(daemon=True)
+    self.gib = 0.0
+    self._root = os.getpid()
+    self._ended = threading.Event()
+
+  def run(self):
+    while not self._ended.wait(_EVERY_S):
+      self.gib = max(self.gib, gib(family(self._root)))
+
+  def stop(self) -> float:
+    """The peak in GiB."""
+    self._ended.set()
+    return self.gib
