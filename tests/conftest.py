@@ -35,9 +35,9 @@ jax.config.update('jax_compilation_cache_dir', str(_CACHE))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 
-# Tracing makes much that lives on and little garbage: looking for it at every
-# 700 new objects took a sixth of Python's time.
-gc.set_threshold(100_000, 20, 100)
+# Tracing makes much that lives on and little garbage: looking for it took a
+# sixth of Python's time. It is collected after each file instead.
+gc.disable()
 
 # grain's worker processes read absl flags, which pytest never parses.
 flags.FLAGS.mark_as_parsed()
@@ -80,6 +80,7 @@ def programs_of_a_file_are_dropped():
   yield
   if _held_gib() > 1:
     jax.clear_caches()
+  gc.collect()
 
 
 _STARTED, _PEAK = time.monotonic(), memory.Peak()

@@ -23,10 +23,10 @@ NAMES = sorted(
 # Of files with several students, one: they are traced alike.
 VARIANTS = [(name, '') for name in NAMES
             if name not in ('vit7b_distill', 'convnext_distill')] + [
-    ('vitl', 'v3'), ('vitl_gram', 's'), ('vitg_highres', 's'),
     ('vit7b_distill', 'vith16plus'), ('convnext_distill', 'tiny')]
 # Other arguments of the same files.
-SLOW = [('vit7b_distill', ''), ('convnext_distill', ''),
+SLOW = [('vitl', 'v3'), ('vitl_gram', 's'), ('vitg_highres', 's'),
+        ('vit7b_distill', ''), ('convnext_distill', ''),
         ('vitg_highres', 'b'), ('vitg_highres', 'l'),
         ('vitg_highres', 'l_swiglu'), ('vitg_distill', 's'),
         ('vitg_distill', 's,b'), ('vit7b_distill', 'vits16'),
@@ -81,7 +81,7 @@ def test_vitl_reaches_the_published_learning_rate(arg, peak):
   assert plan['last_layer_lr'](1249) == 0 < plan['last_layer_lr'](1250)
 
 
-@pytest.mark.parametrize('name, arg', VARIANTS)
+@pytest.mark.parametrize('name, arg', VARIANTS + SLOW)
 def test_smoke_variant_reads(name, arg):
   words = ','.join(filter(None, (arg, 'smoke')))
   s = settings_lib.read(load(name, words))

@@ -81,6 +81,7 @@ def test_killed_three_times_ends_in_the_same_weights(tmp_path):
     pytest.param(0, marks=pytest.mark.slow), 143])
 def test_sigterm_saves_and_exits_as_asked(tmp_path, code):
   process = start(tmp_path, '--config.train.total_steps=100000',
+                  '--config.crops.num_local=0',
                   *([f'--stopped_exit_code={code}'] if code else []))
   for line in process.stdout:
     if line.startswith('step 3/'):
@@ -101,7 +102,8 @@ def finished(tmp_path_factory):
   """Output and workdir of a run, started as users do; a relative folder."""
   folder = tmp_path_factory.mktemp('finished')
   process = subprocess.run(
-      [sys.executable, '-m', 'dinojax.main', *FLAGS, '--workdir=here', *SEEN],
+      [sys.executable, '-m', 'dinojax.main', *FLAGS, '--workdir=here',
+       '--compile_cache=cache', *SEEN],
       cwd=folder, text=True, stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT, check=False, env=os.environ | {
           'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)})
@@ -166,22 +168,22 @@ def test_board_and_profile_are_written(finished):
     assert name in events.read_bytes()
 
 
-def test_a_second_start_compiles_nothing(tmp_path):
+def programs(workdir):
+  """Names of the compiled programs that are kept beside a workdir."""
+  return {p.name for p in (workdir.parent / 'cache').glob('*-cache')}
+
+
+def test_a_second_start_compiles_nothing(finished):
   """One that took just under a second at first may still be kept later."""
-  cache = f'--compile_cache={tmp_path / "cache"}'
-  kept = []
-  for workdir in ('first', 'second'):
-    code, text = run(tmp_path / workdir, cache, '--config.model.depth=1',
-                     '--config.crops.num_local=0',
-                     '--config.train.total_steps=1')
-    assert code == 0, text
-    kept.append({p.name for p in (tmp_path / 'cache').iterdir()
-                 if p.name.endswith('-cache')})
-  programs = [{name.split('-')[0] for name in names} for names in kept]
-  assert 'jit_train_step' in programs[0]
-  again = {name for name in kept[1] - kept[0]
-           if name.split('-')[0] in programs[0]}
-  assert not again
+  _, workdir = finished
+  kept = programs(workdir)
+  named = {name.split('-')[0] for name in kept}
+  assert 'jit_train_step' in named
+  code, text = run(workdir.parent / 'second', '--compile_cache=cache', *SEEN,
+                   cwd=workdir.parent)
+  assert code == 0, text
+  assert not {name for name in programs(workdir) - kept
+              if name.split('-')[0] in named}
 
 
 @pytest.mark.slow

@@ -21,7 +21,8 @@ from dinojax.train import state as state_lib
 from tests.train import tiny
 
 LEARNED = dict(model__position='learned', model__rope_rescale=None,
-               model__rope_shift=None, model__depth=2)
+               model__rope_shift=None, model__depth=2,
+               crops__num_local=0)  # less to compile
 
 
 def settings_of(**changes):

@@ -36,7 +36,10 @@ def worst(said):
 
 
 @pytest.mark.parametrize('kind', KINDS)
-@pytest.mark.parametrize('name', ['v2', 'v3_swiglu', 'convnext'])
+# Features of every model are compared in test_graphs.py and test_export.py.
+@pytest.mark.parametrize('name', ['v2', *(
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in ('v3_swiglu', 'convnext'))])
 def test_a_good_file_passes_and_says_how_close_it_is(name, kind, tmp_path):
   written = cases.weights(cases.MODELS[name])
   write(tmp_path, written, kind)

@@ -32,6 +32,7 @@ def assert_same(got, want):
         np.testing.assert_allclose(a[name], b[name], rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow  # make test resumes in two processes what one began
 @pytest.mark.parametrize('before, after', [
     ((1, 1), (2, 4)), ((2, 4), (1, 1))])
 def test_another_mesh_resumes(tmp_path, before, after):

@@ -17,7 +17,8 @@ from dinojax.train import state as state_lib
 from dinojax.train import step as step_lib
 from tests.train import tiny
 
-SMALL = dict(model__depth=1, model__drop_path_rate=0.0)
+SMALL = dict(model__depth=1, model__drop_path_rate=0.0, crops__num_local=0,
+             ibot__separate_head=False)
 GRAM = SMALL | dict(gram__loss_weight=2.0, gram__start_steps=3,
                     crops__gram_px=32)
 

@@ -50,11 +50,12 @@ def assert_same(got, want, steps=5):
       assert rms <= 1e-3 * tiny.LR, (name, rms)
 
 
-SPLIT_ALONE = pytest.param(
-    (1, 8), marks=pytest.mark.slow, id='weights-split-on-all-devices')
+SHAPES = [(2, 4), *(
+    pytest.param(shape, marks=pytest.mark.slow, id=f'{name}-on-all-devices')
+    for name, shape in {'rows-split': (8, 1), 'weights-split': (1, 8)}.items())]
 
 
-@pytest.mark.parametrize('shape', [(8, 1), (2, 4), SPLIT_ALONE])
+@pytest.mark.parametrize('shape', SHAPES)
 def test_the_mesh_does_not_change_the_result(shape):
   assert_same(tiny.run(shape), one_device())
 
@@ -78,15 +79,20 @@ SMALL = dict(model__depth=2, model__drop_path_rate=0.0,
              dino__num_prototypes=NUM_PROTOTYPES,
              ibot__num_prototypes=NUM_PROTOTYPES)
 EMA_GRAM = dict(gram__loss_weight=2.0, gram__teacher='ema')
+MASKED_GRAM = EMA_GRAM | dict(
+    gram__tokens='masked', gram__per_image=False, teacher__centering='softmax',
+    ibot__separate_head=False)
+# One group of KoLeo spans all devices.
+LEARNED = dict(
+    model__position='learned', model__drop_path_rate=0.25,
+    dino__weight_norm=True, koleo__group_images=16,
+    masks__counts='undershooting')
 
 
 @pytest.mark.parametrize('changes', [
-    EMA_GRAM | dict(gram__tokens='masked', gram__per_image=False,
-                    teacher__centering='softmax', ibot__separate_head=False),
-    # One group of KoLeo spans all devices.
-    dict(model__position='learned', model__drop_path_rate=0.25,
-         dino__weight_norm=True, koleo__group_images=16,
-         masks__counts='undershooting'),
+    pytest.param(MASKED_GRAM | LEARNED, id='all-at-once'),
+    pytest.param(MASKED_GRAM, marks=pytest.mark.slow, id='masked-gram'),
+    pytest.param(LEARNED, marks=pytest.mark.slow, id='learned'),
     pytest.param(EMA_GRAM, marks=pytest.mark.slow, id='gram-of-each-image'),
     pytest.param(
         dict(dino__weight_norm=True, ibot__weight_norm=True,
