@@ -77,8 +77,8 @@ def test_killed_three_times_ends_in_the_same_weights(tmp_path):
   assert losses(tmp_path / 'killed') == losses(tmp_path / 'whole')
 
 
-@pytest.mark.parametrize('code', [
-    pytest.param(0, marks=pytest.mark.slow), 143])
+@pytest.mark.slow  # make test stops the run that is finished below
+@pytest.mark.parametrize('code', [0, 143])
 def test_sigterm_saves_and_exits_as_asked(tmp_path, code):
   process = start(tmp_path, '--config.train.total_steps=100000',
                   '--config.crops.num_local=0',
@@ -94,21 +94,53 @@ def test_sigterm_saves_and_exits_as_asked(tmp_path, code):
 
 
 SEEN = ('--config.log.profile_start=2', '--config.log.profile_steps=2',
-        '--config.log.tensorboard=True')
+        '--config.log.tensorboard=True', '--config.log.every_steps=1',
+        '--config.train.total_steps=30', '--compile_cache=cache')
+
+
+def programs(folder):
+  """Names of the compiled programs that are kept there."""
+  return {path.name for path in (folder / 'cache').glob('*-cache')}
 
 
 @pytest.fixture(scope='module')
-def finished(tmp_path_factory):
-  """Output and workdir of a run, started as users do; a relative folder."""
+def stopped(tmp_path_factory):
+  """A run, started as users do in a folder of theirs, and its SIGTERM.
+
+  Returns:
+    Exit code, output, folder, programs that are kept.
+  """
   folder = tmp_path_factory.mktemp('finished')
-  process = subprocess.run(
-      [sys.executable, '-m', 'dinojax.main', *FLAGS, '--workdir=here',
-       '--compile_cache=cache', *SEEN],
-      cwd=folder, text=True, stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT, check=False, env=os.environ | {
+  process = subprocess.Popen(
+      [sys.executable, '-m', 'dinojax.main', *FLAGS, '--workdir=here', *SEEN,
+       '--stopped_exit_code=143'], cwd=folder, text=True,
+      stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {
           'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)})
-  assert process.returncode == 0, process.stdout
-  return process.stdout, folder / 'here'
+  lines = []
+  for line in process.stdout:
+    lines.append(line)
+    if line.startswith('step 5/'):
+      process.send_signal(signal.SIGTERM)
+      break
+  text = ''.join(lines) + process.communicate(timeout=300)[0]
+  return process.returncode, text, folder, programs(folder)
+
+
+def test_a_stopped_run_has_saved(stopped):
+  code, text, folder, _ = stopped
+  assert code == 143, text
+  assert 'stopped by a signal: saved step' in text
+  assert not (folder / 'here' / 'results.json').exists()
+  assert 5 <= state(folder / 'here')[0] < 30
+
+
+@pytest.fixture(scope='module')
+def finished(stopped):
+  """Output of the same run to its end, and its workdir."""
+  _, first, folder, _ = stopped
+  code, text = run('here', *SEEN, cwd=folder)
+  assert code == 0 and 'resumed from step' in text, text
+  return first + text, folder / 'here'
 
 
 def test_a_finished_run_leaves_its_results(finished):
@@ -123,9 +155,11 @@ def test_a_finished_run_leaves_its_results(finished):
                'time/images_per_s', 'time/data_wait_pct',
                'mem/process_peak_gib'):
     assert name in last
+  waits = [r['time/data_wait_pct'] for r in rows(workdir) if 'loss' in r]
+  assert len(waits) == 30 and 0 <= min(waits) <= max(waits) <= 100
   began = time.monotonic()
   code, text = run('here', *SEEN, cwd=workdir.parent)  # nothing left to do
-  assert code == 0 and 'resumed from step 6' in text
+  assert code == 0 and 'resumed from step 30' in text
   assert time.monotonic() - began < 60
   check_what_was_trained(workdir)
 
@@ -163,26 +197,18 @@ def test_board_and_profile_are_written(finished):
            for line in plane.lines for event in line.events
            if event.name == 'train'}
   assert steps == {2, 3}
-  events, = (workdir / 'tensorboard').iterdir()
+  events = b''.join(  # of both starts
+      path.read_bytes() for path in (workdir / 'tensorboard').iterdir())
   for name in (b'loss/dino_global', b'knn/trained', b'time/images_per_s'):
-    assert name in events.read_bytes()
+    assert name in events
 
 
-def programs(workdir):
-  """Names of the compiled programs that are kept beside a workdir."""
-  return {p.name for p in (workdir.parent / 'cache').glob('*-cache')}
-
-
-def test_a_second_start_compiles_nothing(finished):
+def test_a_second_start_compiles_nothing(stopped, finished):
   """One that took just under a second at first may still be kept later."""
-  _, workdir = finished
-  kept = programs(workdir)
+  *_, folder, kept = stopped
   named = {name.split('-')[0] for name in kept}
   assert 'jit_train_step' in named
-  code, text = run(workdir.parent / 'second', '--compile_cache=cache', *SEEN,
-                   cwd=workdir.parent)
-  assert code == 0, text
-  assert not {name for name in programs(workdir) - kept
+  assert not {name for name in programs(folder) - kept
               if name.split('-')[0] in named}
 
 

@@ -9,6 +9,7 @@ outside it are clipped, and NaN is black.
 from collections.abc import Sequence
 import ctypes
 import io
+import logging
 import threading
 import warnings
 
@@ -41,6 +42,8 @@ _limit_lock = threading.Lock()
 # `max_pixels` below replaces Pillow's own warning, which is not an error.
 warnings.filterwarnings('ignore', category=PilImage.DecompressionBombWarning)
 warnings.filterwarnings('ignore', module='PIL')
+# What Pillow also logs it raises, and that is told with the image's name.
+logging.getLogger('PIL').setLevel(logging.CRITICAL)
 
 
 def _silence_libtiff():

@@ -354,6 +354,7 @@ class _Session:
     """Runs the evaluators on the EMA teacher."""
     if self.job.evaluate is None:
       return
+    jax.block_until_ready(state)  # a step in flight is no evaluation
     began = time.monotonic()
     self.evaluation = self.job.evaluate(step, state_lib.emas(state))
     self.report.evaluated(
@@ -384,7 +385,10 @@ class _Session:
     """Writes the profile, if one is being taken."""
     if self.profiling:
       self.profiling = False
+      jax.block_until_ready(self.running)
+      began = time.monotonic()
       jax.profiler.stop_trace()
+      self.report.rested += time.monotonic() - began
       self.report.say(
           f'profile written to {self.job.workdir / "profile"}')
 

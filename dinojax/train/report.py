@@ -74,6 +74,7 @@ class Report:
   def begin(self, step: int):
     """Starts the clock: what came before, such as compiling, is no step."""
     self._logged = (step, time.monotonic())
+    self.waited = self.rested = 0.0
 
   def tick(self, step: int):
     """Moves the line of a terminal, after every step."""

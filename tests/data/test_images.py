@@ -122,6 +122,18 @@ def test_not_an_image(data, reason):
     images.open_image(data)
 
 
+def test_pillow_logs_nothing_beside_what_it_raises(caplog):
+  file = io.BytesIO()
+  Image.new('RGB', (20, 12)).save(file, 'TIFF')
+  samples = struct.pack('<HHLL', 277, 3, 1, 3)  # tag, short, one, samples
+  data = file.getvalue()
+  assert data.count(samples) == 1
+  with pytest.raises(images.BadImage):
+    images.open_image(data.replace(samples, struct.pack(
+        '<HHLL', 277, 3, 1, 65407)))
+  assert not caplog.records
+
+
 def test_a_reduced_jpeg_keeps_its_oriented_size():
   exif = Image.Exif()
   exif[0x0112] = 6
