@@ -46,7 +46,7 @@ def advice(need: float, have: float | None) -> str:
 
 
 def _size(gib: float) -> str:
-  return f'{gib:.1f} GiB' if gib >= 1 else f'{gib * 1024:.1f} MiB'
+  return f'{gib:.3g} GiB' if gib >= 1 else f'{gib * 1024:.3g} MiB'
 
 
 def worker_died(code: int) -> str:

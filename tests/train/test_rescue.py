@@ -71,7 +71,8 @@ def test_shared_memory_is_counted_by_rows():
 
 
 @pytest.mark.parametrize('need, have, parts', [
-    (3.2, 0.0625, ['64.0 MiB free', 'about 3.2 GiB', '--shm-size=7g']),
+    (3.2, 0.0625, ['64 MiB free', 'about 3.2 GiB', '--shm-size=7g']),
+    (2e-5, 1e-5, ['0.0102 MiB free', 'about 0.0205 MiB', '--shm-size=1g']),
     (0.01, None, ['start the container', '--shm-size=1g'])])
 def test_what_is_needed_is_a_flag_of_docker(need, have, parts):
   text = shared_memory.advice(need, have)
