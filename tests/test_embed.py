@@ -476,6 +476,7 @@ def test_wrong_flags_end_in_sentences(weights, tmp_path):
   assert sorted(os.listdir(tmp_path)) == ['file']
 
 
+@pytest.mark.slow  # make test interrupts it in this process
 def test_the_command_survives_a_kill(model, weights, tmp_path):
   out = tmp_path / 'new' / 'a.npz'
   command = [

@@ -75,7 +75,8 @@ def test_a_restart_continues():
   assert_equal(batches(start_step=5)[0], batches(skip=5)[0])
 
 
-@pytest.mark.parametrize('workers', [2, 3])
+@pytest.mark.parametrize('workers', [
+    pytest.param(2, marks=pytest.mark.slow), 3])
 def test_workers_do_not_change_batches(workers):
   source = Pictures(20, bad={1, 5, 7})  # problems travel, too
   here = batches(source, count=3)
