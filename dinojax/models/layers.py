@@ -121,14 +121,32 @@ class RMSNorm(nnx.Module):
     return vectors.scale(x, self.scale[...])
 
 
+class LayerNorm(nnx.LayerNorm):
+  """Float32 inside; scale and bias have gradients summed in float32.
+
+  Source: torch.nn.functional.layer_norm under autocast, of parameters that
+  were rounded to the dtype of the arithmetic.
+  """
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    lead = (1,) * (x.ndim - 1)
+    scale, bias = (
+        vectors.rounded(vector[...], self.dtype).reshape(*lead, -1)
+        for vector in (self.scale, self.bias))
+    x = x.astype(self.dtype).astype(jnp.float32)
+    x = x - jnp.mean(x, axis=-1, keepdims=True)
+    variance = jnp.mean(x * x, axis=-1, keepdims=True)
+    x = x * (jax.lax.rsqrt(variance + self.epsilon) * scale) + bias
+    return x.astype(self.dtype)
+
+
 def norm(kind: str, width: int, *, epsilon: float, dtype, rngs: nnx.Rngs):
   """'layernorm' or 'rmsnorm' over the last axis."""
   if kind == 'rmsnorm':
     return RMSNorm(width, epsilon=epsilon, dtype=dtype)
   if kind != 'layernorm':
     raise ValueError(f'norm={kind!r}: use layernorm or rmsnorm')
-  return nnx.LayerNorm(
-      width, epsilon=epsilon, dtype=dtype, use_fast_variance=False, rngs=rngs)
+  return LayerNorm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
 
 
 def in_float32(module: nnx.Module) -> nnx.Module:

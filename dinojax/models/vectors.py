@@ -34,6 +34,23 @@ def repeat(vector: Array, rows: int, dtype: jnp.dtype) -> Array:
   return _repeat(rows, dtype, vector.astype(jnp.float32))
 
 
+def rounded(vector: Array, dtype: jnp.dtype) -> Array:
+  """The values that `vector` has in `dtype`, as float32.
+
+  Arithmetic with them is float32, and so is the sum that is their gradient.
+  """
+  return _rounded(dtype, vector.astype(jnp.float32))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _rounded(dtype: jnp.dtype, vector: Array) -> Array:
+  return vector.astype(dtype).astype(jnp.float32)
+
+
+_rounded.defvjp(lambda dtype, vector: (_rounded(dtype, vector), None),
+                lambda dtype, _, change: (change,))
+
+
 @jax.custom_vjp
 def _add(x: Array, vector: Array) -> Array:
   return x + _beside(x, vector)

@@ -91,8 +91,8 @@ def create(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh, seed: int, *,
 
 def abstract(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh) -> dict:
   """Shapes, dtypes and shardings of the state: the target of a restore."""
-  shapes = jax.eval_shape(
-      _init_of(recipe_lib.Same(recipe), True), jax.random.key(0))
+  key = jax.eval_shape(lambda: jax.random.key(0))  # the mesh may not be here
+  shapes = jax.eval_shape(_init_of(recipe_lib.Same(recipe), True), key)
   return sharding.abstract(shapes, mesh)
 
 

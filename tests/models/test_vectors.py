@@ -3,6 +3,7 @@
 import dataclasses
 import re
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from dinojax.models import convnext
 from dinojax.models import heads
+from dinojax.models import layers
 from dinojax.models import network
 from dinojax.models import vectors
 from dinojax.models import vit
@@ -72,6 +74,39 @@ def test_sums_of_bfloat16_rows_are_float32(name):
   error = lambda grad: np.abs(np.asarray(grad) / exact(name) - 1).max()
   assert error(ours[2]) < 1e-5
   assert error(plain[2]) > 0.01  # what this is for
+
+
+@pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float32])
+def test_a_layer_norm_is_that_of_flax_with_float32_sums(dtype):
+  rng = np.random.default_rng(0)
+  scale, bias = rng.normal(1, 0.3, (2, 16)).astype(np.float32)
+  x, change = rng.normal(size=(2, 2048, 16)).astype(dtype)
+
+  def made(module, *args, **options):
+    norm = module(*args, epsilon=1e-6, dtype=dtype, rngs=nnx.Rngs(0), **options)
+    norm.scale[...], norm.bias[...] = scale, bias
+    return norm
+
+  ours = made(layers.LayerNorm, 16)
+  plain = made(nnx.LayerNorm, 16, use_fast_variance=False)
+  np.testing.assert_array_equal(
+      np.asarray(ours(x), np.float32), np.asarray(plain(x), np.float32))
+  grads = lambda norm: nnx.grad(
+      lambda norm: (norm(x).astype(jnp.float32) * change).sum())(norm)
+  wide = np.asarray(x, np.float64)
+  wide -= wide.mean(-1, keepdims=True)
+  wide /= np.sqrt((wide ** 2).mean(-1, keepdims=True) + 1e-6)
+  exact = {'bias': np.asarray(change, np.float64).sum(0),
+           'scale': (np.asarray(change, np.float64) * wide).sum(0)}
+
+  def off(norm, name):
+    grad = np.asarray(grads(norm)[name][...], np.float64)
+    return np.abs(grad - exact[name]).max() / np.abs(exact[name]).max()
+
+  for name in exact:
+    assert off(ours, name) < 2e-6, name
+  if dtype == jnp.bfloat16:
+    assert off(plain, 'bias') > 1e-3  # what this is for
 
 
 VIT = dict(embed_dim=16, depth=1, num_heads=2, patch_px=4, num_registers=1)

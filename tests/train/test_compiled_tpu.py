@@ -2,7 +2,10 @@
 
 import functools
 import importlib.util
+import math
+import re
 
+import jax
 import pytest
 
 from dinojax.parallel import mesh as mesh_lib
@@ -30,7 +33,12 @@ def text():
       train__batch_size=32, train__group_images=4))
   mesh = mesh_lib.make(2, 4, devices=topologies.devices('v5e:2x4'))
   _, lowered = program.of_config(settings, mesh, epoch_steps=100)
-  return lowered.compile().as_text()
+  # A program of devices that are not here cannot be kept.
+  jax.config.update('jax_enable_compilation_cache', False)
+  try:
+    return lowered.compile().as_text()
+  finally:
+    jax.config.update('jax_enable_compilation_cache', True)
 
 
 def found(kind):
@@ -56,6 +64,18 @@ def test_gradients_of_weights_are_scattered_in_float32():
   assert {one.dtype for one in scatters} == {'f32'}
   # What is summed whole is summed once, over `data`, and never in a loop.
   assert all(one.count == 1 for one in found('all-reduce'))
+
+
+def test_sums_over_rows_are_float32():
+  """Gradients of all vectors; a sum over an axis of one is no sum."""
+  shapes = dict(re.findall(r'%?([\w.-]+) = \w+\[([\d,]*)\]', text()))
+  sums = re.findall(
+      r'= (\w+)\[([\d,]+)\]\S* reduce\(%?([\w.-]+),', text())
+  size = lambda shape: math.prod(map(int, shape.split(',')))
+  vectors = [(dtype, size(shapes[of]) // size(shape))
+             for dtype, shape, of in sums if ',' not in shape]
+  assert sum(dtype == 'f32' and rows > 1 for dtype, rows in vectors) > 20
+  assert not [rows for dtype, rows in vectors if dtype == 'bf16' and rows > 1]
 
 
 def test_nothing_goes_from_all_to_all():
