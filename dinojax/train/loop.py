@@ -364,11 +364,9 @@ class _Session:
     """Evaluates the last step, unless an earlier start has."""
     if self.job.evaluate is None:
       return
-    known = report.evaluation(self.job.workdir, step)
-    if known is None:
+    self.evaluation = report.evaluation(self.job.workdir, step)
+    if self.evaluation is None:
       self.evaluate(step, state)
-    else:
-      self.evaluation = known
 
   def profile(self, step: int):
     """Opens and closes the profiler window."""
@@ -389,8 +387,7 @@ class _Session:
       began = time.monotonic()
       jax.profiler.stop_trace()
       self.report.rested += time.monotonic() - began
-      self.report.say(
-          f'profile written to {self.job.workdir / "profile"}')
+      self.report.say(f'profile written to {self.job.workdir}/profile')
 
   def __enter__(self):
     return self
