@@ -377,13 +377,13 @@ class _Session:
       jax.profiler.start_trace(str(self.job.workdir / 'profile'))
       self.profiling = True
     elif step == settings.profile_start + settings.profile_steps:
+      jax.block_until_ready(self.running)
       self.end_profile()
 
   def end_profile(self):
     """Writes the profile, if one is being taken."""
     if self.profiling:
       self.profiling = False
-      jax.block_until_ready(self.running)
       began = time.monotonic()
       jax.profiler.stop_trace()
       self.report.rested += time.monotonic() - began

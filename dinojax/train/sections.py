@@ -207,7 +207,7 @@ class Train:
   num_micro_batches: fields.Positive = 1
   # Steps in a row without a finite loss before the run stops.
   max_nonfinite_steps: fields.Positive = 3
-  # On a GPU, only operations that give the same bits at every run; slower.
+  # On a GPU, only operations that give the same bits at every run.
   # CPUs and TPUs have no others.
   deterministic: bool = free(False)
   # Stops before a step is compiled that cannot fit into memory.

@@ -1,6 +1,7 @@
 """Gram anchoring that begins at a step, and steps of several sizes."""
 
 import jax
+from jax._src import core
 import numpy as np
 import pytest
 
@@ -50,6 +51,19 @@ def test_before_its_start_anchoring_costs_nothing(mesh):
   # The value of the gram weight is logged in both.
   assert text(before, mesh) == text(plain, mesh)
   assert len(text(after, mesh)) > len(text(plain, mesh))
+
+
+def test_shapes_of_a_state_touch_no_device(mesh, monkeypatch):
+  """Those of the mesh may not be here: `dinojax compile` plans for others."""
+  recipe = recipe_lib.build(settings_of(**SMALL), mesh, epoch_steps=10)
+
+  def refuse(*_):
+    raise AssertionError('something was computed')
+
+  monkeypatch.setattr(core.EvalTrace, 'process_primitive', refuse)
+  with pytest.raises(AssertionError, match='was computed'):
+    jax.random.key(0)
+  assert state_lib.abstract(recipe, mesh)['key'].shape == ()
 
 
 def test_the_gram_teacher_is_the_ema_of_its_first_step(mesh):
