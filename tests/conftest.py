@@ -62,6 +62,11 @@ _LONGEST = [f'tests/{name}.py' for name in (
     'losses/test_losses')]
 
 
+def pytest_collection_finish():
+  gc.collect()
+  gc.freeze()
+
+
 def pytest_collection_modifyitems(config, items):
   place = {name: i for i, name in enumerate(_LONGEST)}
   items.sort(key=lambda item: place.get(
@@ -76,20 +81,27 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(autouse=True, scope='module')
 def programs_of_a_file_are_dropped():
-  """Before they pile up: other files use few of them again."""
+  """Before they pile up: other files use few of them again.
+
+  What is left is frozen: to look for garbage among all of it, which the code
+  under test does as well, would take a second each time.
+  """
   yield
-  if _held_gib() > 1:
+  if _held_gib() > 1.2:
+    gc.unfreeze()
     jax.clear_caches()
   gc.collect()
+  gc.freeze()
 
 
 _STARTED, _PEAK = time.monotonic(), memory.Peak()
 
 
 def _held_gib() -> float:
-  """Largest resident memory that this process had."""
+  """Memory of this process; where it is not known, the most it was."""
   unit = 1 if sys.platform == 'darwin' else 1024
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+  return memory.gib([os.getpid()]) or (
+      resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30)
 
 
 def pytest_sessionstart(session):

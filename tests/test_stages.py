@@ -371,6 +371,7 @@ def test_nothing_of_a_stage_stays_on_the_devices(tmp_path, monkeypatch):
   assert after - before < 1000
 
 
+@pytest.mark.slow  # make test kills at every write, reliability/test_runs.py
 def test_killed_in_its_second_stage_ends_in_the_same_weights(tmp_path):
   chain, work = tmp_path / 'chain.py', tmp_path / 'runs'
   chain.write_text(CHAIN)

@@ -118,6 +118,7 @@ def test_a_gram_teacher_comes_from_a_run_and_stays(run, tmp_path, capsys,
       assert gap(state[name], again[name]) == 0
 
 
+@pytest.mark.slow
 def test_a_source_that_goes_on_is_read_where_it_was(run, tmp_path, capsys):
   """A distilled run continues with the teacher that it began with."""
   source = tmp_path / 'source'
@@ -150,6 +151,7 @@ def several(run, *names):
   return c
 
 
+@pytest.mark.slow
 def test_students_come_and_go(run, tmp_path, capsys):
   job.train(several(run, 'one', 'two'), str(tmp_path))
   before = part(tmp_path, 'one')

@@ -269,7 +269,7 @@ class _Session:
         break
       if step > self.start:
         batch = self.next_batch()
-      self.profile(step)
+      self.begin_profile(step)
       run = programs[segments.at(job.recipe, step)]
       with jax.profiler.StepTraceAnnotation('train', step_num=step):
         state, metrics = run.step(state, run.prepare(batch, np.int32(step)))
@@ -280,6 +280,7 @@ class _Session:
         self.read(step - 1, previous)
       previous = metrics
       self.report.tick(step)
+      self.end_profile(step)  # which holds no evaluation
       if (job.evaluation_steps and step % job.evaluation_steps == 0
           and step < job.total_steps):
         self.evaluate(step, state)
@@ -368,26 +369,25 @@ class _Session:
     if self.evaluation is None:
       self.evaluate(step, state)
 
-  def profile(self, step: int):
-    """Opens and closes the profiler window."""
-    settings = self.job.recipe.settings.log
-    if settings.profile_start is None:
-      return
-    if step == settings.profile_start:
+  def begin_profile(self, step: int):
+    """Opens the profiler window before its first step."""
+    if step == self.job.recipe.settings.log.profile_start:
       jax.profiler.start_trace(str(self.job.workdir / 'profile'))
       self.profiling = True
-    elif step == settings.profile_start + settings.profile_steps:
-      jax.block_until_ready(self.running)
-      self.end_profile()
 
-  def end_profile(self):
-    """Writes the profile, if one is being taken."""
-    if self.profiling:
-      self.profiling = False
-      began = time.monotonic()
-      jax.profiler.stop_trace()
-      self.report.rested += time.monotonic() - began
-      self.report.say(f'profile written to {self.job.workdir}/profile')
+  def end_profile(self, step: int | None = None):
+    """Writes the profile after its last step, or now if None is given."""
+    log = self.job.recipe.settings.log
+    if not self.profiling or step not in (
+        None, log.profile_start + log.profile_steps):
+      return
+    if step is not None:
+      jax.block_until_ready(self.running)
+    self.profiling = False
+    began = time.monotonic()
+    jax.profiler.stop_trace()
+    self.report.rested += time.monotonic() - began
+    self.report.say(f'profile written to {self.job.workdir}/profile')
 
   def __enter__(self):
     return self

@@ -16,11 +16,26 @@ from dinojax.train import settings as settings_lib
 from tests.train import tiny
 
 NUM_PROTOTYPES = 1160  # no other size of these recipes
+COLUMNS = dict(dino__num_prototypes=NUM_PROTOTYPES, train__batch_size=32,
+               ibot__num_prototypes=NUM_PROTOTYPES)
+
+
+@functools.cache
+def begun(shape=(1, 1), **changes):
+  """Settings, mesh, recipe, fresh state and step: made once a file."""
+  settings = settings_lib.read(tiny.config(**COLUMNS | changes))
+  devices = jax.devices()[:shape[0] * shape[1]]
+  mesh = mesh_lib.make(*shape, devices=devices)
+  settings_lib.check_devices(settings, mesh.size)
+  with mesh_lib.activate(mesh):
+    return settings, mesh, *tiny.program(settings, mesh)
 
 
 @functools.cache
 def one_device():
-  return tiny.run((1, 1))
+  settings, mesh, _, state, step = begun()
+  with mesh_lib.activate(mesh):
+    return tiny.follow(settings, mesh, state, step, 0, 5)[:3]
 
 
 def assert_same(got, want, steps=5):
@@ -50,24 +65,21 @@ def assert_same(got, want, steps=5):
       assert rms <= 1e-3 * tiny.LR, (name, rms)
 
 
-SHAPES = [(2, 4), *(
-    pytest.param(shape, marks=pytest.mark.slow, id=f'{name}-on-all-devices')
-    for name, shape in {'rows-split': (8, 1), 'weights-split': (1, 8)}.items())]
+SHAPES = {'weights-and-rows-split': (2, 4), 'rows-split': (8, 1),
+          'weights-split': (1, 8)}
 
 
-@pytest.mark.parametrize('shape', SHAPES)
+@pytest.mark.slow  # make test has micro-batches on a mesh, below
+@pytest.mark.parametrize('shape', SHAPES.values(), ids=SHAPES)
 def test_the_mesh_does_not_change_the_result(shape):
-  assert_same(tiny.run(shape), one_device())
+  assert_same(tiny.run(shape, **COLUMNS), one_device())
 
 
 @pytest.mark.slow  # on several devices it is tested every time
 @pytest.mark.parametrize('parts', [2, 4])
 def test_micro_batches_do_not_change_the_result(parts):
-  assert_same(tiny.run((1, 1), train__num_micro_batches=parts), one_device())
-
-
-def test_micro_batches_on_several_devices():
-  assert_same(tiny.run((2, 2), train__num_micro_batches=2), one_device())
+  assert_same(tiny.run((1, 1), train__num_micro_batches=parts, **COLUMNS),
+              one_device())
 
 
 def assert_columns_are_split(text):
@@ -75,9 +87,18 @@ def assert_columns_are_split(text):
   assert not re.search(rf'[\[,]{NUM_PROTOTYPES}[\],]', text)
 
 
-SMALL = dict(model__depth=2, model__drop_path_rate=0.0,
-             dino__num_prototypes=NUM_PROTOTYPES,
-             ibot__num_prototypes=NUM_PROTOTYPES)
+def on_a_mesh():
+  return begun((2, 2), train__num_micro_batches=2)
+
+
+def test_neither_mesh_nor_micro_batches_change_the_result():
+  settings, mesh, _, state, step = on_a_mesh()
+  with mesh_lib.activate(mesh):
+    assert_same(tiny.follow(settings, mesh, state, step, 0, 5)[:3],
+                one_device())
+
+
+SMALL = COLUMNS | dict(model__depth=2, model__drop_path_rate=0.0)
 EMA_GRAM = dict(gram__loss_weight=2.0, gram__teacher='ema')
 MASKED_GRAM = EMA_GRAM | dict(
     gram__tokens='masked', gram__per_image=False, teacher__centering='softmax',
@@ -85,12 +106,13 @@ MASKED_GRAM = EMA_GRAM | dict(
 # One group of KoLeo spans all devices.
 LEARNED = dict(
     model__position='learned', model__drop_path_rate=0.25,
-    dino__weight_norm=True, koleo__group_images=16,
+    dino__weight_norm=True, koleo__group_images=32,
     masks__counts='undershooting')
 
 
 @pytest.mark.parametrize('changes', [
-    pytest.param(MASKED_GRAM | LEARNED, id='all-at-once'),
+    pytest.param(MASKED_GRAM | LEARNED, marks=pytest.mark.slow,
+                 id='all-at-once'),
     pytest.param(MASKED_GRAM, marks=pytest.mark.slow, id='masked-gram'),
     pytest.param(LEARNED, marks=pytest.mark.slow, id='learned'),
     pytest.param(EMA_GRAM, marks=pytest.mark.slow, id='gram-of-each-image'),
@@ -123,14 +145,6 @@ def test_prototypes_that_cannot_be_split_are_refused():
   with mesh_lib.activate(mesh):
     with pytest.raises(errors.UserError, match='130 prototypes .* of 4'):
       recipe_lib.build(settings, mesh, epoch_steps=1)
-
-
-@functools.cache
-def begun():
-  settings = settings_lib.read(tiny.config())
-  mesh = mesh_lib.make(devices=jax.devices()[:1])
-  with mesh_lib.activate(mesh):
-    return settings, mesh, *tiny.program(settings, mesh)
 
 
 @pytest.fixture
@@ -172,27 +186,25 @@ def test_the_teacher_follows_the_student(started):
 
 
 def test_the_step_compiles_once_and_gathers_no_images():
-  settings = settings_lib.read(tiny.config())
-  mesh = mesh_lib.make(2, 4)
+  settings, mesh, _, state, step = on_a_mesh()
   with mesh_lib.activate(mesh):
-    _, state, step = tiny.program(settings, mesh)
     rows = processes.to_devices(tiny.batch(settings, 0), mesh)
-    compiled = step.lower(state, rows).compile()
-    text = compiled.as_text()
+    text = step.lower(state, rows).compile().as_text()
+    assert_columns_are_split(text)
     assert 'all-to-all' not in text
     # What one scalar needs is not written into the update of every leaf.
     assert text.count(' is-finite(') < 5 * len(jax.tree.leaves(state))
-    # What is gathered are weights: all of them smaller than the global crops.
+    # What is gathered are weights: all of them smaller than the global crops
+    # of a micro-batch.
     shapes = re.findall(r'= \(?\w+\[([\d,]+)\][^=]*? all-gather', text)
     sizes = [int(np.prod([int(n) for n in s.split(',')])) for s in shapes]
     assert sizes and max(sizes) < 16 * 2 * 16 * 16 * 3
+    state, _ = step(state, rows)
     compiled_names = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda name, _, **kwargs: compiled_names.append(name)
         if name.endswith('backend_compile_duration') else None)
-    state, _ = step(state, rows)
-    first = len(compiled_names)
     for i in range(1, 3):
       state, _ = step(state, processes.to_devices(
           tiny.batch(settings, i), mesh))
-    assert len(compiled_names) == first
+    assert not compiled_names
