@@ -11,8 +11,8 @@ from tests.kinds import dynamics
 FOLDER = pathlib.Path(__file__).parent / 'goldens_dynamics'
 
 
-@pytest.mark.parametrize('steps', [
-    4, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.slow  # make test follows three steps of each, test_goldens.py
+@pytest.mark.parametrize('steps', [100])
 @pytest.mark.parametrize('name', golden.catalogue(FOLDER))
 def test_losses_and_gradients_follow_the_reference(name, steps):
   case = golden.load(name, FOLDER)

@@ -17,7 +17,13 @@ from tests.kinds import training  # noqa: F401
 FOLDER = golden.folder()
 
 
-@pytest.mark.parametrize('name', golden.catalogue(FOLDER))
+# What the other training cases have too.
+_SLOW = ('train_v3_base',)
+
+
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=pytest.mark.slow) if name in _SLOW else name
+    for name in golden.catalogue(FOLDER)])
 def test_equals_the_reference(name):
   case = golden.load(name, FOLDER)
   assert case.meta['kind'] in golden.KINDS, (

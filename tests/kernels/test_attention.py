@@ -13,10 +13,12 @@ from dinojax.kernels import attention
 from dinojax.kernels import attention_tpu
 from dinojax.kernels import reference
 from tests import close
+from tests import compiled
 
 # The second one's scores exceed the limit for mixing images in one product.
 SHAPES = [(6, 10, 2, 8), (2, 210, 6, 8)]
 PORTABLE = ('xla', 'head_major')
+attend = compiled.function(attention.attend)
 
 
 def inputs(shape, dtype=jnp.float32, scale=6):
@@ -25,9 +27,10 @@ def inputs(shape, dtype=jnp.float32, scale=6):
   Scores reach 150: a softmax without its maximum would overflow.
   """
   b, n, h, d = shape
-  keys = jax.random.split(jax.random.key(0))
-  return (scale * jax.random.normal(keys[0], (b, n, 3 * h * d), dtype),
-          scale * jax.random.normal(keys[1], (b, n, h * d), dtype))
+  rng = np.random.default_rng(0)
+  normal = lambda width: np.float32(
+      scale * rng.normal(size=(b, n, width))).astype(dtype)
+  return normal(3 * h * d), normal(h * d)
 
 
 def exact(qkv, num_heads):
@@ -45,7 +48,7 @@ def exact(qkv, num_heads):
 @pytest.mark.parametrize('shape', SHAPES)
 def test_forward_is_exact(name, shape):
   qkv, _ = inputs(shape)
-  out = attention.attend(qkv, num_heads=shape[2], implementation=name)
+  out = attend(qkv, num_heads=shape[2], implementation=name)
   # A score of 150 is rounded to 1e-5, which its weight shows as a factor.
   np.testing.assert_allclose(
       out, exact(qkv, shape[2]), rtol=1e-4, atol=1e-4)
@@ -54,7 +57,8 @@ def test_forward_is_exact(name, shape):
 @pytest.mark.parametrize('shape', SHAPES)
 def test_the_oracle_is_exact(shape):
   qkv, _ = inputs(shape)
-  out = reference.attention(*attention.heads(qkv, shape[2], None))
+  out = jax.jit(lambda qkv: reference.attention(
+      *attention.heads(qkv, shape[2], None)))(qkv)
   np.testing.assert_allclose(
       out.reshape(*qkv.shape[:2], -1), exact(qkv, shape[2]), rtol=1e-4,
       atol=1e-4)
@@ -66,7 +70,7 @@ def test_gradients_of_all_implementations_agree(shape):
   def gradient(name):
     f = functools.partial(
         attention.attend, num_heads=shape[2], implementation=name)
-    return jax.grad(lambda qkv: jnp.sum(cotangent * f(qkv)))(qkv)
+    return jax.jit(jax.grad(lambda qkv: jnp.sum(cotangent * f(qkv))))(qkv)
   want = gradient('xla')
   for name in PORTABLE:
     # The products of scores in the hundreds, in two orders.
@@ -77,7 +81,7 @@ def test_bfloat16_stays_within_its_rounding():
   shape = SHAPES[0]
   qkv, _ = inputs(shape, jnp.bfloat16, scale=1)
   for name in PORTABLE:
-    out = attention.attend(qkv, num_heads=shape[2], implementation=name)
+    out = attend(qkv, num_heads=shape[2], implementation=name)
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(
         np.asarray(out, np.float64), exact(qkv, shape[2]), rtol=0.02,

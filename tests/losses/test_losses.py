@@ -11,6 +11,11 @@ from dinojax.losses import gram
 from dinojax.losses import ibot
 from dinojax.losses import koleo
 from dinojax.losses import sinkhorn
+from tests import compiled
+
+dino_weights, mask_weight = dino.dino_weights, ibot.mask_weight
+centering, dino, gram, ibot, koleo, sinkhorn = map(
+    compiled.Functions, (centering, dino, gram, ibot, koleo, sinkhorn))
 
 
 def wave(rows, columns, b, c):
@@ -70,8 +75,9 @@ def test_sinkhorn_padding_may_hold_anything(junk):
   got = sinkhorn.sinkhorn_knopp(
       logits.at[6:].set(junk), temperature=0.05, weight=weight)
   assert not got[6:].any()
+  # Sums of six and of eight rows are rounded in another order.
   np.testing.assert_allclose(got[:6], sinkhorn.sinkhorn_knopp(
-      logits[:6], temperature=0.05), rtol=1e-6)
+      logits[:6], temperature=0.05), rtol=1e-5)
 
 
 def test_sinkhorn_of_padding_alone_is_zero():
@@ -142,12 +148,12 @@ def test_dino_known_values():
     ((2, 8, True), (2 / 18, 16 / 18)), ((2, 4, True), (0.2, 0.8)),
     ((2, 0, True), (1, 0)), ((2, 8, False), (4 / 20, 16 / 20))])
 def test_every_pair_weighs_the_same(views, expected):
-  np.testing.assert_allclose(dino.dino_weights(*views), expected)
+  np.testing.assert_allclose(dino_weights(*views), expected)
 
 
 def test_a_single_global_crop_makes_no_pair():
   with pytest.raises(ValueError, match='crops.num_global'):
-    dino.dino_weights(1, 8, True)
+    dino_weights(1, 8, True)
   x = jnp.ones((2, 1, 4))
   with pytest.raises(ValueError, match='crops.num_global'):
     dino.dino(x, x, ignore_diagonal=True)
@@ -156,7 +162,7 @@ def test_a_single_global_crop_makes_no_pair():
 def test_ibot_known_value():
   masks = np.zeros((4, 6), bool)
   masks[0, [1, 2]] = masks[2, [0, 3, 4]] = True
-  weight = ibot.mask_weight(masks)[masks]
+  weight = mask_weight(masks)[masks]
   np.testing.assert_allclose(weight, [1 / 2] * 2 + [1 / 3] * 3)
   targets = sinkhorn.sinkhorn_knopp(wave(5, 5, 0.6, 0.2), temperature=0.05)
   np.testing.assert_allclose(ibot.ibot(

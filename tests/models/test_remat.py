@@ -42,7 +42,8 @@ def gradients(kind, shape=(1, 1)):
     return jax.device_get(run(params, rows)), str(traced.jaxpr)
 
 
-@pytest.mark.parametrize('shape', [(1, 1), (2, 4)])
+@pytest.mark.parametrize('shape', [
+    (1, 1), pytest.param((2, 4), marks=pytest.mark.slow, id='mesh')])
 @pytest.mark.parametrize('kind', [k for k in layers.REMAT if k != 'none'])
 def test_gradients_are_those_of_a_pass_that_keeps_everything(kind, shape):
   want, _ = gradients('none')

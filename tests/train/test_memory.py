@@ -73,6 +73,7 @@ def test_estimates_are_near_what_the_compiler_plans(case):
   assert need.peak == pytest.approx(COMPILED[case], rel=0.25)
 
 
+@pytest.mark.slow
 def test_a_vit_ti_as_it_is_compiled_here():
   s = settings('ti', 8, 'dots')
   assert estimated(s).peak == pytest.approx(compiled(s), rel=0.25)

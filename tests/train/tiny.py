@@ -43,8 +43,20 @@ def config(**changes) -> dict:
 
 
 def batch(settings, step: int) -> dict:
-  """Random crops of the whole global batch, with real masks."""
+  """Random crops of the whole global batch; real masks, if there are any."""
   rng = np.random.default_rng(step)
+  masks = {} if settings.chosen is None else masks_of(settings, rng)
+  b = settings.train.batch_size
+  crop = lambda views, px: rng.normal(
+      size=(b, views, px, px, 3)).astype(np.float32)
+  out = {'global': crop(2, settings.crops.global_px)}
+  if settings.crops.num_local:
+    out['local'] = crop(settings.crops.num_local, settings.crops.local_px)
+  return out | masks | {'bad': np.zeros(b, bool)}
+
+
+def masks_of(settings, rng: np.random.Generator) -> dict:
+  """The part of a batch that tells which patches are hidden."""
   b, group = settings.train.batch_size, settings.train.group_images
   side = settings.crops.global_px // settings.model.token_px
   masks, groups = [], masking.num_groups(group, settings.chosen)
@@ -59,15 +71,9 @@ def batch(settings, step: int) -> dict:
   size = masking.num_masked(
       2 * group, side * side, settings.chosen, groups)
   pairs = [masking.collate(m, size) for m in masks]
-  crop = lambda views, px: rng.normal(
-      size=(b, views, px, px, 3)).astype(np.float32)
-  local = {'local': crop(settings.crops.num_local, settings.crops.local_px)}
-  return {'global': crop(2, settings.crops.global_px),
-          **(local if settings.crops.num_local else {}),
-          'mask': masks.reshape(b, 2, -1),
+  return {'mask': masks.reshape(b, 2, -1),
           'mask_index': np.stack([p[0] for p in pairs]),
-          'mask_weight': np.stack([p[1] for p in pairs]),
-          'bad': np.zeros(b, bool)}
+          'mask_weight': np.stack([p[1] for p in pairs])}
 
 
 def share(rows: dict, index: int, count: int) -> dict:
