@@ -201,7 +201,8 @@ def test_a_mesh_changes_nothing_and_nothing_is_sent(shape, case):
   # See test_a_crop_does_not_depend_on_its_batch.
   assert (np.abs(np.asarray(got) - want) > 1e-5).mean() < 1e-3
   sent = re.findall(
-      r'\b(all-\w+|reduce-scatter|collective-\w+)(?:-start)?\(', program.as_text())
+      r'\b(all-\w+|reduce-scatter|collective-\w+)(?:-start)?\(',
+      program.as_text())
   assert not sent
 
 

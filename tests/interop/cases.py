@@ -1,11 +1,11 @@
 """Tiny backbones of every family, none of their parameters at its start."""
 
 import dataclasses
+import functools
 
-from flax import nnx
-import jax
 import numpy as np
 
+from dinojax.core import tree
 from dinojax.interop import reading
 from dinojax.models import convnext
 from dinojax.models import vit
@@ -26,18 +26,21 @@ MODELS = {'v2': V2, 'v2_registers': V2_REG, 'v3': V3, 'v3_swiglu': V3_SWIGLU,
           'convnext': CONVNEXT}
 
 
+@functools.lru_cache(maxsize=32)
 def weights(config) -> reading.Weights:
-  """Random parameters, none of them at its initial value."""
-  module = vit.ViT if isinstance(config, vit.ViTConfig) else convnext.ConvNeXt
-  params = nnx.to_pure_dict(nnx.state(
-      module(config, rngs=nnx.Rngs(0)), nnx.Param))
+  """Random parameters, none of them at its initial value; not to be changed."""
   rng = np.random.default_rng(0)
-  params = jax.tree.map(
-      lambda x: np.asarray(x) + 0.05 * rng.normal(size=x.shape).astype(
-          np.float32), params)
-  if getattr(config, 'mask_k_bias', False):
-    params['blocks']['attn']['qkv']['bias'][:, 48:96] = 0
-  return reading.Weights(config, params, {}, 'meta')
+
+  def draw(name, shape):
+    out = 0.054 * rng.normal(size=shape.shape) + name.endswith('/scale')
+    if name.endswith('qkv/bias') and config.mask_k_bias:
+      out[:, 48:96] = 0
+    out = out.astype(np.float32)
+    out.flags.writeable = False
+    return out
+
+  return reading.Weights(config, tree.map_with_name(
+      draw, reading.shapes(config)), {}, 'meta')
 
 
 def images(config, sides, count=2) -> np.ndarray:
