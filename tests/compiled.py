@@ -14,7 +14,7 @@ import jax
 STATIC = ('num_iterations', 'ignore_diagonal', 'num_rows', 'topk', 'normalize',
           'per_image', 'remove_negative', 'remove_only_teacher_negative',
           'num_heads', 'implementation', 'kind', 'spec', 'dtype', 'views',
-          'blur_probability', 'solarize_probability', 'num_taps')
+          'blur_probability', 'solarize_probability', 'grid')
 
 
 def function(f):

@@ -15,6 +15,7 @@ from dinojax.models import positions
 from dinojax.models import vit
 from dinojax.models import zoo
 from dinojax.parallel import mesh as mesh_lib
+from tests import compiled
 from tests import golden
 
 DTYPES = {'fp32': 'float32', 'bf16': 'bfloat16'}
@@ -321,7 +322,7 @@ def rope_tables(case):
         base=k['base'], min_period=k.get('min_period'),
         max_period=k.get('max_period'))
     tables = functools.partial(
-        positions.rope, normalize=k['normalize_coords'])
+        compiled.function(positions.rope), normalize=k['normalize_coords'])
     if 'HW' not in call:
       call.only('mode', 'train')
       k.skip('shift_coords', 'jitter_coords', 'rescale_coords')
