@@ -33,7 +33,12 @@ SLOW = [('vitl', 'v3'), ('vitl_gram', 's'), ('vitg_highres', 's'),
         ('vit7b_distill', 'late'), ('vit7b_distill', 'late,vitl16'),
         ('vit7b_distill', 'vits16,vitb16'),
         ('vit7b_distill', 'convnext_base'), ('vitl_gram', 'b')]
-ALL = VARIANTS + [pytest.param(*v, marks=pytest.mark.slow) for v in SLOW]
+# Traced as others are, but for sizes.
+ALIKE = ('demo', 'small_images', 'vitb', 'vitl', 'vitl14', 'vitl_satellite',
+         'vit7b_gram', 'vit7b_highres')
+ALL = [v for v in VARIANTS if v[0] not in ALIKE] + [
+    pytest.param(*v, marks=pytest.mark.slow)
+    for v in [(name, '') for name in ALIKE] + SLOW]
 
 
 def load(name, arg=''):

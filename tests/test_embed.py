@@ -9,8 +9,6 @@ import sys
 import time
 import tracemalloc
 
-from flax import nnx
-import jax
 import numpy as np
 from PIL import Image
 import pytest
@@ -25,10 +23,10 @@ from dinojax.evals import embedding
 from dinojax.evals import extraction
 from dinojax.evals import shards
 from dinojax.evals import tables
-from dinojax.interop import reading
 from dinojax.interop import store
 from dinojax.models import vit
 from dinojax.parallel import mesh as mesh_lib
+from tests.interop import cases
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = vit.ViTConfig(48, 2, 2, 14, image_px=56, num_registers=4)
@@ -38,21 +36,10 @@ SIZES = [(64, 48), (48, 64), (80, 40), (50, 50), (64, 48), (80, 41),
          (48, 72), (64, 48), (47, 63), (400, 20), (70, 70)]
 
 
-def tiny(seed: int) -> reading.Weights:
-  """Random parameters, none of them at its initial value."""
-  params = nnx.to_pure_dict(nnx.state(
-      vit.ViT(CONFIG, rngs=nnx.Rngs(0)), nnx.Param))
-  rng = np.random.default_rng(seed)
-  params = jax.tree.map(
-      lambda x: np.asarray(x) + 0.05 * rng.normal(size=x.shape).astype(
-          np.float32), params)
-  return reading.Weights(CONFIG, params, {}, 'meta')
-
-
 @pytest.fixture(scope='module')
 def weights(tmp_path_factory):
   folder = tmp_path_factory.mktemp('weights') / 'tiny'
-  store.save(str(folder), tiny(0))
+  store.save(str(folder), cases.weights(CONFIG, seed=0))
   return folder
 
 
@@ -334,7 +321,8 @@ def test_other_settings_are_refused_by_name(model, folder, tmp_path):
            choice=embedding.Choice(resize_px=32, crop_px=14),
            images_per_shard=5)
     refuse("model was 'tiny [0-9a-f]+' and is 'tiny [0-9a-f]+'",
-           model=model_lib.Model(tiny(1)), model_name='tiny')
+           model=model_lib.Model(cases.weights(CONFIG, seed=1)),
+           model_name='tiny')
 
   with pytest.raises(Killed):
     extract(model, folder, out, model_name='tiny', progress=stop)
@@ -363,7 +351,7 @@ def test_two_runs_do_not_share_a_folder(model, folder, tmp_path):
 
 
 def test_features_that_are_not_finite_are_an_error(folder, tmp_path):
-  big = tiny(0)
+  big = cases.weights(CONFIG, seed=0)
   big.params['norm']['scale'] = big.params['norm']['scale'] * 1e6
   choice = embedding.Choice(resize_px=32, crop_px=28, dtype='float16')
   with pytest.raises(errors.UserError, match=r'10.png.*--dtype=float32'):

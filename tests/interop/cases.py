@@ -27,13 +27,13 @@ MODELS = {'v2': V2, 'v2_registers': V2_REG, 'v3': V3, 'v3_swiglu': V3_SWIGLU,
 
 
 @functools.lru_cache(maxsize=32)
-def weights(config) -> reading.Weights:
+def weights(config, seed: int = 0) -> reading.Weights:
   """Random parameters, none of them at its initial value; not to be changed."""
-  rng = np.random.default_rng(0)
+  rng = np.random.default_rng(seed)
 
   def draw(name, shape):
     out = 0.054 * rng.normal(size=shape.shape) + name.endswith('/scale')
-    if name.endswith('qkv/bias') and config.mask_k_bias:
+    if name.endswith('qkv/bias') and config.mask_k_bias:  # of 48 each
       out[:, 48:96] = 0
     out = out.astype(np.float32)
     out.flags.writeable = False
