@@ -76,7 +76,7 @@ def test_a_restart_continues():
 
 
 @pytest.mark.parametrize('workers', [
-    pytest.param(2, marks=pytest.mark.slow), 3])
+    2, pytest.param(3, marks=pytest.mark.slow)])
 def test_workers_do_not_change_batches(workers):
   source = Pictures(20, bad={1, 5, 7})  # problems travel, too
   here = batches(source, count=3)
@@ -86,7 +86,8 @@ def test_workers_do_not_change_batches(workers):
     assert_equal(a, b)
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('number', [
+    signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_workers_outlive_a_signal_to_the_whole_group(number):
   # The training process saves first, and needs rows until then.
   iterator = pipeline.train_batches(

@@ -127,7 +127,9 @@ def test_nvidia_smi_counts_the_gpus(program):
 
 
 @pytest.mark.parametrize('number, code', [
-    (signal.SIGTERM, 0), (signal.SIGINT, 143), (signal.SIGHUP, 0)])
+    (signal.SIGTERM, 143),
+    pytest.param(signal.SIGINT, 0, marks=pytest.mark.slow, id='interrupt'),
+    pytest.param(signal.SIGHUP, 0, marks=pytest.mark.slow, id='hangup')])
 def test_a_signal_reaches_all_and_all_save(program, number, code):
   process = program.start(2, '--config=a', STOPPED=str(code))
   process.send_signal(number)

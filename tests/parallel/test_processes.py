@@ -175,7 +175,8 @@ def test_all_go_by_what_the_first_process_read():
   assert all(out.endswith('told éé\n') for out, _ in texts), texts
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('number', [
+    signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_to_one_process_stops_all_at_the_same_step(number):
   with socket.socket() as s:
     s.bind(('localhost', 0))
