@@ -7,7 +7,6 @@
 
 from collections.abc import Iterable, Sequence
 import dataclasses
-import functools
 import os
 import pathlib
 
@@ -241,16 +240,7 @@ class Model:
             f'whole patches of {patch}: resize or crop them')
     with mesh_lib.activate(self._mesh):
       rows = processes.to_devices({'images': images}, self._mesh)['images']
-      return self._program(key, call)(self.params, rows)
-
-  def _program(self, key, call):
-    return self._programs.setdefault(key, jax.jit(
-        lambda params, rows: self._net.apply(params, rows, call),
-        compiler_options=mesh_lib.compiler_options(self._mesh)))
-
-  @functools.cached_property
-  def _programs(self) -> dict:
-    return {}
+      return self._net.program(key, call)(self.params, rows)
 
 
 def load(path: str | os.PathLike, **options) -> Model:

@@ -5,6 +5,7 @@ import io
 import pathlib
 
 from absl import flags
+import jax
 import numpy as np
 from PIL import Image
 import pytest
@@ -16,6 +17,7 @@ from dinojax.core import errors
 from dinojax.interop import store
 from dinojax.train import loop
 from tests.fuzz import weights as tiny
+from tests.interop import cases
 
 
 @pytest.fixture(scope='module')
@@ -135,3 +137,20 @@ def test_a_result_is_three_lines():
       'Result: finished at step 7 after 1m05s of training',
       'evaluation: knn/trained 0.8123',
       'state, on the devices: step, student']
+
+
+def test_a_second_checkpoint_of_a_model_compiles_nothing():
+  first, second = (model_lib.Model(cases.weights(cases.V3, seed=seed))
+                   for seed in (0, 1))
+  images = cases.images(cases.V3, (4, 4))
+  want = first(images)
+  compiled = []
+  jax.monitoring.register_event_duration_secs_listener(
+      lambda name, _, **kwargs: compiled.append(name)
+      if name.endswith('backend_compile_duration') else None)
+  other = second(images)
+  assert not compiled
+  assert np.abs(other.cls - want.cls).max() > 0.1
+  np.testing.assert_array_equal(first(images).cls, want.cls)
+  first.intermediate(images, [0])
+  assert compiled  # it is another program

@@ -1,6 +1,6 @@
 """A backbone with its heads, and any module as pure functions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 import dataclasses
 import functools
 from typing import Any
@@ -13,6 +13,7 @@ from dinojax.core import tree
 from dinojax.models import convnext
 from dinojax.models import heads
 from dinojax.models import vit
+from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import sharding
 
 
@@ -146,6 +147,7 @@ class Functional:
     self._graphdef, _ = nnx.split(abstract)
     self.shapes = nnx.to_pure_dict(nnx.state(abstract, nnx.Param))
     self.specs = sharding.specs(self.shapes, mesh)
+    self._mesh, self._programs = mesh, {}
 
   def init(self, key: jax.Array) -> tree.Tree:
     """Fresh parameters, float32; call under jit."""
@@ -169,6 +171,19 @@ class Functional:
     """
     run = lambda params, rows: call(nnx.merge(self._graphdef, params), rows)
     return sharding.on_rows(run, self.specs, out_specs)(params, rows)
+
+  def program(self, name: Hashable, call: Callable[
+      [nnx.Module, tree.Tree], tree.Tree]) -> Callable[..., tree.Tree]:
+    """`apply` of a call as a jitted function of parameters and rows.
+
+    There is one for a name, whatever parameters it is for: a second model of
+    the same configuration compiles nothing.
+    """
+    if name not in self._programs:
+      self._programs[name] = jax.jit(
+          lambda params, rows: self.apply(params, rows, call),
+          compiler_options=mesh_lib.compiler_options(self._mesh))
+    return self._programs[name]
 
   def outputs(self, params: tree.Tree, rows: dict, *, train: bool,
               patches: bool = False) -> dict:
