@@ -32,18 +32,19 @@ _OUT = flags.DEFINE_string('out', None, 'Folder of the result.')
 _IMAGES_PER_SHARD = flags.DEFINE_integer(
     'images_per_shard', 10_000, 'Images in a shard, about.', lower_bound=1)
 _FORMAT = flags.DEFINE_enum(
-    'format', 'meta', writing.FORMATS, 'Of exported weights.')
+    'format', 'meta', writing.FORMATS, 'Whose format is written.')
 _PART = flags.DEFINE_string(
     'part', 'ema', 'Which weights of a run or of a whole training: ema, '
     'student, or the name of one of several backbones in a file.')
 _NUM_HEADS = flags.DEFINE_integer(
-    'num_heads', None, 'Of imported sizes that were never published.')
+    'num_heads', None, 'Attention heads; needed where imported weights are of '
+    'a size that was never published.')
 _IMAGE_PX = flags.DEFINE_integer(
     'image_px', None, 'Side of square images: on import, that learned '
     'positions are resampled to; on export to onnx or stablehlo, that the '
     'program takes (224, or less where learned positions are for less).')
 _EXACT_PERIODS = flags.DEFINE_bool(
-    'exact_periods', False, 'Of imports: RoPE periods in float32, as '
+    'exact_periods', False, 'Import RoPE periods in float32, as '
     'transformers and timm compute them, not the rounded ones of the file.')
 _LOSSY = flags.DEFINE_bool(
     'lossy', False, 'Leave out what a format cannot hold, zero or not.')

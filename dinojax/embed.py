@@ -39,20 +39,22 @@ _FEATURES = flags.DEFINE_enum(
 _LAYERS = flags.DEFINE_integer(
     'layers', 1, 'How many of the last layers are joined.', lower_bound=1)
 _DTYPE = flags.DEFINE_enum(
-    'dtype', 'float32', ['float32', 'float16'], 'Of the features.')
+    'dtype', 'float32', ['float32', 'float16'], 'Numbers of the features.')
 _RESIZE_PX = flags.DEFINE_integer(
-    'resize_px', 256, 'Of the short side.', lower_bound=1)
+    'resize_px', 256, 'Length of the short side after resizing.', lower_bound=1)
 _CROP_PX = flags.DEFINE_integer(
-    'crop_px', None, 'Of the centre, whole patches; default: 224.')
+    'crop_px', None, 'Side of the square that is cut from the centre, in whole '
+    'patches; default: 224.')
 _KEEP_ASPECT = flags.DEFINE_bool(
     'keep_aspect', False, 'No crop: the whole image, both sides rounded to '
     'whole patches.')
 _NUM_HEADS = flags.DEFINE_integer(
-    'num_heads', None, 'Of weights of sizes that were never published.')
+    'num_heads', None, 'Attention heads; needed where weights are of a size '
+    'that was never published.')
 _BATCH_SIZE = flags.DEFINE_integer(
     'batch_size', 64, 'Images at a time.', lower_bound=1)
 _NUM_THREADS = flags.DEFINE_integer(
-    'num_threads', min(os.cpu_count() or 2, 16), 'That decode images.',
+    'num_threads', min(os.cpu_count() or 2, 16), 'Threads that decode images.',
     lower_bound=1)
 _NUM_WORKERS = flags.DEFINE_integer(
     'num_workers', 0, 'Processes that decode images; 0: threads of this one.',
@@ -65,7 +67,8 @@ _MAX_PIXELS = flags.DEFINE_integer(
     'in pixels.', lower_bound=1)
 _VALUE_RANGE = flags.DEFINE_list(
     'value_range', [], 'Black and white of greys of more than 8 bits, such '
-    'as 0,4095; default: 0,65535 of integers and 0,1 of floats.')
+    'as 0,4095; default: what the model was trained with, else 0,65535 of '
+    'integers and 0,1 of floats.')
 _CACHE = flags.DEFINE_string(
     'compile_cache', job.DEFAULT_COMPILE_CACHE,
     'Folder of compiled programs; empty: none.')
@@ -110,7 +113,8 @@ def embed(path: str, spec: str, out: str,
         model_name=os.path.basename(os.path.normpath(path)),
         images_per_shard=_IMAGES_PER_SHARD.value,
         num_threads=_NUM_THREADS.value, num_workers=_NUM_WORKERS.value,
-        max_pixels=_MAX_PIXELS.value, value_range=value_range,
+        max_pixels=_MAX_PIXELS.value,
+        value_range=value_range,
         progress=bar.show, say=bar.say)
 
 

@@ -59,6 +59,8 @@ class Model:
     params: nested dict of float32 arrays, on the devices.
     mean: of the pixels it was trained on, per channel, in [0, 1].
     std: likewise.
+    value_range: black and white of the deep greys it was trained on, in the
+      units of their files; (): of all that their type holds.
     source: where it was read from.
     family: 'meta', 'hf', 'timm' or 'dinojax': whose names the file had.
   """
@@ -70,6 +72,7 @@ class Model:
     self._mesh = mesh or mesh_lib.make(devices=mesh_lib.one_device())
     self.config = weights.config
     self.mean, self.std = weights.mean, weights.std
+    self.value_range = weights.value_range
     if isinstance(self.config, vit.ViTConfig):
       self.config = dataclasses.replace(
           self.config,
@@ -97,7 +100,9 @@ class Model:
     return (f'dinojax.Model({what}; '
             f'{tree.num_elements(self.params) / 1e6:.1f} M parameters; '
             f'from {self.source or "memory"} ({self.family}); '
-            f'mean {say(self.mean)}, std {say(self.std)})')
+            f'mean {say(self.mean)}, std {say(self.std)}'
+            + (f', greys from {self.value_range[0]:g} to '
+               f'{self.value_range[1]:g}' if self.value_range else '') + ')')
 
   @property
   def mesh(self) -> jax.sharding.Mesh:
@@ -198,7 +203,8 @@ class Model:
       raise errors.UserError(
           f'crop_px={crop_px} is not within resize_px={resize_px}: images are '
           'first resized, then cut; set resize_px to crop_px or more')
-    pixels = [_center(image, f'image {i}', resize_px, crop_px)
+    pixels = [_center(image, f'image {i}', resize_px, crop_px,
+                      self.value_range)
               for i, image in enumerate(_several(images))]
     if not pixels:
       raise errors.UserError('no images are given: preprocess takes one or '
@@ -268,27 +274,29 @@ def _several(images) -> Iterable:
   return images
 
 
-def _center(image, name: str, resize_px: int, crop_px: int) -> np.ndarray:
+def _center(image, name: str, resize_px: int, crop_px: int,
+            value_range: tuple[float, ...]) -> np.ndarray:
   """The centre of one image, [y, x, 3] uint8."""
   if isinstance(image, str | os.PathLike):
     name = os.fspath(image)
   try:
     return crops.center_crop(
-        _opened(image), resize_px=resize_px, crop_px=crop_px)
+        _opened(image, value_range), resize_px=resize_px, crop_px=crop_px)
   except (images_lib.BadImage, OSError, ValueError) as error:
     if isinstance(error, errors.UserError):
       raise errors.UserError(f'{name}: {error}') from error
     raise errors.UserError(f'{name} cannot be read: {error}') from error
 
 
-def _opened(image) -> images_lib.Image:
+def _opened(image, value_range: tuple[float, ...]) -> images_lib.Image:
   if isinstance(image, Image.Image):
-    return images_lib.Image(image)
+    return images_lib.Image(image, value_range)
   if isinstance(image, bytes):
-    return images_lib.open_image(image)
+    return images_lib.open_image(image, value_range=value_range)
   if isinstance(image, str | os.PathLike):
     return images_lib.open_image(
-        pathlib.Path(paths.expand(image)).read_bytes())
+        pathlib.Path(paths.expand(image)).read_bytes(),
+        value_range=value_range)
   pixels = np.asarray(image)
   if pixels.dtype != np.uint8 or not pixels.size or not (
       pixels.ndim == 2 or pixels.ndim == 3 and pixels.shape[2] in (1, 3, 4)):

@@ -56,9 +56,13 @@ def main(argv: list[str]) -> int:
 
 def draw(runs: list[str], out: str):
   """Loads the EMA of each run and draws its patch features."""
-  images, shown, grids = _images(), None, []
+  read, shown, grids = {}, None, []
   for run in runs:
     model = model_lib.load(run)
+    greys = model.value_range  # as it was trained to see them
+    if greys not in read:
+      read[greys] = _images(greys)
+    images = read[greys]
     side = _GRID.value * model.config.token_px
     pixels = np.stack([_square(image, side) for image in images])
     features = model(photometric.normalize(
@@ -91,12 +95,13 @@ def sheet(shown: np.ndarray, grids: list[np.ndarray],
   return pictures.panel(rows, titles)
 
 
-def _images() -> list[Image.Image]:
+def _images(value_range: tuple[float, ...]) -> list[Image.Image]:
   if _IMAGES.value is None:
     return [Image.fromarray(photos.held_out(name))
             for name in _PHOTOS[:_COUNT.value]]
   return inspection.readable(
-      sources.open_source(paths.expand(_IMAGES.value)), _COUNT.value, say=print)
+      sources.open_source(paths.expand(_IMAGES.value)), _COUNT.value,
+      value_range=value_range, say=print)
 
 
 def _square(image: Image.Image, side: int) -> np.ndarray:

@@ -201,7 +201,8 @@ def read_run(run: Run, part: str = 'ema') -> reading.Weights:
       config, params['backbone'], {}, 'dinojax',
       {name: reading.Head(heads[name], part)
        for name, part in params.items() if name in heads},
-      mean=settings.augment.mean, std=settings.augment.std)
+      mean=settings.augment.mean, std=settings.augment.std,
+      value_range=tuple(settings.data.value_range))
 
 
 def _student(settings: settings_lib.Settings, name: str,

@@ -21,6 +21,7 @@ def test_a_start_on_other_data_is_refused_unless_accepted(
   config.data.train = f'folder:{tmp_path}/images'
   config.data.validation = ''
   config.train.batch_size = 32
+  config.train.check_memory = False  # which traces the step
   monkeypatch.setattr(job.loop, 'run', lambda run: types.SimpleNamespace(
       finished=False))
   start = lambda: job.train(config, str(tmp_path / 'run'))

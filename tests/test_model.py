@@ -1,5 +1,6 @@
 """`dinojax.load` and `dinojax.train` as a program meets them."""
 
+import dataclasses
 import inspect
 import io
 import pathlib
@@ -154,3 +155,23 @@ def test_a_second_checkpoint_of_a_model_compiles_nothing():
   np.testing.assert_array_equal(first(images).cls, want.cls)
   first.intermediate(images, [0])
   assert compiled  # it is another program
+
+
+def test_greys_are_read_as_in_training(tmp_path):
+  """Else a model of 12-bit images would see nothing but black."""
+  weights = dataclasses.replace(
+      cases.weights(cases.V3), value_range=(0.0, 4095.0))
+  store.save(str(tmp_path / 'm'), weights)
+  model = dinojax.load(tmp_path / 'm')
+  assert 'greys from 0 to 4095' in repr(model)
+  ramp = np.linspace(0, 4095, 256 * 256).reshape(256, 256)
+  images = {}
+  for name, pixels in (('deep', ramp), ('plain', ramp / 16)):
+    path = tmp_path / f'{name}.png'
+    Image.fromarray(pixels.astype(
+        np.uint16 if name == 'deep' else np.uint8)).save(path)
+    images[name] = model.preprocess(path)
+  np.testing.assert_allclose(images['deep'], images['plain'], atol=0.05)
+  other = dataclasses.replace(weights, value_range=())
+  black = model_lib.Model(other).preprocess(tmp_path / 'deep.png')
+  assert black.max() < images['deep'].max() - 1

@@ -68,7 +68,8 @@ def equal(a, b):
       jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
-@pytest.mark.parametrize('shape', [(1, 1), (2, 4)])
+@pytest.mark.parametrize('shape', [
+    (2, 4), pytest.param((1, 1), marks=pytest.mark.slow, id='one-device')])
 def test_student_and_teacher_start_from_the_weights(saved, shape, capsys):
   path, weights = saved
   state, fresh = on_mesh(settings_of(init__source=path), begun, shape)

@@ -35,6 +35,7 @@ class Backbone(Protocol):
   mesh: jax.sharding.Mesh
   mean: tuple[float, ...]
   std: tuple[float, ...]
+  value_range: tuple[float, ...]
 
 
 @dataclasses.dataclass(frozen=True)

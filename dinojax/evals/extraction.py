@@ -59,7 +59,7 @@ def extract(model: embedding.Backbone, source: sources.Source, out: str,
     num_threads: decoding ahead, in each worker.
     num_workers: processes; 0: threads of this one.
     max_pixels: larger images are left out.
-    value_range: of deep greys, see data.images.
+    value_range: of deep greys, see data.images; (): as the model was trained.
     progress: called with the images that are done.
     say: called with sentences for the user.
 
@@ -69,7 +69,8 @@ def extract(model: embedding.Backbone, source: sources.Source, out: str,
   """
   out = paths.expand(out)
   tables.check(out, choice.features)
-  reading = {'max_pixels': max_pixels, 'value_range': list(value_range)}
+  reading = {'max_pixels': max_pixels,
+             'value_range': list(value_range or model.value_range)}
   embedding.check(choice, model.config)
   per_shard = images_per_shard or embedding.default_images(choice, model.config)
   shards = shards_lib.Shards(

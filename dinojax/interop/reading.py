@@ -54,6 +54,8 @@ class Weights:
     notes: sentences on what of the source was taken, and what left out.
     mean: of the pixels it was trained on, per channel, in [0, 1].
     std: likewise.
+    value_range: black and white of the deep greys it was trained on; (): see
+      data.images.
   """
 
   config: Config
@@ -63,6 +65,7 @@ class Weights:
   heads: dict[str, Head] = dataclasses.field(default_factory=dict)
   mean: tuple[float, ...] = photometric.IMAGENET_MEAN
   std: tuple[float, ...] = photometric.IMAGENET_STD
+  value_range: tuple[float, ...] = ()
   notes: tuple[str, ...] = ()
 
 

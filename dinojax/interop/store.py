@@ -52,7 +52,9 @@ def save(folder: str, weights: reading.Weights):
       'config': dataclasses.asdict(weights.config),
       'heads': {name: dataclasses.asdict(head.config)
                 for name, head in weights.heads.items()},
-      'mean': weights.mean, 'std': weights.std}, indent=1))
+      'mean': weights.mean, 'std': weights.std,
+      **({'value_range': weights.value_range} if weights.value_range else {}),
+  }, indent=1))
 
 
 def load(folder: str) -> reading.Weights:
@@ -76,6 +78,7 @@ def load(folder: str) -> reading.Weights:
   source = str(place / DESCRIPTION)
   config = _built(_KINDS[kind], values.get('config'), f'{source}: config')
   mean, std = values.numbers('mean'), values.numbers('std', positive=True)
+  value_range = values.numbers('value_range', ())
   state = files.read(str(place / TENSORS))
   pick = lambda prefix: {
       key.removeprefix(prefix): value for key, value in state.items()
@@ -91,7 +94,7 @@ def load(folder: str) -> reading.Weights:
         head, _tree(place, pick(f'heads/{name}/'), shapes))
   return reading.Weights(
       config, params, pick('entries/'), values.name('family', _FAMILIES),
-      found, mean, std)
+      found, mean, std, value_range)
 
 
 def _built(kind: type, values: Any, source: str) -> Any:

@@ -19,6 +19,7 @@ from dinojax.models import vit
 CHOICE = embedding.Choice(resize_px=14, crop_px=14)
 MODEL = types.SimpleNamespace(
     config=vit.ViTConfig(48, 2, 2, 14, image_px=28), mean=(0,), std=(1,),
+    value_range=(),
     params={'w': np.zeros(3)}, mesh=types.SimpleNamespace(size=1))
 
 
@@ -117,12 +118,15 @@ def test_other_images_are_noticed_in_every_shard(folder, tmp_path, finished):
       extract(folder, out)
 
 
-def test_limit_and_range_reach_the_images(tmp_path):
+@pytest.mark.parametrize('whose', ['given', 'of the model'])
+def test_limit_and_range_reach_the_images(tmp_path, monkeypatch, whose):
   grey = np.linspace(0, 4095, 400).reshape(20, 20).astype(np.uint16)
   Image.fromarray(grey).save(tmp_path / 'a.png')
   Image.new('RGB', (40, 40)).save(tmp_path / 'b.png')
-  result = extract(tmp_path, tmp_path / 'f.npz', max_pixels=500,
-                   value_range=(0, 4095))
+  given = {'value_range': (0, 4095)}
+  if whose == 'of the model':
+    monkeypatch.setattr(MODEL, 'value_range', given.pop('value_range'))
+  result = extract(tmp_path, tmp_path / 'f.npz', max_pixels=500, **given)
   assert 'data.max_pixels=500' in dict(result.bad)['b.png']
   with np.load(tmp_path / 'f.npz') as file:
     assert 100 < file['features'][0, 0] < 155

@@ -58,7 +58,8 @@ def test_odd_lengths_and_both_head_widths(batch, length, head_dim):
   check(batch, length, head_dim)
 
 
-@pytest.mark.parametrize('rest', [0, 5])
+@pytest.mark.parametrize('rest', [
+    5, pytest.param(0, marks=pytest.mark.slow, id='no-rest')])
 def test_long_sequences_go_chunk_by_chunk(rest, monkeypatch):
   # Chunks of 16 rows in a loop: three or six of them, with or without a rest.
   monkeypatch.setattr(attention_tpu, '_SCORES', 16 * 100)
@@ -97,9 +98,8 @@ def test_large_scores_do_not_overflow():
 
 
 @pytest.mark.parametrize('groups, head_dim', [
-    (1, 64), (2, 128),
-    pytest.param(2, 64, marks=pytest.mark.slow, id='groups-of-width-64'),
-    pytest.param(1, 128, marks=pytest.mark.slow, id='width-128')])
+    (2, 128), *(pytest.param(*values, marks=pytest.mark.slow, id=f'{values}')
+                for values in ((1, 64), (2, 64), (1, 128)))])
 def test_rope_turns_patches_and_leaves_the_first_tokens(groups, head_dim):
   rope = rope_of((4, 5), positions.rope_periods(head_dim))
   if groups > 1:

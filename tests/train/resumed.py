@@ -16,8 +16,7 @@ from tests.train import tiny
 def program(shape: tuple[int, int]):
   """Mesh, recipe, fresh state and step: compiled once a mesh."""
   settings = settings_lib.read(tiny.config(
-      crops__num_local=0, ibot__separate_head=False, model__depth=2,
-      model__rope_rescale=None, model__rope_shift=None))  # less to compile
+      crops__num_local=0, ibot__separate_head=False))  # less to compile
   devices = jax.devices()[:shape[0] * shape[1]]
   mesh = mesh_lib.make(*shape, devices=devices)
   with mesh_lib.activate(mesh):

@@ -34,7 +34,7 @@ COMPILED = {
     ('s', 32, 'dots'): 6.776, ('s', 128, 'dots'): 24.872,
     ('b', 8, 'dots'): 5.049, ('b', 32, 'dots'): 14.028,
     ('b', 128, 'dots'): 49.952}
-FAST = [('s', 32, 'dots'), ('b', 8, 'dots')]
+FAST = [('b', 8, 'dots')]
 
 
 def settings(size, batch, remat):

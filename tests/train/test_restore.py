@@ -32,7 +32,7 @@ def assert_same(got, want):
         np.testing.assert_allclose(a[name], b[name], rtol=1e-5, err_msg=name)
 
 
-@pytest.mark.slow  # make test resumes in two processes what one began
+@pytest.mark.slow
 @pytest.mark.parametrize('before, after', [
     ((1, 1), (2, 4)), ((2, 4), (1, 1))])
 def test_another_mesh_resumes(tmp_path, before, after):
@@ -62,19 +62,15 @@ def in_two_processes(out, *parts):
   return pickle.loads(out.read_bytes())
 
 
-def test_two_processes_resume_what_one_began(tmp_path):
-  before = resumed.steps(tmp_path / 'a', (1, 1), 0, SAVED_AT)[0]
-  after, = in_two_processes(
-      tmp_path / 'out.pkl', f'{tmp_path / "a"}:{SAVED_AT}:{END}')
-  assert_same(before + after[0], never_stopped()[0])
-
-
-@pytest.mark.slow
-def test_two_processes_do_not_change_the_result_and_one_resumes(tmp_path):
-  """One start of them for both, because each compiles for a minute."""
-  begun, whole = in_two_processes(
-      tmp_path / 'out.pkl', f'{tmp_path / "two"}:0:{SAVED_AT}',
-      f'{tmp_path / "whole"}:0:{END}')
+@pytest.mark.slow  # make test has several devices, tests/train/test_step.py
+def test_two_processes_do_not_change_the_result_and_resume(tmp_path):
+  """One start of them for all, because each compiles for a minute."""
+  one_first, two_first = tmp_path / 'one_first', tmp_path / 'two_first'
+  before = resumed.steps(one_first, (1, 1), 0, SAVED_AT)[0]
+  after, begun, whole = in_two_processes(
+      tmp_path / 'out.pkl', f'{one_first}:{SAVED_AT}:{END}',
+      f'{two_first}:0:{SAVED_AT}', f'{tmp_path / "whole"}:0:{END}')
   test_step.assert_same(whole, never_stopped(), steps=END)
-  ended = resumed.steps(tmp_path / 'two', (1, 1), SAVED_AT, END)[0]
+  assert_same(before + after[0], never_stopped()[0])
+  ended = resumed.steps(two_first, (1, 1), SAVED_AT, END)[0]
   assert_same(begun[0] + ended, never_stopped()[0])

@@ -89,35 +89,34 @@ def assert_alike(got, want, names=None):
           a, b, rtol=0, atol=1e-5 * np.abs(b).max() + 1e-9, err_msg=leaf)
 
 
+def alone():
+  return run(settings_of({'same': {}}))
+
+
 def test_the_frozen_teacher_stays_and_the_ema_follows():
-  _, _, (start, end) = run(settings_of())
+  _, _, (start, end) = alone()
   jax.tree.map(np.testing.assert_array_equal, start['teacher'],
                end['teacher'])
-  moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), start['ema'],
-                       end['ema'])
+  moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), state_lib.emas(start),
+                       state_lib.emas(end))
   assert max(jax.tree.leaves(moved)) > 0
 
 
-AMONG = dict(koleo__group_images=8)
-NO_PATCHES = dict(ibot__loss_weight=0.0)  # less to compile
-
-
-@functools.cache
 def two_students(**changes):
   # Crops are made for 4-pixel tokens; `small` has 2, the teacher 4.
   return settings_of(
       dict(small=dict(model=SMALL, train=dict(share=0.5)), same=dict()),
-      **AMONG, **changes)
+      **changes)
 
 
 @pytest.mark.slow  # make test has one student on every mesh
 def test_two_students_are_mesh_equal():
-  assert_alike(run(two_students(), (2, 2)), run(two_students()))
+  settings = two_students(koleo__group_images=8)
+  assert_alike(run(settings, (2, 2)), run(settings))
 
 
 def test_a_student_learns_among_others_what_it_learns_alone():
-  both = run(two_students(**NO_PATCHES))
-  one = run(settings_of({'same': {}}, **AMONG, **NO_PATCHES))
+  both, one = run(two_students()), alone()
   for a, b in zip(both[0], one[0], strict=True):
     np.testing.assert_allclose(
         a['same/loss'], b['same/loss'], rtol=1e-6)
@@ -141,6 +140,7 @@ def test_a_share_is_of_the_groups_of_images():
   assert rule(settings.students['half']) == rule(halves) / 2
 
 
+@pytest.mark.slow
 def test_a_convnext_has_the_tokens_of_its_teacher():
   config = tiny.config(**QUIET)
   config['model'] = CONV
@@ -179,11 +179,16 @@ def test_all_patches_are_predicted_or_those_of_the_masks():
   config['distillation'] = dict(source='a run')
   settings = settings_lib.read(config)
   assert settings.chosen == settings.masks
+  assert np.abs(alone()[1]['same']['backbone']['mask_token']).max() == 0
+
+
+@pytest.mark.slow
+def test_masked_patches_may_be_hidden():
+  settings = settings_of()
   hidden = dataclasses.replace(settings, distillation=dataclasses.replace(
       settings.distillation, hide_masked=True))
   seen, blind = run(settings), run(hidden, steps=1)
   assert seen[0][0]['loss/ibot'] != blind[0][0]['loss/ibot']
-  assert np.abs(seen[1]['']['backbone']['mask_token']).max() == 0
   assert np.abs(blind[1]['']['backbone']['mask_token']).max() > 0
 
 
