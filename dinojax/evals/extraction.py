@@ -69,23 +69,19 @@ def extract(model: embedding.Backbone, source: sources.Source, out: str,
   """
   out = paths.expand(out)
   tables.check(out, choice.features)
-  reading = {'max_pixels': max_pixels,
-             'value_range': list(value_range or model.value_range)}
+  value_range = list(value_range or model.value_range)
   embedding.check(choice, model.config)
   per_shard = images_per_shard or embedding.default_images(choice, model.config)
   shards = shards_lib.Shards(
-      out, settings(model, source, choice, model_name, per_shard, **reading),
+      out, settings(model, source, choice, model_name, per_shard,
+                    max_pixels=max_pixels, value_range=value_range),
       num_rows=len(source), rows_per_shard=per_shard)
   if shards.is_finished:
     shards.remove()
     say(f'{out} is complete: nothing to do')
     return Result(*tables.summary(out))
   unit = embedding.unit_px(model.config)
-  if choice.crop_px is None and choice.resize_px % unit:
-    short, _ = crops.whole_size((1, 1), short_px=choice.resize_px,
-                                patch_px=unit)
-    say(f'--resize_px={choice.resize_px} is rounded to {short}, whole patches '
-        f'of {unit}')
+  _say_rounding(choice, unit, say)
   with shards.held(lambda: _check_names(shards, source)):
     start = _continue(shards, source, say)
     progress(start)
@@ -93,12 +89,23 @@ def extract(model: embedding.Backbone, source: sources.Source, out: str,
     rows = pipeline.prepared_rows(
         source, embedding.preparation(choice, model.config), start=start,
         ahead=2 * batch_size, num_threads=num_threads,
-        num_workers=num_workers, **reading)
+        num_workers=num_workers, max_pixels=max_pixels,
+        value_range=value_range)
     with contextlib.closing(rows):
       for done in _fill(shards, embedding.program(model, choice), rows, choice,
                         unit, batch_size):
         progress(done)
     return _finish(shards, source)
+
+
+def _say_rounding(choice: embedding.Choice, unit: int,
+                  say: Callable[[str], None]):
+  """Names the size that whole images really get."""
+  if choice.crop_px is None and choice.resize_px % unit:
+    short, _ = crops.whole_size((1, 1), short_px=choice.resize_px,
+                                patch_px=unit)
+    say(f'--resize_px={choice.resize_px} is rounded to {short}, whole patches '
+        f'of {unit}')
 
 
 def settings(model: embedding.Backbone, source: sources.Source,
