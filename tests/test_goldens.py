@@ -18,7 +18,7 @@ FOLDER = golden.folder()
 
 
 # What the other training cases have too.
-_SLOW = ('train_v3_base',)
+_SLOW = ('train_v3_base', 'train_v2_sinkhorn_separate_heads')
 
 
 @pytest.mark.parametrize('name', [

@@ -118,7 +118,8 @@ def test_another_architecture_is_refused_with_both_values(saved):
   with pytest.raises(errors.UserError, match='num_registers=0, the source has '
                      '2.*depth=3|depth=3.*num_registers=0, the source has 2'):
     on_mesh(settings_of(init__source=path, model__depth=3,
-                        model__num_registers=0), begun)
+                        model__num_registers=0),
+            lambda recipe, mesh: start.Start(recipe, mesh).check(None))
 
 
 def test_the_backbone_waits_and_then_trains(saved):

@@ -280,7 +280,7 @@ def test_evaluation_reads_every_record_once_and_pads():
 def test_evaluation_is_the_same_from_workers():
   one, two = (list(pipeline.eval_batches(
       Pictures(10, {4}), batch_size=4, resize_px=16, crop_px=12,
-      num_workers=workers)) for workers in (0, 2))
+      num_workers=workers)) for workers in (0, 1))
   assert len(one) == len(two) == 3
   for a, b in zip(one, two, strict=True):
     assert_equal(a, b)
