@@ -79,6 +79,9 @@ def pytest_collection_modifyitems(config, items):
   config.hook.pytest_deselected(items=_LEFT_OUT)
 
 
+_drop_at_gib = 1.2
+
+
 @pytest.fixture(autouse=True, scope='module')
 def programs_of_a_file_are_dropped():
   """Before they pile up: other files use few of them again.
@@ -86,10 +89,13 @@ def programs_of_a_file_are_dropped():
   What is left is frozen: to look for garbage among all of it, which the code
   under test does as well, would take a second each time.
   """
+  global _drop_at_gib
   yield
-  if _held_gib() > 1.2:
+  if _held_gib() > _drop_at_gib:
     gc.unfreeze()
     jax.clear_caches()
+    gc.collect()
+    _drop_at_gib = _held_gib() + 0.4
   gc.collect()
   gc.freeze()
 

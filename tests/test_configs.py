@@ -35,7 +35,8 @@ SLOW = [('vitl', 'v3'), ('vitl_gram', 's'), ('vitg_highres', 's'),
         ('vit7b_distill', 'convnext_base'), ('vitl_gram', 'b')]
 # Traced as others are, but for sizes.
 ALIKE = ('demo', 'small_images', 'vitb', 'vitl', 'vitl14', 'vitl_satellite',
-         'vit7b_gram', 'vit7b_highres', 'vitg_highres', 'photos')
+         'vit7b', 'vit7b_gram', 'vit7b_highres', 'vitg_highres',
+         'vitg_distill', 'photos')
 ALL = [v for v in VARIANTS if v[0] not in ALIKE] + [
     pytest.param(*v, marks=pytest.mark.slow)
     for v in [(name, '') for name in ALIKE] + SLOW]

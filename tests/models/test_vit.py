@@ -56,7 +56,9 @@ def plain(config):
       config, attention='xla', packing='tuple', remat='none'))
 
 
-@pytest.mark.parametrize('config', [LEARNED, ROPE], ids=['learned', 'rope'])
+@pytest.mark.parametrize('config', [
+    pytest.param(LEARNED, marks=pytest.mark.slow, id='learned'),
+    pytest.param(ROPE, id='rope')])
 def test_every_way_to_compute_gives_the_same(config):
   other = features_and_gradients(dataclasses.replace(
       config, attention='head_major', packing='stream', remat='blocks'))
