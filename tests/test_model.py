@@ -1,6 +1,7 @@
 """`dinojax.load` and `dinojax.train` as a program meets them."""
 
 import dataclasses
+import errno
 import inspect
 import io
 import pathlib
@@ -14,7 +15,9 @@ import pytest
 import dinojax
 from dinojax import job
 from dinojax import model as model_lib
+from dinojax.core import atomic
 from dinojax.core import errors
+from dinojax.interop import files
 from dinojax.interop import store
 from dinojax.train import loop
 from tests.fuzz import weights as tiny
@@ -175,3 +178,26 @@ def test_greys_are_read_as_in_training(tmp_path):
   other = dataclasses.replace(weights, value_range=())
   black = model_lib.Model(other).preprocess(tmp_path / 'deep.png')
   assert black.max() < images['deep'].max() - 1
+
+
+@pytest.mark.parametrize('stage', ['tensors', 'description'])
+def test_a_model_that_is_replaced_is_the_old_one_or_none(
+    tmp_path, monkeypatch, stage):
+  old, new = (cases.weights(cases.V3, seed=seed) for seed in (0, 1))
+  store.save(str(tmp_path), old)
+
+  def fail(*_):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  if stage == 'tensors':
+    monkeypatch.setattr(files, 'write_safetensors', fail)
+  else:
+    monkeypatch.setattr(atomic, 'write_text', fail)
+  with pytest.raises(OSError, match='No space'):
+    store.save(str(tmp_path), new)
+  if stage == 'tensors':
+    jax.tree.map(np.testing.assert_array_equal,
+                 store.load(str(tmp_path)).params, old.params)
+  else:
+    with pytest.raises(errors.UserError, match='model.json is missing'):
+      store.load(str(tmp_path))

@@ -34,7 +34,11 @@ def is_ours(folder: str) -> bool:
 
 
 def save(folder: str, weights: reading.Weights):
-  """Writes a model; an existing one is replaced when all is written."""
+  """Writes a model in the place of an existing one.
+
+  What fails while tensors are written leaves the old model; a kill after that
+  may leave none, never the tensors of one with the description of another.
+  """
   place = pathlib.Path(folder)
   place.mkdir(parents=True, exist_ok=True)
   state = {f'params/{name}': value
@@ -47,6 +51,7 @@ def save(folder: str, weights: reading.Weights):
   kind, = (k for k, cls in _KINDS.items() if isinstance(weights.config, cls))
   with atomic.replacing(place / TENSORS) as temporary:
     files.write_safetensors(str(temporary), state)
+    (place / DESCRIPTION).unlink(missing_ok=True)  # it is of other tensors
   atomic.write_text(place / DESCRIPTION, json.dumps({
       'version': _VERSION, 'kind': kind, 'family': weights.family,
       'config': dataclasses.asdict(weights.config),
