@@ -56,10 +56,12 @@ _LEFT_OUT = []
 
 # Begun first, so that both processes end together.
 _LONGEST = [f'tests/{name}.py' for name in (
-    'test_goldens', 'train/test_step', 'train/test_several', 'test_teachers',
-    'kernels/test_attention_tpu', 'test_run', 'train/test_restore',
-    'test_configs', 'test_stages', 'test_embed', 'kernels/test_attention_gpu',
-    'losses/test_losses')]
+    # Those of make test-all, then those of make test.
+    'reliability/test_kills', 'fuzz/test_weights', 'fuzz/test_images',
+    'test_goldens', 'test_run', 'test_teachers', 'reliability/test_runs',
+    'train/test_step', 'train/test_several', 'test_start', 'checks/test_doctor',
+    'test_configs', 'test_embed', 'kernels/test_attention_tpu',
+    'interop/test_checking', 'models/test_vit', 'data/test_pipeline')]
 
 
 def pytest_collection_finish():

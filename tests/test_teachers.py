@@ -33,6 +33,7 @@ def config(**changes):
   c.data.validation = None
   c.data.value_range = (0.0, 4095.0)  # the patterns have 8 bits
   c.crops.num_local = 0  # less to compile
+  c.koleo.loss_weight = c.ibot.loss_weight = 0.0
   c.checkpoint.every_steps = 2.0
   c.log.tensorboard = False
   for key, value in changes.items():
@@ -149,8 +150,7 @@ VIT = dict(
 
 
 def several(run, *names):
-  c = config(distillation__source=run, koleo__loss_weight=0.0,
-             ibot__loss_weight=0.0)  # less to compile
+  c = config(distillation__source=run)
   c.students = {name: dict(model=VIT) for name in names}
   return c
 

@@ -74,10 +74,10 @@ def test_configs_are_listed_and_copied_beside_a_package_of_that_name(
 
 
 @pytest.mark.slow  # a minute: compiles; it adds that a wheel trains
-@pytest.mark.parametrize('config', ['vits:smoke', 'copy.py:smoke'])
+@pytest.mark.parametrize('config', ['vits:smoke', 'taken.py:smoke'])
 def test_a_wheel_trains_beside_a_package_called_configs(elsewhere, config):
-  if config.startswith('copy'):
-    run(elsewhere, 'configs', '--copy=vits', '--out=copy.py')
+  if config.startswith('taken'):  # copy.py would hide a module of Python
+    run(elsewhere, 'configs', '--copy=vits', '--out=taken.py')
   workdir = elsewhere[0] / config.partition(':')[0]
   run(elsewhere, 'train', f'--config={config}', f'--workdir={workdir}')
   assert (workdir / 'results.json').exists()

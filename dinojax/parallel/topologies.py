@@ -22,11 +22,11 @@ def devices(topology: str) -> list:
     topology: 'v5e:16x16', or 'cpu:8'.
 
   Raises:
-    UserError: unknown, or libtpu is not installed.
+    UserError: unknown, libtpu is not installed, or JAX has started here with
+      fewer CPU devices.
   """
-  if topology.startswith('cpu:') and topology[4:].isdigit():
-    jax.config.update('jax_num_cpu_devices', int(topology[4:]))
-    return jax.devices('cpu')
+  if topology.startswith('cpu:') and topology[4:].isdecimal():
+    return _cpus(int(topology[4:]))
   chips.of_topology(topology)
   for name, value in _LIBTPU.items():
     os.environ.setdefault(name, value)
@@ -44,3 +44,17 @@ def devices(topology: str) -> list:
         f'--topology={topology} is not known to libtpu: '
         f'{str(error).splitlines()[0][:200]}; sizes are such as v5e:2x4, '
         'v5e:16x16, v5p:4x4x4, v6e:4x4') from error
+
+
+def _cpus(count: int) -> list:
+  """So many CPU devices of this process; it gets them if it has none yet."""
+  try:
+    jax.config.update('jax_num_cpu_devices', max(count, 1))
+  except RuntimeError:  # JAX has started, with those that it has
+    pass
+  found = jax.devices('cpu')
+  if not 1 <= count <= len(found):
+    raise errors.UserError(
+        f'--topology=cpu:{count}: JAX has started here with {len(found)} CPU '
+        f'devices; ask for cpu:1 to cpu:{len(found)}, or in a new process')
+  return found[:count]

@@ -31,9 +31,9 @@ def test_the_dearest_steps_are_planned():
 
 def test_the_plan_of_a_small_step():
   config = tiny.config(train__batch_size=16, model__remat='none')
-  config['mesh'] = dict(data=2, fsdp=4)
-  found = plan.compiled(config, 'cpu:8')
-  assert found['devices'] == 8 and found['images_per_step'] == 16
+  config['mesh'] = dict(data=1, fsdp=2)
+  found = plan.compiled(config, 'cpu:2')  # of the eight there are
+  assert found['devices'] == 2 and found['images_per_step'] == 16
   assert found['peak_gib'] > 0 and found['hbm_gib'] is None
   assert 0.75 < found['estimated_gib'] / found['peak_gib'] < 1.25
   # Stochastic depth, packing and sharding compute nothing that is not needed.
@@ -46,7 +46,7 @@ def test_the_plan_of_a_small_step():
                 if name.startswith('all-gather'))
   assert gathers >= tiny.config()['model']['depth']
   text = plan_text.table(found)
-  assert '8 devices (data 2 × fsdp 4)' in text and 'all-gather' in text
+  assert '2 devices (data 1 × fsdp 2)' in text and 'all-gather' in text
   assert 'no roofline' in text and 'model.remat=none' in text
   assert json.loads(json.dumps(found)) == found
 
@@ -172,6 +172,13 @@ def test_a_program_that_does_not_fit_answers_in_a_sentence(message):
   mesh = mesh_lib.make(devices=jax.devices()[:1])
   with pytest.raises(plan.DoesNotFit, match='0.50 GiB of the 15.75.*fsdp'):
     plan._compile(Lowered(), mesh, 'v5e:2x4')
+
+
+@pytest.mark.parametrize('topology', ['cpu:0', 'cpu:9'])
+def test_cpus_that_are_not_here_answer_in_a_sentence(topology):
+  assert topologies.devices('cpu:2') == jax.devices('cpu')[:2]
+  with pytest.raises(errors.UserError, match='ask for cpu:1 to cpu:8, or'):
+    topologies.devices(topology)
 
 
 @pytest.mark.parametrize('topology', ['v9x:4x4', 'gpu:8', 'v5e', 'H200:8'])

@@ -26,8 +26,8 @@ QUIET = dict(model__depth=1, model__drop_path_rate=0.0,
 CONV = dict(family='convnext', depths=(1, 1, 1, 1), dims=(8, 8, 16, 16),
             dtype='float32')
 SMALL = dict(family='vit', embed_dim=32, depth=2, num_heads=2, patch_px=2,
-             position='rope', rope_rescale=2.0, drop_path_rate=0.25,
-             layerscale=1.0, dtype='float32', attention='head_major')
+             position='rope', layerscale=1.0, dtype='float32',
+             attention='head_major')
 
 
 def settings_of(students=None, **changes):
