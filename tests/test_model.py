@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import inspect
 import io
+import json
 import pathlib
 
 from absl import flags
@@ -178,6 +179,16 @@ def test_greys_are_read_as_in_training(tmp_path):
   other = dataclasses.replace(weights, value_range=())
   black = model_lib.Model(other).preprocess(tmp_path / 'deep.png')
   assert black.max() < images['deep'].max() - 1
+
+
+@pytest.mark.parametrize('junk', [[1], [5, 5], [0, 1, 2], 'x', [None, 1], {}])
+def test_a_range_of_greys_that_is_none_is_refused(tmp_path, junk):
+  store.save(str(tmp_path), cases.weights(cases.V3))
+  path = tmp_path / store.DESCRIPTION
+  path.write_text(json.dumps(
+      json.loads(path.read_text()) | {'value_range': junk}))
+  with pytest.raises(errors.UserError, match='value_range'):
+    dinojax.load(tmp_path)
 
 
 @pytest.mark.parametrize('stage', ['tensors', 'description'])

@@ -84,6 +84,11 @@ def load(folder: str) -> reading.Weights:
   config = _built(_KINDS[kind], values.get('config'), f'{source}: config')
   mean, std = values.numbers('mean'), values.numbers('std', positive=True)
   value_range = values.numbers('value_range', ())
+  if value_range and (len(value_range) != 2
+                      or value_range[0] == value_range[1]):
+    raise errors.UserError(
+        f'{source}: value_range is {told.text(list(value_range))} and not '
+        'black and white, two different numbers')
   state = files.read(str(place / TENSORS))
   pick = lambda prefix: {
       key.removeprefix(prefix): value for key, value in state.items()

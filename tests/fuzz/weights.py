@@ -41,7 +41,8 @@ def tiny(config: vit.ViTConfig) -> reading.Weights:
   params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(
       np.float32), reading.shapes(config))
   params['blocks']['attn']['qkv']['bias'][:, 8:16] = 0
-  return reading.Weights(config, params, {}, 'meta')
+  return reading.Weights(
+      config, params, {}, 'meta', value_range=(0.0, 4095.0))
 
 
 def seeds() -> dict[str, bytes]:
