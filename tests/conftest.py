@@ -5,6 +5,7 @@ are its minutes and its memory.
 """
 
 import gc
+from importlib import metadata
 import os
 import pathlib
 import resource
@@ -15,10 +16,13 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 # Tiny programs, many compilations: optimising them costs more than it saves,
 # and the newer emitters of fused loops take twice as long as the older. Parts
 # that are compiled beside each other take longer in all.
-os.environ['XLA_FLAGS'] = ' '.join((
-    '--xla_backend_optimization_level=0', '--xla_cpu_use_fusion_emitters=false',
-    '--xla_cpu_parallel_codegen_split_count=1',
-    os.environ.get('XLA_FLAGS', '')))
+_FLAGS = ['--xla_backend_optimization_level=0',
+          '--xla_cpu_parallel_codegen_split_count=1']
+# A flag that a later compiler does not know ends the process.
+if metadata.version('jaxlib').startswith('0.10.'):
+  _FLAGS.append('--xla_cpu_use_fusion_emitters=false')
+os.environ['XLA_FLAGS'] = ' '.join(
+    (*_FLAGS, os.environ.get('XLA_FLAGS', '')))
 
 from absl import flags
 import jax
