@@ -113,8 +113,7 @@ def embed(path: str, spec: str, out: str,
         model_name=os.path.basename(os.path.normpath(path)),
         images_per_shard=_IMAGES_PER_SHARD.value,
         num_threads=_NUM_THREADS.value, num_workers=_NUM_WORKERS.value,
-        max_pixels=_MAX_PIXELS.value,
-        value_range=value_range,
+        max_pixels=_MAX_PIXELS.value, value_range=value_range,
         progress=bar.show, say=bar.say)
 
 

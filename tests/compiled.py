@@ -1,7 +1,7 @@
 """Functions as users run them: inside one program, not an operation at a time.
 
-Every operation that is called by itself is a program to compile: forty times
-the work of a test, for nothing that it tests.
+Every operation that is called by itself is a program to compile: most of the
+work of a test, for nothing that it tests.
 """
 
 import functools

@@ -55,6 +55,6 @@ def _cpus(count: int) -> list:
   found = jax.devices('cpu')
   if not 1 <= count <= len(found):
     raise errors.UserError(
-        f'--topology=cpu:{count}: JAX has started here with {len(found)} CPU '
-        f'devices; ask for cpu:1 to cpu:{len(found)}, or in a new process')
+        f'--topology=cpu:{count}: this process has {len(found)} CPU devices; '
+        f'ask for cpu:1 to cpu:{len(found)}, or for more in a new process')
   return found[:count]

@@ -377,9 +377,9 @@ class _Session:
 
   def end_profile(self, step: int | None = None):
     """Writes the profile after its last step, or now if None is given."""
-    log = self.job.recipe.settings.log
-    if not self.profiling or step not in (
-        None, log.profile_start + log.profile_steps):
+    job, log = self.job, self.job.recipe.settings.log
+    if not self.profiling or step not in (None, min(
+        log.profile_start + log.profile_steps, job.total_steps)):
       return
     if step is not None:
       jax.block_until_ready(self.running)

@@ -177,7 +177,7 @@ def test_a_program_that_does_not_fit_answers_in_a_sentence(message):
 @pytest.mark.parametrize('topology', ['cpu:0', 'cpu:9'])
 def test_cpus_that_are_not_here_answer_in_a_sentence(topology):
   assert topologies.devices('cpu:2') == jax.devices('cpu')[:2]
-  with pytest.raises(errors.UserError, match='ask for cpu:1 to cpu:8, or'):
+  with pytest.raises(errors.UserError, match='ask for cpu:1 to cpu:8, or for more'):
     topologies.devices(topology)
 
 
