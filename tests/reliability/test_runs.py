@@ -8,12 +8,14 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from dinojax import job
 from dinojax.core import atomic
 from dinojax.core import errors
 from dinojax.core import log
+from dinojax.evals import online
 from dinojax.parallel import holder
 from tests.reliability import fake
 
@@ -270,3 +272,26 @@ def test_a_closed_output_stops_nothing(tmp_path, monkeypatch):
       output.Steady(closed, 'stdout')):
     assert fake.train(tmp_path).finished
   assert job.train(fake.config(), str(tmp_path)).step == fake.STEPS
+
+
+@pytest.mark.parametrize('first, held_steps', [(1, 1), (2, 2)])
+def test_a_profile_holds_its_steps_and_no_evaluation_after_them(
+    tmp_path, monkeypatch, first, held_steps):
+  """Of four steps, each evaluated; the second window outlasts the run."""
+  events, step = [], fake.step
+  monkeypatch.setattr(
+      fake, 'step', lambda *args: events.append('step') or step(*args))
+  monkeypatch.setattr(online, 'make', lambda *_: (
+      lambda number, emas: events.append('evaluation') or {'knn/trained': 1.0}))
+  monkeypatch.setattr(jax.profiler, 'start_trace', events.append)
+  monkeypatch.setattr(jax.profiler, 'stop_trace', lambda: events.append('end'))
+  config = fake.config() | {'knn': {'every_steps': 1}}
+  config['log'] |= {
+      'profile_start': first, 'profile_steps': 1 if first == 1 else 5}
+  assert job.train(config, str(tmp_path)).finished
+  begin = events.index(str(tmp_path / 'profile'))
+  assert events[:begin].count('step') == first
+  held = events[begin + 1:events.index('end')]
+  # Evaluations between its steps are held, not the one after the last.
+  assert held[-1] == 'step' and held.count('step') == held_steps
+  assert events.count('end') == 1
