@@ -1,6 +1,7 @@
 """The device mesh: axes ('data', 'fsdp'), explicit, always there."""
 
 from collections.abc import Sequence
+import functools
 import logging
 
 import jax
@@ -61,33 +62,51 @@ def activate(mesh: jax.sharding.Mesh):
   return jax.set_mesh(mesh)
 
 
-# The last jax whose options below are known: another may have none of these.
-_KNOWN_GPU_OPTIONS = (0, 11, 2)
-
-
 def compiler_options(mesh: jax.sharding.Mesh, *,
                      deterministic: bool = False) -> dict[str, str | bool]:
   """XLA options for the programs of a run, where one measured faster.
 
-  An option that a version of jax does not know is an error, so each is given
-  only to the versions that were tried.
+  An option that a compiler does not know is an error, so it is asked first.
 
   Args:
     mesh: that they run on.
     deterministic: on a GPU, no operation that gives other bits at every run;
       CPUs and TPUs have none.
+
+  Raises:
+    UserError: the compiler cannot do without such operations.
   """
-  version = jax.__version_info__
-  if platform(mesh) == 'cpu' and version < (0, 11):
+  if platform(mesh) == 'cpu' and jax.__version_info__ < (0, 11):
     # A training step spends 10 to 20 % less time with the older matrix
     # products than with those of YNNPACK.
     return {'xla_cpu_experimental_ynn_fusion_type':
             'LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION'}
-  if platform(mesh) == 'gpu' and version <= _KNOWN_GPU_OPTIONS:
-    # Gradients of weights are long sums, which XLA cuts in pieces of equal
-    # length, padding copies of both operands; cuBLAS cuts them itself. 6 % of
-    # a step of ViT-S on an H200.
-    return {'xla_gpu_experimental_force_split_k': '1'} | (
-        {'xla_gpu_exclude_nondeterministic_ops': True} if deterministic
-        else {})
-  return {}
+  if platform(mesh) != 'gpu':
+    return {}
+  options = {}
+  # Gradients of weights are long sums, which XLA cuts in pieces of equal
+  # length, padding copies of both operands; cuBLAS cuts them itself. 6 % of
+  # a step of ViT-S on an H200.
+  if _knows('xla_gpu_experimental_force_split_k', '1'):
+    options['xla_gpu_experimental_force_split_k'] = '1'
+  if deterministic:
+    if not _knows('xla_gpu_exclude_nondeterministic_ops', True):
+      raise errors.UserError(
+          f'train.deterministic=True: the compiler of jax {jax.__version__} '
+          'has no such option; install the versions of constraints.txt, or '
+          'set it to False')
+    options['xla_gpu_exclude_nondeterministic_ops'] = True
+  return options
+
+
+@functools.cache
+def _knows(option: str, value: str | bool) -> bool:
+  """Whether the compiler takes it, tried on a device of this process."""
+  try:
+    with activate(make(devices=one_device())):
+      jax.jit(lambda x: x + 1).lower(0).compile({option: value})
+  except jax.errors.JaxRuntimeError as error:
+    if 'No such compile option' not in str(error):
+      raise
+    return False
+  return True

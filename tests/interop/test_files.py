@@ -209,7 +209,8 @@ def test_modes_follow_the_umask(tmp_path):
     os.umask(before)
   modes = {path.name: oct(path.stat().st_mode & 0o777)
            for path in tmp_path.rglob('*.*')}
-  assert len(modes) >= 6 and set(modes.values()) == {'0o640'}, modes
+  # And a .pth where PyTorch is installed.
+  assert len(modes) >= 5 and set(modes.values()) == {'0o640'}, modes
 
 
 @pytest.mark.parametrize(('change', 'text'), [

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from dinojax.core import errors
 from dinojax.parallel import mesh as mesh_lib
 
 
@@ -30,3 +31,12 @@ def test_an_option_that_no_compiler_has_is_an_error():
   """That is, the test above would notice."""
   with pytest.raises(jax.errors.JaxRuntimeError, match='No such'):
     jax.jit(lambda x: x + 1).lower(1.0).compile({'xla_gpu_nonsense': True})
+  with mesh_lib.activate(mesh_lib.make()):
+    assert not mesh_lib._knows('xla_gpu_nonsense', True)
+
+
+def test_a_compiler_that_cannot_be_deterministic_says_so(monkeypatch):
+  monkeypatch.setattr(mesh_lib, '_knows', lambda *_: False)
+  assert mesh_lib.compiler_options(of('gpu')) == {}
+  with pytest.raises(errors.UserError, match='train.deterministic=True'):
+    mesh_lib.compiler_options(of('gpu'), deterministic=True)
