@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import os
@@ -326,8 +327,10 @@ def write_workdir(folder: epath.Path, config: Any,
 
 def versions() -> dict[str, str]:
   """Of dinojax and of what decides its numbers."""
-  return {'dinojax': __version__} | {
-      name: importlib.metadata.version(name) for name in _PACKAGES}
+  return {'dinojax': __version__} | {name: _version(name) for name in _PACKAGES}
+
+
+_version = functools.cache(importlib.metadata.version)  # 5 ms each
 
 
 def describe(recipe: recipe_lib.Recipe, mesh, num_images: int,

@@ -1,6 +1,7 @@
 """The rules of the house, read from the source."""
 
 import ast
+import functools
 import pathlib
 import re
 
@@ -21,9 +22,10 @@ ALLOWED = {
     'checks': LOWER | {'models', 'train', 'checks', 'job', 'weights'}}
 
 
+@functools.cache
 def modules():
-  for path in sorted(PACKAGE.rglob('*.py')):
-    yield path, ast.parse(path.read_text())
+  return [(path, ast.parse(path.read_text()))
+          for path in sorted(PACKAGE.rglob('*.py'))]
 
 
 def imports(tree):

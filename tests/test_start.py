@@ -58,9 +58,8 @@ def saved(tmp_path_factory):
 
 def begun(recipe, mesh):
   state = state_lib.create(recipe, mesh, seed=0)
-  return jax.device_get(
-      start.Start(recipe, mesh).begin(state)), jax.device_get(
-          state_lib.create(recipe, mesh, seed=0))
+  fresh = jax.device_get(state)
+  return jax.device_get(start.Start(recipe, mesh).begin(state)), fresh
 
 
 def equal(a, b):
@@ -123,7 +122,9 @@ def test_another_architecture_is_refused_with_both_values(saved):
 
 
 def test_the_backbone_waits_and_then_trains(saved):
-  settings = settings_of(init__source=saved[0], init__freeze_backbone_steps=2)
+  settings = settings_of(
+      init__source=saved[0], init__freeze_backbone_steps=2,
+      ibot__loss_weight=0.0, koleo__loss_weight=0.0)  # less to compile
 
   def work(recipe, mesh):
     _, state, step = tiny.program(settings, mesh)
@@ -137,7 +138,7 @@ def test_the_backbone_waits_and_then_trains(saved):
 
   seen = on_mesh(settings, work)
   assert equal(seen[0]['backbone'], seen[2]['backbone'])
-  assert not equal(seen[0]['ibot_head'], seen[1]['ibot_head'])
+  assert not equal(seen[0]['dino_head'], seen[1]['dino_head'])
   moved = [np.abs(a - b).max() for a, b in zip(
       *(jax.tree.leaves(s['backbone']) for s in seen[2:]), strict=True)]
   assert 0 < max(moved) <= 3 * tiny.LR

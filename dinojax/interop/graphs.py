@@ -6,6 +6,7 @@ when the model has none) and `patches` [b, p, d] after the final norm.
 """
 
 from collections.abc import Callable
+from collections.abc import Sequence
 import contextlib
 import dataclasses
 import logging
@@ -184,19 +185,64 @@ def unroll(function: Callable, spec: jax.ShapeDtypeStruct) -> Callable:
   """
   with jax.disable_jit():  # a scan is a Python loop then
     closed = jax.make_jaxpr(function)(spec)
-  return lambda x: tuple(_evaluate(closed.jaxpr, closed.consts, (x,)))
+  known = _known(closed)
+  return lambda x: tuple(_evaluate(closed.jaxpr, known, (x,)))
 
 
-def _evaluate(jaxpr, constants, arguments) -> list:
-  values = dict(zip((*jaxpr.constvars, *jaxpr.invars),
-                    (*constants, *arguments), strict=True))
-  # A literal carries its value.
-  read = lambda var: var.val if hasattr(var, 'val') else values[var]
+def _known(closed) -> dict:
+  """Values of variables that follow from parameters alone, by one program."""
+  jaxpr = closed.jaxpr
+  given = dict(zip(jaxpr.constvars, closed.consts, strict=True))
+  known, equations, others = set(given), [], []
   for equation in jaxpr.eqns:
-    inputs = [read(var) for var in equation.invars]
-    outputs = _run(equation, inputs)
+    if _has_sizes(equation) and all(
+        _is_literal(var) or var in known for var in equation.invars):
+      known.update(equation.outvars)
+      equations.append(equation)
+    else:
+      others.append(equation)
+  read = {var for equation in others for var in equation.invars
+          if not _is_literal(var)} | {
+              var for var in jaxpr.outvars if not _is_literal(var)}
+  wanted = [var for equation in equations for var in equation.outvars
+            if var in read]
+
+  def compute(constants):
+    values = dict(zip(jaxpr.constvars, constants, strict=True))
+    _fill(values, equations)
+    return [values[var] for var in wanted]
+
+  return given | dict(zip(
+      wanted, jax.jit(compute)(closed.consts), strict=True))
+
+
+def _is_literal(var) -> bool:
+  """Whether it carries its value."""
+  return hasattr(var, 'val')
+
+
+def _has_sizes(equation) -> bool:
+  """Whether no size of a result is a name, such as that of the batch."""
+  return all(isinstance(n, int)
+             for var in equation.outvars for n in var.aval.shape)
+
+
+def _evaluate(jaxpr, values: dict, arguments: Sequence) -> list:
+  """Outputs of a program some of whose variables have values."""
+  values = values | dict(zip(jaxpr.invars, arguments, strict=True))
+  _fill(values, [equation for equation in jaxpr.eqns
+                 if not all(var in values for var in equation.outvars)])
+  return [_value(var, values) for var in jaxpr.outvars]
+
+
+def _fill(values: dict, equations: Sequence):
+  for equation in equations:
+    outputs = _run(equation, [_value(var, values) for var in equation.invars])
     values |= zip(equation.outvars, outputs, strict=True)
-  return [read(var) for var in jaxpr.outvars]
+
+
+def _value(var, values: dict):
+  return var.val if _is_literal(var) else values[var]
 
 
 def _run(equation, inputs: list) -> list:
@@ -205,11 +251,11 @@ def _run(equation, inputs: list) -> list:
     return inputs
   if primitive.name == 'custom_vjp_call':
     inner = params['call_jaxpr']
-    return _evaluate(inner.jaxpr, inner.consts, inputs)
-  is_known = not any(isinstance(x, jax.core.Tracer) for x in inputs) and all(
-      isinstance(n, int) for var in equation.outvars for n in var.aval.shape)
-  if is_known:
-    with jax.ensure_compile_time_eval():
+    return _evaluate(inner.jaxpr, dict(zip(
+        inner.jaxpr.constvars, inner.consts, strict=True)), inputs)
+  if _has_sizes(equation) and not any(
+      isinstance(x, jax.core.Tracer) for x in inputs):
+    with jax.ensure_compile_time_eval():  # within a function with a gradient
       out = primitive.bind(*inputs, **params)
   elif primitive.name == 'dot_general' and _is_linear(params, inputs):
     out = jnp.matmul(*inputs)  # becomes a MatMul; other products, an Einsum

@@ -73,14 +73,18 @@ def num_writes(tmp_path):
   return count[0]
 
 
-@pytest.mark.parametrize('error', [
-    Killed(), OSError(errno.ENOSPC, 'No space left on device')],
-    ids=['kill', 'full'])
-def test_every_write_of_a_run_may_fail(tmp_path, unbroken, error):
+KILLED, FULL = Killed(), OSError(errno.ENOSPC, 'No space left on device')
+
+
+@pytest.mark.parametrize('by_turns', [
+    (KILLED, FULL), pytest.param((KILLED,), marks=pytest.mark.slow),
+    pytest.param((FULL,), marks=pytest.mark.slow)],
+    ids=['kill-or-full', 'kill', 'full'])
+def test_every_write_of_a_run_may_fail(tmp_path, unbroken, by_turns):
   total = num_writes(tmp_path)
   assert total >= 10  # config, versions, logs, rows, results
   for number in range(1, total + 1):
-    folder = tmp_path / str(number)
+    folder, error = tmp_path / str(number), by_turns[number % len(by_turns)]
     with pytest.MonkeyPatch.context() as monkeypatch:
       break_at(monkeypatch, number, error)
       with pytest.raises((Killed, errors.UserError)) as caught:
