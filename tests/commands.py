@@ -1,10 +1,12 @@
-"""`dinojax train` in processes of their own that are forked, not started.
+"""Commands in processes of their own that are forked, not started.
 
-A server has imported everything and opened no device; a start is a fork of it
-and saves the four seconds of processor time that the imports take.
+A server has imported everything but the commands themselves and opened no
+device; a start is a fork of it and saves the four seconds of processor time
+that the imports take.
 """
 
 import atexit
+import importlib
 import multiprocessing
 from multiprocessing import forkserver
 import os
@@ -14,11 +16,15 @@ import sys
 ROOT = pathlib.Path(__file__).parents[1]
 CACHE = ROOT / '.jax_cache'
 _CONTEXT = multiprocessing.get_context('forkserver')
-_CONTEXT.set_forkserver_preload(['dinojax.main', 'configs.demo', __name__])
+# Two commands cannot be imported into one process: both define flags.
+_CONTEXT.set_forkserver_preload([
+    'dinojax.stages', 'dinojax.autoconfig', 'dinojax.entry', 'configs.demo',
+    'dinojax.checks.report', 'dinojax.evals.extraction',
+    'dinojax.evals.tables', 'dinojax.interop.checking', __name__])
 
 
 def _command(argv: list[str], cwd: str, env: dict[str, str], out):
-  """What the process does: as `python -m dinojax.main` from `cwd`."""
+  """What the process does: as `python -m` and argv[0] from `cwd`."""
   os.dup2(out.fileno(), 1)
   os.dup2(out.fileno(), 2)
   out.close()
@@ -28,9 +34,8 @@ def _command(argv: list[str], cwd: str, env: dict[str, str], out):
   os.environ.update(env)
   os.chdir(cwd)
   sys.argv = argv
-  from dinojax import main
   try:
-    main.entry()
+    importlib.import_module(argv[0]).entry()
   finally:
     atexit._run_exitfuncs()  # a process of multiprocessing skips them
 
@@ -39,10 +44,11 @@ class Command:
   """A running command, used as a subprocess.Popen; its output is one text."""
 
   def __init__(self, argv: list[str], cwd: str | pathlib.Path = ROOT,
-               **env: str):
+               module: str = 'dinojax.main', **env: str):
+    """Starts `python -m module argv` in a folder, with more environment."""
     reader, writer = _CONTEXT.Pipe(duplex=False)
     self._process = _CONTEXT.Process(target=_command, args=(
-        ['dinojax.main', *argv], str(cwd), os.environ | env, writer))
+        [module, *argv], str(cwd), os.environ | env, writer))
     self._process.start()
     writer.close()
     self.stdout = open(os.dup(reader.fileno()))
@@ -83,9 +89,9 @@ def stop():
   forkserver._forkserver._stop()
 
 
-def run(argv: list[str], cwd: str | pathlib.Path = ROOT, **env: str
-        ) -> tuple[int, str]:
+def run(argv: list[str], cwd: str | pathlib.Path = ROOT,
+        module: str = 'dinojax.main', **env: str) -> tuple[int, str]:
   """Exit code and output of a command."""
-  process = Command(argv, cwd, **env)
+  process = Command(argv, cwd, module, **env)
   text, _ = process.communicate(timeout=300)
   return process.returncode, text

@@ -26,6 +26,7 @@ from dinojax.evals import tables
 from dinojax.interop import store
 from dinojax.models import vit
 from dinojax.parallel import mesh as mesh_lib
+from tests import commands
 from tests.interop import cases
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -429,7 +430,6 @@ ENVIRONMENT = os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)}
 
 
 def test_wrong_flags_end_in_sentences(weights, tmp_path):
-  """One process for all of them: each start takes seconds."""
   (tmp_path / 'file').write_bytes(b'')
   base = {'model': str(weights), 'source': 'photos:validation',
           'out': str(tmp_path / 'a.npz')}
@@ -438,30 +438,26 @@ def test_wrong_flags_end_in_sentences(weights, tmp_path):
       ({'out': str(tmp_path / 'file' / 'a.npz')}, 'cannot be written'),
       ({'model': str(tmp_path / 'none')}, 'does not exist: check the path'),
       ({'source': 'folder:/no/such/place'}, 'check the path'),
-      ({'crop_px': '225', 'resize_px': '300'}, 'set it to 224 or 238'),
-      ({'crop_px': '5'}, 'set it to 14'),
-      ({'crop_px': '280'}, 'set --resize_px=280 or more'),
       ({'crop_px': '224', 'keep_aspect': 'true'}, 'leave one out'),
       ({'layers': '3'}, 'set it to 1 … 2')]
-  argvs = [['embed', '--compile_cache=', *(
-      f'--{key}={value}' for key, value in (base | flags).items())]
-           for flags, _ in cases]
-  code = ('import json, sys\nfrom absl import flags\n'
-          'from dinojax import embed\n'
-          'for argv in json.load(sys.stdin):\n'
-          '  flags.FLAGS.unparse_flags()\n  flags.FLAGS(argv)\n'
-          '  assert embed.main([argv[0]]) == 2, argv\n'
-          '  for name in ("crop_px", "resize_px", "keep_aspect", "layers"):\n'
-          '    flags.FLAGS[name].unparse()\n')
-  out = subprocess.run(
-      [sys.executable, '-c', code], input=json.dumps(argvs), text=True,
-      capture_output=True, env=ENVIRONMENT)
-  assert out.returncode == 0, out.stderr
-  said = [line for line in out.stderr.splitlines() if 'error:' in line]
-  assert len(said) == len(cases), out.stderr
-  for line, (_, text) in zip(said, cases, strict=True):
+  for flags, text in cases:
+    code, said = commands.run(
+        ['--compile_cache=', *(
+            f'--{key}={value}' for key, value in (base | flags).items())],
+        module='dinojax.embed', JAX_PLATFORMS='cpu')
+    assert code == 2, said
+    line, = (line for line in said.splitlines() if 'error:' in line)
     assert text in line
   assert sorted(os.listdir(tmp_path)) == ['file']
+
+
+@pytest.mark.parametrize('sizes, text', [
+    (dict(crop_px=225, resize_px=300), 'set it to 224 or 238'),
+    (dict(crop_px=5), 'set it to 14'),
+    (dict(crop_px=280), 'set --resize_px=280 or more')])
+def test_crops_that_do_not_fit_are_refused(sizes, text):
+  with pytest.raises(errors.UserError, match=text):
+    embedding.check(embedding.Choice(**sizes), CONFIG)
 
 
 @pytest.mark.slow  # make test interrupts it in this process

@@ -5,8 +5,7 @@ batch of any size, and return `cls` [b, d], `registers` [b, n, d] (left out
 when the model has none) and `patches` [b, p, d] after the final norm.
 """
 
-from collections.abc import Callable
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import contextlib
 import dataclasses
 import logging

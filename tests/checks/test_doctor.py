@@ -31,6 +31,7 @@ from dinojax.train import pace
 from dinojax.train import recipe as recipe_lib
 from dinojax.train import settings as settings_lib
 from dinojax.train import state as state_lib
+from tests import commands
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -315,21 +316,19 @@ def test_rows_are_aligned_and_nothing_is_cut():
   assert findings.summary([findings.error('a', 'b')]) == '1 error, 0 warnings'
 
 
-def run(*flags, platforms='cpu'):
-  process = subprocess.run(
-      [sys.executable, '-m', 'dinojax.doctor', *flags], cwd=ROOT, text=True,
-      capture_output=True, env=os.environ | {'JAX_PLATFORMS': platforms})
-  return process.returncode, process.stdout, process.stderr
+def run(*flags):
+  return commands.run(
+      [*flags], module='dinojax.doctor', JAX_PLATFORMS='cpu')
 
 
 def test_a_config_is_measured_from_end_to_end(tmp_path):
   out = tmp_path / 'out.json'
-  code, text, progress = run(
+  code, text = run(
       f'--config={ROOT}/configs/demo.py:smoke', f'--workdir={tmp_path}/run',
       f'--json={out}', f'--compile_cache={ROOT}/.jax_cache', '--steps=1',
       '--input_s=0.2', '--config.crops.num_local=0',
       '--config.ibot.loss_weight=0')
-  assert code == 0, text + progress
+  assert code == 0, text
   made = json.loads(out.read_text())
   assert list(made['parts']) == [
       'machine', 'versions', 'config', 'data', 'workdir', 'speed']
@@ -339,7 +338,7 @@ def test_a_config_is_measured_from_end_to_end(tmp_path):
   assert 'images/s' in speed['step']['text']
   assert made['warnings'] >= 2  # groups of 4, crops of 2 × 2 patches
   assert text.splitlines()[-1] == f'0 errors, {made["warnings"]} warnings'
-  assert 'compiling the step' in progress
+  assert 'compiling the step' in text
   assert not (tmp_path / 'run').exists()
 
 
@@ -412,14 +411,16 @@ def test_made_up_batches_are_those_of_the_pipeline():
 
 
 def test_wrong_flags_are_usage():
-  code, _, complaint = run('--nothing=1')
+  code, text = run('--nothing=1')
   assert code == 2
-  assert 'error: --nothing is not a flag of `dinojax doctor`' in complaint
+  assert 'error: --nothing is not a flag of `dinojax doctor`' in text
 
 
 def test_a_jax_that_does_not_start():
-  code, text, progress = run(platforms='nothing')
-  text = ' '.join(text.split())
-  assert code == 1, text + progress
+  done = subprocess.run(  # read when jax is imported
+      [sys.executable, '-m', 'dinojax.doctor'], cwd=ROOT, text=True,
+      capture_output=True, env=os.environ | {'JAX_PLATFORMS': 'nothing'})
+  text = ' '.join(done.stdout.split())
+  assert done.returncode == 1, done.stdout + done.stderr
   assert 'JAX does not start' in text and "'nothing'" in text
   assert 'grain' in text and '1 error, ' in text  # the rest is still told

@@ -1,9 +1,7 @@
 """What was written is run on the spot, and a wrong file does not pass."""
 
 import dataclasses
-import os
 import re
-import subprocess
 import sys
 
 import numpy as np
@@ -16,6 +14,7 @@ from dinojax.interop import files
 from dinojax.interop import graphs
 from dinojax.interop import store
 from dinojax.interop import writing
+from tests import commands
 from tests.interop import cases
 
 TORCH = ('hf', 'timm')
@@ -106,13 +105,12 @@ def test_a_runtime_that_does_not_import_is_named(tmp_path, monkeypatch):
 def test_the_command_writes_a_program_and_checks_it(tmp_path):
   written = cases.weights(cases.CONVNEXT)
   store.save(str(tmp_path / 'ours'), written)
-  command = [sys.executable, '-m', 'dinojax.convert', 'export',
-             f'--source={tmp_path / "ours"}', f'--out={tmp_path / "theirs"}',
-             '--format=stablehlo', '--image_px=64']
-  done = subprocess.run(command, capture_output=True, text=True,
-                        env=os.environ | {'JAX_PLATFORMS': 'cpu'})
-  assert done.returncode == 0, done.stderr
-  last = done.stdout.splitlines()[-1]
+  code, text = commands.run(
+      ['export', f'--source={tmp_path / "ours"}',
+       f'--out={tmp_path / "theirs"}', '--format=stablehlo', '--image_px=64'],
+      module='dinojax.convert', JAX_PLATFORMS='cpu')
+  assert code == 0, text
+  last = text.splitlines()[-1]
   assert '64 × 64 pixels' in last and worst(last) <= 1e-5
   np.testing.assert_array_equal(
       files.read(str(tmp_path / 'theirs' / graphs.PARAMS))['norm/scale'],

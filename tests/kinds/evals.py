@@ -138,15 +138,17 @@ def segmentation_inference(case):
         image, kernel, (stride, stride), ((1, 1), (1, 1)),
         dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
 
-  predict = lambda image: resample.resize_linear(
-      convolve(image, 2), image.shape[1:3])
+  @jax.jit
+  def predict(image):
+    return resample.resize_linear(convolve(image, 2), image.shape[1:3])
+
   slide = dict(crop_px=c['crop'], stride_px=c['stride'])
   infer = lambda key, **options: nchw(segmentation.infer(
       predict, x, size=case.outputs[key].shape[2:], **slide, **options))
   w, maps = case.weights['head'], [
       nhwc(case.inputs[key]) for key in sorted(case.inputs)
       if key.startswith('feat')]
-  logits = segmentation.linear_head(
+  logits = jax.jit(segmentation.linear_head)(
       maps, mean=w['batchnorm_layer.running_mean'],
       variance=w['batchnorm_layer.running_var'],
       scale=w['batchnorm_layer.weight'], bias=w['batchnorm_layer.bias'],
@@ -161,7 +163,7 @@ def segmentation_inference(case):
       'linear_head_eval': nchw(logits),
       'linear_head_predict': nchw(resample.resize_linear(logits, size)),
       'multiscale': features.multi_scale(
-          lambda image: quarters(convolve(image, 1)), x)}
+          jax.jit(lambda image: quarters(convolve(image, 1))), x)}
 
 
 def quarters(maps):

@@ -5,6 +5,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dinojax.losses import centering
 from dinojax.losses import dino
@@ -164,21 +165,24 @@ def sinkhorn_knopp(case):
 @golden.kind('softmax_center')
 def softmax_center(case):
   case.config.skip('K')
+  softmax_center, row_mean, group_mean, update_center = map(jax.jit, (
+      centering.softmax_center, centering.row_mean, centering.group_mean,
+      centering.update_center))
   momentum, out = case.config['momentum'], {}
   starts = [key for key in case.inputs if key.endswith('_center0')]
   for start in starts:
     name = start.removesuffix('_center0')  # 'v2/dino'
     shape = case.inputs[start].shape
     version, head = name.split('/')
-    center = jnp.asarray(case.inputs[start]).reshape(-1)
+    center = case.inputs[start].reshape(-1)
     for i in range(sum(key.startswith(f'{name}_teacher')
                        for key in case.inputs)):
-      logits = jnp.asarray(case.inputs[f'{name}_teacher{i}'])
+      logits = case.inputs[f'{name}_teacher{i}']
       out[f'{name}_center_after_apply{i}'] = center.reshape(shape)
-      out[f'{name}_probs{i}'] = centering.softmax_center(
+      out[f'{name}_probs{i}'] = softmax_center(
           logits, center, case.inputs[f'{version}/temp{i}'])
-      mean = (centering.row_mean(logits) if head == 'dino' else
-              centering.group_mean(logits, jnp.ones(logits.shape[:2])))
-      center = centering.update_center(center, mean, momentum)
+      mean = (row_mean(logits) if head == 'dino' else
+              group_mean(logits, np.ones(logits.shape[:2], np.float32)))
+      center = update_center(center, mean, momentum)
     out[f'{name}_center_final'] = center.reshape(shape)
   return out

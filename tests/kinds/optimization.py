@@ -27,15 +27,20 @@ def adamw_steps(case):
       name: groups[name][key] for name in start['part']}}
   adam = optimizer.AdamW(optimizer.Multipliers(
       pick('lr_multiplier'), pick('wd_multiplier'), pick('is_last_layer')))
-  params, opt, out = start, adam.init(start), {}
+  params, opt, out = start, jax.jit(adam.init)(start), {}
+  clip = case.config['clip']
+
+  @jax.jit
+  def update(grads, opt, params, lr, last_layer_lr, weight_decay):
+    grads, norms = optimizer.clip_per_part(grads, clip)
+    return norms['part'], *adam.update(
+        grads, opt, params, lr=lr, last_layer_lr=last_layer_lr,
+        weight_decay=weight_decay)
+
   for i in range(len(case.inputs['lr'])):
-    grads, norms = optimizer.clip_per_part(
-        part(f'grad{i}/'), case.config['clip'])
-    params, opt = adam.update(
-        grads, opt, params, lr=case.inputs['lr'][i],
-        last_layer_lr=case.inputs['last_layer_lr'][i],
-        weight_decay=case.inputs['wd'][i])
-    out[f'clip_norm{i}'] = norms['part']
+    out[f'clip_norm{i}'], params, opt = update(
+        part(f'grad{i}/'), opt, params, *(
+            case.inputs[key][i] for key in ('lr', 'last_layer_lr', 'wd')))
     out |= {f'step{i}/{k}': v for k, v in params['part'].items()}
   for theirs, ours in (('exp_avg', 'mu'), ('exp_avg_sq', 'nu')):
     out |= {f'{theirs}/{k}': v for k, v in opt[ours]['part'].items()}
