@@ -17,11 +17,12 @@ from dinojax.parallel import mesh as mesh_lib
 CONFIG = vit.ViTConfig(
     embed_dim=32, depth=3, num_heads=2, patch_px=4, image_px=16,
     layerscale=1.0, position='rope', attention='xla')
+ONE = 1, 1  # device
 IMAGES = np.random.default_rng(0).normal(size=(8, 16, 16, 3)).astype('float32')
 
 
 @functools.cache
-def gradients(kind, shape=(1, 1)):
+def gradients(kind, shape):
   """Gradients of a sum over patches, and the program that gave them."""
   config = dataclasses.replace(CONFIG, remat=kind)
   mesh = mesh_lib.make(*shape, devices=jax.devices()[:shape[0] * shape[1]])
@@ -43,10 +44,10 @@ def gradients(kind, shape=(1, 1)):
 
 
 @pytest.mark.parametrize('shape', [
-    (1, 1), pytest.param((2, 4), marks=pytest.mark.slow, id='mesh')])
+    ONE, pytest.param((2, 4), marks=pytest.mark.slow, id='mesh')])
 @pytest.mark.parametrize('kind', [k for k in layers.REMAT if k != 'none'])
 def test_gradients_are_those_of_a_pass_that_keeps_everything(kind, shape):
-  want, _ = gradients('none')
+  want, _ = gradients('none', ONE)
   got, _ = gradients(kind, shape)
   for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
@@ -54,7 +55,7 @@ def test_gradients_are_those_of_a_pass_that_keeps_everything(kind, shape):
 
 def test_dots_repeats_no_product_with_weights():
   # Scores are computed again, attended values are not.
-  products = {k: len(re.findall('dot_general', gradients(k)[1]))
+  products = {k: len(re.findall('dot_general', gradients(k, ONE)[1]))
               for k in layers.REMAT}
   assert products['dots'] == products['none'] + 1
   assert products['blocks'] > products['dots'] + 3
@@ -63,5 +64,5 @@ def test_dots_repeats_no_product_with_weights():
 def test_offload_keeps_the_inputs_of_blocks_on_the_host():
   stored = '[3,8,17,32]'  # three blocks, 8 images of 1 + 16 tokens
   kept = {k: set(re.findall(rf'f32(<host>)?{re.escape(stored)}',
-                            gradients(k)[1])) for k in layers.REMAT}
+                            gradients(k, ONE)[1])) for k in layers.REMAT}
   assert kept['offload'] == {'<host>'} and kept['blocks'] == {''}
