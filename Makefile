@@ -10,24 +10,27 @@ TORCH ?= 1
 comma := ,
 TEST_EXTRAS := test$(if $(filter 1,$(TORCH)),$(comma)torch)
 FILES := pyproject.toml requirements.txt constraints.txt
-# Versions of everything, so that a later release breaks no install.
-PIP = $(BIN)/python -m pip install --quiet --constraint constraints.txt
+# Versions of everything, so that a later release breaks no install. Byte code
+# is made of what is imported, when it is: of all files it takes a minute.
+PIP = $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
 
 .PHONY: install demo test test-all test-pythons audit lint clean
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: $(FILES)
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$@ -m pip install --quiet --upgrade pip
+
+$(VENV)/.installed: $(FILES) | $(BIN)/python
 	$(PIP) --editable .
 	touch $@
 
-$(VENV)/.installed-demo: $(VENV)/.installed
+$(VENV)/.installed-demo: $(FILES) | $(BIN)/python
 	$(PIP) --editable ".[demo]"
 	touch $@
 
-$(VENV)/.installed-test-$(TORCH): $(VENV)/.installed
+$(VENV)/.installed-test-$(TORCH): $(FILES) | $(BIN)/python
 	$(PIP) --editable ".[$(TEST_EXTRAS)]"
 	touch $@
 

@@ -94,8 +94,14 @@ def unit_px(config) -> int:
 
 def program(model: Backbone, choice: Choice
             ) -> Callable[[np.ndarray], jax.Array]:
-  """[b, y, x, c] uint8 images to [b, d] or [b, p, d] features, compiled."""
+  """[b, y, x, c] uint8 images to [b, d] or [b, p, d] features, compiled.
+
+  A device that results are fetched from rounds them to the choice's dtype. A
+  CPU need not, and XLA's compiler has no float16 for those without F16C.
+  """
   depth = model.config.depth
+  on_cpu = mesh_lib.platform(model.mesh) == 'cpu'
+  dtype = 'float32' if on_cpu else choice.dtype
   indices = tuple(range(depth - choice.layers, depth))
 
   def call(net, images):
@@ -109,7 +115,7 @@ def program(model: Backbone, choice: Choice
     else:
       out = linear.probe_input(
           layers, len(layers), choice.features == 'cls+mean')
-    return out.astype(choice.dtype)
+    return out.astype(dtype)
 
   run = jax.jit(
       lambda params, images: model.net.apply(params, images, call),

@@ -208,7 +208,8 @@ def _fill(shards: shards_lib.Shards, embed: Callable, rows: Iterator[dict],
       shards.write(shard.number, shard.part())
       done = shards.rows(shard.number).stop
     else:
-      shard.add(batch, np.asarray(features))
+      with np.errstate(over='ignore'):  # the shard refuses infinities
+        shard.add(batch, np.asarray(features, choice.dtype))
       done = max(done, shards.rows(shard.number).start) + len(batch)
     yield done
 
