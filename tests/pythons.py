@@ -87,7 +87,9 @@ def steps(python: pathlib.Path, suite: bool) -> dict[str, list]:
       'load': [python, '-c', _LOAD]}
   if suite:
     every |= {'install tests': [*pip, f'{ROOT}[test]'],
-              'tests': [python, '-m', 'pytest', ROOT, f'--rootdir={ROOT}']}
+              'tests': [python, '-m', 'pytest', ROOT, f'--rootdir={ROOT}',
+                        # As `make test`.
+                        *'-n 2 --dist loadfile --no-loadscope-reorder'.split()]}
   return every
 
 
