@@ -97,8 +97,14 @@ def copy(name: str, out: str | None) -> str:
   Raises:
     UserError: no such config, or the file is there or cannot be written.
   """
+  name = name.removesuffix('.py')
+  known = configs() | recipes()
+  if name not in known:
+    raise errors.UserError(
+        f'--copy={name} is none of those that come with dinojax: '
+        f'{", ".join(known)}')
   flag = 'recipe' if name in recipes() else 'config'
-  text = locate(name, flag).read_text()
+  text = known[name].read_text()
   if not out:
     raise errors.UserError(
         f'--copy={name} needs --out=FILE, such as --out=mine.py')
@@ -115,7 +121,7 @@ def copy(name: str, out: str | None) -> str:
   except OSError as error:
     raise errors.UserError(
         f'--out={out} cannot be written: {error.strerror}') from error
-  return f'wrote {out}: dinojax train --{flag}={out} --workdir=runs/mine'
+  return f'wrote {out}: dinojax train --{flag}={out} --workdir=runs/{path.stem}'
 
 
 def load(text: str, flag: str = 'config') -> config_dict.ConfigDict:

@@ -37,7 +37,8 @@ class _Number(flags.ArgumentParser):
     try:
       return self._kind(argument)
     except (TypeError, ValueError):
-      raise ValueError(f'it must be {self._words}, or None') from None
+      raise ValueError(f'it must be {self._words}, or None where that is '
+                       'allowed') from None
 
   def flag_type(self):
     """Name of the type, for absl."""
@@ -178,7 +179,12 @@ def _sentence(error: Exception, module: str, command: str) -> str:
         name, [f.name for f in _flags(module)], 2, 0.6)
     if re.match(r'(no)?(config|recipe)\.', name):
       kind = name.partition('.')[0].removeprefix('no')
-      return (f'--{name} is a field of a {kind}: give --{kind}=NAME too')
+      if any(re.match('--?data(=|$)', word) for word in sys.argv[1:]):
+        return (f'--{name} is a field of a config, and --data chooses one: '
+                'train with it once, then change WORKDIR/config.py, or give '
+                '--config=WORKDIR/config.py instead of --data, and another '
+                '--workdir')
+      return f'--{name} is a field of a {kind}: give --{kind}=NAME too'
     hint = (f'did you mean {" or ".join(f"--{n}" for n in near)}? '
             if near else '')
     return (f'--{name} is not a flag of `dinojax {command}`: {hint}'

@@ -2,8 +2,7 @@
 
   dinojax convert records --source=folder:DIR --out=DIR
   dinojax convert import --source=FILE_OR_FOLDER_OR_hf:OWNER/NAME --out=DIR
-  dinojax convert export --source=DIR_OR_RUN --out=DIR \
-      --format=meta|hf|timm|onnx|stablehlo
+  dinojax convert export --source=DIR_OR_RUN --out=DIR --format=FORMAT
 """
 
 import sys
@@ -32,7 +31,7 @@ _OUT = flags.DEFINE_string('out', None, 'Folder of the result.')
 _IMAGES_PER_SHARD = flags.DEFINE_integer(
     'images_per_shard', 10_000, 'Images in a shard, about.', lower_bound=1)
 _FORMAT = flags.DEFINE_enum(
-    'format', 'meta', writing.FORMATS, 'Whose format is written.')
+    'format', 'meta', writing.FORMATS, 'What an export is written as.')
 _PART = flags.DEFINE_string(
     'part', 'ema', 'Which weights of a run or of a whole training: ema, '
     'student, or the name of one of several backbones in a file.')

@@ -1,7 +1,7 @@
 """`dinojax embed --model=PATH --source=folder:DIR --out=feats.npz`.
 
-Features of every image of a source, as one .npz or .parquet file. The same
-command continues after a stop; images that cannot be read are listed.
+Features of every image of a source, as one .npz, .parquet or .csv file. The
+same command continues after a stop; images that cannot be read are listed.
 """
 
 import math

@@ -20,6 +20,7 @@ from dinojax import workdir as workdir_lib
 from dinojax.core import atomic
 from dinojax.core import config as config_lib
 from dinojax.core import errors
+from dinojax.core import log
 from dinojax.core import output
 from dinojax.core import paths
 from dinojax.core import tree
@@ -126,6 +127,9 @@ def _train(config: Any, settings: settings_lib.Settings, folder: epath.Path,
     if result.finished and processes.is_first():
       with workdir_lib.writable(folder):
         write_results(folder, result)
+      print(f'finished {result.step} steps in {log.duration(result.seconds)}: '
+            f'{folder / workdir_lib.RESULTS}; see what it learned with '
+            f'`dinojax pca --workdir={folder}`', flush=True)
   return result
 
 

@@ -50,6 +50,11 @@ class Features:
   registers: jax.Array
   patches: jax.Array
 
+  def __repr__(self) -> str:
+    parts = (f'{field.name} {list(getattr(self, field.name).shape)}'
+             for field in dataclasses.fields(self))
+    return f'dinojax.Features({", ".join(parts)}, {self.cls.dtype})'
+
 
 class Model:
   """A backbone with its parameters on the devices; calling it gives features.
@@ -98,7 +103,7 @@ class Model:
       what = (f'ConvNeXt of {"/".join(map(str, c.depths))} blocks, widths '
               f'{"/".join(map(str, c.dims))}, one token for {c.token_px} px')
     return (f'dinojax.Model({what}; '
-            f'{tree.num_elements(self.params) / 1e6:.1f} M parameters; '
+            f'{tree.num_elements(self.params) / 1e6:.3g} M parameters; '
             f'from {self.source or "memory"} ({self.family}); '
             f'mean {say(self.mean)}, std {say(self.std)}'
             + (f', greys from {self.value_range[0]:g} to '

@@ -23,13 +23,14 @@ from dinojax.train import settings as settings_lib
 
 @pytest.fixture
 def parsed(monkeypatch, capsys):
-  """Values or messages of a command that takes --config and --workdir."""
+  """Values or messages of a command that takes --config, --data, --workdir."""
   absl = flags.FLAGS
-  names = ('config', 'workdir')
+  names = ('config', 'data', 'workdir')
   others = {name: absl[name] for name in names if name in absl}
   for name in others:
     delattr(absl, name)
   commandline.config_flag('config', 'What is trained.')
+  flags.DEFINE_string('data', None, 'Folder of images.')
   flags.DEFINE_string('workdir', None, 'Folder of the run.')
   fresh = set(absl)
 
@@ -65,6 +66,8 @@ def parsed(monkeypatch, capsys):
     (['--config=vits', '--config.schedules.lr.peak=fast'],
      ['--config.schedules.lr.peak=fast', 'a number, or None']),
     (['--config.seed=3'], ['--config.seed is a field', 'give --config=NAME']),
+    (['--data=x', '--config.seed=3'],
+     ['--config.seed is a field', '--config=WORKDIR/config.py']),
 ])
 def test_mistakes_are_a_sentence_with_what_may_be_meant(parsed, words, parts):
   code, text = parsed(*words)
@@ -164,12 +167,12 @@ def test_a_file_with_a_mistake_is_named(tmp_path, text, part):
 
 def test_a_copy_is_a_config_anywhere(tmp_path):
   out = tmp_path / 'mine.py'
-  catalog.copy('vitb', str(out))
+  catalog.copy('vitb.py', str(out))  # as the README's table has it
   assert catalog.load(f'{out}:smoke').to_dict() == catalog.load(
       'vitb:smoke').to_dict()
   for name, where in (('vitb', str(out)), ('vitb', None), ('vitx', 'x.py'),
                       ('vitb', str(tmp_path / 'no/x.py'))):
-    with pytest.raises(errors.UserError, match='--out|--config=vitx'):
+    with pytest.raises(errors.UserError, match='--out|--copy=vitx.*vitb'):
       catalog.copy(name, where)
 
 

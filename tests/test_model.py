@@ -18,6 +18,7 @@ from dinojax import job
 from dinojax import model as model_lib
 from dinojax.core import atomic
 from dinojax.core import errors
+from dinojax.core import tree
 from dinojax.interop import files
 from dinojax.interop import store
 from dinojax.train import loop
@@ -103,11 +104,16 @@ def test_blocks_that_are_not_there(model):
 
 
 def test_a_model_says_what_it_is(model, folder):
+  num = tree.num_elements(model.params) / 1e6
   for text in ('ViT of 1 blocks, width 8, 2 heads, patches of 2 px',
-               'learned positions for 4 px', '0.0 M parameters', str(folder),
-               '(meta)', 'mean 0.485/0.456/0.406, std 0.229'):
+               'learned positions for 4 px', f'{num:.3g} M parameters',
+               str(folder), '(meta)', 'mean 0.485/0.456/0.406, std 0.229'):
     assert text in repr(model)
   assert len(repr(model)) < 300 + len(str(folder))
+  features = model(np.zeros((2, 4, 4, 3), np.float32))
+  assert repr(features) == (
+      'dinojax.Features(cls [2, 8], registers [2, 0, 8], patches [2, 4, 8], '
+      'float32)')
 
 
 @pytest.mark.parametrize('function', [

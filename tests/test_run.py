@@ -146,7 +146,8 @@ def finished(stopped):
 
 
 def test_a_finished_run_leaves_its_results(finished):
-  _, workdir = finished
+  text, workdir = finished
+  assert 'finished 20 steps in ' in text.splitlines()[-1]
   results = json.loads((workdir / 'results.json').read_text())
   assert set(results['knn_top1_pct']) == {
       'raw_pixels', 'untrained', 'trained'}

@@ -41,6 +41,7 @@ from dinojax.train import settings as settings_lib
 Found = list[findings.Finding]
 Part = tuple[str, Found]
 Say = Callable[[str], None]
+_FEW_IMAGES = 50  # whose k-NN is a matter of luck
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,6 +177,9 @@ def _open(settings: settings_lib.Settings, num_sampled: int) -> _Data:
     for spec, _ in pairs:
       attempt(name, spec)
       if spec in opened:
+        what, fix = sources.no_classes(opened[spec])
+        if what:
+          found.append(findings.warn(name, what, fix))
         found.extend(views.sample_findings(settings, inspection.sample(
             opened[spec], num_sampled, max_pixels=settings.data.max_pixels,
             value_range=settings.data.value_range)))
@@ -206,6 +210,11 @@ def _validation(settings: settings_lib.Settings, attempt: Callable,
           'a source with sub-folders, or data.validation=None'))
   if not out and {train, test} <= opened.keys():
     out += _classes(opened[train], opened[test])
+    count = len(opened[test])
+    if count < _FEW_IMAGES:
+      out.append(findings.warn(
+          'data.validation', f'{count} images: each is {100 / count:.3g} % of '
+          'k-NN', 'more labelled images, or little trust in it'))
   return out
 
 

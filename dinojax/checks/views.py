@@ -94,8 +94,9 @@ def unreadable(s: Settings, sample: inspection.Sample) -> Found:
                     for name, why in sample.problems[:_NAMED])
   text = f'{bad} of {seen} that were tried are not ({named})'
   limit = s.data.max_bad_fraction
-  # So many that it is no chance of the few that were tried.
-  if bad - 2 * math.sqrt(bad) > limit * seen:
+  # So many that it is no chance of the few that were tried, if not of all.
+  chance = 2 * math.sqrt(bad) if seen < sample.num_images else 0
+  if bad - chance > limit * seen:
     return [findings.error(
         'readable', f'{text}: training stops above data.max_bad_fraction='
         f'{limit:g}', 'repair or remove them, or raise it')]

@@ -232,8 +232,8 @@ def unreadable(folder: str, error: Exception) -> errors.UserError:
         'gcsfs`')
   if isinstance(error, NotADirectoryError):
     return errors.UserError(
-        f'{spec} is a file: give the path of a folder, or of one image '
-        f'without folder: ({folder})')
+        f'{folder} is a file, not a folder: give the folder that the images '
+        'are in; one image alone is given by its path')
   fix = ('bucket, path and your credentials' if '://' in folder else
          'the path and its permissions')
   why = getattr(error, 'strerror', None) or ' '.join(str(error).split())

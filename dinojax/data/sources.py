@@ -94,8 +94,8 @@ def open_source(spec: str) -> Source:
   if os.path.isfile(path):
     return File(spec)
   raise errors.UserError(
-      f'data source {spec!r} is not known: use one of {", ".join(_SCHEMES)}, '
-      'or the path of a folder or an image that exists')
+      f'data source {spec!r} is not known, and no folder or image of that '
+      f'name is here: check the path, or use one of {", ".join(_SCHEMES)}')
 
 
 def open_training(spec: str) -> Source:
@@ -105,15 +105,21 @@ def open_training(spec: str) -> Source:
     UserError: see `open_source`.
   """
   source = open_source(spec)
-  names = listing.splits(source.classes)
-  if names and isinstance(source, Folder):
-    train, other = map(text.printable, names)
-    _say_once(
-        f'{text.printable(source.spec)} holds {train}/ and {other}/, which '
-        'are no classes: training sees the images of both. Set data.train='
-        f'{text.printable(source.spec)}/{train} and data.validation='
-        f'{text.printable(source.spec)}/{other}')
+  what, fix = no_classes(source)
+  if what:
+    _say_once(f'{what}. {fix[0].upper()}{fix[1:]}')
   return source
+
+
+def no_classes(source: Source) -> tuple[str, str]:
+  """What is odd of sub-folders train and test, and the remedy; else ''."""
+  names = listing.splits(source.classes)
+  if not names or not isinstance(source, Folder):
+    return '', ''
+  spec, train, other = map(text.printable, (source.spec, *names))
+  return (f'{spec} holds {train}/ and {other}/, which are no classes: training '
+          'sees the images of both',
+          f'set data.train={spec}/{train} and data.validation={spec}/{other}')
 
 
 class Folder:

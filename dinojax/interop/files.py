@@ -152,7 +152,9 @@ def _folder(place: pathlib.Path) -> State:
             'too: download the folder again')
       state |= part
     return state
-  for name in ('model.safetensors', 'pytorch_model.bin'):
+  # The last is what we write for Meta's own code.
+  for name in ('model.safetensors', 'pytorch_model.bin',
+               'backbone.safetensors'):
     if (place / name).exists():
       return read(str(place / name))
   others = sorted(path.name for path in place.iterdir()

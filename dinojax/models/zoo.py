@@ -90,7 +90,8 @@ def num_heads(embed_dim: int, depth: int) -> int:
       return heads
   raise errors.UserError(
       f'no published model is {embed_dim} wide and {depth} deep, so its '
-      'number of heads is not known: give it (num_heads)')
+      'number of heads is not known: give num_heads=N in Python, --num_heads=N '
+      'on the command line')
 
 
 def vit_config(name: str, **overrides) -> vit.ViTConfig:

@@ -12,6 +12,7 @@ import gc
 import logging
 import os
 import sys
+import textwrap
 import time
 import warnings
 
@@ -199,7 +200,7 @@ class Checkpoints:
       with _alone():
         return self._manager.load_checkpointables(step, parts), ''
     except Exception as error:  # noqa: BLE001 (damaged bytes raise anything)
-      return None, first_line(error)[:120]
+      return None, first_line(error, 120)
 
   def _digests(self, step: int) -> Mapping[str, dict]:
     """Digests that were saved; {} of a checkpoint from before there were."""
@@ -267,8 +268,8 @@ class Checkpoints:
              if step < before and self._is_whole(step, parts)]
     if not whole:
       return 'No earlier one is whole: bring the folder back from a copy'
-    return (f'Whole are the earlier steps {", ".join(whole)}: '
-            f'{self.workdir}@{whole[-1]} is read in its place')
+    return (f'Whole are the earlier steps {", ".join(whole)}: give '
+            f'{self.workdir}@{whole[-1]} in its place')
 
   def _is_whole(self, step: int, parts: dict) -> bool:
     try:
@@ -314,7 +315,7 @@ class Checkpoints:
       return self._manager.metadata(step).custom_metadata or {}
     except Exception as error:  # noqa: BLE001 (damaged bytes raise anything)
       raise self._damage(step, 'its description cannot be read ('
-                         f'{first_line(error)[:200]})') from error
+                         f'{first_line(error, 200)})') from error
 
   def close(self):
     """Ends pending writes.
@@ -356,9 +357,10 @@ def _forget():
     sys.unraisablehook = hook
 
 
-def first_line(error: Exception) -> str:
-  """The first line of an error's message."""
-  return (str(error).splitlines() or [type(error).__name__])[0]
+def first_line(error: Exception, width: int = 10**6) -> str:
+  """The first line of an error's message, cut between words."""
+  line = (str(error).splitlines() or [type(error).__name__])[0]
+  return textwrap.shorten(line, width, placeholder=' …')
 
 
 def abstract_part(state: dict, name: str) -> dict:

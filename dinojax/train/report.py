@@ -161,10 +161,10 @@ class Report:
     # Ten images of the first thousand are noise whatever the fraction.
     if bad > limit * max(seen, 1000):
       raise errors.UserError(
-          f'{bad} of {seen} images could not be read, more than '
-          f'data.max_bad_fraction={limit}: see '
-          f'{self._workdir / "bad_images.jsonl"} for which and why, repair '
-          'them or raise data.max_bad_fraction')
+          f'{bad} of {seen} images that were drawn could not be read, more '
+          f'than data.max_bad_fraction={limit}: '
+          f'{self._workdir / "bad_images.jsonl"} lists each file once, and '
+          'why; repair them or raise data.max_bad_fraction')
 
   def _write(self, step: int, values: Mapping[str, np.ndarray],
              seconds: float):

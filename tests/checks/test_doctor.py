@@ -148,12 +148,32 @@ def test_a_look_at_the_images(tmp_path):
   assert levels(views.sample_findings(s, sample)) == {'readable': 'warn'}
   many = inspection.Sample('x', 64, sample.sides, [('a', 'truncated')] * 6)
   assert levels(views.unreadable(s, many)) == {'readable': 'error'}
+  # Of all there are, one is no chance.
+  every = inspection.Sample('x', 10, sample.sides, [('a', 'truncated')])
+  assert levels(views.unreadable(s, every)) == {'readable': 'error'}
   tiny = inspection.Sample('x', 64, sample.sides // 4, [])
   for local_px, times in ((16, '5.3'), (40, '8.8')):
     # 48 pixels from √0.32 of 16; 40 from √0.08 of 16.
     found = views.sample_findings(settings(crops__local_px=local_px), tiny)
     assert levels(found) == {'image sizes': 'warn'}
     assert f'enlarged {times} times' in found[1].text
+
+
+def test_folders_that_are_no_classes_and_a_knn_of_few_images(tmp_path):
+  for split in ('train', 'val'):
+    for name in ('cat', 'dog'):
+      (tmp_path / split / name).mkdir(parents=True)
+      write(tmp_path / split / name, '1.png', 64)
+  s = settings(data__train=f'folder:{tmp_path}',
+               data__validation=f'folder:{tmp_path}/val')
+  found = report._open(s, 2).found
+  assert any(f.fix.startswith('set data.train=') for f in found)
+  s = settings(data__train=f'folder:{tmp_path}/train',
+               data__validation=f'folder:{tmp_path}/val')
+  found = report._open(s, 2).found
+  assert '2 images: each is 50 % of k-NN' in [
+      f.text for f in found if f.name == 'data.validation']
+  assert not any(f.fix.startswith('set data.train=') for f in found)
 
 
 def test_more_images_in_a_batch_than_there_are():

@@ -111,6 +111,9 @@ def test_train_and_test_folders_are_no_classes(tmp_path, caplog):
   source = sources.open_training(f'folder:{tmp_path}')
   assert source.classes == ('Train', 'extra', 'val')
   assert f'data.train=folder:{tmp_path}/Train' in caplog.text
+  what, fix = sources.no_classes(source)  # as `dinojax doctor` has it
+  assert 'holds Train/ and val/' in what
+  assert fix.endswith(f'data.validation=folder:{tmp_path}/val')
   assert listing.splits(('train', 'cat')) is None
 
 
@@ -124,7 +127,7 @@ def test_one_image_is_a_source(tmp_path, spelling):
   assert len(sources.open_source(str(tmp_path))) == 1
   with pytest.raises(errors.UserError, match='is a file'):
     sources.open_source(f'folder:{tmp_path}/photo.PNG')
-  with pytest.raises(errors.UserError, match='that exists'):
+  with pytest.raises(errors.UserError, match='no folder or image of that name'):
     sources.open_source(f'{tmp_path}/nothing.png')
 
 

@@ -201,7 +201,7 @@ def test_a_reader_hears_which_steps_are_whole(run):
   for step in '46':
     flip(largest(run / 'checkpoints' / step / 'teacher'))
   saved = checkpoint.Checkpoints(run)
-  with pytest.raises(checkpoint.Damaged, match=f'{run}@2 is read in its'):
+  with pytest.raises(checkpoint.Damaged, match=f'give {run}@2 in its place'):
     saved.restore_part('teacher', shapes(make(6))['teacher'])
   saved.restore_part('student', shapes(make(6))['student'])  # another part
 
