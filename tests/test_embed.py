@@ -460,6 +460,13 @@ def test_crops_that_do_not_fit_are_refused(sizes, text):
     embedding.check(embedding.Choice(**sizes), CONFIG)
 
 
+def test_crops_much_larger_than_those_of_training_are_said():
+  assert embedding.enlarged(embedding.Choice(crop_px=56), CONFIG) == ''
+  said = embedding.enlarged(embedding.Choice(), CONFIG)
+  assert 'was trained on 56' in said and '--crop_px=56 --resize_px=64' in said
+  assert not embedding.enlarged(embedding.Choice(crop_px=None), CONFIG)
+
+
 @pytest.mark.slow  # make test interrupts it in this process
 def test_the_command_survives_a_kill(model, weights, tmp_path):
   out = tmp_path / 'new' / 'a.npz'

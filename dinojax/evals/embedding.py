@@ -22,6 +22,7 @@ FEATURES = ('cls', 'patches', 'cls+mean')
 _CONVNEXT_STRIDE_PX = 32
 _MAX_IMAGES_PER_SHARD = 4096
 _MAX_SHARD_BYTES = 2**28
+_LARGER = 1.5  # crops than those of training, and it is said
 # Fields of a backbone that change its speed, not its features.
 _FREE_FIELDS = ('attention', 'packing', 'remat')
 
@@ -83,6 +84,18 @@ def check(choice: Choice, config):
     raise errors.UserError(
         f'--layers={choice.layers} of a ConvNeXt have maps of different '
         'sizes: set it to 1, or --features=cls')
+
+
+def enlarged(choice: Choice, config) -> str:
+  """What to say of crops much larger than those of training, or ''."""
+  crop, trained = choice.crop_px, getattr(config, 'image_px', None)
+  if not crop or not trained or crop < _LARGER * trained:
+    return ''
+  unit = unit_px(config)
+  near = max(round(trained / unit), 1) * unit
+  resized = round(near * Choice.resize_px / Choice.crop_px)
+  return (f'crops of {crop} pixels, and the model was trained on {trained}: '
+          f'--crop_px={near} --resize_px={resized} are what it knows')
 
 
 def unit_px(config) -> int:

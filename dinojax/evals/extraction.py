@@ -82,6 +82,9 @@ def extract(model: embedding.Backbone, source: sources.Source, out: str,
     return Result(*tables.summary(out))
   unit = embedding.unit_px(model.config)
   _say_rounding(choice, unit, say)
+  enlarged = embedding.enlarged(choice, model.config)
+  if enlarged:
+    say(enlarged)
   with shards.held(lambda: _check_names(shards, source)):
     start = _continue(shards, source, say)
     progress(start)
