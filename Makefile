@@ -10,9 +10,8 @@ TORCH ?= 1
 comma := ,
 TEST_EXTRAS := test$(if $(filter 1,$(TORCH)),$(comma)torch)
 FILES := pyproject.toml requirements.txt constraints.txt
-# Versions of everything, so that a later release breaks no install. Byte code
-# is made of what is imported, when it is: of all files it takes a minute.
-PIP = $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
+# Versions of everything, so that a later release breaks no install.
+PIP = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 .PHONY: install demo test test-all test-pythons audit lint clean
 
@@ -30,16 +29,19 @@ $(VENV)/.installed-demo: $(FILES) | $(BIN)/python
 	$(PIP) --editable ".[demo]"
 	touch $@
 
+# Byte code is made of what is imported, when it is: of all files, PyTorch's
+# among them, it takes a minute and a half.
 $(VENV)/.installed-test-$(TORCH): $(FILES) | $(BIN)/python
-	$(PIP) --editable ".[$(TEST_EXTRAS)]"
+	$(PIP) --no-compile --editable ".[$(TEST_EXTRAS)]"
 	touch $@
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/dinojax train --config=demo --workdir=runs/demo
 	$(BIN)/dinojax pca --workdir=runs/demo
 
-# Files in two processes, the longest first: see docs/testing.md.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Files in two processes, the longest first: see docs/testing.md. Containers
+# forbid byte code; here many processes would each make it again.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.installed-test-$(TORCH)
 	DINOJAX_TORCH=$(TORCH) $(PYTEST)

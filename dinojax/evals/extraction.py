@@ -81,10 +81,7 @@ def extract(model: embedding.Backbone, source: sources.Source, out: str,
     say(f'{out} is complete: nothing to do')
     return Result(*tables.summary(out))
   unit = embedding.unit_px(model.config)
-  _say_rounding(choice, unit, say)
-  enlarged = embedding.enlarged(choice, model.config)
-  if enlarged:
-    say(enlarged)
+  _say_sizes(choice, model.config, say)
   with shards.held(lambda: _check_names(shards, source)):
     start = _continue(shards, source, say)
     progress(start)
@@ -101,14 +98,17 @@ def extract(model: embedding.Backbone, source: sources.Source, out: str,
     return _finish(shards, source)
 
 
-def _say_rounding(choice: embedding.Choice, unit: int,
-                  say: Callable[[str], None]):
-  """Names the size that whole images really get."""
+def _say_sizes(choice: embedding.Choice, config, say: Callable[[str], None]):
+  """Names the size that whole images really get, and crops that are large."""
+  unit = embedding.unit_px(config)
   if choice.crop_px is None and choice.resize_px % unit:
     short, _ = crops.whole_size((1, 1), short_px=choice.resize_px,
                                 patch_px=unit)
     say(f'--resize_px={choice.resize_px} is rounded to {short}, whole patches '
         f'of {unit}')
+  enlarged = embedding.enlarged(choice, config)
+  if enlarged:
+    say(enlarged)
 
 
 def settings(model: embedding.Backbone, source: sources.Source,
