@@ -57,17 +57,19 @@ def listing() -> str:
       'from, `dinojax train --help` says what its fields mean.'])
 
 
-def locate(name: str, flag: str = 'config') -> pathlib.Path:
+def locate(name: str, flag: str = 'config', *,
+           typed: str | None = None) -> pathlib.Path:
   """The file that a name or path means.
 
   Args:
     name: without words.
-    flag: 'config' or 'recipe', which it was given to.
+    flag: 'config' or 'recipe', which of them is meant.
+    typed: flag that it was given to, for messages; None: the same.
 
   Raises:
     UserError: there is none, with those that there are.
   """
-  known, others = configs(), recipes()
+  typed, known, others = typed or flag, configs(), recipes()
   if flag == 'recipe':
     known, others = others, known
   if name in known:
@@ -82,11 +84,11 @@ def locate(name: str, flag: str = 'config') -> pathlib.Path:
   if stem in others:
     other = 'config' if flag == 'recipe' else 'recipe'
     raise errors.UserError(
-        f'--{flag}={name} {what}; {stem} is a {other}: --{other}={stem}')
+        f'--{typed}={name} {what}; {stem} is a {other}: --{other}={stem}')
   near = [stem] if stem in known else difflib.get_close_matches(stem, known)
-  hint = f': did you mean --{flag}={" or ".join(near)}?' if near else '.'
+  hint = f': did you mean --{typed}={" or ".join(near)}?' if near else '.'
   raise errors.UserError(
-      f'--{flag}={name} {what}{hint} Those that come with dinojax are '
+      f'--{typed}={name} {what}{hint} Those that come with dinojax are '
       f'{", ".join(known)}; a file of your own is given by its path, such as '
       'mine.py')
 
@@ -97,14 +99,10 @@ def copy(name: str, out: str | None) -> str:
   Raises:
     UserError: no such config, or the file is there or cannot be written.
   """
-  name = name.removesuffix('.py')
-  known = configs() | recipes()
-  if name not in known:
-    raise errors.UserError(
-        f'--copy={name} is none of those that come with dinojax: '
-        f'{", ".join(known)}')
+  if name.removesuffix('.py') in configs() | recipes():
+    name = name.removesuffix('.py')
   flag = 'recipe' if name in recipes() else 'config'
-  text = known[name].read_text()
+  text = locate(name, flag, typed='copy').read_text()
   if not out:
     raise errors.UserError(
         f'--copy={name} needs --out=FILE, such as --out=mine.py')

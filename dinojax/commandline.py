@@ -179,7 +179,8 @@ def _sentence(error: Exception, module: str, command: str) -> str:
         name, [f.name for f in _flags(module)], 2, 0.6)
     if re.match(r'(no)?(config|recipe)\.', name):
       kind = name.partition('.')[0].removeprefix('no')
-      if any(re.match('--?data(=|$)', word) for word in sys.argv[1:]):
+      if kind == 'config' and any(
+          re.match('--?data(=|$)', word) for word in sys.argv[1:]):
         return (f'--{name} is a field of a config, and --data chooses one: '
                 'train with it once, then change WORKDIR/config.py, or give '
                 '--config=WORKDIR/config.py instead of --data, and another '

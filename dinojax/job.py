@@ -7,6 +7,7 @@ import functools
 import importlib.metadata
 import json
 import os
+import shlex
 import time
 from typing import Any
 
@@ -127,9 +128,7 @@ def _train(config: Any, settings: settings_lib.Settings, folder: epath.Path,
     if result.finished and processes.is_first():
       with workdir_lib.writable(folder):
         write_results(folder, result)
-      print(f'finished {result.step} steps in {log.duration(result.seconds)}: '
-            f'{folder / workdir_lib.RESULTS}; see what it learned with '
-            f'`dinojax pca --workdir={folder}`', flush=True)
+      _tell_finished(result, settings, folder)
   return result
 
 
@@ -161,6 +160,17 @@ def _tell_ended(result: loop.Result, folder: epath.Path) -> loop.Result:
                              in result.evaluation.items()),
           sep=' · ', flush=True)
   return result
+
+
+def _tell_finished(result: loop.Result, settings: settings_lib.Settings,
+                   folder: epath.Path):
+  """Says where the numbers are, and how to see what was learned."""
+  run = next((folder / name for name in settings.students), folder)
+  images = settings.data.validation or settings.data.mixture[0][0]
+  words = ['dinojax', 'pca', f'--workdir={run}', f'--images={images}']
+  print(f'finished {result.step} steps in {log.duration(result.seconds)}: '
+        f'{folder / workdir_lib.RESULTS}; `{shlex.join(words)}` draws what it '
+        'has learned', flush=True)
 
 
 def _check_shared_memory(settings: settings_lib.Settings):

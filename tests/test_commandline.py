@@ -170,9 +170,11 @@ def test_a_copy_is_a_config_anywhere(tmp_path):
   catalog.copy('vitb.py', str(out))  # as the README's table has it
   assert catalog.load(f'{out}:smoke').to_dict() == catalog.load(
       'vitb:smoke').to_dict()
+  catalog.copy(str(out), str(tmp_path / 'again.py'))  # a file of one's own
   for name, where in (('vitb', str(out)), ('vitb', None), ('vitx', 'x.py'),
                       ('vitb', str(tmp_path / 'no/x.py'))):
-    with pytest.raises(errors.UserError, match='--out|--copy=vitx.*vitb'):
+    with pytest.raises(
+        errors.UserError, match='--out|--copy=vitx.*mean --copy=vit'):
       catalog.copy(name, where)
 
 

@@ -1,5 +1,6 @@
 """`dinojax embed`: right features in the right rows, killed or not."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -463,8 +464,11 @@ def test_crops_that_do_not_fit_are_refused(sizes, text):
 def test_crops_much_larger_than_those_of_training_are_said():
   assert embedding.enlarged(embedding.Choice(crop_px=56), CONFIG) == ''
   said = embedding.enlarged(embedding.Choice(), CONFIG)
-  assert 'was trained on 56' in said and '--crop_px=56 --resize_px=64' in said
+  assert 'learned at 56' in said and '--crop_px=56 --resize_px=64' in said
   assert not embedding.enlarged(embedding.Choice(crop_px=None), CONFIG)
+  # RoPE is for every size: its image_px says nothing of training.
+  rope = dataclasses.replace(CONFIG, position='rope')
+  assert not embedding.enlarged(embedding.Choice(), rope)
 
 
 @pytest.mark.slow  # make test interrupts it in this process

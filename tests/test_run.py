@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -147,7 +148,13 @@ def finished(stopped):
 
 def test_a_finished_run_leaves_its_results(finished):
   text, workdir = finished
-  assert 'finished 20 steps in ' in text.splitlines()[-1]
+  last = text.splitlines()[-1]
+  assert 'finished 20 steps in ' in last
+  command = shlex.split(last.split('`')[1])
+  assert command[:2] == ['dinojax', 'pca']
+  code, said = commands.run(command[2:], cwd=workdir.parent,
+                            module='dinojax.pca', JAX_PLATFORMS='cpu')
+  assert code == 0 and (workdir / 'pca.png').exists(), said
   results = json.loads((workdir / 'results.json').read_text())
   assert set(results['knn_top1_pct']) == {
       'raw_pixels', 'untrained', 'trained'}

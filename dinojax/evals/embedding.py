@@ -22,7 +22,7 @@ FEATURES = ('cls', 'patches', 'cls+mean')
 _CONVNEXT_STRIDE_PX = 32
 _MAX_IMAGES_PER_SHARD = 4096
 _MAX_SHARD_BYTES = 2**28
-_LARGER = 1.5  # crops than those of training, and it is said
+_LARGER = 1.5  # times the size of learned positions, and it is said
 # Fields of a backbone that change its speed, not its features.
 _FREE_FIELDS = ('attention', 'packing', 'remat')
 
@@ -87,15 +87,19 @@ def check(choice: Choice, config):
 
 
 def enlarged(choice: Choice, config) -> str:
-  """What to say of crops much larger than those of training, or ''."""
-  crop, trained = choice.crop_px, getattr(config, 'image_px', None)
-  if not crop or not trained or crop < _LARGER * trained:
+  """What to say of crops much larger than learned positions are for, or ''.
+
+  Other models do not tell the size that they were trained at.
+  """
+  crop = choice.crop_px
+  if not crop or getattr(config, 'position', '') != 'learned' or (
+      crop < _LARGER * config.image_px):
     return ''
-  unit = unit_px(config)
-  near = max(round(trained / unit), 1) * unit
+  near = max(config.image_px // config.patch_px, 1) * config.patch_px
   resized = round(near * Choice.resize_px / Choice.crop_px)
-  return (f'crops of {crop} pixels, and the model was trained on {trained}: '
-          f'--crop_px={near} --resize_px={resized} are what it knows')
+  return (f'crops of {crop} pixels, and the positions were learned at '
+          f'{config.image_px}: --crop_px={near} --resize_px={resized} is the '
+          'size of training')
 
 
 def unit_px(config) -> int:

@@ -12,7 +12,6 @@ import gc
 import logging
 import os
 import sys
-import textwrap
 import time
 import warnings
 
@@ -360,7 +359,7 @@ def _forget():
 def first_line(error: Exception, width: int = 10**6) -> str:
   """The first line of an error's message, cut between words."""
   line = (str(error).splitlines() or [type(error).__name__])[0]
-  return textwrap.shorten(line, width, placeholder=' …')
+  return line if len(line) <= width else line[:width].rsplit(' ', 1)[0] + ' …'
 
 
 def abstract_part(state: dict, name: str) -> dict:

@@ -114,7 +114,7 @@ def test_meta_files_come_back_as_they_went(name, tmp_path):
   written = cases.weights(cases.MODELS[name])
   writing.write(str(tmp_path), written, 'meta')
   heads = getattr(cases.MODELS[name], 'num_heads', None)
-  for file in ('backbone.pth', 'backbone.safetensors'):
+  for file in ('backbone.pth', 'backbone.safetensors', ''):  # the folder
     again = reading.read(str(tmp_path / file), num_heads=heads)
     jax.tree.map(np.testing.assert_array_equal, again.params, written.params)
     assert type(again.config) is type(written.config)
