@@ -30,7 +30,8 @@ _IMAGES = flags.DEFINE_string(
     'image, arrayrecord:GLOB, …; default: regions of the embedded '
     'photographs far from every training tile.')
 _OUT = flags.DEFINE_string(
-    'out', None, 'Picture to write; default: pca.png in the workdir.')
+    'out', None, 'Picture to write; default: pca.png in the workdir, or beside '
+    'it where that names a student, a step or a file.')
 _COMPARE = flags.DEFINE_list(
     'compare', [], 'Other runs or weights, drawn beside the first.')
 _COUNT = flags.DEFINE_integer('count', 4, 'Images shown.', lower_bound=1)
@@ -45,13 +46,19 @@ def main(argv: list[str]) -> int:
   del argv
   try:
     runs = [paths.expand(run) for run in (_WORKDIR.value, *_COMPARE.value)]
-    out = paths.expand(_OUT.value or str(epath.Path(runs[0]) / 'pca.png'))
+    out = paths.expand(_OUT.value or default_out(runs[0]))
     draw(runs, out)
   except errors.UserError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
   print(f'wrote {out}')
   return 0
+
+
+def default_out(run: str) -> str:
+  """In the folder of a run; else beside DIR/STUDENT, DIR@STEP or a file."""
+  folder = epath.Path(run)
+  return str(folder / 'pca.png') if folder.is_dir() else f'{run}_pca.png'
 
 
 def draw(runs: list[str], out: str):

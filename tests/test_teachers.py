@@ -241,6 +241,9 @@ def test_an_earlier_checkpoint_has_a_name(run):
 def test_runs_are_drawn_beside_each_other(run, tmp_path):
   out = tmp_path / 'compared.png'
   pca.draw([run, f'{run}@2'], str(out))
+  # Without --out a student's or a step's goes beside the folder of the run.
+  assert pca.default_out(run) == f'{run}/pca.png'
+  assert pca.default_out(f'{run}@2') == f'{run}@2_pca.png'
   sheet = np.asarray(Image.open(out).convert('RGB'), int)
   assert sheet.shape[1] == 5 * 224 + 6 * 8  # image, and two of each
   column = lambda i: sheet[30:, 8 + 232 * i:232 * (i + 1)]
