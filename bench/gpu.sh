@@ -2,7 +2,8 @@
 # Everything that is to be measured on a GPU, in parts of ten minutes at most:
 #
 #   bench/gpu.sh FOLDER [PART ...]       PARTS: machine numerics wide narrow
-#                                        vits vitl; all of them by default
+#                                        vits vitl deterministic repeat; all of
+#                                        them by default
 #
 # FOLDER/results.jsonl gets one line a figure, FOLDER/PART.log all that was
 # said. SMOKE=1 runs every part on a CPU, on tiny shapes. VITS_BATCH and
@@ -22,9 +23,10 @@ if [ -n "$smoke" ]; then
   kernel_tests=(-k 'bfloat16_stays')
   shapes=(--interpret --tokens=17 --total_tokens=17 --repeats=1)
   few=(--steps=1)
-  vits=(--config=configs/vits.py:smoke)
+  vits=(--config=configs/vits.py:smoke --set)
   vitl=(--config=configs/vitl.py:smoke)
-  wide=1x128 narrow=1x64 forms=(xla head_major)
+  repeat=(--config=configs/vits.py:smoke --steps=8 --set)
+  wide=1x128 narrow=1x64 forms=(xla head_major) tried=(xla)
 else
   if ! "$python" -c 'import jax, sys
 sys.exit(jax.devices()[0].platform != "gpu")'; then
@@ -43,7 +45,9 @@ sys.exit(jax.devices()[0].platform != "gpu")'; then
   vitl=(--config=configs/vitl.py
         --set train.batch_size="${VITL_BATCH:-128}" model.patch_px=14
         crops.local_px=98)
-  wide=32x128 narrow=16x64 forms=(gpu_cudnn cudnn xla)
+  repeat=(--config=configs/vits.py --steps=40 --set train.batch_size=64
+          data.train=photos:train)
+  wide=32x128 narrow=16x64 forms=(gpu_cudnn cudnn xla) tried=(gpu_cudnn cudnn)
 fi
 
 # What a command prints goes to the log; lines that are JSON, to the results.
@@ -74,6 +78,19 @@ steps_of() {
   done
 }
 
+# Bits that a second run has, with operations that differ and without.
+repeats_of() {
+  local part=$1 form value
+  shift
+  for value in False True; do
+    for form in "${tried[@]}"; do
+      keep "$part" "$python" -m bench.repeat "$@" data.validation=None \
+        train.deterministic="$value" model.attention="$form" \
+        --folder="$(mktemp -d)/runs"
+    done
+  done
+}
+
 run_part() {
   case $1 in
     machine)
@@ -90,14 +107,18 @@ run_part() {
     narrow) attention_of narrow "$narrow" ;;
     vits) steps_of vits "${vits[@]}" ;;
     vitl) steps_of vitl "${vitl[@]}" ;;
+    deterministic)
+      steps_of deterministic "${vits[@]}" train.deterministic=True ;;
+    repeat) repeats_of repeat "${repeat[@]}" ;;
     *)
       echo "error: PART=$1 is not known: machine, numerics, wide, narrow," \
-        "vits or vitl" >&2
+        "vits, vitl, deterministic or repeat" >&2
       exit 2 ;;
   esac
 }
 
-[ $# -gt 0 ] || set -- machine numerics narrow wide vits vitl
+[ $# -gt 0 ] ||
+  set -- machine numerics narrow wide vits vitl deterministic repeat
 for part; do
   run_part "$part"
 done

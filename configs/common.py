@@ -73,11 +73,11 @@ def section(cls, **values) -> dict:
 
 def duration(name: str, default) -> dict:
   """Keys of a duration in each unit; only the default's unit is set."""
-  out = {f'{name}_{unit}': config_dict.placeholder(float)
-         for unit in ('steps', 'epochs', 'images')}
-  if isinstance(default, sections.Duration):
-    out[f'{name}_{default.unit}'] = float(default.value)
-  return out
+  value = lambda unit: (
+      float(default.value) if isinstance(default, sections.Duration)
+      and unit == default.unit else None)
+  return {f'{name}_{unit}': config_dict.FieldReference(value(unit), float)
+          for unit in ('steps', 'epochs', 'images')}
 
 
 def set_duration(c, name: str, **length):
@@ -88,12 +88,14 @@ def set_duration(c, name: str, **length):
 
 
 def _placeholder(value, kind):
-  """None can be overridden only as a typed placeholder."""
-  if value is not None:
-    return value
+  """What is or may become None can be overridden only if it has a type."""
   kinds = [_without_range(k) for k in typing.get_args(kind) or (kind,)]
+  if value is not None and type(None) not in kinds:
+    return value
   plain = [k for k in kinds if k in (float, int, str)]
-  return config_dict.placeholder(plain[0] if plain else object)
+  if value is not None:
+    plain = [k for k in plain if k is type(value)]
+  return config_dict.FieldReference(value, plain[0] if plain else object)
 
 
 def _without_range(kind):

@@ -5,6 +5,8 @@ A mistake is one sentence on stderr and exit code 2, never a traceback.
 
 from collections.abc import Callable, Iterator, Sequence
 import difflib
+import functools
+import operator
 import os
 import re
 import sys
@@ -16,6 +18,7 @@ from ml_collections import config_dict
 from ml_collections import config_flags
 
 from dinojax import catalog
+from dinojax.core import config as config_lib
 from dinojax.core import errors
 
 # Flags that `config_flag` defines belong to the module that calls it.
@@ -64,8 +67,11 @@ class _Config(flags.ArgumentParser):
       UserError: no such config or field, with what may be meant.
     """
     config = catalog.load(path, self.name)
-    for key in _overrides(self.name, sys.argv):
+    given = set(_overrides(self.name, sys.argv))
+    for key in given:
       _check_field(config, self.name, key)
+    for key in given:
+      _give_way(config, key, given)
     return config.lock()
 
   def flag_type(self):
@@ -107,6 +113,20 @@ def _check_field(config: config_dict.ConfigDict, flag: str, key: str):
       f'--{flag}.{key} is not a field of this {flag}: '
       + (f'did you mean {hint}? ' if near else '')
       + '`dinojax train --help` lists the fields')
+
+
+def _give_way(config: config_dict.ConfigDict, key: str, given: set[str]):
+  """A length in one unit takes the place of the config's in another."""
+  name, _, unit = key.rpartition('_')
+  if unit not in config_lib.UNITS:
+    return
+  *path, last = name.split('.')
+  section = functools.reduce(operator.getitem, path, config)
+  if any(f'{last}_{other}' not in section for other in config_lib.UNITS):
+    return
+  for other in config_lib.UNITS:
+    if f'{name}_{other}' not in given:
+      section[f'{last}_{other}'] = None
 
 
 def _keys(config: config_dict.ConfigDict, path: str = '') -> Iterator[str]:

@@ -88,6 +88,41 @@ def test_values_come_before_or_after_their_config(parsed):
   assert settings.data.validation is None
 
 
+@pytest.mark.parametrize('field, others', [
+    ('checkpoint.every_steps', ['checkpoint.every_epochs']),
+    ('train.total_steps', ['train.total_epochs']),
+    ('knn.every_images', ['knn.every_epochs']),
+    ('schedules.freeze_last_layer_steps',
+     ['schedules.freeze_last_layer_epochs']),
+    ('schedules.lr.warmup_steps', ['schedules.lr.warmup_epochs'])])
+def test_a_length_in_another_unit_takes_the_place_of_the_files(
+    parsed, field, others):
+  config = parsed('--config=vits', '--workdir=x', f'--config.{field}=7')
+  assert config[field] == 7
+  assert [config[other] for other in others] == [None]
+  settings_lib.read(config)
+
+
+def test_two_units_of_one_command_line_contradict_each_other(parsed):
+  config = parsed('--config=vits', '--workdir=x', '--config.knn.every_steps=7',
+                  '--config.knn.every_epochs=2')
+  with pytest.raises(errors.UserError, match='are both set'):
+    settings_lib.read(config)
+
+
+@pytest.mark.parametrize('field, value', [
+    ('checkpoint.every_steps', 3), ('data.validation', 'folder:x'),
+    ('koleo.group_images', 8), ('optimizer.clip_norm', 2.0)])
+def test_what_a_file_sets_to_none_can_be_set(parsed, tmp_path, field, value):
+  path = tmp_path / 'mine.py'
+  path.write_text('from dinojax.configs import demo\n\ndef get_config():\n'
+                  f'  c = demo.get_config()\n  c.{field} = None\n'
+                  '  return c\n')
+  config = parsed(f'--config={path}', '--workdir=x',
+                  f'--config.{field}={value}')
+  assert config[field] == value
+
+
 @pytest.mark.parametrize('words', [
     ['-h'], ['--help'], ['--config=vits', '-help'], ['--help=koleo']])
 def test_help_is_no_mistake(parsed, words):

@@ -19,21 +19,21 @@ _CACHE_BYTES = 2**20
 # What cuDNN takes on every GPU since Ampere.
 _CUDNN_HEAD_DIM, _CUDNN_UNIT = 128, 8
 _CUDNN_DTYPES = (jnp.bfloat16, jnp.float16)
-# Tokens up to which the GPU kernel is faster than cuDNN, for heads of 64, as
-# measured on an H200: 0.33 of its time at 50, 0.76 at 257, 1.07 at 577.
-_GPU_TOKENS = 512
+# Tokens up to which the GPU kernel is faster than cuDNN, by width of a head.
+# An H200 took, of cuDNN's time for value and gradient: heads of 64: 0.33 at 50
+# tokens, 0.76 at 257, 1.07 at 577; heads of 128: 0.66 at 50, 1.5 at 201.
+_GPU_TOKENS = {64: 512, 128: 64}
 
 
 def choose(platform: str, width: int, num_heads: int) -> str:
   """What suits 'cpu', 'gpu' or 'tpu' for a model's heads.
 
-  On CPU and GPU it measured best (docs/performance.md). Heads of 128 are not
-  measured on a GPU: they go to cuDNN, which is NVIDIA's own.
+  On CPU and GPU it measured best (docs/performance.md).
   """
   if platform == 'tpu' and attention_tpu.fits(width, num_heads):
     return 'tpu'
   if platform == 'gpu' and _fits_cudnn(width, num_heads):
-    return 'gpu_cudnn' if width // num_heads == 64 else 'cudnn'
+    return 'gpu_cudnn' if attention_gpu.fits(width, num_heads) else 'cudnn'
   return 'head_major' if platform == 'cpu' else 'xla'
 
 
@@ -81,7 +81,8 @@ def pick(implementation: str, length: int, width: int, num_heads: int,
     most = attention_tpu.max_tokens(dtype)
     name, reason = 'xla', f'tpu takes {most:,} of {dtype} at most'
   elif name == 'gpu_cudnn':
-    name = 'gpu' if length <= _GPU_TOKENS else 'cudnn'
+    few = _GPU_TOKENS[width // num_heads]
+    name = 'gpu' if length <= few else 'cudnn'
   if name == 'cudnn' and dtype not in _CUDNN_DTYPES:
     name, reason = 'xla', f'cudnn takes bfloat16 and float16, not {dtype}'
   _say(name, length, reason)

@@ -15,7 +15,8 @@ from dinojax.train import settings as settings_lib
 TITLE = """Fields of a config: --config.SECTION.FIELD=VALUE sets one, after
 --config=NAME. Defaults are those of a file that does not set the field; None
 takes a value back. A length has a field for each unit, FIELD_steps,
-FIELD_epochs and FIELD_images, of which one is set."""
+FIELD_epochs and FIELD_images, of which one is set; one that is given takes the
+place of the file's."""
 _WIDTH, _NAME = 80, 30
 
 

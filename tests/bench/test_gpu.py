@@ -3,7 +3,10 @@
 import json
 import sys
 
+import numpy as np
+
 from bench import attention_gpu
+from bench import repeat
 from bench import step_speed
 from dinojax.core import chips
 from dinojax.train import pace
@@ -69,3 +72,30 @@ def test_an_attention_that_there_is_not_answers_in_a_sentence(
       'train.batch_size=32'])
   assert step_speed.main() == 2
   assert "'flash' is not known" in capsys.readouterr().err
+
+
+def test_a_run_that_is_run_again_or_killed_is_compared(
+    monkeypatch, capsys, tmp_path):
+  runs = []
+
+  def run(argv, *, check, stdout, stderr):
+    runs.append(argv)
+    print('resumed from step 4', file=stdout, flush=True)
+
+  ends = {'first': 0, 'again': 0, 'compiled_again': 1e-3, 'killed': 0}
+  monkeypatch.setattr(repeat.subprocess, 'run', run)
+  monkeypatch.setattr(repeat, 'kill', lambda *_: 'step 5/8')
+  monkeypatch.setattr(repeat, 'arrays', lambda folder, step: [
+      np.float32([2, 4 + 4 * ends[folder.name]]), np.int32([step])])
+  monkeypatch.setattr(sys, 'argv', [
+      'bench', '--config=configs/vits.py:smoke', '--steps=8',
+      f'--folder={tmp_path}/runs', '--set', 'train.deterministic=True'])
+  assert repeat.main() == 0
+  line, = printed(capsys)
+  assert line['again'] == line['killed'] == {'differ': 0, 'largest': 0}
+  assert line['compiled_again']['differ'] == 1
+  np.testing.assert_allclose(line['compiled_again']['largest'], 1e-3, rtol=1e-3)
+  caches = [next(x for x in argv if 'compile_cache' in x) for argv in runs]
+  assert len(set(caches)) == 2 and caches[2] not in caches[:2]
+  assert all('--config.train.deterministic=True' in argv for argv in runs)
+  assert not (tmp_path / 'runs').exists()

@@ -102,7 +102,8 @@ def test_an_unknown_name_and_heads_that_do_not_fit_are_refused():
 
 @pytest.mark.parametrize('platform, width, num_heads, want', [
     ('cpu', 384, 6, 'head_major'), ('gpu', 384, 6, 'gpu_cudnn'),
-    ('gpu', 4096, 32, 'cudnn'), ('gpu', 512, 2, 'xla'),
+    ('gpu', 4096, 32, 'gpu_cudnn'), ('gpu', 512, 4, 'gpu_cudnn'),
+    ('gpu', 768, 8, 'cudnn'), ('gpu', 512, 2, 'xla'),
     ('gpu', 36, 3, 'xla'),
     ('tpu', 384, 6, 'tpu'), ('tpu', 1536, 24, 'tpu'), ('tpu', 4096, 32, 'tpu'),
     ('tpu', 192, 3, 'xla'), ('tpu', 128, 4, 'xla')])
@@ -134,12 +135,13 @@ def test_the_shape_picks_and_the_log_says_so_once(said, monkeypatch):
 
 
 def test_few_tokens_go_to_the_gpu_kernel_and_many_to_cudnn():
-  sizes = dict(width=384, num_heads=6, dtype=jnp.dtype('bfloat16'))
-  pick = lambda length: attention.pick('gpu_cudnn', length, **sizes)
-  assert [pick(n) for n in (50, 257, 512, 513, 1374)] == [
+  pick = lambda length, heads, dtype='bfloat16': attention.pick(
+      'gpu_cudnn', length, width=768, num_heads=heads, dtype=jnp.dtype(dtype))
+  assert [pick(n, 12) for n in (50, 257, 512, 513, 1374)] == [
       'gpu', 'gpu', 'gpu', 'cudnn', 'cudnn']
-  assert attention.pick('gpu_cudnn', 1374, **sizes | {
-      'dtype': jnp.dtype('float32')}) == 'xla'
+  assert [pick(n, 6) for n in (50, 64, 65, 257)] == [
+      'gpu', 'gpu', 'cudnn', 'cudnn']
+  assert pick(1374, 12, 'float32') == pick(257, 6, 'float32') == 'xla'
 
 
 def test_float32_does_not_go_to_cudnn(said):
