@@ -16,7 +16,7 @@ import jax
 
 from bench import step_speed
 from dinojax.parallel import mesh as mesh_lib
-from dinojax.train import pace
+from dinojax.planning import pace
 from dinojax.train import recipe as recipe_lib
 
 _DEVICES = 8

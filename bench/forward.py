@@ -25,7 +25,7 @@ def sides(name: str, batch: int, threads: int):
   import jax
   import torch
 
-  from dinojax import model as model_lib
+  from dinojax.features import model as model_lib
   from dinojax.interop import reading
   from dinojax.interop import writing
   from dinojax.models import zoo

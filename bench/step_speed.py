@@ -19,7 +19,7 @@ import sys
 from dinojax.core import chips
 from dinojax.core import errors
 from dinojax.parallel import mesh as mesh_lib
-from dinojax.train import pace
+from dinojax.planning import pace
 from dinojax.train import recipe as recipe_lib
 from dinojax.train import settings as settings_lib
 

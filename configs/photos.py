@@ -18,7 +18,7 @@ from dinojax.configs import common
 from dinojax.models import zoo
 
 # Images of a batch by model, pixels and memory: what the estimate of a step in
-# float32 allows (`python -m dinojax.cards --photos`).
+# float32 allows (`python -m dinojax.planning.cards --photos`).
 BATCHES = {
     ('ti', 96): {'4gb': 128, '8gb': 256, '16gb': 256, '24gb': 256},
     ('ti', 128): {'4gb': 64, '8gb': 128, '16gb': 256, '24gb': 256},

@@ -4,7 +4,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # importing dinojax imports no JAX
-  from dinojax import model as model_lib
+  from dinojax.features import model as model_lib
   from dinojax.train import loop
 
 __version__ = '0.1.0'
@@ -34,17 +34,17 @@ def load(path: 'str | os.PathLike', *, part: str = 'ema',
       trained.
 
   Returns:
-    A `dinojax.model.Model`: call it with [b, y, x, c] normalised images for
-    `cls` [b, d], `registers` [b, n, d] and `patches` [b, p, d]; it has
-    `preprocess`, `intermediate`, `attention_maps`, `config`, `params`, `mean`
-    and `std`. Its parameters are on the first device.
+    A `dinojax.features.model.Model`: call it with [b, y, x, c] normalised
+    images for `cls` [b, d], `registers` [b, n, d] and `patches` [b, p, d]; it
+    has `preprocess`, `intermediate`, `attention_maps`, `config`, `params`,
+    `mean` and `std`. Its parameters are on the first device.
 
   Raises:
     UserError: (a ValueError) nothing there, damaged, or not known; the
       message says what to do.
   """
-  from dinojax import model  # only now: importing dinojax imports no JAX
-  return model.load(path, part=part, num_heads=num_heads, image_px=image_px,
+  from dinojax.runs import weights  # now: importing dinojax imports no JAX
+  return weights.load(path, part=part, num_heads=num_heads, image_px=image_px,
                     exact_periods=exact_periods)
 
 
@@ -74,8 +74,8 @@ def train(config: Any, workdir: 'str | os.PathLike', *,
   """
   from absl import flags
 
-  from dinojax import catalog
-  from dinojax import job
+  from dinojax.runs import catalog
+  from dinojax.runs import job
   if isinstance(config, str):
     config = catalog.load(config)
   if not flags.FLAGS.is_parsed():

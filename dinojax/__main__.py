@@ -1,6 +1,6 @@
 """`python -m dinojax COMMAND`: the console command without its script."""
 
-from dinojax import cli
+from dinojax.commands import cli
 
 if __name__ == '__main__':
   cli.main()

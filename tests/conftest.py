@@ -62,9 +62,10 @@ _LEFT_OUT = []
 _LONGEST = [f'tests/{name}.py' for name in (
     # Those of make test-all, then those of make test.
     'reliability/test_kills', 'fuzz/test_weights', 'fuzz/test_images',
-    'test_goldens', 'test_run', 'test_teachers', 'reliability/test_runs',
-    'train/test_step', 'train/test_several', 'test_start', 'checks/test_doctor',
-    'test_configs', 'test_embed', 'kernels/test_attention_tpu',
+    'test_goldens', 'runs/test_run', 'runs/test_teachers',
+    'reliability/test_runs', 'train/test_step', 'train/test_several',
+    'runs/test_start', 'doctor/test_doctor', 'test_configs',
+    'features/test_embed', 'kernels/test_attention_tpu',
     'interop/test_checking', 'models/test_vit', 'data/test_pipeline')]
 
 
@@ -123,8 +124,8 @@ def pytest_sessionstart(session):
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session):
-  if 'tests.commands' in sys.modules:
-    sys.modules['tests.commands'].stop()
+  if 'tests.forked' in sys.modules:
+    sys.modules['tests.forked'].stop()
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -10,12 +10,11 @@ import sys
 from PIL import Image
 import pytest
 
-from dinojax import autoconfig
-from dinojax import cli
-from dinojax import job
 from dinojax.configs import demo
 from dinojax.core import errors
 from dinojax.data import sources
+from dinojax.runs import autoconfig
+from dinojax.runs import job
 from dinojax.train import settings as settings_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -71,7 +70,7 @@ def test_commands_of_the_page_exist():
   commands = [line.split() for line in lines if line.startswith('dinojax ')]
   assert len(commands) >= 5
   for _, name, *words in commands:
-    path = importlib.util.find_spec(cli.COMMANDS[name][0]).origin
+    path = importlib.util.find_spec(f'dinojax.commands.{name}').origin
     text = pathlib.Path(path).read_text()
     for word in words:
       flag = word.removeprefix('--').partition('=')[0].partition('.')[0]

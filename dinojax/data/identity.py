@@ -17,7 +17,7 @@ from etils import epath
 from dinojax.core import atomic
 from dinojax.core import errors
 from dinojax.core import text
-from dinojax.data import sources as sources_lib
+from dinojax.data import record as record_lib
 
 DIGESTS = 'data.json'  # in the workdir
 _NAMES = 'data_names.json.gz'
@@ -25,7 +25,7 @@ _NAMES = 'data_names.json.gz'
 _MAX_NAMES = 4_000_000
 
 
-def lines(source: sources_lib.Source, *, sizes: bool = False) -> list[str]:
+def lines(source: record_lib.Source, *, sizes: bool = False) -> list[str]:
   """What decides which record has which number."""
   order = getattr(source, 'order', None)
   return list(order(sizes)) if order else [str(len(source))]
@@ -47,7 +47,7 @@ class Data:
     summary: {spec: {'records': …, 'digest': …}}.
   """
 
-  def __init__(self, opened: Sequence[sources_lib.Source]):
+  def __init__(self, opened: Sequence[record_lib.Source]):
     self._lines = {source.spec: lines(source) for source in opened}
     self.summary = {
         source.spec: {'records': len(source),

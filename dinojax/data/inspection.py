@@ -10,7 +10,7 @@ from PIL import Image as PilImage
 from dinojax.core import errors
 from dinojax.core import text
 from dinojax.data import images
-from dinojax.data import sources
+from dinojax.data import record as record_lib
 
 # Of 255: 12-bit greys read as 16 bits reach 16.
 _FLAT, _DARK = 3, 16
@@ -46,7 +46,7 @@ class Sample:
     return int(np.median(self.sides.min(-1))) if len(self.sides) else 0
 
 
-def sample(source: sources.Source, count: int, *,
+def sample(source: record_lib.Source, count: int, *,
            max_pixels: int = images.DEFAULT_MAX_PIXELS,
            value_range: Sequence[float] = ()) -> Sample:
   """Decodes `count` images, evenly spread over the source."""
@@ -71,7 +71,7 @@ def sample(source: sources.Source, count: int, *,
                 np.array(sides, int).reshape(-1, 2), problems, empty)
 
 
-def readable(source: sources.Source, count: int, *,
+def readable(source: record_lib.Source, count: int, *,
              max_pixels: int = images.DEFAULT_MAX_PIXELS,
              value_range: Sequence[float] = (),
              say: Callable[[str], None]) -> list[PilImage.Image]:
@@ -108,7 +108,7 @@ def readable(source: sources.Source, count: int, *,
   return found
 
 
-def spread(source: sources.Source, count: int) -> Iterator[int]:
+def spread(source: record_lib.Source, count: int) -> Iterator[int]:
   """Numbers of records to look at first, a class after another."""
   labels = getattr(source, 'labels', lambda: None)()
   if labels is None:  # not known without reading: far from each other
@@ -137,4 +137,3 @@ def emptiness(pixels: PilImage.Image) -> str:
   if lightest <= _DARK:
     return 'black'
   return 'white' if darkest >= 255 - _DARK else ''
-

@@ -4,12 +4,12 @@ import importlib
 import sys
 
 from dinojax.core import errors
-from dinojax.data import sources
+from dinojax.data import record as record_lib
 
 _MEMBERS = ('spec', 'classes', '__len__', '__getitem__')
 
 
-def make(rest: str) -> sources.Source:
+def make(rest: str) -> record_lib.Source:
   """The source that CLASS() or CLASS(TEXT) of a module is.
 
   Args:

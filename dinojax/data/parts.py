@@ -3,7 +3,7 @@
 import numpy as np
 
 from dinojax.core import errors
-from dinojax.data import sources
+from dinojax.data import record as record_lib
 
 PARTS = ('kept', 'held_out')
 _ONE_OF = 10  # images, in the order of the source, is held out
@@ -15,7 +15,7 @@ class Part:
   A folder is in the order of its paths, so a tenth of each class is held out.
   """
 
-  def __init__(self, part: str, inner: sources.Source):
+  def __init__(self, part: str, inner: record_lib.Source):
     """Chooses by position.
 
     Args:
@@ -38,5 +38,5 @@ class Part:
   def __len__(self) -> int:
     return len(self._chosen)
 
-  def __getitem__(self, index: int) -> sources.Record:
+  def __getitem__(self, index: int) -> record_lib.Record:
     return self._inner[int(self._chosen[index])]

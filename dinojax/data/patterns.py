@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from dinojax.core import errors
-from dinojax.data import sources
+from dinojax.data import record as record_lib
 
 KINDS = ('stripes', 'checks', 'rings', 'dots')
 SIDE_PX = 64
@@ -37,12 +37,12 @@ class Patterns:
   def __len__(self) -> int:
     return _COUNTS[self._split]
 
-  def __getitem__(self, index: int) -> sources.Record:
+  def __getitem__(self, index: int) -> record_lib.Record:
     label = range(len(self))[index] % len(KINDS)
     rng = np.random.default_rng((list(_COUNTS).index(self._split), index))
     data = io.BytesIO()
     Image.fromarray(draw(KINDS[label], rng)).save(data, 'PNG')
-    return sources.Record(
+    return record_lib.Record(
         data.getvalue(), label, f'{KINDS[label]}/{index}')
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from dinojax.core import errors
-from dinojax.data import sources
+from dinojax.data import record as record_lib
 
 TILE_PX = 64
 STRIDE_PX = 16
@@ -119,8 +119,8 @@ class Photos:
   def __len__(self) -> int:
     return self._length
 
-  def __getitem__(self, index: int) -> sources.Record:
-    return sources.Record(*_tiles(self._split)[index])
+  def __getitem__(self, index: int) -> record_lib.Record:
+    return record_lib.Record(*_tiles(self._split)[index])
 
   def order(self, sizes: bool = False) -> list[str]:
     """Names in order, with the sizes of the files."""

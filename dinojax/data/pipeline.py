@@ -21,7 +21,7 @@ from dinojax.data import crops as crops_lib
 from dinojax.data import images
 from dinojax.data import masking
 from dinojax.data import mixture
-from dinojax.data import sources as sources_lib
+from dinojax.data import record as record_lib
 
 _MAX_REPLACEMENTS = 64
 _ENDLESS = 2**48  # rows; more than any run sees
@@ -31,7 +31,7 @@ _ENDLESS = 2**48  # rows; more than any run sees
 class Plan:
   """What a row of training is made of; travels to the workers."""
 
-  sources: tuple[sources_lib.Source, ...]
+  sources: tuple[record_lib.Source, ...]
   weights: tuple[float, ...]
   homogeneous: tuple[tuple[int, float], ...]
   seed: int
@@ -190,10 +190,10 @@ class _Rows:
 
 
 def train_batches(
-    sources: Sequence[sources_lib.Source], *, weights: Sequence[float],
+    sources: Sequence[record_lib.Source], *, weights: Sequence[float],
     seed: int, start_step: int, batch_size: int, group_images: int,
     crops: crops_lib.Crops, masks: masking.Masks | None, patch_px: int,
-    homogeneous: Sequence[tuple[sources_lib.Source, float]] = (),
+    homogeneous: Sequence[tuple[record_lib.Source, float]] = (),
     process_index: int = 0, process_count: int = 1, num_workers: int = 0,
     num_threads: int = 2, max_pixels: int = images.DEFAULT_MAX_PIXELS,
     value_range: Sequence[float] = (), gram_start: int = 0
@@ -265,7 +265,7 @@ class _Centers:
 
 
 def eval_batches(
-    source: sources_lib.Source, *, batch_size: int, resize_px: int,
+    source: record_lib.Source, *, batch_size: int, resize_px: int,
     crop_px: int, indices: Sequence[int] | None = None,
     process_index: int = 0, process_count: int = 1, num_workers: int = 0,
     num_threads: int = 2, max_pixels: int = images.DEFAULT_MAX_PIXELS,
@@ -351,7 +351,7 @@ class _Prepared:
 
 
 def prepared_rows(
-    source: sources_lib.Source, prepare: Callable[[images.Image], np.ndarray],
+    source: record_lib.Source, prepare: Callable[[images.Image], np.ndarray],
     *, start: int = 0, ahead: int = 64, num_workers: int = 0,
     num_threads: int = 2, max_pixels: int = images.DEFAULT_MAX_PIXELS,
     value_range: Sequence[float] = ()

@@ -19,20 +19,20 @@ from dinojax.core import errors
 from dinojax.core import paths
 from dinojax.core import text
 from dinojax.data import identity
-from dinojax.data import sources
+from dinojax.data import record as record_lib
 
 _VERSION = 1
 MANIFEST = 'manifest.json'
 
 
-def pack(record: sources.Record) -> bytes:
+def pack(record: record_lib.Record) -> bytes:
   """A record as stored."""
   header = json.dumps({
       'v': _VERSION, 'label': record.label, 'name': record.name}).encode()
   return struct.pack('<I', len(header)) + header + record.image
 
 
-def unpack(data: bytes) -> sources.Record:
+def unpack(data: bytes) -> record_lib.Record:
   """The inverse of `pack`.
 
   Raises:
@@ -49,13 +49,13 @@ def unpack(data: bytes) -> sources.Record:
     if type(label) is not int or not -2**31 <= label < 2**31 or not (
         isinstance(name, str)):
       raise ValueError('not a dinojax record: its label or name is not one')
-    return sources.Record(data[4 + size:], label, name)
+    return record_lib.Record(data[4 + size:], label, name)
   except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError,
           RecursionError) as error:
     raise ValueError('not a dinojax record') from error
 
 
-def write(source: sources.Source, folder: str, *, num_shards: int,
+def write(source: record_lib.Source, folder: str, *, num_shards: int,
           progress: Callable[[int, int], None] = lambda done, total: None
           ) -> list[str]:
   """Writes a source as ArrayRecord shards; an interrupted run continues.
@@ -162,13 +162,13 @@ def _write_shard(source, indices: range, path: epath.Path, done):
   temporary.rename(path)
 
 
-def _read(source: sources.Source, index: int) -> sources.Record:
+def _read(source: record_lib.Source, index: int) -> record_lib.Record:
   try:
     return source[index]
   except OSError as error:
     logging.warning('%s: record %d is stored empty: %s', text.printable(
         source.spec), index, text.printable(error))
-    return sources.Record(b'', -1, f'unreadable/{index}')
+    return record_lib.Record(b'', -1, f'unreadable/{index}')
 
 
 class ArrayRecords:
@@ -240,7 +240,7 @@ class ArrayRecords:
   def __len__(self) -> int:
     return self._starts[-1]
 
-  def __getitem__(self, index: int) -> sources.Record:
+  def __getitem__(self, index: int) -> record_lib.Record:
     shard = bisect.bisect_right(self._starts, index) - 1
     try:
       data = self._reader(shard).read([index - self._starts[shard]])[0]

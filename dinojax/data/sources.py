@@ -8,7 +8,6 @@ import collections
 import functools
 import logging
 import os
-from typing import NamedTuple, Protocol
 from urllib import parse
 
 from etils import epath
@@ -17,6 +16,7 @@ from dinojax.core import errors
 from dinojax.core import paths
 from dinojax.core import text
 from dinojax.data import listing
+from dinojax.data import record
 
 SUFFIXES = listing.SUFFIXES
 _SCHEMES = ('folder:DIR', 'image:FILE', 'arrayrecord:GLOB', 'tfds:NAME/SPLIT',
@@ -25,34 +25,7 @@ _SCHEMES = ('folder:DIR', 'image:FILE', 'arrayrecord:GLOB', 'tfds:NAME/SPLIT',
             'python:MODULE:CLASS[:TEXT]')
 
 
-class Record(NamedTuple):
-  """One image as stored.
-
-  Attributes:
-    image: encoded bytes.
-    label: class index, -1 for none.
-    name: stable identity within the source, such as a relative path.
-  """
-
-  image: bytes
-  label: int
-  name: str
-
-
-class Source(Protocol):
-  """A random-access sequence of records."""
-
-  spec: str
-  classes: tuple[str, ...]
-
-  def __len__(self) -> int:
-    """Number of records."""
-
-  def __getitem__(self, index: int) -> Record:
-    """Reads one record."""
-
-
-def open_source(spec: str) -> Source:
+def open_source(spec: str) -> record.Source:
   """Opens a source by its spec.
 
   Args:
@@ -98,7 +71,7 @@ def open_source(spec: str) -> Source:
       f'name is here: check the path, or use one of {", ".join(_SCHEMES)}')
 
 
-def open_training(spec: str) -> Source:
+def open_training(spec: str) -> record.Source:
   """Opens a source to train on, and says what makes it an odd one.
 
   Raises:
@@ -111,7 +84,7 @@ def open_training(spec: str) -> Source:
   return source
 
 
-def no_classes(source: Source) -> tuple[str, str]:
+def no_classes(source: record.Source) -> tuple[str, str]:
   """What is odd of sub-folders train and test, and the remedy; else ''."""
   names = listing.splits(source.classes)
   if not names or not isinstance(source, Folder):
@@ -150,11 +123,11 @@ class Folder:
   def __len__(self) -> int:
     return len(self._paths)
 
-  def __getitem__(self, index: int) -> Record:
+  def __getitem__(self, index: int) -> record.Record:
     name = self._paths[index]
     path = epath.Path(self._folder) / name
     try:
-      return Record(path.read_bytes(), self._labels[index], name)
+      return record.Record(path.read_bytes(), self._labels[index], name)
     except OSError:
       raise
     except Exception as error:  # stores have errors of their own
@@ -213,8 +186,8 @@ class File:
   def __len__(self) -> int:
     return 1
 
-  def __getitem__(self, index: int) -> Record:
-    return Record(self._path.read_bytes(), -1, self._path.name)
+  def __getitem__(self, index: int) -> record.Record:
+    return record.Record(self._path.read_bytes(), -1, self._path.name)
 
   def order(self, sizes: bool = False) -> list[str]:
     """Its name, with the size of the file."""
@@ -315,11 +288,11 @@ class Tfds:
   def __len__(self) -> int:
     return self._length
 
-  def __getitem__(self, index: int) -> Record:
+  def __getitem__(self, index: int) -> record.Record:
     try:
       row = self._open()[index]
       label = int(row.get('label', -1))
-      return Record(row['image'], label, f'{self._split}/{index}')
+      return record.Record(row['image'], label, f'{self._split}/{index}')
     except errors.UserError:
       raise
     except Exception as error:  # a damaged file has many errors

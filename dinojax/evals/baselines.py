@@ -14,7 +14,7 @@ from dinojax.core import atomic
 from dinojax.core import errors
 from dinojax.core import text
 from dinojax.data import identity
-from dinojax.data import sources
+from dinojax.data import record as record_lib
 from dinojax.parallel import processes
 
 FILE = 'baselines.json'  # in the workdir
@@ -27,7 +27,7 @@ class Baselines:
   """Scores by student, of the images that they are measured on."""
 
   def __init__(self, folder: epath.Path | None,
-               opened: Sequence[sources.Source]):
+               opened: Sequence[record_lib.Source]):
     """Reads what earlier starts measured; all processes get the same.
 
     Args:

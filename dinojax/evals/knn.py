@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinojax.evals import metrics
+from dinojax.metrics import classification as metrics
 
 _TEST_TILE, _TRAIN_TILE = 1024, 65536
 

@@ -11,21 +11,6 @@ LEARNING_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2,
                   2e-2, 5e-2, 1e-1)
 
 
-def probe_input(layers: Sequence[dict[str, jax.Array]], num_layers: int,
-                average_patches: bool) -> jax.Array:
-  """[b, n·d (+ d)] features of a probe, float32.
-
-  Args:
-    layers: of the last blocks, oldest first: cls [b, d], patches [b, p, d].
-    num_layers: n, how many of the last are joined.
-    average_patches: whether the mean patch of the last block is appended.
-  """
-  parts = [layer['cls'] for layer in layers[-num_layers:]]
-  if average_patches:
-    parts.append(layers[-1]['patches'].mean(axis=1))
-  return jnp.concatenate(parts, axis=-1).astype(jnp.float32)
-
-
 def logits(features: jax.Array, kernel: jax.Array,
            bias: jax.Array) -> jax.Array:
   """[b, k] of features [b, e], kernel [e, k] and bias [k]."""

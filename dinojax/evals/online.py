@@ -12,10 +12,11 @@ import numpy as np
 
 from dinojax.core import errors
 from dinojax.data import classes
+from dinojax.data import record as record_lib
 from dinojax.data import sources
 from dinojax.evals import baselines as baselines_lib
-from dinojax.evals import features
 from dinojax.evals import knn
+from dinojax.features import stream as features
 from dinojax.parallel import processes
 from dinojax.parallel import sharding
 from dinojax.train import recipe as recipe_lib
@@ -76,7 +77,7 @@ class _Student:
   """k-NN of one student, and what it is compared with."""
 
   def __init__(self, recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
-               train: sources.Source, test: sources.Source,
+               train: record_lib.Source, test: record_lib.Source,
                matching: classes.Matching,
                given: Callable[[dict], dict | None], name: str):
     settings, self._name = recipe.settings, name
@@ -106,7 +107,7 @@ class _Student:
     return (self._extract(params, self._train, plan.max_train_images),
             self._extract(params, self._test, plan.max_validation_images))
 
-  def _extract(self, params: dict, source: sources.Source, limit: int):
+  def _extract(self, params: dict, source: record_lib.Source, limit: int):
     s = self._recipe.settings
     return features.extract(
         self._embed, params, source, mesh=self._mesh,
@@ -164,7 +165,7 @@ def spread(count: int, limit: int) -> np.ndarray:
   return np.linspace(0, count - 1, limit).round().astype(int)
 
 
-def _labelled(spec: str, key: str) -> sources.Source:
+def _labelled(spec: str, key: str) -> record_lib.Source:
   source = sources.open_source(spec)
   if not source.classes:
     raise errors.UserError(

@@ -14,9 +14,9 @@ import safetensors
 from safetensors import numpy as safetensors_numpy
 
 from dinojax.core import errors
+from dinojax.interop import kinds
 from dinojax.interop import told
 
-State = dict[str, np.ndarray]
 _TORCH_SUFFIXES = ('.pth', '.pt', '.bin')
 _MAX_NAME = 500
 _INDEX = 'model.safetensors.index.json'
@@ -24,19 +24,9 @@ _SHARD = re.compile(r'\w[\w.-]*\.safetensors')
 # What is read, in safetensors' words.
 _DTYPES = ('F64', 'F32', 'F16', 'BF16', 'I64', 'I32', 'I16', 'I8', 'U64',
            'U32', 'U16', 'U8', 'BOOL')
-_KNOWN = (  # first bytes of what is often found under another name
-    (b'', 'an empty file'),
-    (b'version https://git-lfs', 'a pointer of git-lfs, not the file itself: '
-     'run `git lfs pull` where it was cloned'),
-    (b'PK\x03\x04', 'a zip archive, as PyTorch writes'),
-    (b'\x1f\x8b', 'compressed by gzip: unpack it first'),
-    (b'BZh', 'compressed by bzip2: unpack it first'),
-    (b'\xfd7zXZ', 'compressed by xz: unpack it first'),
-    (b'\x28\xb5\x2f\xfd', 'compressed by zstd: unpack it first'),
-    (b'\x89HDF', 'an HDF5 file'), (b'\x93NUMPY', 'a NumPy file'))
 
 
-def read(path: str) -> State:
+def read(path: str) -> kinds.State:
   """All tensors of a file, or of a Hugging Face folder.
 
   Args:
@@ -74,7 +64,7 @@ def read(path: str) -> State:
       'model.safetensors')
 
 
-def _printable(state: State, path: str) -> State:
+def _printable(state: kinds.State, path: str) -> kinds.State:
   """The tensors, whose names messages will show on a terminal."""
   for key in state:
     if not key.isprintable() or len(key) > _MAX_NAME:
@@ -96,35 +86,6 @@ def write_safetensors(path: str, state: Mapping[str, np.ndarray],
   os.chmod(path, mode)
 
 
-def mistaken(place: pathlib.Path) -> str | None:
-  """What a file is by its first bytes, where it is no weight file.
-
-  Returns:
-    A phrase such as 'a web page'; None: nothing that is known.
-  """
-  with open(place, 'rb') as file:
-    start = file.read(4096)
-  for magic, name in _KNOWN:
-    if start == magic or magic and start.startswith(magic):
-      return name
-  if (place.suffix != '.safetensors' and start[8:9] == b'{'
-      and start[4:8] == b'\0' * 4):
-    return 'a safetensors file: rename it to .safetensors'
-  try:
-    text = start.decode()
-  except UnicodeDecodeError as error:
-    if error.start < len(start) - 3:  # else the cut is within a letter
-      return None
-    text = start[:error.start].decode()
-  if any(ord(c) < 32 and c not in '\t\n\r\f' for c in text):
-    return None
-  if re.match(r'\s*<(!doctype|html|\?xml)', text, re.IGNORECASE):
-    return ('a web page, not weights: the download gave a message instead; '
-            'open it in a browser to see which')
-  first = told.text(text.strip().partition('\n')[0])
-  return f'text, not weights: it begins with {first}'
-
-
 def _refuse_sharded(place: pathlib.Path):
   if place.is_dir() and (place / '.metadata').exists():
     raise errors.UserError(
@@ -139,10 +100,10 @@ def _refuse_sharded(place: pathlib.Path):
         'which is whole')
 
 
-def _folder(place: pathlib.Path) -> State:
+def _folder(place: pathlib.Path) -> kinds.State:
   index = place / _INDEX
   if index.exists():
-    state: State = {}
+    state: kinds.State = {}
     for shard in _shards(index):
       part = _safetensors(place / shard)
       twice = sorted(part.keys() & state.keys())
@@ -185,7 +146,7 @@ def _shards(index: pathlib.Path) -> list[str]:
   return sorted(set(names.values()))
 
 
-def _safetensors(place: pathlib.Path) -> State:
+def _safetensors(place: pathlib.Path) -> kinds.State:
   try:
     with safetensors.safe_open(place, framework='numpy') as file:
       state = {}
@@ -200,18 +161,12 @@ def _safetensors(place: pathlib.Path) -> State:
   except errors.UserError:
     raise
   except Exception as error:  # whatever the library makes of damaged bytes
-    what = mistaken(place) if os.access(place, os.R_OK) else None
+    what = kinds.mistaken(place) if os.access(place, os.R_OK) else None
     if what:
       raise errors.UserError(f'{place} is {what}') from error
     raise errors.UserError(
-        f'{place} is damaged or not a safetensors file: {first_line(error)}; '
-        'download it again') from error
-
-
-def first_line(error: Exception) -> str:
-  """What a library says, as far as it fits a sentence."""
-  lines = str(error).splitlines()
-  return (lines[0] if lines else type(error).__name__)[:200]
+        f'{place} is damaged or not a safetensors file: '
+        f'{kinds.first_line(error)}; download it again') from error
 
 
 def _widen(value: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from dinojax.core import tree
 from dinojax.interop import files
 from dinojax.interop import hf
 from dinojax.interop import hub
+from dinojax.interop import kinds
 from dinojax.interop import meta
 from dinojax.interop import names
 from dinojax.interop import sizes
@@ -113,7 +114,7 @@ def _named(source: str) -> Iterator[None]:
         text if source in text else f'{source}: {text}') from error
 
 
-def _understood(state: files.State, path: str, num_heads: int | None,
+def _understood(state: kinds.State, path: str, num_heads: int | None,
                 image_px: int | None) -> tuple:
   """Configuration, tensors, entries, family, table and pixels of a file."""
   entries, pixels = {}, {}
@@ -149,8 +150,8 @@ def _understood(state: files.State, path: str, num_heads: int | None,
   return config, state, entries, family, table, pixels
 
 
-def _squared(config: Config, state: files.State, grid: tuple[int, int] | None,
-             image_px: int | None) -> tuple[Config, files.State]:
+def _squared(config: Config, state: kinds.State, grid: tuple[int, int] | None,
+             image_px: int | None) -> tuple[Config, kinds.State]:
   """Positions of a grid that is not square, for square images of a side.
 
   transformers itself takes 9 × 16 positions for 12 × 12: these are of the
@@ -182,7 +183,7 @@ def _squared(config: Config, state: files.State, grid: tuple[int, int] | None,
           state | {key: np.concatenate([state[key][:, :1], patches], axis=1)})
 
 
-def _head(state: files.State, width: int, source: str) -> Head:
+def _head(state: kinds.State, width: int, source: str) -> Head:
   with _named(source):
     config = meta.head_config(state)
     sizes.check(config, source)

@@ -15,6 +15,7 @@ from dinojax.core import config as config_lib
 from dinojax.core import errors
 from dinojax.core import tree
 from dinojax.interop import files
+from dinojax.interop import kinds
 from dinojax.interop import reading
 from dinojax.interop import sizes
 from dinojax.interop import told
@@ -122,7 +123,7 @@ def _built(kind: type, values: Any, source: str) -> Any:
   return made
 
 
-def _tree(place: pathlib.Path, flat: files.State,
+def _tree(place: pathlib.Path, flat: kinds.State,
           shapes: tree.Tree) -> tree.Tree:
   """The tensors as a tree of known shapes."""
   wanted = dict(tree.items(shapes))

@@ -11,7 +11,7 @@ import zipfile
 import numpy as np
 
 from dinojax.core import errors
-from dinojax.interop import files
+from dinojax.interop import kinds
 from dinojax.interop import told
 
 _NESTS = ('teacher', 'model', 'state_dict')
@@ -22,7 +22,7 @@ _DTYPES = ('float64', 'float32', 'float16', 'bfloat16', 'int64', 'int32',
            'int16', 'int8', 'uint8', 'bool')
 
 
-def read(place: pathlib.Path) -> files.State:
+def read(place: pathlib.Path) -> kinds.State:
   """The tensors of a file that `torch.save` wrote.
 
   Args:
@@ -36,7 +36,7 @@ def read(place: pathlib.Path) -> files.State:
       damaged, holds more than tensors, or tensors of kinds that are not read.
   """
   try:
-    what = files.mistaken(place)
+    what = kinds.mistaken(place)
     size = place.stat().st_size
   except OSError as error:
     raise errors.UserError(
@@ -62,7 +62,7 @@ def read(place: pathlib.Path) -> files.State:
   except Exception as error:  # whatever PyTorch makes of damaged bytes
     raise errors.UserError(
         f'{place} is damaged or not a PyTorch file: '
-        f'{type(error).__name__}: {files.first_line(error)}') from error
+        f'{type(error).__name__}: {kinds.first_line(error)}') from error
   return _arrays(content, place, size)
 
 
@@ -90,7 +90,7 @@ def _check_archive(place: pathlib.Path, size: int):
   except Exception as error:  # zipfile has no end of them on damaged bytes
     raise errors.UserError(
         f'{place} is damaged or not a PyTorch file: '
-        f'{files.first_line(error)}; download it again') from error
+        f'{kinds.first_line(error)}; download it again') from error
   if any(entry.filename.endswith('/constants.pkl') for entry in entries):
     raise errors.UserError(
         f'{place} is a TorchScript program: save the state_dict of the model '
@@ -102,7 +102,7 @@ def _check_archive(place: pathlib.Path, size: int):
         'or made to fill the memory; it is not opened')
 
 
-def _arrays(content: Any, place: pathlib.Path, size: int) -> files.State:
+def _arrays(content: Any, place: pathlib.Path, size: int) -> kinds.State:
   """Arrays by dotted names; what is no tensor is not ours to read."""
   import torch
   found = dict(_tensors(content, torch.Tensor))
@@ -150,4 +150,4 @@ def _array(key: str, value: Any, place: pathlib.Path,
   except Exception as error:  # of subclasses of tensors, and of damaged ones
     raise errors.UserError(
         f'{place}: {told.text(key)} is no plain tensor: '
-        f'{files.first_line(error)}') from error
+        f'{kinds.first_line(error)}') from error

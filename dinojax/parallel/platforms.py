@@ -4,8 +4,8 @@ import importlib.util
 
 import jax
 
-from dinojax.core import versions
-from dinojax.parallel import machine
+from dinojax.core import plugins
+from dinojax.parallel import hardware
 
 
 def leave_out_tpus():
@@ -16,8 +16,8 @@ def leave_out_tpus():
   """
   if importlib.util.find_spec('libtpu') and not jax.config.jax_platforms:
     chosen = without_tpus(
-        tpu=machine.has_tpu(), nvidia=machine.has_nvidia(),
-        plugins=versions.companions())
+        tpu=hardware.has_tpu(), nvidia=hardware.has_nvidia(),
+        plugins=plugins.installed())
     if chosen:
       jax.config.update('jax_platforms', chosen)
 

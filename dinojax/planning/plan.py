@@ -13,8 +13,8 @@ from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import topologies
 from dinojax.planning import collectives
 from dinojax.planning import estimate
-from dinojax.train import memory
-from dinojax.train import pace
+from dinojax.planning import memory
+from dinojax.planning import pace
 from dinojax.train import program
 from dinojax.train import recipe as recipe_lib
 from dinojax.train import settings as settings_lib

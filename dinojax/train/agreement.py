@@ -1,22 +1,17 @@
 """What must agree in a config, each mistake with its key, value and fix."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
-import typing
 
 from dinojax.core import config as config_lib
 from dinojax.kernels import attention
 from dinojax.models import layers
 from dinojax.models import vit
 from dinojax.models import zoo
-
-if typing.TYPE_CHECKING:
-  from dinojax.train import settings as settings_lib
-  Settings = settings_lib.Settings
+from dinojax.train import sections
 
 Errors = config_lib.Errors
+Settings = sections.Settings
 
 
 def check(s: Settings, problems: Errors):

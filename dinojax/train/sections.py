@@ -1,11 +1,17 @@
 """The sections of a config, one dataclass each; `settings` joins them."""
 
+from collections.abc import Mapping
 import dataclasses
 from typing import Annotated, Literal
 
+from dinojax.augment import photometric
 from dinojax.core import config as config_lib
 from dinojax.core import fields
+from dinojax.data import crops
+from dinojax.data import masking
+from dinojax.models import convnext
 from dinojax.models import heads
+from dinojax.models import vit
 
 Duration = config_lib.Duration
 free = config_lib.free
@@ -312,3 +318,69 @@ class Knn:
   resize_px: fields.Positive = 256  # Short side after resizing, in pixels.
   crop_px: fields.Positive = 224  # Side of the centre that is seen, in pixels.
   batch_size: fields.Positive = 64  # Images at a time.
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """A whole config."""
+
+  model: vit.ViTConfig | convnext.ConvNeXtConfig  # Backbone that is trained.
+  data: Data  # Where images come from.
+  crops: crops.Crops  # Crops that are cut out of an image.
+  masks: masking.Masks  # Patches that the student does not see.
+  augment: photometric.Photometric  # Changes of colour and sharpness.
+  dino: Dino  # Loss of CLS tokens between crops, and its head.
+  ibot: Ibot  # Loss of masked patches, and its head.
+  koleo: Koleo  # Loss that spreads CLS features.
+  teacher: Teacher  # How the teacher's logits become targets.
+  optimizer: Optimizer  # AdamW and its factors by layer.
+  schedules: Schedules  # Values that change over training.
+  train: Train  # Length, batch and groups.
+  mesh: Mesh = free(Mesh())  # How devices are used.
+  # When the state is saved.
+  checkpoint: Checkpoint = free(Checkpoint())
+  log: Log = free(Log())  # When a row of metrics is written.
+  knn: Knn = free(Knn())  # How k-NN is measured.
+  gram: Gram = Gram()  # Loss that anchors patch features.
+  init: Init = Init()  # Weights that a new run starts from.
+  # A frozen network as the teacher, instead of the EMA.
+  distillation: Distillation = Distillation()
+  # Start of all random numbers.
+  seed: Annotated[int, fields.Range(0, fields.LARGEST)] = 0
+  # Several students by name, of one frozen teacher: what differs from this
+  # config, whose own model has the largest patches and is not trained.
+  students: Mapping[str, 'Settings'] = dataclasses.field(
+      default_factory=dict, metadata={'free': True})
+
+  @property
+  def num_patches(self) -> int:
+    """Patches of a global crop."""
+    rows, columns = self.model.grid((self.crops.global_px,) * 2)
+    return rows * columns
+
+  @property
+  def chosen(self) -> masking.Masks | None:
+    """Which patches iBOT predicts, of the masks if they hide any."""
+    if not self.ibot.loss_weight:
+      return None
+    if self.distillation.is_on and self.distillation.patches == 'all':
+      return masking.Masks(probability=1.0, ratio=(1.0, 1.0))
+    return self.masks
+
+  @property
+  def gram_px(self) -> int | None:
+    """Side of the Gram teacher's crops; None: there are none."""
+    if not self.gram.has_backbone:
+      return None
+    return self.crops.gram_px or self.crops.global_px
+
+  @property
+  def each(self) -> Mapping[str, 'Settings']:
+    """The students by name; one alone has no name."""
+    return self.students or {'': self}
+
+  def of_size(self, index: int) -> 'Settings':
+    """As the steps run that draw this one of crops.sizes."""
+    return dataclasses.replace(
+        self, crops=self.crops.of_size(index), students={
+            name: s.of_size(index) for name, s in self.students.items()})

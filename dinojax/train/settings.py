@@ -8,89 +8,18 @@ from collections.abc import Mapping
 import dataclasses
 import fractions
 import math
-from typing import Annotated, Any
+from typing import Any
 import warnings
 
-from dinojax.augment import photometric
 from dinojax.core import config as config_lib
 from dinojax.core import errors
-from dinojax.core import fields
 from dinojax.core import paths
-from dinojax.data import crops
-from dinojax.data import masking
-from dinojax.models import convnext
-from dinojax.models import vit
 from dinojax.train import agreement
 from dinojax.train import sections
 
 free = config_lib.free
 _MOST_PARTS = 64  # of a batch, in shares
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-  """A whole config."""
-
-  model: vit.ViTConfig | convnext.ConvNeXtConfig  # Backbone that is trained.
-  data: sections.Data  # Where images come from.
-  crops: crops.Crops  # Crops that are cut out of an image.
-  masks: masking.Masks  # Patches that the student does not see.
-  augment: photometric.Photometric  # Changes of colour and sharpness.
-  dino: sections.Dino  # Loss of CLS tokens between crops, and its head.
-  ibot: sections.Ibot  # Loss of masked patches, and its head.
-  koleo: sections.Koleo  # Loss that spreads CLS features.
-  teacher: sections.Teacher  # How the teacher's logits become targets.
-  optimizer: sections.Optimizer  # AdamW and its factors by layer.
-  schedules: sections.Schedules  # Values that change over training.
-  train: sections.Train  # Length, batch and groups.
-  mesh: sections.Mesh = free(sections.Mesh())  # How devices are used.
-  # When the state is saved.
-  checkpoint: sections.Checkpoint = free(sections.Checkpoint())
-  log: sections.Log = free(sections.Log())  # When a row of metrics is written.
-  knn: sections.Knn = free(sections.Knn())  # How k-NN is measured.
-  gram: sections.Gram = sections.Gram()  # Loss that anchors patch features.
-  init: sections.Init = sections.Init()  # Weights that a new run starts from.
-  # A frozen network as the teacher, instead of the EMA.
-  distillation: sections.Distillation = sections.Distillation()
-  # Start of all random numbers.
-  seed: Annotated[int, fields.Range(0, fields.LARGEST)] = 0
-  # Several students by name, of one frozen teacher: what differs from this
-  # config, whose own model has the largest patches and is not trained.
-  students: Mapping[str, 'Settings'] = dataclasses.field(
-      default_factory=dict, metadata={'free': True})
-
-  @property
-  def num_patches(self) -> int:
-    """Patches of a global crop."""
-    rows, columns = self.model.grid((self.crops.global_px,) * 2)
-    return rows * columns
-
-  @property
-  def chosen(self) -> masking.Masks | None:
-    """Which patches iBOT predicts, of the masks if they hide any."""
-    if not self.ibot.loss_weight:
-      return None
-    if self.distillation.is_on and self.distillation.patches == 'all':
-      return masking.Masks(probability=1.0, ratio=(1.0, 1.0))
-    return self.masks
-
-  @property
-  def gram_px(self) -> int | None:
-    """Side of the Gram teacher's crops; None: there are none."""
-    if not self.gram.has_backbone:
-      return None
-    return self.crops.gram_px or self.crops.global_px
-
-  @property
-  def each(self) -> Mapping[str, 'Settings']:
-    """The students by name; one alone has no name."""
-    return self.students or {'': self}
-
-  def of_size(self, index: int) -> 'Settings':
-    """As the steps run that draw this one of crops.sizes."""
-    return dataclasses.replace(
-        self, crops=self.crops.of_size(index), students={
-            name: s.of_size(index) for name, s in self.students.items()})
+Settings = sections.Settings
 
 
 def read(config: Any) -> Settings:

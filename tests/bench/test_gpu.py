@@ -9,7 +9,7 @@ from bench import attention_gpu
 from bench import repeat
 from bench import step_speed
 from dinojax.core import chips
-from dinojax.train import pace
+from dinojax.planning import pace
 
 
 def printed(capsys) -> list[dict]:

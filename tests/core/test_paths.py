@@ -6,11 +6,11 @@ import pathlib
 from ml_collections import config_dict
 import pytest
 
-from dinojax import job
-from dinojax import stages
-from dinojax import weights
 from dinojax.core import errors
 from dinojax.core import paths
+from dinojax.runs import job
+from dinojax.runs import stages
+from dinojax.runs import weights
 from dinojax.train import checkpoint
 from tests.train import tiny
 

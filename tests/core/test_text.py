@@ -7,12 +7,12 @@ import sys
 import pytest
 
 from dinojax.core import errors
-from dinojax.core import findings
 from dinojax.core import text
 from dinojax.data import crops
 from dinojax.data import images
 from dinojax.data import pipeline
 from dinojax.data import sources
+from dinojax.doctor import findings
 
 EVIL = 'x\x1b[2J\x1b]0;title\x07\nstep 99: all is well\x9b\u202e\u2028.png'
 SAFE = r'x\x1b[2J\x1b]0;title\x07\nstep 99: all is well\x9b\u202e\u2028.png'

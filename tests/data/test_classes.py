@@ -5,9 +5,9 @@ import types
 import numpy as np
 import pytest
 
-from dinojax.checks import report
 from dinojax.core import errors
 from dinojax.data import classes
+from dinojax.doctor import report
 from dinojax.evals import knn
 
 

@@ -18,7 +18,7 @@ from dinojax.data import crops
 from dinojax.data import images
 from dinojax.data import inspection
 from dinojax.data import pipeline
-from dinojax.data import sources
+from dinojax.data import record as record_lib
 from tests.data import test_images as odd
 
 BIG = (20_000, 9_500)  # more than Pillow's own limit
@@ -72,7 +72,7 @@ class Greys:
 
   def __getitem__(self, index):
     ramp = np.linspace(0, 4095, 1024).reshape(32, 32) + index
-    return sources.Record(encode(ramp.astype(np.uint16)), 0, str(index))
+    return record_lib.Record(encode(ramp.astype(np.uint16)), 0, str(index))
 
 
 def test_the_range_reaches_training_evaluation_and_embed():

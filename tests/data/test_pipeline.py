@@ -17,7 +17,7 @@ from dinojax.data import images
 from dinojax.data import masking
 from dinojax.data import mixture
 from dinojax.data import pipeline
-from dinojax.data import sources
+from dinojax.data import record as record_lib
 
 
 class Pictures:
@@ -32,12 +32,12 @@ class Pictures:
 
   def __getitem__(self, index):
     if index in self._bad:
-      return sources.Record(b'garbage', index, f'{index}.png')
+      return record_lib.Record(b'garbage', index, f'{index}.png')
     rng = np.random.default_rng(index)
     pixels = rng.integers(0, 256, (24, 20, 3), dtype=np.uint8)
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, 'PNG')
-    return sources.Record(out.getvalue(), index, f'{index}.png')
+    return record_lib.Record(out.getvalue(), index, f'{index}.png')
 
 
 def batches(source=None, count=1, skip=0, **changes):

@@ -6,21 +6,22 @@ import numpy as np
 import pytest
 
 from dinojax.evals import depth
+from dinojax.metrics import depth as depth_metrics
 
 
 def test_a_perfect_prediction():
   target = np.linspace(1, 9, 48).reshape(6, 8)
-  valid = depth.valid_pixels(target)
-  got = depth.metrics(target, target, valid)
+  valid = depth_metrics.valid_pixels(target)
+  got = depth_metrics.metrics(target, target, valid)
   assert [got[k] for k in ('a1', 'a2', 'a3')] == [1, 1, 1]
-  assert sum(got[k] for k in depth.METRICS[3:]) == 0
+  assert sum(got[k] for k in depth_metrics.METRICS[3:]) == 0
   assert depth.gradient(target, target, valid) == 0
   assert depth.scale_invariant(target, target, valid) == 0
 
 
 def test_a_wrong_scale_is_forgiven_by_silog_alone():
   target = np.linspace(1, 4, 48).reshape(6, 8)
-  got = depth.metrics(2 * target, target, np.ones((6, 8), bool))
+  got = depth_metrics.metrics(2 * target, target, np.ones((6, 8), bool))
   assert got['silog'] == pytest.approx(0, abs=1e-6)
   assert got['abs_rel'] == pytest.approx(1)
   assert got['log_10'] == pytest.approx(np.log10(2))
@@ -37,12 +38,12 @@ def test_unknown_pixels_count_nowhere():
   value, grad = both(wild)
   assert value == both(predicted)[0]
   assert jnp.isfinite(grad).all() and grad[0, 2, 3] == 0
-  assert not depth.valid_pixels(np.asarray(target[0]))[2, 3]
+  assert not depth_metrics.valid_pixels(np.asarray(target[0]))[2, 3]
 
 
 def test_nothing_known_is_no_number():
   nothing = np.zeros((4, 4), bool)
-  got = depth.metrics(np.ones((4, 4)), np.zeros((4, 4)), nothing)
+  got = depth_metrics.metrics(np.ones((4, 4)), np.zeros((4, 4)), nothing)
   assert all(np.isnan(list(got.values())))
   ones = jnp.ones((1, 4, 4))
   assert depth.scale_invariant(ones, ones, nothing[None]) == 0
@@ -61,7 +62,8 @@ def test_bins_reach_both_ends():
     (lambda: depth.bins(3, min_depth=1, max_depth=2, spacing='sid'), 'sid'),
     (lambda: depth.expected_depth(jnp.ones((1, 1, 1, 2)), jnp.ones(2),
                                   normalize='max'), 'max'),
-    (lambda: depth.valid_pixels(np.ones((4, 4)), crop='eigen'), 'nyu_eigen')])
+    (lambda: depth_metrics.valid_pixels(np.ones((4, 4)), crop='eigen'),
+     'nyu_eigen')])
 def test_unknown_options_are_named(call, text):
   with pytest.raises(ValueError, match=text):
     call()

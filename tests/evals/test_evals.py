@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from dinojax.evals import features
 from dinojax.evals import knn
-from dinojax.evals import pictures
+from dinojax.features import stream as features
+from dinojax.runs import pictures
 
 
 def test_knn_finds_separated_classes_and_orders_ties():

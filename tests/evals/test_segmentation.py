@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from dinojax.evals import segmentation
+from dinojax.metrics import segmentation as segmentation_metrics
 
 
 @pytest.mark.parametrize('size, crop, stride', [
@@ -19,8 +20,8 @@ def test_windows_cover_every_pixel_and_stay_inside(size, crop, stride):
 
 
 def test_an_absent_class_is_no_zero():
-  total = segmentation.areas(np.zeros((4, 4)), np.zeros((4, 4)), 3)
-  scores = segmentation.scores(total)
+  total = segmentation_metrics.areas(np.zeros((4, 4)), np.zeros((4, 4)), 3)
+  scores = segmentation_metrics.scores(total)
   assert scores['mIoU'] == 1 and np.isnan(scores['per_class_iou'][1:]).all()
 
 

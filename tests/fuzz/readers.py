@@ -9,9 +9,9 @@ from dinojax.core import errors
 from dinojax.data import crops
 from dinojax.data import identity
 from dinojax.data import images
+from dinojax.data import record as record_lib
 from dinojax.data import records
-from dinojax.data import sources
-from dinojax.evals import tables
+from dinojax.features import tables
 
 _CROPS = crops.Crops(num_global=2, global_px=16, num_local=1, local_px=8)
 
@@ -111,4 +111,4 @@ class _Two:
     return 2
 
   def __getitem__(self, index):
-    return sources.Record(b'image', index, str(index))
+    return record_lib.Record(b'image', index, str(index))

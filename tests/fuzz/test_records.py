@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from dinojax.data import identity
+from dinojax.data import record as record_lib
 from dinojax.data import records
-from dinojax.data import sources
-from dinojax.evals import tables
+from dinojax.features import tables
 from tests.fuzz import mutate
 from tests.fuzz import readers
 
 TRIES, MANY = 200, 20_000
-RECORD = records.pack(sources.Record(b'image' * 9, 3, 'a/größe.png'))
+RECORD = records.pack(record_lib.Record(b'image' * 9, 3, 'a/größe.png'))
 
 
 def shard(folder) -> bytes:

@@ -14,7 +14,7 @@ from dinojax.interop import files
 from dinojax.interop import graphs
 from dinojax.interop import store
 from dinojax.interop import writing
-from tests import commands
+from tests import forked
 from tests.interop import cases
 
 TORCH = ('hf', 'timm')
@@ -105,10 +105,10 @@ def test_a_runtime_that_does_not_import_is_named(tmp_path, monkeypatch):
 def test_the_command_writes_a_program_and_checks_it(tmp_path):
   written = cases.weights(cases.CONVNEXT)
   store.save(str(tmp_path / 'ours'), written)
-  code, text = commands.run(
+  code, text = forked.run(
       ['export', f'--source={tmp_path / "ours"}',
        f'--out={tmp_path / "theirs"}', '--format=stablehlo', '--image_px=64'],
-      module='dinojax.convert', JAX_PLATFORMS='cpu')
+      module='dinojax.commands.convert', JAX_PLATFORMS='cpu')
   assert code == 0, text
   last = text.splitlines()[-1]
   assert '64 × 64 pixels' in last and worst(last) <= 1e-5

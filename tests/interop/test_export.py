@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from bench import peers
-from dinojax import model as model_lib
 from dinojax.core import errors
+from dinojax.features import model as model_lib
 from dinojax.interop import files
 from dinojax.interop import reading
 from dinojax.interop import timm

@@ -10,8 +10,8 @@ import onnxruntime
 import pytest
 from safetensors import numpy as safetensors_numpy
 
-from dinojax import model as model_lib
 from dinojax.core import errors
+from dinojax.features import model as model_lib
 from dinojax.interop import graphs
 from dinojax.interop import writing
 from tests.interop import cases

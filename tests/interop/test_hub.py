@@ -6,10 +6,10 @@ import types
 
 import pytest
 
-from dinojax import job
-from dinojax import weights
 from dinojax.core import errors
 from dinojax.interop import hub
+from dinojax.runs import job
+from dinojax.runs import weights
 from tests.fuzz import weights as tiny
 from tests.interop import test_files
 from tests.train import tiny as tiny_config

@@ -5,13 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinojax.evals import depth
-from dinojax.evals import features
 from dinojax.evals import knn
 from dinojax.evals import linear
-from dinojax.evals import metrics
-from dinojax.evals import retrieval
 from dinojax.evals import segmentation
+from dinojax.features import embedding
+from dinojax.features import stream as features
 from dinojax.kernels import resample
+from dinojax.metrics import classification as metrics
+from dinojax.metrics import depth as depth_errors
+from dinojax.metrics import retrieval
+from dinojax.metrics import segmentation as segmentation_metrics
 from tests import golden
 from tests.kinds import losses
 
@@ -95,7 +98,7 @@ def linear_probe_features(case):
       continue
     name = key.removesuffix('/weight')  # 'n4_avgpool1'
     count, average = name.removeprefix('n').split('_avgpool')
-    out[name] = linear.probe_input(layers, int(count), average == '1')
+    out[name] = embedding.probe_input(layers, int(count), average == '1')
     out[f'{name}_logits'] = linear.logits(
         out[name], x[key].T, x[f'{name}/bias'])
   for version in ('v2', 'v3'):
@@ -112,16 +115,16 @@ def linear_probe_features(case):
 @golden.kind('segmentation_miou')
 def segmentation_miou(case):
   c, out = case.config, {}
-  c.only('ignore_index', segmentation.IGNORED)
+  c.only('ignore_index', segmentation_metrics.IGNORED)
   for name, labels in (('plain', 'label'),
                        ('reduce_zero', 'label_zero_is_background')):
     areas = np.stack([
-        segmentation.areas(predicted, label, c['num_classes'],
+        segmentation_metrics.areas(predicted, label, c['num_classes'],
                            zero_is_background=name == 'reduce_zero')
         for predicted, label in zip(
             case.inputs['pred'], case.inputs[labels], strict=True)])
     out[f'{name}/areas'] = areas
-    for key, value in segmentation.scores(areas.sum(0)).items():
+    for key, value in segmentation_metrics.scores(areas.sum(0)).items():
       # The case holds −1 for a class that is absent.
       out[f'{name}/{key}'] = np.nan_to_num(value, nan=-1)
   return out
@@ -180,12 +183,12 @@ def depth_metrics(case):
   c, x = case.config, case.inputs
   plane = lambda key: x[key][:, 0]
   target, predicted = plane('gt'), plane('pred')
-  assert tuple(c['metric_order']) == depth.METRICS
-  out = {'metric_names': list(depth.METRICS)}
+  assert tuple(c['metric_order']) == depth_errors.METRICS
+  out = {'metric_names': list(depth_errors.METRICS)}
   for name, crop in (('FULL', 'full'), ('NYU_EIGEN', 'nyu_eigen')):
-    valid = depth.valid_pixels(target, crop=crop)
+    valid = depth_errors.valid_pixels(target, crop=crop)
     out[f'{name}/valid_mask'] = valid[:, None]
-    out |= {f'{name}/image{i}': list(depth.metrics(*arrays).values())
+    out |= {f'{name}/image{i}': list(depth_errors.metrics(*arrays).values())
             for i, arrays in enumerate(zip(
                 predicted, target, valid, strict=True))}
   out |= jax.jit(bins_to_depth)(nhwc(x['bin_logits']))

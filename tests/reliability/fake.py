@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinojax import job
 from dinojax.evals import online
+from dinojax.runs import job
 from dinojax.train import loop
 from dinojax.train import program
 from dinojax.train import recipe as recipe_lib

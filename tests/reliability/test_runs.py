@@ -11,12 +11,12 @@ import sys
 import jax
 import pytest
 
-from dinojax import job
 from dinojax.core import atomic
 from dinojax.core import errors
 from dinojax.core import log
 from dinojax.evals import online
 from dinojax.parallel import holder
+from dinojax.runs import job
 from tests.reliability import fake
 
 

@@ -41,7 +41,7 @@ def test_groups_that_are_set_stay():
 @pytest.mark.parametrize('name, group', [
     ('demo', 64), ('small_images', 64), ('vits', 32), ('vitg', 12)])
 def test_the_groups_of_recipes_are_those_they_were_tried_with(name, group):
-  from dinojax import catalog
+  from dinojax.runs import catalog
   s = settings_lib.read(catalog.load(name))
   assert s.train.group_images == s.koleo.group_images == group
 

@@ -5,11 +5,11 @@ from jax._src import core
 import numpy as np
 import pytest
 
-from dinojax import job
 from dinojax.core import errors
 from dinojax.data import sources
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
+from dinojax.runs import job
 from dinojax.train import program
 from dinojax.train import recipe as recipe_lib
 from dinojax.train import segments

@@ -1,0 +1,1 @@
+"""The `dinojax` command, one file a word."""

@@ -1,0 +1,1 @@
+"""Frozen features of images: one backbone, one stream, one store."""

@@ -1,0 +1,186 @@
+"""A long piece of work in shards beside its result, so that it can continue.
+
+`feats.npz.shards/` holds settings.json and the finished shards of feats.npz.
+A shard appears under its name when it is whole, and depends on the settings
+and its number alone.
+"""
+
+from collections.abc import Callable, Sequence
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+import zipfile
+
+from dinojax.core import errors
+from dinojax.core import paths
+from dinojax.features import tables
+
+_NOTE = 'settings.json'
+DATA = 'data'  # the setting that is a digest of names and sizes
+
+
+def check_writable(out: str):
+  """Makes the folder of `out`.
+
+  Raises:
+    UserError: not possible, or not a local path.
+  """
+  if '://' in out:
+    raise errors.UserError(
+        f'--out={out} is not a local path: write to a disk and copy the file')
+  folder = pathlib.Path(paths.expand(out)).parent
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+      pass
+  except OSError as error:
+    raise errors.UserError(
+        f'--out={out} cannot be written: {error.strerror or error}; choose '
+        'a folder of yours') from error
+
+
+class Shards:
+  """The shards of one result.
+
+  Attributes:
+    folder: where they are.
+    count: how many.
+    num_done: finished ones, from the first on; known once it is held.
+    is_finished: whether the result itself is there.
+  """
+
+  def __init__(self, out: str, settings: dict, *, num_rows: int,
+               rows_per_shard: int):
+    """Looks at what is there.
+
+    Args:
+      out: .npz or .parquet.
+      settings: that change the result, as JSON; another run's are refused.
+      num_rows: of the source.
+      rows_per_shard: but for the last.
+
+    Raises:
+      UserError: the result, or shards, are there with other settings.
+    """
+    self._out = pathlib.Path(paths.expand(out))
+    self.folder = self._out.with_name(f'{self._out.name}.shards')
+    self._settings = json.loads(json.dumps(settings))
+    self._num_rows, self._rows_per_shard = num_rows, rows_per_shard
+    self.count = -(-num_rows // rows_per_shard)
+    self.is_finished, self.num_done = self._out.exists(), 0
+    if self.is_finished:
+      self._compare(tables.read_settings(str(self._out)), str(self._out))
+
+  def _compare(self, old: dict | None, place: str, *, data: bool = True):
+    if old is None:
+      raise errors.UserError(
+          f'{place} exists and was not written by `dinojax embed`: choose '
+          'another --out')
+    new = self._settings
+    differs = [f'{key} was {old.get(key)!r} and is {new.get(key)!r}'
+               for key in {**old, **new}
+               if key != DATA and old.get(key) != new.get(key)]
+    if not differs and old.get(DATA) != new.get(DATA) and data:
+      raise errors.UserError(
+          f'{place} was made of other images than {new.get("source")} has '
+          'now: names or sizes of files differ. Put them back, choose '
+          'another --out, or delete it to start again')
+    if differs:
+      raise errors.UserError(
+          f'{place} was made with other settings: {"; ".join(differs)}. Use '
+          'the same, choose another --out, or delete it to start again')
+
+  @contextlib.contextmanager
+  def held(self, check: Callable[[], None] = lambda: None):
+    """Makes the folder, for this process alone, and counts what is done.
+
+    Args:
+      check: called before shards of an earlier run are gone on with.
+
+    Raises:
+      UserError: it holds shards of other settings, or another run is at work
+        in it.
+    """
+    note = self.folder / _NOTE
+    self.folder.mkdir(parents=True, exist_ok=True)
+    with open(self.folder / 'lock', 'w') as lock:
+      try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except OSError as error:
+        raise errors.UserError(
+            f'{self.folder} is in use by another run: wait for it, or choose '
+            'another --out') from error
+      if note.exists() and any(self.folder.glob('shard-*.npz')):
+        old = _read_note(note)
+        self._compare(old, str(self.folder), data=False)
+        self.num_done = next(
+            (i for i in range(self.count) if not _is_whole(self.path(i))),
+            self.count)
+        check()
+        self._compare(old, str(self.folder))
+      self._replace(note, lambda path: path.write_text(
+          json.dumps(self._settings, indent=1)))
+      yield
+
+  def path(self, number: int) -> pathlib.Path:
+    """Of one shard."""
+    return self.folder / f'shard-{number:05d}-of-{self.count:05d}.npz'
+
+  def rows(self, number: int) -> range:
+    """Row numbers of one shard."""
+    start = number * self._rows_per_shard
+    return range(start, min(start + self._rows_per_shard, self._num_rows))
+
+  def write(self, number: int, part: tables.Part):
+    """Keeps a finished shard."""
+    self._replace(self.path(number),
+                  lambda path: tables.write_part(str(path), part))
+
+  def join(self, classes: Sequence[str]):
+    """Writes the result from all shards."""
+    parts = [str(self.path(i)) for i in range(self.count)]
+    if tables.suffix(str(self._out)) == 'csv':  # first: with it, it is whole
+      self._replace(pathlib.Path(tables.note_path(str(self._out))),
+                    lambda path: tables.write_note(
+                        str(path), parts, self._settings, classes))
+    self._replace(self._out, lambda path: tables.join(
+        str(path), parts, self._settings, classes))
+
+  def remove(self):
+    """Deletes the shards."""
+    if (self.folder / _NOTE).exists():
+      shutil.rmtree(self.folder, ignore_errors=True)
+
+  def _replace(self, path: pathlib.Path, put: Callable[[pathlib.Path], None]):
+    """Writes beside the shards, then takes the name; durable."""
+    temporary = self.folder / f'unfinished-{path.name}'
+    try:
+      put(temporary)
+      with open(temporary, 'rb+') as file:
+        os.fsync(file.fileno())
+      temporary.replace(path)
+    except OSError as error:
+      raise errors.UserError(
+          f'{path} cannot be written: {error.strerror or error}; make room '
+          'and start the same command again: finished shards are kept'
+      ) from error
+
+
+def _read_note(path: pathlib.Path) -> dict | None:
+  try:
+    return json.loads(path.read_text())
+  except ValueError:
+    return None
+
+
+def _is_whole(path: pathlib.Path) -> bool:
+  """Whether a shard is there and its table of contents is in order."""
+  try:
+    with zipfile.ZipFile(path) as file:
+      return bool(file.namelist())
+  except (OSError, zipfile.BadZipFile):
+    return False

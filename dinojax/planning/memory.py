@@ -1,0 +1,196 @@
+"""Memory of a training step, before it is compiled, and what would fit."""
+
+from collections.abc import Callable, Iterable, Iterator
+import dataclasses
+import math
+
+import jax
+
+from dinojax.core import errors
+from dinojax.planning import liveness
+from dinojax.train import program
+from dinojax.train import recipe as recipe_lib
+from dinojax.train import segments
+from dinojax.train import settings as settings_lib
+from dinojax.train import state as state_lib
+
+_GIB = 2**30
+# Estimates are right to a quarter; compilers and allocators need some room.
+REFUSED, DOUBTFUL = 1.2, 0.8
+# What compilers take above what the equations need, copies and gaps: 6 to 14 %
+# on CPU, 8 to 21 % on a GPU (tests/planning/test_memory.py).
+_MORE = 1.1
+_MOST_MICRO_BATCHES = 64
+_OTHERS = 'configs/photos.py is made for small machines'
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+  """GiB of one device, by shapes alone.
+
+  Attributes:
+    state: parameters, EMA, moments, teachers.
+    batch: crops and masks as the step gets them.
+    gradients: of the parameters.
+    activations: the rest at its highest: what the backward pass finds stored,
+      logits, targets, and what a block computes with.
+  """
+
+  state: float
+  batch: float
+  gradients: float
+  activations: float
+
+  @property
+  def peak(self) -> float:
+    """All together."""
+    return self.state + self.batch + self.gradients + self.activations
+
+  def describe(self) -> str:
+    """The parts in words."""
+    return (f'state {self.state:.3g}, gradients {self.gradients:.3g}, batch '
+            f'{self.batch:.3g}, activations and logits '
+            f'{self.activations:.3g}')
+
+
+def estimate(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh) -> Estimate:
+  """What the dearest step of a run will take; traces it, compiles nothing.
+
+  Args:
+    recipe: what is trained.
+    mesh: the active mesh.
+  """
+  recipe = segments.recipe_of(recipe, segments.heaviest(recipe))
+  state = state_lib.abstract(recipe, mesh)
+  rows = program.prepared(
+      recipe.settings, program.loop_batch(recipe.settings, mesh), mesh)
+  temporaries = _MORE * liveness.temporaries(
+      program.trace(recipe, state, rows).jaxpr) / _GIB
+  gradients = max(gib(own['student'])
+                  for own in state_lib.each(state).values())
+  return Estimate(gib(state), gib(rows), min(gradients, temporaries),
+                  max(temporaries - gradients, 0.0))
+
+
+def gib(arrays) -> float:
+  """Of one device's share of arrays, or of their shapes."""
+  return sum(map(liveness.size_of, jax.tree.leaves(arrays))) / _GIB
+
+
+def with_train(recipe: recipe_lib.Recipe, **changes) -> recipe_lib.Recipe:
+  """A recipe with other values of its section `train`, shapes apart."""
+  change = lambda s: dataclasses.replace(
+      s, train=dataclasses.replace(s.train, **changes))
+  return dataclasses.replace(
+      recipe, settings=change(recipe.settings), students={
+          name: dataclasses.replace(one, settings=change(one.settings))
+          for name, one in recipe.students.items()})
+
+
+def check(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
+          free_gib: float, say: Callable[[str], None]):
+  """Stops before work starts where the step cannot fit.
+
+  Args:
+    recipe: what is trained.
+    mesh: the active mesh.
+    free_gib: of one device.
+    say: gets a warning where it fits only just.
+
+  Raises:
+    UserError: with values that would fit.
+  """
+  need = estimate(recipe, mesh)
+  text = sentence(need, free_gib)
+  if need.peak > REFUSED * free_gib:
+    raise errors.UserError(
+        f'{text}: it does not fit; {advice(recipe, mesh, free_gib, need)}; '
+        'train.check_memory=False tries it all the same')
+  if need.peak > DOUBTFUL * free_gib:
+    say(f'{text}: it may not fit; fewer images at a time '
+        '(train.num_micro_batches, train.batch_size) or model.remat=blocks '
+        'need less')
+
+
+def sentence(need: Estimate, free_gib: float) -> str:
+  """What is needed, and what is there."""
+  return (f'a step is estimated to take {need.peak:.3g} GiB of a device '
+          f'({need.describe()}), which has {free_gib:.3g} GiB free')
+
+
+def advice(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
+           free_gib: float, need: Estimate) -> str:
+  """Values that would fit, in words."""
+  ways = []
+  parts = fitting_parts(recipe, mesh, free_gib, need)
+  if parts:
+    ways.append(f'set train.num_micro_batches={parts}, which accumulates '
+                'gradients and changes no result but by rounding')
+  batch = fitting_batch(recipe, mesh, free_gib, need)
+  if batch:
+    ways.append(f'set train.batch_size={batch}')
+  if not ways:
+    ways.append('no batch of this model fits: use more devices with '
+                'mesh.fsdp above 1')
+  return f'{", or ".join(ways)}, or use a smaller config ({_OTHERS})'
+
+
+def fitting_parts(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
+                  free_gib: float, need: Estimate) -> int | None:
+  """The fewest micro-batches with which a step fits safely; None: none do."""
+  now = recipe.settings.train.num_micro_batches
+  for parts in _numbers_of_parts(recipe.settings, mesh.size):
+    least = need.peak - need.activations * (1 - now / parts)
+    if least > DOUBTFUL * free_gib:
+      continue  # not to be traced
+    smaller = with_train(recipe, num_micro_batches=parts)
+    if estimate(smaller, mesh).peak <= DOUBTFUL * free_gib:
+      return parts
+  return None
+
+
+def _numbers_of_parts(s: settings_lib.Settings,
+                      num_devices: int) -> Iterator[int]:
+  """More micro-batches than now that batch and groups allow, doubling."""
+  unit = math.lcm(s.train.group_images, *(
+      own.koleo.group_images for own in s.each.values()
+      if own.koleo.loss_weight))
+  rows = s.train.batch_size // num_devices
+  least = 2 * s.train.num_micro_batches
+  for parts in range(least, min(rows, _MOST_MICRO_BATCHES) + 1):
+    if rows % parts == 0 and rows // parts % unit == 0 and parts >= least:
+      least = 2 * parts
+      yield parts
+
+
+def fitting_batch(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
+                  free_gib: float, need: Estimate | None = None
+                  ) -> int | None:
+  """The largest batch that fits safely, of whole groups; None: none does.
+
+  Memory is nearly linear in the batch: two estimates draw the line.
+  """
+  train = recipe.settings.train
+  unit = batch_unit(recipe.settings, mesh.size)
+  need = need or estimate(recipe, mesh)
+  least = estimate(with_train(recipe, batch_size=unit), mesh)
+  limit = DOUBTFUL * free_gib
+  if least.peak > limit:
+    return None
+  if train.batch_size <= unit:
+    return unit
+  slope = (need.peak - least.peak) / (train.batch_size - unit)
+  largest = unit + (limit - least.peak) / max(slope, 1e-12)
+  return max(int(largest // unit), 1) * unit
+
+
+def batch_unit(s: settings_lib.Settings, num_devices: int) -> int:
+  """What a batch has to be a multiple of."""
+  spread: Iterable[int] = (
+      own.koleo.group_images for own in s.each.values()
+      if own.koleo.loss_weight)
+  micro = s.train.num_micro_batches
+  groups = s.train.group_images * num_devices * micro
+  if micro > 1:
+    return math.lcm(groups, *(x * num_devices * micro for x in spread))
+  return math.lcm(groups, *spread)

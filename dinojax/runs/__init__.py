@@ -1,0 +1,1 @@
+"""Runs: from a config and a folder to weights, results and reports."""

@@ -1,0 +1,388 @@
+"""From a config and a workdir to a run: the parts that entry points share."""
+
+from collections.abc import Iterator, Mapping
+import contextlib
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import os
+import shlex
+import time
+from typing import Any
+
+from etils import epath
+import jax
+
+from dinojax import __version__
+from dinojax.core import atomic
+from dinojax.core import config as config_lib
+from dinojax.core import errors
+from dinojax.core import log
+from dinojax.core import output
+from dinojax.core import paths
+from dinojax.core import tree
+from dinojax.data import identity
+from dinojax.data import pipeline
+from dinojax.data import shared_memory
+from dinojax.data import sources
+from dinojax.evals import online
+from dinojax.models import network
+from dinojax.parallel import hardware
+from dinojax.parallel import holder as holder_lib
+from dinojax.parallel import mesh as mesh_lib
+from dinojax.parallel import processes
+from dinojax.planning import memory
+from dinojax.runs import start
+from dinojax.runs import weights as weights_lib
+from dinojax.runs import workdir as workdir_lib
+from dinojax.train import checkpoint
+from dinojax.train import loop
+from dinojax.train import recipe as recipe_lib
+from dinojax.train import settings as settings_lib
+
+DEFAULT_COMPILE_CACHE = os.path.join(
+    os.environ.get('XDG_CACHE_HOME') or '~/.cache',
+    'dinojax', 'compiled')
+_SOURCES = 'sources.json'  # which checkpoints a run was given
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain',
+             'numpy', 'pillow')
+
+
+def compile_cache(folder: str):
+  """Keeps compiled programs in `folder`; empty: nowhere."""
+  if folder:
+    jax.config.update('jax_compilation_cache_dir', paths.expand(folder))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
+
+
+def train(config: Any, workdir: str) -> loop.Result:
+  """Trains or resumes, evaluates, and writes results.json.
+
+  Args:
+    config: ConfigDict, see train.settings.
+    workdir: folder of the run.
+
+  Raises:
+    UserError: anything the user can mend, before work starts where possible.
+  """
+  settings = settings_lib.read(config)
+  folder = open_workdir(workdir, settings)
+  with contextlib.ExitStack() as stack:
+    return _train(config, settings, folder, stack)
+
+
+def _train(config: Any, settings: settings_lib.Settings, folder: epath.Path,
+           stack: contextlib.ExitStack) -> loop.Result:
+  """`train`, in a workdir that is open; the stack ends what is held."""
+  settings, pins = pinned(settings, folder)
+  training = [(sources.open_training(spec), weight)
+              for spec, weight in settings.data.mixture]
+  homogeneous = [(sources.open_training(spec), probability)
+                 for spec, probability in settings.data.homogeneous]
+  mesh = mesh_lib.make(settings.mesh.data, settings.mesh.fsdp)
+  settings_lib.check_devices(settings, mesh.size)
+  num_images = sum(len(source) for source, _ in training)
+  epoch_steps = settings.train.epoch_steps or max(
+      num_images // settings.train.batch_size, 1)
+  steps = lambda d: d and d.steps(
+      batch_size=settings.train.batch_size, epoch_steps=epoch_steps)
+  total = recipe_lib.total_steps(settings, epoch_steps)
+  every = max(steps(settings.checkpoint.every), 1)
+  before = (weights_lib.read_workdir(str(folder))
+            if (folder / weights_lib.CONFIG).exists() else settings)
+  holder = _hold(folder, total, max(every, steps(before.checkpoint.every)),
+                 stack)
+  with mesh_lib.activate(mesh):
+    teacher = weights_lib.read_frozen_teacher(settings)
+    recipe = recipe_lib.build(
+        settings, mesh, epoch_steps, teacher and teacher.config)
+    given = start.Start(recipe, mesh, teacher)
+    del teacher  # the host's copy goes when it is on the devices
+    saved = checkpoint.Checkpoints(folder)
+    _check_students(saved, settings, folder)
+    if (saved.latest() or 0) < recipe_lib.total_steps(settings, epoch_steps):
+      _check_memory(recipe, mesh)
+    given.check(saved.latest())
+    data = identity.Data([source for source, _ in training + homogeneous])
+    if saved.latest() is not None:
+      _check_data(folder, data, settings)
+    evaluator = online.make(recipe, mesh, given.fill, folder)
+    if holder:
+      write_workdir(folder, config, pins)
+      keep_data(folder, data)
+      describe(recipe, mesh, num_images, epoch_steps)
+      _check_shared_memory(settings)
+    run = loop.Run(
+        recipe=recipe, mesh=mesh, workdir=folder,
+        total_steps=total, checkpoint_steps=every,
+        archive_steps=steps(settings.checkpoint.archive_every),
+        evaluation_steps=steps(settings.knn.every),
+        batches=lambda step: batches(
+            settings, training, homogeneous, step, recipe.gram_start),
+        evaluate=evaluator, given=given, info=versions(),
+        is_lost=holder.is_lost if holder else lambda: False)
+    if not holder:
+      return _tell_ended(loop.ended(run), folder)
+    result = loop.run(run)
+    if result.finished and processes.is_first():
+      with workdir_lib.writable(folder):
+        write_results(folder, result)
+      _tell_finished(result, settings, folder)
+  return result
+
+
+def _hold(folder: epath.Path, total: int, every: int,
+          stack: contextlib.ExitStack) -> holder_lib.Holder | None:
+  """Takes the workdir for this run; None: the run has ended.
+
+  A run that has ended is read only, so it needs no lock and no free space.
+
+  Raises:
+    UserError: another run holds it, it cannot be written, or its log tells
+      of checkpoints that are not there.
+  """
+  latest = checkpoint.Checkpoints(folder).latest()
+  if workdir_lib.has_ended(folder, latest, total):
+    return None
+  with workdir_lib.writable(folder):
+    holder = stack.enter_context(holder_lib.Holder(folder))
+  # Again: the other one may have made some until now.
+  workdir_lib.check(folder, checkpoint.Checkpoints(folder).latest(), every)
+  return holder
+
+
+def _tell_ended(result: loop.Result, folder: epath.Path) -> loop.Result:
+  """Says that there was nothing to do, and what the run came to."""
+  if processes.is_first():
+    print(f'resumed from step {result.step} of {folder}, which is its last: '
+          'nothing to do', *(f'{name} {value:.2f}' for name, value
+                             in result.evaluation.items()),
+          sep=' · ', flush=True)
+  return result
+
+
+def _tell_finished(result: loop.Result, settings: settings_lib.Settings,
+                   folder: epath.Path):
+  """Says where the numbers are, and how to see what was learned."""
+  run = next((folder / name for name in settings.students), folder)
+  images = settings.data.validation or settings.data.mixture[0][0]
+  words = ['dinojax', 'pca', f'--workdir={run}', f'--images={images}']
+  print(f'finished {result.step} steps in {log.duration(result.seconds)}: '
+        f'{folder / workdir_lib.RESULTS}; `{shlex.join(words)}` draws what it '
+        'has learned', flush=True)
+
+
+def _check_shared_memory(settings: settings_lib.Settings):
+  """Says before the first batch that workers will not find enough."""
+  count, have = settings.data.num_workers, shared_memory.free_gib()
+  if not count or have is None:
+    return
+  need = shared_memory.need_gib(
+      settings.crops, settings.model.num_channels,
+      settings.train.batch_size // jax.process_count(), count)
+  if need > have:
+    output.warn('there may be too little shared memory: '
+                + shared_memory.advice(need, have))
+
+
+def _check_data(folder: epath.Path, data: identity.Data,
+                settings: settings_lib.Settings):
+  """Whether a run that is continued has the data that it began with."""
+  note = identity.check(
+      folder, data, accept=settings.data.accept_changes,
+      same=processes.of_first)
+  if note and processes.is_first():
+    print(note, flush=True)
+
+
+def keep_data(folder: epath.Path, data: identity.Data):
+  """Writes what the next start compares its data with."""
+  if processes.is_first():
+    with workdir_lib.writable(folder):
+      data.keep(folder)
+
+
+def _check_memory(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh):
+  """Whether the step will fit; said, or refused, before it is compiled."""
+  if not recipe.settings.train.check_memory:
+    return
+  free = hardware.available_gib(mesh.local_devices[0])
+  say = lambda text: processes.is_first() and output.warn(text)
+  memory.check(recipe, mesh, float(processes.of_first(str(free))), say)
+
+
+def _check_students(saved: checkpoint.Checkpoints,
+                    settings: settings_lib.Settings, folder: epath.Path):
+  """Whether a run that is continued has any of the students."""
+  if saved.latest() is None or not settings.students:
+    return
+  try:
+    known = saved.info().get('students', [])
+  except checkpoint.Damaged:
+    return  # an earlier one may be whole
+  if not settings.students.keys() & known:
+    raise errors.UserError(
+        f'{folder} has none of the students of this config, only '
+        f'{", ".join(known)}: use another --workdir')
+
+
+def batches(settings: settings_lib.Settings, training: list,
+            homogeneous: list, step: int,
+            gram_start: int = 0) -> Iterator[dict]:
+  """This process's batches from `step` on, see pipeline.train_batches."""
+  sizes = tuple(
+      (*entry[:2], settings.of_size(i).gram_px, entry[3])
+      for i, entry in enumerate(settings.crops.sizes))
+  crops = dataclasses.replace(
+      settings.crops, gram_px=settings.gram_px, sizes=sizes)
+  return pipeline.train_batches(
+      [source for source, _ in training],
+      weights=[weight for _, weight in training],
+      homogeneous=homogeneous, seed=settings.seed, start_step=step,
+      batch_size=settings.train.batch_size,
+      group_images=settings.train.group_images, crops=crops,
+      masks=settings.chosen, patch_px=settings.model.token_px,
+      process_index=jax.process_index(), process_count=jax.process_count(),
+      num_workers=settings.data.num_workers,
+      num_threads=settings.data.num_threads,
+      max_pixels=settings.data.max_pixels,
+      value_range=settings.data.value_range, gram_start=gram_start)
+
+
+def open_workdir(workdir: str, settings: settings_lib.Settings) -> epath.Path:
+  """Creates the workdir, or checks that it belongs to this config.
+
+  Raises:
+    UserError: no permission, or a field that changes the result differs.
+  """
+  workdir = paths.expand(workdir)
+  folder = epath.Path(workdir)
+  path = folder / weights_lib.CONFIG
+  with workdir_lib.writable(workdir):
+    folder.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+      old = weights_lib.read_workdir(workdir)
+      lines = changes(old, settings)
+      if lines:
+        text = '\n  '.join(lines)
+        raise errors.UserError(
+            f'{workdir} holds a run of another config; these fields change '
+            f'the result:\n  {text}\nUse another --workdir, or set them back')
+  return folder
+
+
+def changes(old: settings_lib.Settings,
+             new: settings_lib.Settings) -> list[str]:
+  """What differs and changes the result; students may come and go."""
+  both = old.students.keys() & new.students.keys()
+  flat = [config_lib.flatten(s, results_only=True) | {
+      f'students.{name}.{key}': value for name in both
+      for key, value in config_lib.flatten(
+          s.students[name], results_only=True).items()}
+          for s in (old, new)]
+  return config_lib.difference(*flat)
+
+
+def pinned(settings: settings_lib.Settings, folder: epath.Path
+           ) -> tuple[settings_lib.Settings, dict[str, str]]:
+  """Settings whose runs are read at the step of the first start.
+
+  Those runs may go on meanwhile: weights that start or teach a run, and what
+  it is compared with, must be the same at every start.
+
+  Returns:
+    The settings, and what each source is: written beside the config.
+  """
+  path = folder / _SOURCES
+  pins = atomic.read_json(
+      path, 'bring it back from a copy, or remove it: the runs that this one '
+      'starts from are then read at their last step of today'
+  ) if path.exists() else {}
+
+  for source in _sources(settings):
+    if source not in pins:
+      pins[source] = weights_lib.at_its_last_step(source)
+  if pins:
+    pins = json.loads(processes.of_first(json.dumps(pins)))
+  pin = lambda section: dataclasses.replace(
+      section, source=pins.get(section.source))
+
+  def all_of(s):
+    return dataclasses.replace(
+        s, init=pin(s.init), gram=pin(s.gram),
+        distillation=pin(s.distillation),
+        students={name: all_of(one) for name, one in s.students.items()})
+
+  return all_of(settings), pins
+
+
+def _sources(settings: settings_lib.Settings) -> set[str]:
+  """All that weights are read from."""
+  found = {getattr(one, name).source
+           for one in (settings, *settings.students.values())
+           for name in ('init', 'gram', 'distillation')}
+  return {source for source in found if source is not None}
+
+
+def write_workdir(folder: epath.Path, config: Any,
+                  pins: Mapping[str, str] | None = None):
+  """Puts the config into the workdir, which is then a run of it."""
+  if processes.is_first():
+    with workdir_lib.writable(folder):
+      atomic.write_text(folder / weights_lib.CONFIG,
+                 json.dumps(paths.expand_all(config_lib.plain(config)),
+                            indent=1))
+      if pins:
+        atomic.write_text(folder / _SOURCES, json.dumps(pins, indent=1))
+      atomic.write_text(
+          folder / 'versions.json', json.dumps(versions(), indent=1))
+
+
+def versions() -> dict[str, str]:
+  """Of dinojax and of what decides its numbers."""
+  return {'dinojax': __version__} | {name: _version(name) for name in _PACKAGES}
+
+
+_version = functools.cache(importlib.metadata.version)  # 5 ms each
+
+
+def describe(recipe: recipe_lib.Recipe, mesh, num_images: int,
+             epoch_steps: int):
+  """Says what is about to be trained."""
+  if not processes.is_first():
+    return
+  s = recipe.settings
+  total = recipe_lib.total_steps(s, epoch_steps)
+  lines = [
+      f'{num_images} images · batch {s.train.batch_size} · {epoch_steps} '
+      f'steps an epoch · {total} steps · '
+      f'{mesh.size} × {mesh_lib.platform(mesh)} · {s.model.dtype}']
+  if recipe.has_frozen_teacher:
+    lines.append(f'teacher: {_sizes(recipe.teacher)} · frozen')
+  for name, one in recipe.each.items():
+    plan = one.settings.schedules
+    kernel = getattr(one.settings.model, 'attention', None)
+    lines.append(
+        f'{name or "parameters"}: {_sizes(one.student)}'
+        + (f' · attention {kernel}' if kernel else '')
+        + f' · peak lr {recipe_lib.peak_lr(one.settings, epoch_steps):.3g} '
+        '(schedules.lr.'
+        f'{"end" if plan.lr.end > plan.lr.peak else "peak"}='
+        f'{max(plan.lr.peak, plan.lr.end)} by rule {plan.lr_rule})')
+  print('\n'.join(lines), flush=True)
+
+
+def _sizes(net: network.Functional) -> str:
+  return ', '.join(f'{name} {tree.num_elements(part) / 1e6:.3g} M'
+                   for name, part in net.shapes.items())
+
+
+def write_results(folder: epath.Path, result: loop.Result):
+  """results.json: what the run came to."""
+  knn = {name.replace('knn/', ''): round(value, 3)
+         for name, value in result.evaluation.items() if 'knn/' in name}
+  atomic.write_text(folder / workdir_lib.RESULTS, json.dumps(
+      {'knn_top1_pct': knn, 'steps': result.step,
+       'seconds': round(result.seconds, 1),
+       'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}, indent=1))

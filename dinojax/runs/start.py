@@ -1,0 +1,191 @@
+"""Where the weights of a run come from: its start, and teachers that it has."""
+
+import jax
+import jax.numpy as jnp
+
+from dinojax.core import errors
+from dinojax.core import text
+from dinojax.core import tree
+from dinojax.interop import adapt
+from dinojax.interop import reading
+from dinojax.parallel import processes
+from dinojax.parallel import sharding
+from dinojax.runs import weights as weights_lib
+from dinojax.train import loop
+from dinojax.train import recipe as recipe_lib
+from dinojax.train import state as state_lib
+
+
+class Start(loop.Given):
+  """The weights that a config names, for networks of a recipe."""
+
+  def __init__(self, recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
+               teacher: weights_lib.Teacher | None = None):
+    """Weights are read when they are needed.
+
+    Args:
+      recipe: what is trained.
+      mesh: the devices.
+      teacher: that is distilled.
+    """
+    self._recipe, self._mesh, self._teacher = recipe, mesh, teacher
+    self._found: dict[str, tuple[tree.Tree, tree.Tree] | None] = {}
+    self._gram: tree.Tree | None = None
+    if recipe.settings.gram.has_backbone and recipe.settings.gram.source:
+      self.anchor = self._anchor
+
+  def check(self, latest: int | None):
+    """Reads all that the run still needs, and says what is missing.
+
+    Args:
+      latest: step of the last checkpoint; None: there is none.
+
+    Raises:
+      UserError: no such weights, or those of another architecture.
+    """
+    if latest is None:
+      for name in self._recipe.each:
+        self._parts(name)
+    if self.anchor and (
+        latest is None or latest < self._recipe.gram_start):
+      self._gram = self._read_gram()
+
+  def begin(self, state: dict) -> dict:
+    """A fresh state with these weights in students and their EMA."""
+    filled = {}
+    for name, own in state_lib.each(state).items():
+      found = self._parts(name)
+      ema = state_lib.ema_part(own)
+      filled[name] = own if found is None else own | {
+          'student': self._fill(own['student'], found[0]),
+          ema: self._fill(own[ema], found[1])}
+    if state_lib.STUDENTS in state:
+      return state | {state_lib.STUDENTS: filled}
+    return filled['']
+
+  def complete(self, state: dict) -> dict:
+    """A state with the frozen teacher."""
+    if self._teacher is None:
+      return state
+    shapes = sharding.abstract(self._recipe.teacher.shapes, self._mesh)
+    params = {part: self._teacher.params[part] for part in shapes}
+    source = self._recipe.settings.distillation.source
+    _check_whole(params, shapes, f'distillation.source={source}')
+    self._teacher = None  # of the host's memory
+    return state | {'teacher': self._fill(shapes, params)}
+
+  def fill(self, name: str, params: tree.Tree) -> tree.Tree | None:
+    """Fresh parameters with what the EMA of a student starts from, if any."""
+    found = self._parts(name)
+    return None if found is None else self._fill(params, found[1])
+
+  def _anchor(self, like: tree.Tree) -> tree.Tree:
+    params = self._gram or self._read_gram()
+    self._gram = None
+    return self._fill(like, params)
+
+  def _read_gram(self) -> tree.Tree:
+    s = self._recipe.settings
+    read = _read('gram.source', s.gram.source)
+    params, said = adapt.backbone(
+        read, s.model, self._recipe.gram.shapes, f'gram.source={s.gram.source}')
+    weights_lib.check_colours(read, s, f'gram.source={s.gram.source}')
+    _say(f'the Gram teacher is {s.gram.source}', said)
+    _check_whole(params, self._recipe.gram.shapes,
+                 f'gram.source={s.gram.source}')
+    return params
+
+  def _parts(self, name: str) -> tuple[tree.Tree, tree.Tree] | None:
+    """What a student and its EMA start from; None: at random."""
+    if name not in self._found:
+      self._found[name] = self._read_parts(name)
+    return self._found[name]
+
+  def _read_parts(self, name: str) -> tuple[tree.Tree, tree.Tree] | None:
+    one = self._recipe.each[name]
+    init = one.settings.init
+    if init.source is None:
+      return None
+    student, said = parts(
+        one, 'student' if init.part in ('student', 'both') else 'ema')
+    ema = student
+    if init.part == 'both':
+      ema, _ = parts(one, 'ema')
+    _say(f'{name + " " if name else ""}starts from {init.source}', said)
+    return student, ema
+
+  def _fill(self, params: tree.Tree, found: tree.Tree) -> tree.Tree:
+    """Parameters, or their shapes, with these values where there are any."""
+    new = dict(tree.items(found))
+
+    def leaf(name, old, place):
+      if name not in new:
+        return jnp.copy(old) if isinstance(old, jax.Array) else jnp.zeros(
+            old.shape, old.dtype, device=place)
+      return jax.make_array_from_callback(
+          old.shape, place, lambda index: new[name][index].astype(old.dtype))
+
+    return tree.map_with_name(
+        leaf, params, sharding.shardings(params, self._mesh))
+
+
+def _check_whole(params: tree.Tree, shapes: tree.Tree, source: str):
+  """Whether a teacher that never trains has all that it reads.
+
+  It sees whole images, so a mask token and a norm of local crops it does not.
+  """
+  unread = 'mask_token', 'local_cls_norm'
+  missing = [name for name in tree.names(shapes)
+             if name not in set(tree.names(params))
+             and not any(part in name for part in unread)]
+  if missing:
+    raise errors.UserError(
+        f'{source} lacks {", ".join(missing)}: a teacher must be whole, use '
+        'weights of this architecture')
+
+
+def _say(what: str, details: list[str]):
+  if processes.is_first():
+    print('\n  '.join(map(text.printable, [what, *details])), flush=True)
+
+
+def _read(key: str, source: str, part: str = 'ema') -> reading.Weights:
+  try:
+    return weights_lib.read(source, part=part)
+  except errors.UserError as error:
+    raise errors.UserError(f'{key}={source}: {error}') from error
+
+
+def parts(recipe: recipe_lib.Recipe,
+          part: str = 'ema') -> tuple[dict, list[str]]:
+  """What init.source has for a student: backbone and heads; and on that.
+
+  Args:
+    recipe: of one student.
+    part: of a run: 'ema' or 'student'.
+
+  Raises:
+    UserError: no such weights, or those of another architecture.
+  """
+  settings, shapes = recipe.settings, recipe.student.shapes
+  source = settings.init.source
+  read = _read('init.source', source, part)
+  weights_lib.check_colours(read, settings, f'init.source={source}')
+  params, said = adapt.backbone(
+      read, settings.model, shapes['backbone'], f'init.source={source}')
+  found = {'backbone': params}
+  for name in sorted(set(shapes) - {'backbone'}):
+    head = read.heads.get(name) if settings.init.heads else None
+    if head is not None and _alike(head.params, shapes[name]):
+      found[name] = head.params
+    else:
+      why = ('init.heads=False' if not settings.init.heads
+             else 'the source has none' if head is None
+             else 'that of the source has other sizes')
+      said.append(f'{name}: random, {why}')
+  return found, said
+
+
+def _alike(params: tree.Tree, shapes: tree.Tree) -> bool:
+  sizes = lambda x: {name: leaf.shape for name, leaf in tree.items(x)}
+  return sizes(params) == sizes(shapes)

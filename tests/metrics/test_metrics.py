@@ -1,0 +1,27 @@
+"""Metrics: known answers."""
+
+import numpy as np
+import pytest
+
+from dinojax.metrics import classification as metrics
+from dinojax.metrics import retrieval
+
+
+def test_perfect_and_worst_answers():
+  labels = np.array([0, 1, 2, 2])
+  right, wrong = np.eye(3)[labels], -np.eye(3)[labels]
+  assert metrics.accuracy(right, labels) == 1
+  assert metrics.accuracy(wrong, labels) == 0
+  assert metrics.mean_reciprocal_rank(wrong, labels) == pytest.approx(1 / 3)
+  assert metrics.voc2007_map(right, np.eye(3)[labels]) == 1
+  assert np.isnan(metrics.per_class_accuracy(right, labels * 0)[1:]).all()
+
+
+def test_a_query_without_a_positive_has_no_precision():
+  scores = np.array([[0.9, 0.1, 0.5]])
+  assert np.isnan(retrieval.average_precision(
+      scores, np.zeros((1, 3), bool)))[0]
+  found = np.array([[True, False, False]])
+  for trapezoid in (False, True):
+    assert retrieval.average_precision(
+        scores, found, trapezoid=trapezoid)[0] == 1
