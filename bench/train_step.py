@@ -51,13 +51,13 @@ class Jax:
     import jax
 
     from dinojax.configs import common
+    from dinojax.engine import program
     from dinojax.models import zoo
     from dinojax.parallel import mesh as mesh_lib
     from dinojax.parallel import processes
-    from dinojax.train import program
+    from dinojax.train import pretraining
     from dinojax.train import recipe as recipe_lib
     from dinojax.train import settings as settings_lib
-    from dinojax.train import state as state_lib
     c = common.base()
     # Hugging Face's model resamples positions without DINOv2's offset.
     common.set_model(c, zoo.vit_config(
@@ -83,15 +83,17 @@ class Jax:
     self.put = lambda rows: processes.to_devices(rows, mesh)
     with mesh_lib.activate(mesh):
       recipe = recipe_lib.build(settings, mesh, epoch_steps=1000)
-      self.state = state_lib.create(recipe, mesh, 0)
+      one = pretraining.Pretraining(recipe, mesh)
+      self.state = one.create(jax.random.key(0))
       self.compiled = program.lower(
-          recipe, self.state, self.put(make_batch(batch, 0))).compile(
+          one, one.variant(0), self.state,
+          self.put(make_batch(batch, 0))).compile(
               mesh_lib.compiler_options(mesh))
 
   def weights(self) -> dict:
     """The student's, on the host."""
     import jax
-    return jax.device_get(self.state['student'])
+    return jax.device_get(self.state['students']['student']['student'])
 
   def step(self, rows: dict) -> float:
     """One step; the loss."""

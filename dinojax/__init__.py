@@ -4,8 +4,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # importing dinojax imports no JAX
+  from dinojax.engine import loop
   from dinojax.features import model as model_lib
-  from dinojax.train import loop
 
 __version__ = '0.1.0'
 __all__ = ['load', 'train']

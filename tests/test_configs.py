@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from dinojax.core import tree
+from dinojax.engine import program
 from dinojax.parallel import mesh as mesh_lib
-from dinojax.train import program
+from dinojax.train import pretraining
 from dinojax.train import recipe as recipe_lib
 from dinojax.train import segments
 from dinojax.train import settings as settings_lib
 from dinojax.train import state as state_lib
-from dinojax.train import step as step_lib
 
 NAMES = sorted(
     p.stem for p in (pathlib.Path(__file__).parents[1] / 'configs').glob('*.py')
@@ -55,14 +55,13 @@ def test_full_size_step_traces(name, arg, which):
   with mesh_lib.activate(mesh):
     whole = recipe_lib.build(s, mesh, epoch_steps=100)
     last = recipe_lib.total_steps(s, 100)
+    one = pretraining.Pretraining(whole, mesh)
     for segment in (segments.between(whole, 0, last) if which == 'each'
                     else [segments.heaviest(whole)]):
-      recipe = segments.recipe_of(whole, segment)
-      state = state_lib.abstract(recipe, mesh)
-      rows = program.prepared(
-          recipe.settings, program.abstract_batch(recipe.settings, mesh), mesh)
-      new, metrics = jax.eval_shape(functools.partial(
-          step_lib.train_step, recipe=recipe), state, rows)
+      state = state_lib.abstract(one.of(segment), mesh)
+      rows = program.prepared(one, segment, mesh)
+      new, metrics = jax.eval_shape(
+          functools.partial(one.step, variant=segment), state, rows)
       assert jax.tree.map(lambda x: x.shape, new) == jax.tree.map(
           lambda x: x.shape, state)
       assert metrics['loss'].shape == ()

@@ -11,8 +11,9 @@ PACKAGE = ROOT / 'dinojax'
 # other. Files beside the rooms (main, __init__) are on the roof.
 FLOORS = (
     ('core',), ('parallel', 'augment', 'data'), ('kernels',),
-    ('losses', 'metrics'), ('models',), ('features', 'interop'), ('train',),
-    ('configs',), ('planning', 'evals'), ('runs',), ('doctor',), ('commands',))
+    ('losses', 'metrics'), ('models',), ('features', 'interop', 'engine'),
+    ('train',), ('configs',), ('planning', 'evals'), ('runs',), ('doctor',),
+    ('commands',))
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 # Beyond the order.
 UNSEEN = {'train': {'interop'}}

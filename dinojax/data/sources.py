@@ -19,6 +19,8 @@ from dinojax.data import listing
 from dinojax.data import record
 
 SUFFIXES = listing.SUFFIXES
+# A source of one's own is made of these.
+Record, Source = record.Record, record.Source
 _SCHEMES = ('folder:DIR', 'image:FILE', 'arrayrecord:GLOB', 'tfds:NAME/SPLIT',
             'photos:train', 'photos:validation', 'patterns:train',
             'patterns:validation', 'kept:SOURCE', 'held_out:SOURCE',

@@ -28,6 +28,7 @@ from dinojax.doctor import speed
 from dinojax.doctor import supply
 from dinojax.doctor import versions
 from dinojax.doctor import views
+from dinojax.engine import checkpoint
 from dinojax.parallel import hardware
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
@@ -35,8 +36,8 @@ from dinojax.planning import memory as memory_lib
 from dinojax.planning import pace
 from dinojax.runs import job
 from dinojax.runs import weights as weights_lib
-from dinojax.train import checkpoint
 from dinojax.train import recipe as recipe_lib
+from dinojax.train import sections
 from dinojax.train import segments
 from dinojax.train import settings as settings_lib
 
@@ -270,7 +271,7 @@ def _memory(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh
 def _parameters(recipe: recipe_lib.Recipe) -> Found:
   """Of a frozen teacher, and of every student."""
   networks = {'teacher': recipe.teacher} if recipe.has_frozen_teacher else {}
-  networks |= {name or 'parameters': one.student
+  networks |= {'parameters' if name == sections.ALONE else name: one.student
                for name, one in recipe.each.items()}
   return [findings.ok(owner, ', '.join(
       f'{name} {tree.num_elements(part) / 1e6:.2f}M'

@@ -11,8 +11,8 @@ import warnings
 
 from dinojax.core import errors
 from dinojax.doctor import findings
+from dinojax.engine import schedules
 from dinojax.train import recipe as recipe_lib
-from dinojax.train import schedules
 from dinojax.train import sections
 from dinojax.train import settings as settings_lib
 

@@ -16,6 +16,7 @@ from dinojax.core import text
 from dinojax.data import identity
 from dinojax.data import record as record_lib
 from dinojax.parallel import processes
+from dinojax.train import sections
 
 FILE = 'baselines.json'  # in the workdir
 _DATA = '(data)'  # beside names of students, which are words
@@ -72,6 +73,8 @@ class Baselines:
       logging.warning('%s is of other images: %s',
                       text.printable(self._path), again)
       return {}
+    if '' in kept:  # until 0.1, of a student that is alone
+      kept[sections.ALONE] = kept.pop('')
     return kept
 
 

@@ -20,6 +20,7 @@ from dinojax.features import stream as features
 from dinojax.parallel import processes
 from dinojax.parallel import sharding
 from dinojax.train import recipe as recipe_lib
+from dinojax.train import sections
 from dinojax.train import state as state_lib
 
 
@@ -63,7 +64,7 @@ def make(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
     student.baselines |= kept.known.get(name, {})
 
   def evaluate(step: int, emas: dict[str, dict]) -> dict[str, float]:
-    found = {f'{name}/{key}' if name else key: value
+    found = {key if name == sections.ALONE else f'{name}/{key}': value
              for name, student in students.items()
              for key, value in student.evaluate(step, emas[name]).items()}
     kept.keep({name: dict(student.baselines)
@@ -149,7 +150,7 @@ def guard(step: int, found: dict[str, float], most: float | None):
 
 
 def untrained(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
-              name: str = '') -> dict:
+              name: str = sections.ALONE) -> dict:
   """The network as it was before the first step."""
   shardings = sharding.shardings(recipe.student.shapes, mesh)
   key = jax.random.key(recipe.settings.seed)

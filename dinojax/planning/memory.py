@@ -7,8 +7,9 @@ import math
 import jax
 
 from dinojax.core import errors
+from dinojax.engine import program
 from dinojax.planning import liveness
-from dinojax.train import program
+from dinojax.train import pretraining
 from dinojax.train import recipe as recipe_lib
 from dinojax.train import segments
 from dinojax.train import settings as settings_lib
@@ -60,14 +61,14 @@ def estimate(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh) -> Estimate:
     recipe: what is trained.
     mesh: the active mesh.
   """
-  recipe = segments.recipe_of(recipe, segments.heaviest(recipe))
-  state = state_lib.abstract(recipe, mesh)
-  rows = program.prepared(
-      recipe.settings, program.loop_batch(recipe.settings, mesh), mesh)
+  variant = segments.heaviest(recipe)
+  trainable = pretraining.Pretraining(recipe, mesh)
+  state = state_lib.abstract(trainable.of(variant), mesh)
+  rows = program.prepared(trainable, variant, mesh)
   temporaries = _MORE * liveness.temporaries(
-      program.trace(recipe, state, rows).jaxpr) / _GIB
+      program.trace(trainable, variant, state, rows).jaxpr) / _GIB
   gradients = max(gib(own['student'])
-                  for own in state_lib.each(state).values())
+                  for own in state[trainable.named].values())
   return Estimate(gib(state), gib(rows), min(gradients, temporaries),
                   max(temporaries - gradients, 0.0))
 

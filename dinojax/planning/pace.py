@@ -13,11 +13,14 @@ import numpy as np
 
 from dinojax.core import errors
 from dinojax.core import tree
+from dinojax.engine import program
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
 from dinojax.planning import flops
-from dinojax.train import program
+from dinojax.train import batch as batch_lib
+from dinojax.train import pretraining
 from dinojax.train import recipe as recipe_lib
+from dinojax.train import segments
 from dinojax.train import settings as settings_lib
 from dinojax.train import state as state_lib
 
@@ -81,7 +84,7 @@ def state_gib(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh) -> float:
 
 def step_flops(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh) -> float:
   """That a step needs, by formula."""
-  rows = program.abstract_batch(recipe.settings, mesh)
+  rows = batch_lib.abstract(recipe.settings, mesh)
   masked = math.prod(rows['mask_index'].shape) if 'mask_index' in rows else 0
   return flops.step(
       recipe.settings, masked,
@@ -104,9 +107,11 @@ def compiled(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh) -> Program:
     UserError: the compiler finds that it does not fit.
   """
   began = time.monotonic()
-  rows = program.prepared(
-      recipe.settings, program.loop_batch(recipe.settings, mesh), mesh)
-  lowered = program.lower(recipe, state_lib.abstract(recipe, mesh), rows)
+  trainable = pretraining.Pretraining(recipe, mesh)
+  variant = segments.heaviest(recipe)
+  lowered = program.lower(
+      trainable, variant, state_lib.abstract(trainable.of(variant), mesh),
+      program.prepared(trainable, variant, mesh))
   try:
     step = lowered.compile(mesh_lib.compiler_options(
         mesh, deterministic=recipe.settings.train.deterministic))
@@ -154,7 +159,7 @@ def _batch(settings: settings_lib.Settings, mesh: jax.sharding.Mesh) -> dict:
   """This process's rows of a batch: noise, with masks of the right number."""
   rng = np.random.default_rng(0)
   out = {}
-  for name, x in program.loop_batch(settings, mesh).items():
+  for name, x in batch_lib.abstract(settings, mesh).items():
     shape = (x.shape[0] // jax.process_count(), *x.shape[1:])
     out[name] = (
         rng.integers(0, 256, shape, np.uint8) if x.dtype == np.uint8

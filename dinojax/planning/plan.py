@@ -8,6 +8,7 @@ import jax
 from dinojax.core import chips
 from dinojax.core import errors
 from dinojax.core import tree
+from dinojax.engine import program
 from dinojax.models import vit
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import topologies
@@ -15,9 +16,11 @@ from dinojax.planning import collectives
 from dinojax.planning import estimate
 from dinojax.planning import memory
 from dinojax.planning import pace
-from dinojax.train import program
+from dinojax.train import pretraining
 from dinojax.train import recipe as recipe_lib
+from dinojax.train import segments
 from dinojax.train import settings as settings_lib
+from dinojax.train import state as state_lib
 
 _GIB = 2**30
 
@@ -42,9 +45,11 @@ def compiled(config: Any, topology: str) -> dict:
   mesh = mesh_lib.make(settings.mesh.data, settings.mesh.fsdp, devices=found)
   settings_lib.check_devices(settings, mesh.size)
   epoch_steps = settings.train.epoch_steps or 1
-  recipe, lowered = program.of_config(settings, mesh, epoch_steps)
   with mesh_lib.activate(mesh):
-    need = memory.estimate(recipe, mesh)
+    whole = recipe_lib.build(settings, mesh, epoch_steps)
+    lowered = lower(whole, mesh)
+    need = memory.estimate(whole, mesh)
+  recipe = segments.recipe_of(whole, segments.heaviest(whole))
   step = _compile(lowered, mesh, topology)
   work = _work(recipe, mesh, epoch_steps)
   text = step.as_text()
@@ -63,6 +68,19 @@ def compiled(config: Any, topology: str) -> dict:
       'hbm_gib': hbm_gib(topology), **work,
       'collectives': _collectives(sent),
       **estimate.of_program(text, topology, mesh.size, sent, work)}
+
+
+def lower(recipe: recipe_lib.Recipe,
+          mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
+  """The step that training would run on the active mesh.
+
+  Where steps differ, the one that needs most.
+  """
+  trainable = pretraining.Pretraining(recipe, mesh)
+  variant = segments.heaviest(recipe)
+  state = state_lib.abstract(trainable.of(variant), mesh)
+  return program.lower(
+      trainable, variant, state, program.prepared(trainable, variant, mesh))
 
 
 def _steps(settings: settings_lib.Settings, recipe: recipe_lib.Recipe,

@@ -7,8 +7,6 @@ import functools
 import importlib.metadata
 import json
 import os
-import shlex
-import time
 from typing import Any
 
 from etils import epath
@@ -18,7 +16,6 @@ from dinojax import __version__
 from dinojax.core import atomic
 from dinojax.core import config as config_lib
 from dinojax.core import errors
-from dinojax.core import log
 from dinojax.core import output
 from dinojax.core import paths
 from dinojax.core import tree
@@ -26,6 +23,9 @@ from dinojax.data import identity
 from dinojax.data import pipeline
 from dinojax.data import shared_memory
 from dinojax.data import sources
+from dinojax.engine import checkpoint
+from dinojax.engine import loop
+from dinojax.engine import report
 from dinojax.evals import online
 from dinojax.models import network
 from dinojax.parallel import hardware
@@ -33,12 +33,15 @@ from dinojax.parallel import holder as holder_lib
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
 from dinojax.planning import memory
+from dinojax.runs import results
 from dinojax.runs import start
 from dinojax.runs import weights as weights_lib
 from dinojax.runs import workdir as workdir_lib
-from dinojax.train import checkpoint
-from dinojax.train import loop
+from dinojax.train import layouts
+from dinojax.train import pretraining
 from dinojax.train import recipe as recipe_lib
+from dinojax.train import rescue
+from dinojax.train import sections
 from dinojax.train import settings as settings_lib
 
 DEFAULT_COMPILE_CACHE = os.path.join(
@@ -113,23 +116,57 @@ def _train(config: Any, settings: settings_lib.Settings, folder: epath.Path,
       keep_data(folder, data)
       describe(recipe, mesh, num_images, epoch_steps)
       _check_shared_memory(settings)
-    run = loop.Run(
-        recipe=recipe, mesh=mesh, workdir=folder,
-        total_steps=total, checkpoint_steps=every,
-        archive_steps=steps(settings.checkpoint.archive_every),
-        evaluation_steps=steps(settings.knn.every),
+    run = dataclasses.replace(
+        _run(settings, recipe, mesh, folder, epoch_steps),
+        trainable=pretraining.Pretraining(
+            recipe, mesh, given, total_steps=total),
         batches=lambda step: batches(
             settings, training, homogeneous, step, recipe.gram_start),
-        evaluate=evaluator, given=given, info=versions(),
+        evaluate=evaluator,
         is_lost=holder.is_lost if holder else lambda: False)
     if not holder:
-      return _tell_ended(loop.ended(run), folder)
+      return results.tell_ended(loop.ended(run), folder)
     result = loop.run(run)
     if result.finished and processes.is_first():
       with workdir_lib.writable(folder):
-        write_results(folder, result)
-      _tell_finished(result, settings, folder)
+        results.write(folder, result)
+      results.tell_finished(result, settings, folder)
   return result
+
+
+def _run(settings: settings_lib.Settings, recipe: recipe_lib.Recipe,
+         mesh: jax.sharding.Mesh, folder: epath.Path,
+         epoch_steps: int) -> loop.Run:
+  """What follows from the config alone; its images are still missing."""
+  steps = lambda d: d and d.steps(
+      batch_size=settings.train.batch_size, epoch_steps=epoch_steps)
+  profile = settings.log.profile_start
+  return loop.Run(
+      trainable=pretraining.Pretraining(recipe, mesh), mesh=mesh,
+      workdir=folder, seed=settings.seed,
+      total_steps=recipe_lib.total_steps(settings, epoch_steps),
+      checkpoint_steps=max(steps(settings.checkpoint.every), 1),
+      batches=lambda step: iter(()), log=log_options(settings),
+      info=versions(), keep=settings.checkpoint.keep,
+      archive_steps=steps(settings.checkpoint.archive_every),
+      evaluation_steps=steps(settings.knn.every),
+      profile=(
+          None if profile is None else (profile, settings.log.profile_steps)),
+      deterministic=settings.train.deterministic,
+      layout=lambda info: layouts.of(info, settings.distillation.is_on),
+      advice=rescue.Advice(
+          settings, settings.train.batch_size // jax.process_count()))
+
+
+def log_options(settings: settings_lib.Settings) -> report.Options:
+  """What a run logs, and when it stops by what it reads."""
+  return report.Options(
+      batch_size=settings.train.batch_size,
+      every_steps=settings.log.every_steps,
+      tensorboard=settings.log.tensorboard,
+      max_nonfinite_steps=settings.train.max_nonfinite_steps,
+      max_bad_fraction=settings.data.max_bad_fraction,
+      line=pretraining.line)
 
 
 def _hold(folder: epath.Path, total: int, every: int,
@@ -150,27 +187,6 @@ def _hold(folder: epath.Path, total: int, every: int,
   # Again: the other one may have made some until now.
   workdir_lib.check(folder, checkpoint.Checkpoints(folder).latest(), every)
   return holder
-
-
-def _tell_ended(result: loop.Result, folder: epath.Path) -> loop.Result:
-  """Says that there was nothing to do, and what the run came to."""
-  if processes.is_first():
-    print(f'resumed from step {result.step} of {folder}, which is its last: '
-          'nothing to do', *(f'{name} {value:.2f}' for name, value
-                             in result.evaluation.items()),
-          sep=' · ', flush=True)
-  return result
-
-
-def _tell_finished(result: loop.Result, settings: settings_lib.Settings,
-                   folder: epath.Path):
-  """Says where the numbers are, and how to see what was learned."""
-  run = next((folder / name for name in settings.students), folder)
-  images = settings.data.validation or settings.data.mixture[0][0]
-  words = ['dinojax', 'pca', f'--workdir={run}', f'--images={images}']
-  print(f'finished {result.step} steps in {log.duration(result.seconds)}: '
-        f'{folder / workdir_lib.RESULTS}; `{shlex.join(words)}` draws what it '
-        'has learned', flush=True)
 
 
 def _check_shared_memory(settings: settings_lib.Settings):
@@ -225,6 +241,10 @@ def _check_students(saved: checkpoint.Checkpoints,
     raise errors.UserError(
         f'{folder} has none of the students of this config, only '
         f'{", ".join(known)}: use another --workdir')
+  gone = [name for name in known if name not in settings.students]
+  if gone and processes.is_first():
+    print(f'step {saved.latest()}: students {", ".join(gone)} are no longer '
+          'trained', flush=True)
 
 
 def batches(settings: settings_lib.Settings, training: list,
@@ -364,7 +384,8 @@ def describe(recipe: recipe_lib.Recipe, mesh, num_images: int,
     plan = one.settings.schedules
     kernel = getattr(one.settings.model, 'attention', None)
     lines.append(
-        f'{name or "parameters"}: {_sizes(one.student)}'
+        f'{"parameters" if name == sections.ALONE else name}: '
+        f'{_sizes(one.student)}'
         + (f' · attention {kernel}' if kernel else '')
         + f' · peak lr {recipe_lib.peak_lr(one.settings, epoch_steps):.3g} '
         '(schedules.lr.'
@@ -376,13 +397,3 @@ def describe(recipe: recipe_lib.Recipe, mesh, num_images: int,
 def _sizes(net: network.Functional) -> str:
   return ', '.join(f'{name} {tree.num_elements(part) / 1e6:.3g} M'
                    for name, part in net.shapes.items())
-
-
-def write_results(folder: epath.Path, result: loop.Result):
-  """results.json: what the run came to."""
-  knn = {name.replace('knn/', ''): round(value, 3)
-         for name, value in result.evaluation.items() if 'knn/' in name}
-  atomic.write_text(folder / workdir_lib.RESULTS, json.dumps(
-      {'knn_top1_pct': knn, 'steps': result.step,
-       'seconds': round(result.seconds, 1),
-       'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}, indent=1))

@@ -23,12 +23,12 @@ from dinojax.core import config as config_lib
 from dinojax.core import errors
 from dinojax.core import paths
 from dinojax.data import sources
+from dinojax.engine import checkpoint
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
 from dinojax.runs import job
 from dinojax.runs import weights as weights_lib
 from dinojax.runs import workdir as workdir_lib
-from dinojax.train import checkpoint
 from dinojax.train import settings as settings_lib
 
 PREFIX = 'stage:'

@@ -11,12 +11,13 @@ from dinojax.interop import reading
 from dinojax.parallel import processes
 from dinojax.parallel import sharding
 from dinojax.runs import weights as weights_lib
-from dinojax.train import loop
+from dinojax.train import pretraining
 from dinojax.train import recipe as recipe_lib
+from dinojax.train import sections
 from dinojax.train import state as state_lib
 
 
-class Start(loop.Given):
+class Start(pretraining.InitialWeights):
   """The weights that a config names, for networks of a recipe."""
 
   def __init__(self, recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
@@ -31,8 +32,8 @@ class Start(loop.Given):
     self._recipe, self._mesh, self._teacher = recipe, mesh, teacher
     self._found: dict[str, tuple[tree.Tree, tree.Tree] | None] = {}
     self._gram: tree.Tree | None = None
-    if recipe.settings.gram.has_backbone and recipe.settings.gram.source:
-      self.anchor = self._anchor
+    gram = recipe.settings.gram
+    self._has_gram = bool(gram.has_backbone and gram.source)
 
   def check(self, latest: int | None):
     """Reads all that the run still needs, and says what is missing.
@@ -46,43 +47,43 @@ class Start(loop.Given):
     if latest is None:
       for name in self._recipe.each:
         self._parts(name)
-    if self.anchor and (
+    if self._has_gram and (
         latest is None or latest < self._recipe.gram_start):
       self._gram = self._read_gram()
 
   def begin(self, state: dict) -> dict:
     """A fresh state with these weights in students and their EMA."""
     filled = {}
-    for name, own in state_lib.each(state).items():
+    for name, own in state[state_lib.STUDENTS].items():
       found = self._parts(name)
-      ema = state_lib.ema_part(own)
       filled[name] = own if found is None else own | {
           'student': self._fill(own['student'], found[0]),
-          ema: self._fill(own[ema], found[1])}
-    if state_lib.STUDENTS in state:
-      return state | {state_lib.STUDENTS: filled}
-    return filled['']
+          'ema': self._fill(own['ema'], found[1])}
+    return state | {state_lib.STUDENTS: filled}
 
-  def complete(self, state: dict) -> dict:
-    """A state with the frozen teacher."""
+  def teacher(self) -> tree.Tree | None:
+    """The parameters of the frozen teacher, once."""
     if self._teacher is None:
-      return state
+      return None
     shapes = sharding.abstract(self._recipe.teacher.shapes, self._mesh)
     params = {part: self._teacher.params[part] for part in shapes}
     source = self._recipe.settings.distillation.source
     _check_whole(params, shapes, f'distillation.source={source}')
     self._teacher = None  # of the host's memory
-    return state | {'teacher': self._fill(shapes, params)}
+    return self._fill(shapes, params)
 
   def fill(self, name: str, params: tree.Tree) -> tree.Tree | None:
     """Fresh parameters with what the EMA of a student starts from, if any."""
     found = self._parts(name)
     return None if found is None else self._fill(params, found[1])
 
-  def _anchor(self, like: tree.Tree) -> tree.Tree:
+  def gram(self, ema: tree.Tree) -> tree.Tree | None:
+    """The Gram teacher's backbone."""
+    if not self._has_gram:
+      return None
     params = self._gram or self._read_gram()
     self._gram = None
-    return self._fill(like, params)
+    return self._fill(ema, params)
 
   def _read_gram(self) -> tree.Tree:
     s = self._recipe.settings
@@ -111,7 +112,8 @@ class Start(loop.Given):
     ema = student
     if init.part == 'both':
       ema, _ = parts(one, 'ema')
-    _say(f'{name + " " if name else ""}starts from {init.source}', said)
+    who = '' if name == sections.ALONE else f'{name} '
+    _say(f'{who}starts from {init.source}', said)
     return student, ema
 
   def _fill(self, params: tree.Tree, found: tree.Tree) -> tree.Tree:

@@ -13,6 +13,7 @@ from dinojax.core import atomic
 from dinojax.core import errors
 from dinojax.core import paths
 from dinojax.core import tree
+from dinojax.engine import checkpoint
 from dinojax.features import model as model_lib
 from dinojax.interop import hub
 from dinojax.interop import reading
@@ -21,9 +22,10 @@ from dinojax.models import network
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
 from dinojax.parallel import sharding
-from dinojax.train import checkpoint
 from dinojax.train import distilled
+from dinojax.train import layouts
 from dinojax.train import recipe as recipe_lib
+from dinojax.train import sections
 from dinojax.train import settings as settings_lib
 
 CONFIG = 'config.json'  # of a run, in its workdir
@@ -112,7 +114,7 @@ class Run:
   """A checkpoint of a run: of which student, of which step (None: the last)."""
 
   workdir: str
-  student: str = ''
+  student: str = sections.ALONE
   step: int | None = None
 
 
@@ -142,7 +144,7 @@ def find_run(path: str) -> Run | None:
 def _run_at(path: str) -> Run | None:
   """The run in a folder, or of a student, which has no folder of its own."""
   place = epath.Path(path)
-  for folder, name in ((place, ''), (place.parent, place.name)):
+  for folder, name in ((place, sections.ALONE), (place.parent, place.name)):
     if (folder / CONFIG).exists() and (folder / checkpoint.FOLDER).exists():
       return Run(str(folder), name)
     if place.exists():
@@ -192,13 +194,12 @@ def read_run(run: Run, part: str = 'ema') -> reading.Weights:
   if part not in ('ema', 'student'):
     raise errors.UserError(
         f'part={part!r} is not of {workdir}: a run has ema and student')
-  if part == 'ema' and not whole.distillation.is_on:
-    part = 'teacher'
+  item = layouts.item(
+      _info(saved, run.step), part, run.student, whole.distillation.is_on)
   with mesh_lib.activate(mesh):
     shapes = recipe_lib.student_network(settings, mesh).shapes
-    params = jax.device_get(saved.restore_part(
-        f'{part}.{run.student}' if run.student else part,
-        sharding.abstract(shapes, mesh), run.step))
+    params = jax.device_get(saved.restore_item(
+        item, sharding.abstract(shapes, mesh), run.step))
   platform = mesh_lib.platform(mesh_lib.make(devices=mesh_lib.one_device()))
   config = recipe_lib.still(
       recipe_lib.resolve_model(settings.model, platform))
@@ -211,15 +212,28 @@ def read_run(run: Run, part: str = 'ema') -> reading.Weights:
       value_range=tuple(settings.data.value_range))
 
 
+def _info(saved: checkpoint.Checkpoints, step: int | None) -> dict:
+  """What was saved beside a step, or beside another where that is damaged."""
+  for one in (step or saved.latest(), *reversed(saved.steps())):
+    try:
+      return saved.info(one)
+    except checkpoint.Damaged:
+      continue
+  return {}
+
+
 def _student(settings: settings_lib.Settings, name: str,
              workdir: str) -> settings_lib.Settings:
   if name in settings.each:
     return settings.each[name]
+  if not settings.students:
+    raise errors.UserError(
+        f'{workdir} is a run of one student: give it without /{name}')
+  what = 'several students' if name == sections.ALONE else (
+      f'no student {name!r}')
   raise errors.UserError(
-      f'{workdir} has no student {name!r}: give one of '
-      + ', '.join(f'{workdir}/{known}' for known in settings.each)
-      if settings.students else
-      f'{workdir} is a run of one student: give it without /{name}')
+      f'{workdir} has {what}: give one of '
+      + ', '.join(f'{workdir}/{known}' for known in settings.each))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,9 +10,9 @@ from dinojax.core import atomic
 from dinojax.core import errors
 from dinojax.core import log
 from dinojax.core import output
+from dinojax.engine import checkpoint
+from dinojax.engine import report
 from dinojax.parallel import processes
-from dinojax.train import checkpoint
-from dinojax.train import report
 
 RESULTS = 'results.json'
 LOG = report.LOG

@@ -25,14 +25,17 @@ def check(s: Settings, problems: Errors):
     problems.check(
         re.fullmatch(r'\w+', name) is not None,
         f'students.{name!r}: a name is letters, digits and _')
+    problems.check(
+        name != sections.ALONE,
+        f'students.{name}: that is the name of a student that is alone; '
+        'give it another')
   for name, student in s.each.items():
-    with problems.inside(f'students.{name}' if name else ''):
+    with problems.inside(f'students.{name}' if s.students else ''):
       _check_model(student, problems)
       _check_losses(student, problems)
       _check_init(student, problems)
-      if name or not s.students:
-        _check_convnext(student, problems)
-      if name:
+      _check_convnext(student, problems)
+      if s.students:
         _check_student(student, s, problems)
 
 

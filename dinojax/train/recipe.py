@@ -13,6 +13,8 @@ import numpy as np
 
 from dinojax.augment import photometric
 from dinojax.core import errors
+from dinojax.engine import optimizer
+from dinojax.engine import schedules
 from dinojax.kernels import attention
 from dinojax.models import convnext
 from dinojax.models import draws
@@ -20,8 +22,7 @@ from dinojax.models import network
 from dinojax.models import vit
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.train import distilled
-from dinojax.train import optimizer
-from dinojax.train import schedules
+from dinojax.train import multipliers
 from dinojax.train import sections
 from dinojax.train import settings as settings_lib
 
@@ -41,7 +42,9 @@ class Recipe:
     teacher: what makes the targets: the same network without them, or a
       larger one.
     schedules: named functions of the step.
-    optimizer: AdamW with per-parameter factors.
+    optimizer: how gradients move the student's parameters; None: there are
+      several.
+    factors: of every parameter's rates; None: there are several.
     has_frozen_teacher: whether the teacher is given and stays as it is; then
       the student's EMA is kept beside it.
     gram: the backbone of the Gram teacher, if it has one of its own.
@@ -54,7 +57,8 @@ class Recipe:
   student: network.Functional | None
   teacher: network.Functional
   schedules: dict[str, Any]
-  optimizer: optimizer.AdamW | None
+  optimizer: optimizer.Optimizer | None
+  factors: multipliers.Factors | None
   has_frozen_teacher: bool = False
   gram: network.Functional | None = None
   gram_start: int = 0
@@ -63,8 +67,8 @@ class Recipe:
 
   @property
   def each(self) -> Mapping[str, 'Recipe']:
-    """The students by name; one alone has no name."""
-    return self.students or {'': self}
+    """The students by name; one alone is sections.ALONE."""
+    return self.students or {sections.ALONE: self}
 
   def draw(self, key: jax.Array, num_groups: int) -> draws.Draws:
     """What the student draws in one step."""
@@ -151,7 +155,8 @@ def build(settings: settings_lib.Settings, mesh: jax.sharding.Mesh,
         for name, own in settings.students.items()}
     return Recipe(
         settings=settings, student=None, teacher=teacher,
-        has_frozen_teacher=True, optimizer=None, students=students,
+        has_frozen_teacher=True, optimizer=None, factors=None,
+        students=students,
         schedules=make_schedules(settings, epoch_steps))
   return _one(settings, mesh, epoch_steps, make, teacher)
 
@@ -175,7 +180,8 @@ def _one(settings: settings_lib.Settings, mesh: jax.sharding.Mesh,
       gram=gram, gram_start=_steps(settings, settings.gram.start, epoch_steps),
       gram_refresh=_refresh(settings, epoch_steps),
       schedules=make_schedules(settings, epoch_steps),
-      optimizer=make_optimizer(settings, student.shapes))
+      optimizer=make_optimizer(settings),
+      factors=make_factors(settings, student.shapes))
 
 
 def still(backbone: Backbone) -> Backbone:
@@ -239,14 +245,18 @@ def network_config(s: settings_lib.Settings) -> network.NetworkConfig:
       shared_head=not s.ibot.separate_head)
 
 
-def make_optimizer(s: settings_lib.Settings, shapes) -> optimizer.AdamW:
-  """AdamW with the factors of every parameter of `shapes`."""
+def make_optimizer(s: settings_lib.Settings) -> optimizer.Optimizer:
+  """AdamW with the constants of a config."""
   o = s.optimizer
-  factors = optimizer.multipliers(
-      shapes, depth=s.model.depth, layerwise_decay=o.layerwise_decay,
-      patch_embed_lr_mult=o.patch_embed_lr_factor)
-  return optimizer.AdamW(
-      factors, b1=o.beta1, b2=o.beta2, eps=o.epsilon)
+  return optimizer.adamw(beta1=o.beta1, beta2=o.beta2, epsilon=o.epsilon)
+
+
+def make_factors(s: settings_lib.Settings, shapes) -> multipliers.Factors:
+  """Factors of the rates of every parameter of `shapes`."""
+  return multipliers.multipliers(
+      shapes, depth=s.model.depth,
+      layerwise_decay=s.optimizer.layerwise_decay,
+      patch_embed_lr_mult=s.optimizer.patch_embed_lr_factor)
 
 
 def total_steps(s: settings_lib.Settings, epoch_steps: int) -> int:

@@ -1,46 +1,42 @@
-"""What is wrong when a run cannot go on, whose fault it is, and what helps."""
+"""What helps when pretraining cannot go on: the words of engine.rescue."""
 
 from collections.abc import Mapping, Sequence
-import errno
-import os
+import dataclasses
 import re
 
 from etils import epath
 
 from dinojax.core import errors
 from dinojax.data import shared_memory
-from dinojax.train import checkpoint
-from dinojax.train import report
+from dinojax.engine import report
+from dinojax.engine import rescue
+from dinojax.train import sections
 from dinojax.train import settings as settings_lib
 
-# EFBIG: a limit on the size of files (`ulimit -f`), or of the file system.
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM}
-_WORKDIR = _FULL | {errno.EROFS}
 # A peak learning rate of AdamW with which nothing diverges.
 _SAFE_LR = 1e-3
 
 
-def disk(error: OSError, workdir: epath.Path,
-         latest: int | None) -> errors.UserError:
-  """An error of the operating system while training: of which file?
+@dataclasses.dataclass(frozen=True)
+class Advice:
+  """See engine.rescue.Advice.
 
-  Args:
-    error: its path is of the workdir, of something else, or missing.
-    workdir: of the run.
-    latest: step of the last checkpoint.
+  Attributes:
+    settings: of the run.
+    rows: of a batch that this process makes.
   """
-  again = f'start the same command again: it resumes from step {latest or 0}'
-  reason = error.strerror or checkpoint.first_line(error)
-  name = os.fspath(error.filename) if error.filename else ''
-  if name.startswith(str(workdir)) or (
-      not name and error.errno in _WORKDIR):
-    return errors.UserError(
-        f'{workdir} could not be written: {reason}'
-        f'{f" ({name})" if name else ""}; free space or fix the permissions, '
-        f'and {again}')
-  return errors.UserError(
-      f'{name or type(error).__name__}: {reason} (the workdir {workdir} is not '
-      f'at fault); mend it, and {again}')
+
+  settings: settings_lib.Settings
+  rows: int
+
+  def batches(self, error: OSError | RuntimeError) -> errors.UserError | None:
+    """The words of an error of the input pipeline."""
+    return batches(error, self.settings, self.rows)
+
+  def nonfinite(self, error: report.NonFinite, workdir: epath.Path,
+                steps: Sequence[int]) -> errors.UserError:
+    """The words of a stop for gradients that are not finite."""
+    return nonfinite(error, workdir, steps, self.settings)
 
 
 def batches(error: OSError | RuntimeError, settings: settings_lib.Settings,
@@ -54,7 +50,7 @@ def batches(error: OSError | RuntimeError, settings: settings_lib.Settings,
   """
   count = settings.data.num_workers
   died = re.search(r'exit code (-?\d+)', str(error))
-  full = isinstance(error, OSError) and error.errno in _FULL
+  full = isinstance(error, OSError) and error.errno in rescue.FULL
   if count and (full or (died and int(died[1]) == shared_memory.SIGBUS)):
     what = shared_memory.worker_died(int(died[1])) if died else (
         f'a worker could not hand over its rows: {error.strerror}')
@@ -98,8 +94,9 @@ def nonfinite(error: report.NonFinite, workdir: epath.Path,
         f'Step {good} is the last checkpoint whose next step was finite. To '
         'go on from it, the same command, but with')
     for name in settings.each:
-      source = f'{workdir}/{name}' if name else str(workdir)
-      prefix = f'students.{name}.' if name else ''
+      alone = name == sections.ALONE
+      source = str(workdir) if alone else f'{workdir}/{name}'
+      prefix = '' if alone else f'students.{name}.'
       flags += [f'--config.{prefix}init.source={source}@{good}',
                 f'--config.{prefix}init.part=both']
   rates = _lower(settings)

@@ -16,6 +16,8 @@ from dinojax.models import vit
 Duration = config_lib.Duration
 free = config_lib.free
 
+# The name of a student that is alone.
+ALONE = 'student'
 # The sections that one of several students has of its own.
 OWN = ('model', 'dino', 'ibot', 'koleo', 'optimizer', 'schedules', 'train',
        'init')
@@ -376,8 +378,8 @@ class Settings:
 
   @property
   def each(self) -> Mapping[str, 'Settings']:
-    """The students by name; one alone has no name."""
-    return self.students or {'': self}
+    """The students by name; one alone is ALONE."""
+    return self.students or {ALONE: self}
 
   def of_size(self, index: int) -> 'Settings':
     """As the steps run that draw this one of crops.sizes."""

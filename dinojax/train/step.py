@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dinojax.engine import optimizer
 from dinojax.kernels import resample
 from dinojax.losses import centering
 from dinojax.losses import dino
@@ -19,10 +20,9 @@ from dinojax.losses import koleo
 from dinojax.losses import sinkhorn
 from dinojax.parallel import sharding
 from dinojax.train import monitor
-from dinojax.train import optimizer
 from dinojax.train import recipe as recipe_lib
-from dinojax.train import several
 from dinojax.train import state as state_lib
+from dinojax.train import students
 
 Array = jax.Array
 
@@ -45,11 +45,10 @@ def train_step(state: dict, batch: dict, *,
   sched = scheduled(state['step'], recipe)
   rows = network_rows(batch)
   targets, centers, seen = make_targets(state, rows, sched, recipe)
-  if recipe.students:
-    new, metrics = several.learn(state, rows, targets, recipe, _learn)
-  else:
-    new, metrics = _learn(state, rows, targets, sched, recipe)
-    metrics |= {f'schedule/{name}': value for name, value in sched.items()}
+  new, metrics = students.learn(state, rows, targets, recipe, _learn)
+  if recipe.gram_refresh:
+    ema, = state_lib.emas(new).values()
+    new = refresh_gram(new, ema['backbone'], recipe.gram_refresh)
   if 'bad' in batch:
     new['counters']['bad_images'] += jnp.sum(batch['bad'].astype(jnp.int32))
   if centers:
@@ -63,31 +62,31 @@ def scheduled(step: Array, recipe: recipe_lib.Recipe) -> dict:
   return {name: f(step) for name, f in recipe.schedules.items()}
 
 
-def _learn(state: dict, rows: dict, targets: dict, sched: dict,
+def _learn(own: dict, rows: dict, targets: dict, sched: dict,
            recipe: recipe_lib.Recipe) -> tuple[dict, dict]:
   """One student's update, and its metrics."""
-  grads, metrics = differentiate(state, rows, targets, sched, recipe)
-  new, said = update(state, grads, metrics['loss'], sched, recipe)
+  grads, metrics = differentiate(own, rows, targets, sched, recipe)
+  new, said = update(own, grads, metrics['loss'], sched, recipe)
   return new, metrics | said
 
 
-def differentiate(state: dict, rows: dict, targets: dict, sched: dict,
+def differentiate(own: dict, rows: dict, targets: dict, sched: dict,
                   recipe: recipe_lib.Recipe) -> tuple[dict, dict]:
-  """Gradients of the student, and metrics of the losses.
+  """Gradients of a student, and metrics of the losses.
 
   Args:
-    state: see state.init, or state.init_student with step and key.
+    own: see state.init_student; with its step and key.
     rows: see `network_rows`.
     targets: see `make_targets`.
     sched: values of the schedules at this step.
     recipe: what is trained.
   """
-  key = jax.random.fold_in(state['key'], state['step'])
+  key = jax.random.fold_in(own['key'], own['step'])
   num_groups = num_images(rows, recipe) // recipe.settings.train.group_images
   drawn = jax.tree.map(
       sharding.constrain, recipe.draw(key, num_groups))
   grads, metrics = gradients(
-      state['student'], rows | {'draws': drawn}, targets, sched, recipe)
+      own['student'], rows | {'draws': drawn}, targets, sched, recipe)
   if 'loss/dino_global' in metrics:
     metrics |= monitor.loss_metrics(
         metrics['loss/dino_global'], monitor.mean_entropy(targets['dino']),
@@ -128,7 +127,7 @@ def make_targets(state: dict, rows: dict, sched: dict,
     seen['mask_index'] = rows['mask_index']
   anchored = settings.gram.loss_weight > 0
   run = lambda part: recipe.teacher.outputs(
-      state['teacher'], part, train=False,
+      state_lib.teacher_of(state), part, train=False,
       patches=anchored and recipe.gram is None)
   out = in_parts(run, seen, settings.train.num_micro_batches)
   out = jax.lax.stop_gradient(out)
@@ -314,43 +313,31 @@ def koleo_groups(cls: Array, views: int, settings) -> Array:
   return groups.reshape(-1, *groups.shape[2:])
 
 
-def update(state: dict, grads: dict, loss: Array, sched: dict,
+def update(own: dict, grads: dict, loss: Array, sched: dict,
            recipe: recipe_lib.Recipe) -> tuple[dict, dict]:
-  """Clip, AdamW, EMA; nothing moves when a gradient is not finite."""
-  o = recipe.settings.optimizer
+  """Clip, AdamW, EMA of a student; nothing moves if a gradient is not finite.
+  """
   finite, first_bad = optimizer.finite_report(grads)
   finite &= jnp.isfinite(loss)
-  grads, norms = optimizer.clip_per_part(grads, o.clip_norm)
+  grads, norms = optimizer.clip_per_part(
+      grads, recipe.settings.optimizer.clip_norm)
   student, opt = recipe.optimizer.update(
-      grads, state['opt'], state['student'], lr=sched['lr'],
-      last_layer_lr=sched['last_layer_lr'],
-      weight_decay=sched['weight_decay'])
-  if 'backbone_trains' in sched:
-    # Moments have begun, as those of the last layer do: the first update of
-    # weights is not a large one.
-    student['backbone'] = optimizer.select(
-        sched['backbone_trains'] > 0, student['backbone'],
-        state['student']['backbone'])
-  name = state_lib.ema_part(state)
+      grads, own['opt'], own['student'],
+      {name: sched[name] for name in ('lr', 'weight_decay')},
+      recipe.factors.at(sched))
   ema = optax.incremental_update(
-      student, state[name], 1 - sched['momentum'])
+      student, own['ema'], 1 - sched['momentum'])
   keep = lambda new, old: optimizer.select(finite, new, old)
   skipped = 1 - finite.astype(jnp.int32)
-  counters = state['counters']
-  in_row = (counters['nonfinite_in_row'] + 1) * skipped
-  new = state | {
-      'student': keep(student, state['student']),
-      name: keep(ema, state[name]),
-      'opt': keep(opt, state['opt']),
-      'counters': counters | {
-          'skipped_steps': counters['skipped_steps'] + skipped,
-          'nonfinite_in_row': in_row}}
-  if recipe.gram_refresh:
-    new = refresh_gram(new, new[name]['backbone'], recipe.gram_refresh)
+  counters = own['counters']
+  counters = {
+      'skipped_steps': counters['skipped_steps'] + skipped,
+      'nonfinite_in_row': (counters['nonfinite_in_row'] + 1) * skipped}
+  new = own | {
+      'student': keep(student, own['student']), 'ema': keep(ema, own['ema']),
+      'opt': keep(opt, own['opt']), 'counters': counters}
   metrics = {f'grad_norm/{name}': norm for name, norm in norms.items()}
-  return new, metrics | {
-      'nonfinite_in_row': in_row, 'first_bad_leaf': first_bad,
-      'skipped_steps': new['counters']['skipped_steps']}
+  return new, metrics | {'first_bad_leaf': first_bad} | counters
 
 
 def refresh_gram(state: dict, backbone: dict,

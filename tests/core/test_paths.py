@@ -8,10 +8,10 @@ import pytest
 
 from dinojax.core import errors
 from dinojax.core import paths
+from dinojax.engine import checkpoint
 from dinojax.runs import job
 from dinojax.runs import stages
 from dinojax.runs import weights
-from dinojax.train import checkpoint
 from tests.train import tiny
 
 

@@ -17,11 +17,11 @@ import dinojax
 from dinojax.core import atomic
 from dinojax.core import errors
 from dinojax.core import tree
+from dinojax.engine import loop
 from dinojax.features import model as model_lib
 from dinojax.interop import files
 from dinojax.interop import store
 from dinojax.runs import job
-from dinojax.train import loop
 from tests.fuzz import weights as tiny
 from tests.interop import cases
 
@@ -138,7 +138,7 @@ def test_training_is_called_by_the_name_of_its_package(monkeypatch, tmp_path):
   assert calls[-1][0].model.patch_px > 0 and calls[-1][1] == '~/x'
   names = lambda function: list(inspect.signature(function).parameters)
   assert names(dinojax.train) == names(dinojax._train)
-  assert dinojax.train.loop is loop
+  assert dinojax.engine.loop is loop
 
 
 def test_a_result_is_three_lines():

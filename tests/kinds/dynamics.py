@@ -16,6 +16,7 @@ from dinojax.train import state as state_lib
 from dinojax.train import step as step_lib
 from tests import golden
 from tests.kinds import training
+from tests.train import tiny
 
 # What rounding alone does to a loss, and to a norm or a distance.
 _LOSS, _NORM = 5e-6, 1e-4
@@ -161,8 +162,9 @@ def batch_of(inputs, step) -> dict:
 def start(case, recipe, names, mesh):
   """The state before the first step: the teacher is the student."""
   state = state_lib.create(recipe, mesh, 0)
-  for part in ('student', state_lib.ema_part(state)):
-    state[part] = jax.tree.map(
+  own = tiny.alone(state)
+  for part in ('student', 'ema'):
+    own[part] = jax.tree.map(
         lambda x, old: jax.device_put(x, old.sharding),
-        names.to_ours(case.weights['']), state[part])
+        names.to_ours(case.weights['']), own[part])
   return state

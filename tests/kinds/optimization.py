@@ -5,14 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinojax.core import tree
+from dinojax.engine import optimizer
+from dinojax.engine import schedules
 from dinojax.interop import meta
 from dinojax.interop import reading
 from dinojax.models import heads
 from dinojax.models import network
 from dinojax.parallel import mesh as mesh_lib
-from dinojax.train import optimizer
+from dinojax.train import multipliers
 from dinojax.train import recipe
-from dinojax.train import schedules
 from dinojax.train import settings
 from tests import golden
 
@@ -25,17 +26,18 @@ def adamw_steps(case):
   start, groups = part('p0/'), case.config['groups']
   pick = lambda key: {'part': {
       name: groups[name][key] for name in start['part']}}
-  adam = optimizer.AdamW(optimizer.Multipliers(
-      pick('lr_multiplier'), pick('wd_multiplier'), pick('is_last_layer')))
+  adam, factors = optimizer.adamw(), multipliers.Factors(
+      pick('lr_multiplier'), pick('wd_multiplier'), pick('is_last_layer'))
   params, opt, out = start, jax.jit(adam.init)(start), {}
   clip = case.config['clip']
 
   @jax.jit
   def update(grads, opt, params, lr, last_layer_lr, weight_decay):
     grads, norms = optimizer.clip_per_part(grads, clip)
+    now = {'lr': lr, 'last_layer_lr': last_layer_lr}
     return norms['part'], *adam.update(
-        grads, opt, params, lr=lr, last_layer_lr=last_layer_lr,
-        weight_decay=weight_decay)
+        grads, opt, params, {'lr': lr, 'weight_decay': weight_decay},
+        factors.at(now))
 
   for i in range(len(case.inputs['lr'])):
     out[f'clip_norm{i}'], params, opt = update(
@@ -92,7 +94,7 @@ def of_parameters(names, **options):
     config, part = meta.config(state, {}, num_heads=1), 'backbone'
     table, depth = meta.table(config), config.depth
     shapes = reading.shapes(config)
-  got = optimizer.multipliers({part: shapes}, depth=depth, **options)
+  got = multipliers.multipliers({part: shapes}, depth=depth, **options)
   leaves = [dict(tree.items(t[part])) for t in (
       got.lr, got.weight_decay, got.last_layer)]
   rules = {key: rule for rule in table for key in rule.keys}

@@ -9,18 +9,19 @@ import numpy as np
 import pytest
 
 from dinojax.data import masking
+from dinojax.engine import schedules
 from dinojax.interop import meta
 from dinojax.interop import translate
 from dinojax.models import network
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
 from dinojax.train import recipe as recipe_lib
-from dinojax.train import schedules
 from dinojax.train import settings as settings_lib
 from dinojax.train import state as state_lib
 from dinojax.train import step as step_lib
 from tests import golden
 from tests.kinds import models
+from tests.train import tiny
 
 # Sections and options of the references' yaml that change no number of a
 # step: files, precision that the cases switch off, evaluation, augmentation
@@ -355,16 +356,23 @@ def start(case, recipe, teacher, names, first, mesh):
   state = state_lib.create(recipe, mesh, 0)
   state['step'] += first
   parts = {part: names.to_ours(case.weights[tag]) for part, tag in (
-      ('student', 'student0'), (state_lib.ema_part(state), 'teacher0'))}
+      ('student', 'student0'), ('ema', 'teacher0'))}
   if teacher:
     parts['teacher'] = Names(teacher, recipe.teacher.shapes).to_ours(
         case.weights['distill_teacher'])
   if recipe.gram:
     only = Names(network_of(recipe), {'backbone': recipe.gram.shapes})
     parts['gram'] = only.to_ours(case.weights['gram_teacher0'])['backbone']
-  for part, values in parts.items():
-    state[part] = jax.tree.map(
-        lambda x, old: jax.device_put(x, old.sharding), values, state[part])
+  put = lambda values, old: jax.tree.map(
+      lambda x, old: jax.device_put(x, old.sharding), values, old)
+  own = tiny.alone(state)
+  for part in ('student', 'ema'):
+    own[part] = put(parts[part], own[part])
+  if teacher:
+    frozen = state['frozen']
+    frozen['teacher'] = put(parts['teacher'], frozen['teacher'])
+  if recipe.gram:
+    state['gram'] = put(parts['gram'], state['gram'])
   return state
 
 
@@ -433,8 +441,8 @@ def of_end(case, call, state, names) -> dict:
       noise |= dict(call[key])
   near = lambda key, value: golden.Within(
       value, atol=2e-5 + 5 * noise.get(key, 0.0))
-  parts = {'final_student': state['student'],
-           'final_teacher': state[state_lib.ema_part(state)]}
+  own = tiny.alone(state)
+  parts = {'final_student': own['student'], 'final_teacher': own['ema']}
   out, final = {}, {}
   for name, params in parts.items():
     final[name] = names.to_theirs(jax.device_get(params))
@@ -452,7 +460,7 @@ def of_end(case, call, state, names) -> dict:
       sums, rtol=1e-5, atol=5 * noise.get(key, 0.0) + entries[:, None])}
   if 'gram' in state:
     ema = names.to_theirs(jax.device_get(
-        {**state['student'], 'backbone': state['gram']}))
+        {**own['student'], 'backbone': state['gram']}))
     order = case.outputs['final_gram_teacher/names']
     norms = [np.linalg.norm(ema[str(n)].astype(np.float64)) for n in order]
     out |= {'final_gram_teacher/names': order,

@@ -2,16 +2,16 @@
 
 import json
 import pathlib
-import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dinojax.engine import program
+from dinojax.engine import trainable
 from dinojax.evals import online
 from dinojax.runs import job
-from dinojax.train import loop
-from dinojax.train import program
+from dinojax.train import pretraining
 from dinojax.train import recipe as recipe_lib
 from dinojax.train import state as state_lib
 from tests.train import tiny
@@ -27,31 +27,34 @@ def config(**changes):
               'every_steps': 1, 'tensorboard': False}}
 
 
-def fresh(job_, recipe):
+def fresh(mesh):
   """A state of a few numbers."""
-  place = jax.NamedSharding(job_.mesh, jax.P())
+  place = jax.NamedSharding(mesh, jax.P())
   put = lambda x: jax.device_put(x, place)
   one = lambda: {'backbone': {'w': put(jnp.linspace(0, 1, 16))}}
   count = lambda: put(jnp.int32(0))
-  return {'step': count(), 'key': put(jax.random.key(0)), 'student': one(),
-          'teacher': one(), 'opt': {'mu': one()},
-          'counters': {name: count() for name in (
-              'bad_images', 'skipped_steps', 'nonfinite_in_row')}}
+  return {'step': count(), 'key': put(jax.random.key(0)),
+          'counters': {'bad_images': count()}, 'students': {'student': {
+              'student': one(), 'ema': one(), 'opt': {'mu': one()},
+              'begun': count(), 'counters': {
+                  'skipped_steps': count(), 'nonfinite_in_row': count()}}}}
 
 
 def step(state, batch, nan_from=10**9):
   """Draws the weights to a mean of the batch; not finite from a step on."""
   number = int(state['step']) + 1
-  w = 0.9 * state['student']['backbone']['w'] + 0.1 * float(batch.mean())
+  own = state['students']['student']
+  w = 0.9 * own['student']['backbone']['w'] + 0.1 * float(batch.mean())
   bad = number >= nan_from
-  counters = state['counters'] | {'nonfinite_in_row': (
-      state['counters']['nonfinite_in_row'] + 1) * bad}
+  counters = own['counters'] | {'nonfinite_in_row': (
+      own['counters']['nonfinite_in_row'] + 1) * bad}
   if not bad:
-    state = state | {'student': {'backbone': {'w': w}}}
+    own = own | {'student': {'backbone': {'w': w}}}
   metrics = {'loss': jnp.float32(np.nan) if bad else w.mean(),
              'nonfinite_in_row': counters['nonfinite_in_row'],
              'first_bad_leaf': jnp.int32(0), 'bad_images': jnp.int32(0)}
-  return state | {'step': state['step'] + 1, 'counters': counters}, metrics
+  return state | {'step': state['step'] + 1, 'students': {
+      'student': own | {'counters': counters}}}, metrics
 
 
 def batches(*args, **_):
@@ -83,13 +86,12 @@ def install(monkeypatch, nan_from=10**9):
       return programs
 
   monkeypatch.setattr(recipe_lib, 'build', _build)
-  monkeypatch.setattr(program, 'compile_all', lambda *_: All())
-  monkeypatch.setattr(loop, '_fresh', fresh)
+  monkeypatch.setattr(program, 'compile_all', lambda *_, **__: All())
   monkeypatch.setattr(
-      state_lib, 'abstract', lambda recipe, mesh: jax.tree.map(
-          lambda x: jax.ShapeDtypeStruct(
-              x.shape, x.dtype, sharding=x.sharding),
-          fresh(types.SimpleNamespace(mesh=mesh), recipe)))
+      pretraining.Pretraining, 'create', lambda self, _: fresh(self.mesh))
+  monkeypatch.setattr(
+      state_lib, 'abstract', lambda recipe, mesh, **_: trainable.shapes_of(
+          fresh(mesh)))
   monkeypatch.setattr(job, 'batches', batches)
   monkeypatch.setattr(online, 'make', lambda *_: (
       lambda step, emas: {'knn/trained': 50.0 + step}))
@@ -106,7 +108,7 @@ def left(folder: pathlib.Path):
   with ocp.training.Checkpointer(folder / 'checkpoints') as c:
     last = c.latest.step
     weights = np.asarray(
-        c.load_checkpointables(last)['student']['backbone']['w'])
+        c.load_checkpointables(last)['student.student']['backbone']['w'])
   rows = [json.loads(line) for line in
           (folder / 'metrics.jsonl').read_text().splitlines()]
   rows = [{k: v for k, v in row.items() if not k.startswith(('time', 'mem'))}

@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 
 from dinojax.core import errors
+from dinojax.engine import checkpoint
+from dinojax.engine import digests
+from dinojax.engine import items
 from dinojax.parallel import holder
 from dinojax.parallel import mesh as mesh_lib
-from dinojax.train import checkpoint
-from dinojax.train import digests
 
 SHAPE = (2, 2)
 
@@ -39,8 +40,14 @@ def make(step, shape=SHAPE):
   return {'step': place(np.asarray(step, np.int32)),
           'key': jax.jit(lambda: jax.random.key(step), out_shardings=at())(),
           'counters': {'bad_images': place(np.asarray(3, np.int32))},
-          'student': draw(), 'teacher': draw(),
-          'opt': {'mu': draw(), 'nu': draw()}}
+          'students': {'a': {
+              'student': draw(), 'ema': draw(),
+              'opt': {'mu': draw(), 'nu': draw()},
+              'counters': {'skipped_steps': place(np.asarray(1, np.int32))}}}}
+
+
+LAYOUT = items.Current('students')
+split = lambda step: LAYOUT.split(make(step))
 
 
 def shapes(state):
@@ -62,7 +69,7 @@ def whole(tmp_path_factory):
   folder = tmp_path_factory.mktemp('whole')
   saved = checkpoint.Checkpoints(folder, keep=3, writes=True)
   for step in (2, 4, 6):
-    saved.save(step, make(step))
+    saved.save(step, split(step))
   saved.close()
   return folder
 
@@ -73,8 +80,9 @@ def run(whole, tmp_path):
 
 
 def restore(folder, shape=SHAPE, step=None):
-  return checkpoint.Checkpoints(folder).restore(
-      shapes(make(6, shape)), step)
+  saved = checkpoint.Checkpoints(folder)
+  return LAYOUT.join(saved.restore(
+      LAYOUT.split(shapes(make(6, shape))), step or saved.latest()))
 
 
 def largest(folder):
@@ -105,7 +113,7 @@ def test_a_digest_is_of_the_values_and_their_places():
 
 
 def test_one_changed_bit_of_a_weight_is_noticed(run):
-  flip(largest(run / 'checkpoints' / '6' / 'student'))
+  flip(largest(run / 'checkpoints' / '6' / 'student.a'))
   with pytest.raises(checkpoint.Damaged, match=(
       r'step 6 .*damaged: .*student')):
     restore(run)
@@ -165,9 +173,9 @@ def test_damage_of_every_file_is_called_so(whole, tmp_path):
 
 def test_exchanged_parts_are_noticed(run):
   place = run / 'checkpoints' / '6'
-  (place / 'student').rename(place / 'x')
-  (place / 'teacher').rename(place / 'student')
-  (place / 'x').rename(place / 'teacher')
+  (place / 'student.a').rename(place / 'x')
+  (place / 'ema.a').rename(place / 'student.a')
+  (place / 'x').rename(place / 'ema.a')
   with pytest.raises(checkpoint.Damaged, match='digest differs'):
     restore(run)
 
@@ -184,26 +192,24 @@ def test_another_step_under_this_name_is_noticed(run, what):
 
 def test_another_architecture_is_no_damage(run):
   for change in (
-      lambda s: s['student']['backbone'].pop('bias'),
-      lambda s: s['student']['backbone'].update(
-          more=s['student']['backbone']['bias']),
-      lambda s: s['student']['backbone'].update(
-          bias=s['student']['backbone']['kernel'])):
-    wanted = shapes(make(6))
-    change(wanted)
+      lambda s: s['backbone'].pop('bias'),
+      lambda s: s['backbone'].update(more=s['backbone']['bias']),
+      lambda s: s['backbone'].update(bias=s['backbone']['kernel'])):
+    wanted = shapes(split(6))
+    change(wanted['student.a'])
     with pytest.raises(errors.UserError, match='does not fit this config'
                        ) as caught:
-      checkpoint.Checkpoints(run).restore(wanted)
+      checkpoint.Checkpoints(run).restore(wanted, 6)
     assert not isinstance(caught.value, checkpoint.Damaged)
 
 
 def test_a_reader_hears_which_steps_are_whole(run):
   for step in '46':
-    flip(largest(run / 'checkpoints' / step / 'teacher'))
+    flip(largest(run / 'checkpoints' / step / 'ema.a'))
   saved = checkpoint.Checkpoints(run)
   with pytest.raises(checkpoint.Damaged, match=f'give {run}@2 in its place'):
-    saved.restore_part('teacher', shapes(make(6))['teacher'])
-  saved.restore_part('student', shapes(make(6))['student'])  # another part
+    saved.restore_item('ema.a', shapes(split(6))['ema.a'])
+  saved.restore_item('student.a', shapes(split(6))['student.a'])
 
 
 def test_one_from_before_there_were_digests_is_read(run, capsys):
@@ -271,5 +277,5 @@ def test_a_write_that_fails_is_said_once(tmp_path, monkeypatch, is_said):
     return
   monkeypatch.setattr(saved._manager, 'save_checkpointables_async', fail)
   with pytest.raises(errors.UserError, match='free space .*from step 0'):
-    saved.save(2, make(2))
+    saved.save(2, split(2))
   saved.close()

@@ -214,15 +214,15 @@ def test_a_workdir_that_is_removed_ends_the_run(tmp_path, monkeypatch):
 def test_the_last_whole_checkpoint_is_taken(tmp_path, unbroken, capsys):
   fake.train(tmp_path)
   (tmp_path / 'results.json').unlink()
-  for path in (tmp_path / 'checkpoints' / '4' / 'opt').rglob('*'):
+  for path in (tmp_path / 'checkpoints' / '4' / 'opt.student').rglob('*'):
     if path.is_file():
       path.write_bytes(b'')
   assert fake.train(tmp_path).finished
   text = capsys.readouterr().err
-  assert 'step 4' in text and 'opt cannot be read' in text
+  assert 'step 4' in text and 'opt.student cannot be read' in text
   assert f'kept as {tmp_path / "damaged" / "4"}' in text
   assert 'resumed from step 2' in text
-  assert (tmp_path / 'damaged' / '4' / 'opt').is_dir()
+  assert (tmp_path / 'damaged' / '4' / 'opt.student').is_dir()
   assert fake.left(tmp_path) == fake.left(unbroken)
   # None is whole: nothing is begun anew by itself.
   (tmp_path / 'results.json').unlink()

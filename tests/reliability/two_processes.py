@@ -13,20 +13,20 @@ jax.config.update('jax_num_cpu_devices', 2)
 from etils import epath
 
 from dinojax.core import errors
+from dinojax.engine import checkpoint
 from dinojax.parallel import holder
 from dinojax.parallel import processes
-from dinojax.train import checkpoint
 from tests.reliability import test_checkpoints
 
 
 def main(folder: str, what: str):
   processes.initialize()
-  state = test_checkpoints.make(6)
+  wanted = test_checkpoints.shapes(test_checkpoints.split(6))
   if what == 'save':
     with holder.Holder(epath.Path(folder)):
       saved = checkpoint.Checkpoints(folder, keep=3, writes=True)
       for step in (4, 6):
-        saved.save(step, test_checkpoints.make(step))
+        saved.save(step, test_checkpoints.split(step))
       saved.close()
     print('saved', flush=True)
   else:
@@ -37,11 +37,11 @@ def main(folder: str, what: str):
           (None, 'bytes') if step == 6 else real(self, step, parts))
     saved = checkpoint.Checkpoints(folder, writes=True)
     try:
-      saved.restore(test_checkpoints.shapes(state))
+      saved.restore(wanted, 6)
       print('whole', flush=True)
     except checkpoint.Damaged:
       place = saved.set_aside(6)
-      saved.restore(test_checkpoints.shapes(state))
+      saved.restore(wanted, 4)
       print('damaged', saved.steps(), place.exists(), flush=True)
     saved.close()
     try:

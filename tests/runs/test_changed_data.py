@@ -7,8 +7,8 @@ import pytest
 
 from configs import small_images
 from dinojax.core import errors
+from dinojax.engine import checkpoint
 from dinojax.runs import job
-from dinojax.train import checkpoint
 
 
 def test_a_start_on_other_data_is_refused_unless_accepted(

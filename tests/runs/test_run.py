@@ -182,7 +182,7 @@ def check_what_was_trained(workdir):
   from dinojax.interop import writing
   from dinojax.runs import weights as weights_lib
   weights = weights_lib.read(str(workdir))
-  teacher = state(workdir)[1]['teacher']
+  teacher = state(workdir)[1]['ema.student']
   jax.tree.map(np.testing.assert_array_equal, weights.params,
                teacher['backbone'])
   assert set(weights.heads) == teacher.keys() - {'backbone'}

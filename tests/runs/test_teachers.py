@@ -14,11 +14,11 @@ from dinojax.commands import pca
 from dinojax.configs import demo
 from dinojax.core import errors
 from dinojax.core import tree
+from dinojax.engine import checkpoint
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.runs import job
 from dinojax.runs import start
 from dinojax.runs import weights as weights_lib
-from dinojax.train import checkpoint
 from dinojax.train import recipe as recipe_lib
 from dinojax.train import settings as settings_lib
 from dinojax.train import state as state_lib
@@ -76,6 +76,11 @@ def go_back(workdir):
     (workdir / name).unlink(missing_ok=True)
 
 
+def entry(state, name):
+  """An entry of a state, or of its only student."""
+  return state[name] if name in state else state['students']['student'][name]
+
+
 def gap(a, b):
   return max(np.abs(x - y).max() for x, y in zip(
       jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
@@ -88,7 +93,8 @@ def begun(**changes):
   with mesh_lib.activate(mesh):
     recipe = recipe_lib.build(settings, mesh, epoch_steps=2)
     state = start.Start(recipe, mesh).begin(state_lib.create(recipe, mesh, 0))
-  return state['teacher'], state['student']
+  own = state['students']['student']
+  return own['ema'], own['student']
 
 
 @pytest.mark.parametrize('which, want', [
@@ -120,7 +126,7 @@ def test_a_gram_teacher_comes_from_a_run_and_stays(run, tmp_path, capsys,
       assert checkpoint.Checkpoints(copied).latest() == 2
     again = job.train(config(**anchored), str(copied)).state
     for name in ('student', 'gram', 'opt'):
-      assert gap(state[name], again[name]) == 0
+      assert gap(entry(state, name), entry(again, name)) == 0
 
 
 @pytest.mark.slow
@@ -132,16 +138,17 @@ def test_a_source_that_goes_on_is_read_where_it_was(run, tmp_path, capsys):
   distilled = dict(distillation__source=str(source))
   whole = job.train(config(**distilled), str(tmp_path / 'a')).state
   assert 'teacher: backbone' in capsys.readouterr().out
-  assert gap(whole['teacher'], part(f'{run}@2')) == 0
-  saved = {path.name.partition('.')[0] for path in (
-      tmp_path / 'a' / 'checkpoints' / '4').iterdir()}
-  assert 'ema' in saved and 'teacher' not in saved
+  assert gap(whole['frozen']['teacher'], part(f'{run}@2')) == 0
+  saved = {path.name for path in (
+      tmp_path / 'a' / 'checkpoints' / '4').iterdir() if path.is_dir()}
+  assert 'ema.student' in saved and not any(
+      'teacher' in name or 'frozen' in name for name in saved)
   shutil.copytree(run + '/checkpoints/4', source / 'checkpoints' / '4')
   go_back(tmp_path / 'a')
   again = job.train(config(**distilled), str(tmp_path / 'a')).state
   assert gap(part(source), part(f'{run}@2')) > 0
-  assert gap(whole['teacher'], again['teacher']) == 0
-  assert gap(whole['student'], again['student']) == 0
+  for name in ('frozen', 'student'):
+    assert gap(entry(whole, name), entry(again, name)) == 0
 
 
 VIT = dict(

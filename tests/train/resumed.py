@@ -5,8 +5,9 @@ import pathlib
 
 import jax
 
+from dinojax.engine import checkpoint
+from dinojax.engine import items
 from dinojax.parallel import mesh as mesh_lib
-from dinojax.train import checkpoint
 from dinojax.train import settings as settings_lib
 from dinojax.train import state as state_lib
 from tests.train import tiny
@@ -33,12 +34,13 @@ def steps(workdir: pathlib.Path, shape: tuple[int, int], start: int,
   """
   mesh, recipe, state, step = program(shape)
   with mesh_lib.activate(mesh):
-    saved = checkpoint.Checkpoints(workdir)
+    saved, layout = checkpoint.Checkpoints(workdir), items.Current('students')
     if start:
       assert saved.latest() == start
-      state = saved.restore(state_lib.abstract(recipe, mesh))
+      state = layout.join(saved.restore(
+          layout.split(state_lib.abstract(recipe, mesh)), start))
     *result, state = tiny.follow(
         recipe.settings, mesh, state, step, start, end)
-    saved.save(end, state)
+    saved.save(end, layout.split(state))
     saved.close()
   return tuple(result)

@@ -11,7 +11,8 @@ import pytest
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import topologies
 from dinojax.planning import collectives
-from dinojax.train import program
+from dinojax.planning import plan
+from dinojax.train import recipe as recipe_lib
 from dinojax.train import settings as settings_lib
 from tests.train import tiny
 
@@ -32,7 +33,9 @@ def text():
       model__packing='auto', model__remat='blocks',
       train__batch_size=32, train__group_images=4))
   mesh = mesh_lib.make(2, 4, devices=topologies.devices('v5e:2x4'))
-  _, lowered = program.of_config(settings, mesh, epoch_steps=100)
+  with mesh_lib.activate(mesh):
+    lowered = plan.lower(
+        recipe_lib.build(settings, mesh, epoch_steps=100), mesh)
   # A program of devices that are not here cannot be kept.
   jax.config.update('jax_enable_compilation_cache', False)
   try:

@@ -8,6 +8,7 @@ from etils import epath
 import pytest
 
 from dinojax.data import shared_memory
+from dinojax.engine import rescue as engine_rescue
 from dinojax.train import rescue
 from dinojax.train import settings as settings_lib
 from tests.train import tiny
@@ -33,7 +34,7 @@ def os_error(number, name=None):
      ['/data/x.jpg: Input/output error', 'is not at fault']),
     (os_error(errno.ECONNRESET), ['Connection reset', 'is not at fault'])])
 def test_an_error_of_a_disk_names_whose_it_is(error, parts):
-  text = str(rescue.disk(error, WORKDIR, 40))
+  text = str(engine_rescue.disk(error, WORKDIR, 40))
   for part in parts:
     assert part in text
 

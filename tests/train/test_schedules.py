@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from dinojax.core import errors
+from dinojax.engine import schedules
 from dinojax.train import recipe as recipe_lib
-from dinojax.train import schedules
 from dinojax.train import settings as settings_lib
 from tests.train import tiny
 

@@ -7,10 +7,12 @@ import pytest
 
 from dinojax.core import errors
 from dinojax.data import sources
+from dinojax.engine import program
+from dinojax.engine import trainable
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
 from dinojax.runs import job
-from dinojax.train import program
+from dinojax.train import pretraining
 from dinojax.train import recipe as recipe_lib
 from dinojax.train import segments
 from dinojax.train import settings as settings_lib
@@ -37,10 +39,11 @@ def mesh():
 
 
 def text(recipe, mesh):
-  state = state_lib.abstract(recipe, mesh)
-  rows = program.prepared(
-      recipe.settings, program.abstract_batch(recipe.settings, mesh), mesh)
-  return program.lower(recipe, state, rows).as_text()
+  one = pretraining.Pretraining(recipe, mesh)
+  variant = segments.heaviest(recipe)
+  return program.lower(
+      one, variant, state_lib.abstract(recipe, mesh),
+      program.prepared(one, variant, mesh)).as_text()
 
 
 def test_before_its_start_anchoring_costs_nothing(mesh):
@@ -69,18 +72,26 @@ def test_shapes_of_a_state_touch_no_device(mesh, monkeypatch):
 
 def test_the_gram_teacher_is_the_ema_of_its_first_step(mesh):
   whole = recipe_lib.build(settings_of(**GRAM), mesh, epoch_steps=10)
-  before, after = (
-      segments.recipe_of(whole, segments.at(whole, s)) for s in (2, 3))
-  state = state_lib.create(before, mesh, 0)
-  state['teacher'] = jax.tree.map(lambda x: 2 * x, state['teacher'])
-  assert segments.enter(state, before, None) is state
-  entered = segments.enter(state, after, None)
+  one = pretraining.Pretraining(whole, mesh)
+  before, after = map(one.variant, (2, 3))
+  state = one.create(jax.random.key(0))
+  own = tiny.alone(state)
+  own['ema'] = jax.tree.map(lambda x: 2 * x, own['ema'])
+  assert one.enter(state, before) is state
+  entered = one.enter(state, after)
   jax.tree.map(np.testing.assert_array_equal, entered['gram'],
-               state['teacher']['backbone'])
-  assert segments.enter(entered, after, None) is entered
+               own['ema']['backbone'])
+  assert one.enter(entered, after) is entered
+  shapes = one.enter(trainable.shapes_of(state), after)
+  assert jax.tree.map(lambda x: (x.shape, x.sharding), shapes) == (
+      jax.tree.map(lambda x: (x.shape, x.sharding), entered))
+
+  class Zeros(pretraining.InitialWeights):
+    def gram(self, ema):
+      return jax.tree.map(np.zeros_like, ema)
+
   # Weights of elsewhere take the place of the EMA.
-  zeros = lambda like: jax.tree.map(np.zeros_like, like)
-  other = segments.enter(state, after, zeros)
+  other = pretraining.Pretraining(whole, mesh, Zeros()).enter(state, after)
   assert not any(x.any() for x in jax.tree.leaves(other['gram']))
 
 
@@ -88,14 +99,14 @@ def test_the_gram_teacher_is_the_ema_of_its_first_step(mesh):
 def test_anchoring_begins_in_the_step(mesh):
   settings = settings_of(**GRAM)
   whole = recipe_lib.build(settings, mesh, epoch_steps=10)
-  before, after = (
-      segments.recipe_of(whole, segments.at(whole, s)) for s in (2, 3))
-  state = state_lib.create(before, mesh, 0)
+  one = pretraining.Pretraining(whole, mesh)
+  before, after = (one.of(one.variant(s)) for s in (2, 3))
+  state = one.create(jax.random.key(0))
   batch = processes.to_devices(tiny.batch(settings, 0), mesh)
   state, metrics = jax.jit(
       lambda s, b: step_lib.train_step(s, b, recipe=before))(state, batch)
   assert 'loss/gram' not in metrics
-  entered = segments.enter(state, after, None)
+  entered = one.enter(state, one.variant(3))
   rng = np.random.default_rng(0)
   crops = rng.normal(size=(16, 2, 32, 32, 3)).astype(np.float32)
   rows = batch | processes.to_devices({'gram': crops}, mesh)
@@ -115,9 +126,10 @@ def test_batches_have_what_their_program_takes(mesh):
   training = [(sources.open_source('photos:train'), 1.0)]
   for step in range(6):
     batch = next(job.batches(settings, training, [], step, whole.gram_start))
-    batch.pop('problems')
-    recipe = segments.recipe_of(whole, segments.at(whole, step))
-    want = program.abstract_batch(recipe.settings, mesh)
+    for name in ('problems', 'label'):  # the loop keeps them to itself
+      batch.pop(name)
+    one = pretraining.Pretraining(whole, mesh)
+    want = one.batch(one.variant(step))
     assert {k: v.shape for k, v in batch.items()} == {
         k: v.shape for k, v in want.items()}
 

@@ -70,7 +70,7 @@ def run_anew(settings, shape, steps):
       state, out = step(state, rows)
       metrics.append({k: float(v) for k, v in out.items()})
       moments = moments or {name: jax.device_get(own['opt']['mu'])
-                            for name, own in state_lib.each(state).items()}
+                            for name, own in state['students'].items()}
     return metrics, moments, jax.device_get((start, state))
 
 
@@ -102,8 +102,8 @@ def two_students(**changes):
 
 def test_the_frozen_teacher_stays_and_every_ema_follows():
   _, _, (start, end) = run(two_students())
-  jax.tree.map(np.testing.assert_array_equal, start['teacher'],
-               end['teacher'])
+  jax.tree.map(np.testing.assert_array_equal, start['frozen'],
+               end['frozen'])
   for name, ema in state_lib.emas(start).items():
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), ema,
                          state_lib.emas(end)[name])
@@ -154,9 +154,9 @@ def test_a_convnext_has_the_tokens_of_its_teacher():
   assert settings.num_patches == 4 and settings.model.token_px == 32
   metrics, moments, _ = run(settings, steps=1)
   assert np.isfinite(metrics[0]['loss']) and metrics[0]['loss/ibot'] > 0
-  heads = moments['']['ibot_head']['mlp']['fc0']['kernel']
+  heads = moments['student']['ibot_head']['mlp']['fc0']['kernel']
   assert np.abs(heads).max() > 0
-  assert np.abs(moments['']['backbone']['stage0']['reduce'][
+  assert np.abs(moments['student']['backbone']['stage0']['reduce'][
       'kernel']).max() > 0
 
 
@@ -192,7 +192,7 @@ def test_masked_patches_may_be_hidden():
       settings.distillation, hide_masked=True))
   seen, blind = run(settings), run(hidden, steps=1)
   assert seen[0][0]['loss/ibot'] != blind[0][0]['loss/ibot']
-  assert np.abs(blind[1]['']['backbone']['mask_token']).max() > 0
+  assert np.abs(blind[1]['student']['backbone']['mask_token']).max() > 0
 
 
 @pytest.mark.parametrize('changes, parts', [

@@ -128,8 +128,14 @@ def follow(settings, mesh, state, step, start: int, end: int):
     state, out = step(state, processes.to_devices(rows, mesh))
     metrics.append({k: float(v) for k, v in out.items()})
     if moments is None:  # after one step, mu = (1 − beta1) · gradient
-      moments = everywhere(state['opt']['mu'])
-  return metrics, moments, everywhere(state['student']), state
+      moments = everywhere(alone(state)['opt']['mu'])
+  return metrics, moments, everywhere(alone(state)['student']), state
+
+
+def alone(state: dict) -> dict:
+  """The entries of the student of a state that has one."""
+  own, = state['students'].values()
+  return own
 
 
 def everywhere(tree):

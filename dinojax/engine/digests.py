@@ -42,19 +42,19 @@ def _mix(x: jax.Array) -> jax.Array:
   return x ^ (x >> 16)
 
 
-def of_part(part: tree.Tree) -> dict[str, list[int]]:
+def of_item(item: tree.Tree) -> dict[str, list[int]]:
   """Digest and shape of every array by name; the same on all hosts.
 
   One after the other: programs under way together may meet their collectives
   in another order on another host, and then all wait for ever.
   """
   return {name: [int(digest(leaf)), *leaf.shape]
-          for name, leaf in tree.items(part)}
+          for name, leaf in tree.items(item)}
 
 
-def differing(known: Mapping[str, list[int]], part: tree.Tree) -> list[str]:
+def differing(known: Mapping[str, list[int]], item: tree.Tree) -> list[str]:
   """Names of arrays that are not those that `known` was made from."""
-  found = of_part(part)
+  found = of_item(item)
   return [name for name in found if known.get(name) != found[name]]
 
 
@@ -62,7 +62,7 @@ def misfit(known: Mapping[str, list[int]], wanted: tree.Tree) -> str:
   """How arrays of these names and shapes are not those that are wanted.
 
   Args:
-    known: as of `of_part`.
+    known: as of `of_item`.
     wanted: arrays or their shapes.
 
   Returns:

@@ -1,8 +1,7 @@
-"""Checkpoints of a run: named parts, written behind the training.
+"""Checkpoints of a run: items (see items.py), written behind the training.
 
 A step is complete or absent: orbax writes to a temporary folder and renames
-it. Parts are student, teacher, opt, meta and what else a state holds, so that
-an evaluation reads one of them alone. A digest of every array is saved beside
+it. An evaluation reads one item alone. A digest of every array is saved beside
 them and compared when they are read.
 """
 
@@ -21,9 +20,9 @@ from orbax.checkpoint import v1 as ocp
 
 from dinojax.core import errors
 from dinojax.core import tree
+from dinojax.engine import digests
+from dinojax.engine import items as items_lib
 from dinojax.parallel import processes
-from dinojax.train import digests
-from dinojax.train import state as state_lib
 
 FOLDER = 'checkpoints'
 DAMAGED = 'damaged'  # in the workdir: what is no longer a checkpoint
@@ -94,12 +93,13 @@ class Checkpoints:
     found = self._manager.checkpoints if self._manager else ()
     return sorted(c.step for c in found)
 
-  def save(self, step: int, state: dict, info: dict | None = None):
-    """Starts writing the state; the previous write must have ended well.
+  def save(self, step: int, items: items_lib.Items,
+           info: dict | None = None):
+    """Starts writing a state; the previous write must have ended well.
 
     Args:
       step: updates made so far.
-      state: see state.init.
+      items: of the state, see Layout.split.
       info: JSON-able facts beside it (seconds of training, versions).
 
     Raises:
@@ -108,15 +108,14 @@ class Checkpoints:
     self.wait()
     if step == self.latest():
       return
-    parts = state_lib.split(state)
     if self._manager is None:
       self._manager = self._open()
     try:
       self._pending = self._manager.save_checkpointables_async(
-          step, parts, force=True, custom_metadata={
-              'time': time.time(), 'step': step,
-              'digests': {name: digests.of_part(part)
-                          for name, part in parts.items()},
+          step, items, force=True, custom_metadata={
+              'time': time.time(), 'step': step, 'layout': items_lib.LAYOUT,
+              'digests': {name: digests.of_item(item)
+                          for name, item in items.items()},
               **(info or {})})
     except (OSError, ValueError) as error:
       raise self._failure(error) from error
@@ -138,53 +137,53 @@ class Checkpoints:
         f'{first_line(error)}; free space or fix the permissions and start '
         f'the same command again: it resumes from step {self.latest() or 0}')
 
-  def restore(self, abstract: dict, step: int | None = None) -> dict:
-    """The state at `step`, the latest by default, on the given shardings.
+  def restore(self, items: items_lib.Items, step: int) -> items_lib.Items:
+    """All items of a state at `step`.
 
-    A frozen teacher is not part of it.
+    Args:
+      items: their shapes and shardings, 'meta' with the step among them.
+      step: which.
 
     Raises:
       UserError: it is of another architecture; Damaged: not what was saved.
     """
-    step = self.latest() if step is None else step
-    parts = state_lib.split(abstract)
-    state, abstract = (
-        state_lib.join(x) for x in (self._load(step, parts), parts))
-    if int(state['step']) != step:
-      raise self._damage(step, f'its state is of step {int(state["step"])}')
+    found = self._load(step, items)
+    if int(found['meta']['step']) != step:
+      raise self._damage(
+          step, f'its state is of step {int(found["meta"]["step"])}')
     # A typed key comes back with the sharding of its two words.
     return jax.tree.map(
         lambda x, want: x if x.sharding == want.sharding
-        else jax.device_put(x, want.sharding), state, abstract)
+        else jax.device_put(x, want.sharding), found, items)
 
-  def restore_part(self, name: str, abstract: dict,
-                   step: int | None = None) -> dict:
-    """One part alone: `state.ema_part` for an evaluation.
+  def restore_item(self, name: str, shapes: tree.Tree,
+                   step: int | None = None) -> tree.Tree:
+    """One item alone, such as the EMA for an evaluation.
 
     Raises:
       UserError: it is of another architecture; Damaged: not what was saved,
         with the earlier steps that are whole.
     """
     step = self.latest() if step is None else step
-    parts = {name: abstract}
+    items = {name: shapes}
     try:
-      return self._load(step, parts)[name]
+      return self._load(step, items)[name]
     except Damaged as error:
       reason = str(error)
-    raise Damaged(step, f'{reason}. {self.instead(parts, step)}')
+    raise Damaged(step, f'{reason}. {self.instead(items, step)}')
 
-  def _load(self, step: int, parts: dict) -> dict:
-    """Parts as they were saved.
+  def _load(self, step: int, items: items_lib.Items) -> items_lib.Items:
+    """Items as they were saved.
 
     Raises:
       UserError: of another architecture; Damaged: not what was saved. On all
         processes, if on one.
     """
-    loaded, reason = self._read(step, parts)
+    loaded, reason = self._read(step, items)
     if not processes.agree(not reason):
-      raise self._cannot_load(step, parts, reason or 'another process says so')
+      raise self._cannot_load(step, items, reason or 'another process says so')
     known = self._digests(step)
-    wrong = [f'{name}/{path}' for name in (parts if known else ())
+    wrong = [f'{name}/{path}' for name in (items if known else ())
              for path in digests.differing(known.get(name, {}), loaded[name])]
     if not processes.agree(not wrong):
       more = f' and {len(wrong) - _SHOWN} more' if len(wrong) > _SHOWN else ''
@@ -193,11 +192,12 @@ class Checkpoints:
           'was saved: its digest differs')
     return loaded
 
-  def _read(self, step: int, parts: dict) -> tuple[dict | None, str]:
-    """Parts as this process reads them, or why it cannot."""
+  def _read(self, step: int, items: items_lib.Items
+            ) -> tuple[items_lib.Items | None, str]:
+    """Items as this process reads them, or why it cannot."""
     try:
       with _alone():
-        return self._manager.load_checkpointables(step, parts), ''
+        return self._manager.load_checkpointables(step, items), ''
     except Exception as error:  # noqa: BLE001 (damaged bytes raise anything)
       return None, first_line(error, 120)
 
@@ -213,35 +213,35 @@ class Checkpoints:
             'an earlier version, and is read as it is', flush=True)
     return info.get('digests', {})
 
-  def _cannot_load(self, step: int, parts: dict,
+  def _cannot_load(self, step: int, items: items_lib.Items,
                    reason: str) -> errors.UserError:
     """Tells another architecture from damage."""
     if not (self.folder / str(step)).exists():
       return errors.UserError(
           f'{self.folder} has no step {step} any more: the run has gone on '
           'meanwhile; start the same command again')
-    differs = self._differs(step, parts)
+    differs = self._differs(step, items)
     if differs:
       return errors.UserError(
           f'the checkpoint of step {step} in {self.folder} does not fit this '
           f'config ({differs}): use the config it was made with, or another '
           '--workdir')
-    broken = [name for name, part in parts.items()
-              if self._read(step, {name: part})[1]] or list(parts)
+    broken = [name for name, item in items.items()
+              if self._read(step, {name: item})[1]] or list(items)
     _forget()
     return self._damage(
         step, f'{" and ".join(broken)} cannot be read: files are missing, '
         f'empty, cut short or changed ({reason})')
 
-  def _differs(self, step: int, parts: dict) -> str:
+  def _differs(self, step: int, items: items_lib.Items) -> str:
     """How shapes or names differ from those saved; '' if not, or unknown."""
     try:
       known = self.info(step).get('digests', {})
     except Damaged:
       return ''
-    for name, part in parts.items():
+    for name, item in items.items():
       listed = known.get(name) or self._listed(step, name)
-      text = digests.misfit(listed, part) if listed else ''
+      text = digests.misfit(listed, item) if listed else ''
       if text:
         return f'{name}/{text}'
     return ''
@@ -261,18 +261,18 @@ class Checkpoints:
         step, f'the checkpoint of step {step} in {self.folder} is damaged: '
         f'{reason}')
 
-  def instead(self, parts: dict, before: int) -> str:
-    """What else can be read: earlier steps whose parts are whole."""
+  def instead(self, items: items_lib.Items, before: int) -> str:
+    """What else can be read: earlier steps whose items are whole."""
     whole = [str(step) for step in self.steps()
-             if step < before and self._is_whole(step, parts)]
+             if step < before and self._is_whole(step, items)]
     if not whole:
       return 'No earlier one is whole: bring the folder back from a copy'
     return (f'Whole are the earlier steps {", ".join(whole)}: give '
             f'{self.workdir}@{whole[-1]} in its place')
 
-  def _is_whole(self, step: int, parts: dict) -> bool:
+  def _is_whole(self, step: int, items: items_lib.Items) -> bool:
     try:
-      self._load(step, parts)
+      self._load(step, items)
     except errors.UserError:
       return False
     return True
@@ -360,10 +360,3 @@ def first_line(error: Exception, width: int = 10**6) -> str:
   """The first line of an error's message, cut between words."""
   line = (str(error).splitlines() or [type(error).__name__])[0]
   return line if len(line) <= width else line[:width].rsplit(' ', 1)[0] + ' …'
-
-
-def abstract_part(state: dict, name: str) -> dict:
-  """Shapes and shardings of one part of an (abstract or real) state."""
-  return jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-      state_lib.split(state)[name])

@@ -1,6 +1,7 @@
 """What a run says: rows of metrics, the progress line, warnings, and stops."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+import dataclasses
 import json
 import sys
 import time
@@ -12,10 +13,8 @@ import numpy as np
 
 from dinojax.core import errors
 from dinojax.core import log
-from dinojax.core import tree
+from dinojax.engine import trainable as trainable_lib
 from dinojax.parallel import processes
-from dinojax.train import monitor
-from dinojax.train import recipe as recipe_lib
 
 LOG = 'metrics.jsonl'  # in the workdir, of the first process
 
@@ -32,6 +31,34 @@ class NonFinite(errors.UserError):
     self.first = first
 
 
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What is logged, and when a run stops by what it reads.
+
+  Attributes:
+    batch_size: images of a step.
+    every_steps: between logged rows.
+    tensorboard: whether rows are written for it too.
+    max_nonfinite_steps: in a row, then the run stops.
+    max_bad_fraction: of the images; more that cannot be read stop the run.
+    line: parts of the progress line behind loss and images a second, of a row
+      and of the last evaluation, the most important first.
+  """
+
+  batch_size: int
+  every_steps: int = 10
+  tensorboard: bool = False
+  max_nonfinite_steps: int = 3
+  max_bad_fraction: float = 0.1
+  line: Callable[[Mapping[str, float], Mapping[str, float]], dict[str, str]] = (
+      lambda row, evaluation: waited(row))
+
+
+def waited(row: Mapping[str, float]) -> dict[str, str]:
+  """The part of the progress line about waiting for images."""
+  return {'data wait': f'{row["time/data_wait_pct"]:.0f}%'}
+
+
 class Report:
   """The log of one start of a run; only the first process writes metrics.
 
@@ -42,16 +69,13 @@ class Report:
     is_finite: whether the last step that was read had a finite gradient.
   """
 
-  def __init__(self, recipe: recipe_lib.Recipe, workdir: epath.Path, *,
-               total_steps: int, start: int):
-    self._recipe, self._workdir, self._total = recipe, workdir, total_steps
+  def __init__(self, trainable: trainable_lib.Trainable, options: Options,
+               workdir: epath.Path, *, total_steps: int, start: int):
+    self._trainable, self._options = trainable, options
+    self._workdir, self._total = workdir, total_steps
     self._first = processes.is_first()
-    settings = recipe.settings
-    self._every = settings.log.every_steps
     self._progress = log.Progress(total_steps, start)
-    self._monitors = {name: monitor.Monitor(settings.dino.num_prototypes)
-                      for name in recipe.each}
-    self._knn: list[float] = []  # of every student
+    self._evaluation: Mapping[str, float] = {}
     self.waited = self.rested = 0.0
     self.is_finite = True
     self._logged = (start, time.monotonic())
@@ -64,7 +88,7 @@ class Report:
       self._metrics = log.JsonLines(workdir / LOG, cut_after=start)
       self._board = log.TensorBoard(
           workdir / 'tensorboard', step=start,
-          enabled=settings.log.tensorboard)
+          enabled=options.tensorboard)
 
   def say(self, text: str):
     """One line to the user, from the first process."""
@@ -101,7 +125,7 @@ class Report:
     Raises:
       UserError: non-finite gradients in a row, too many unreadable images.
     """
-    due = step % self._every == 0 or step == self._total
+    due = step % self._options.every_steps == 0 or step == self._total
     watched = ('nonfinite_in_row', 'bad_images')
     values = jax.device_get(
         metrics if due else {k: metrics[k] for k in watched})
@@ -117,9 +141,7 @@ class Report:
                 seconds: float):
     """Logs an evaluation that took `seconds`."""
     self.rested += seconds
-    scores = [value for name, value in numbers.items()
-              if name.endswith('knn/trained')]
-    self._knn = scores or self._knn
+    self._evaluation = numbers
     if self._first:
       self._metrics.write({'step': step, **numbers,
                            'time/evaluation_s': seconds})
@@ -136,28 +158,23 @@ class Report:
 
   def _check_finite(self, step: int, values: Mapping[str, np.ndarray]):
     """Stops after several non-finite steps in a row."""
-    settings = self._recipe.settings
-    names = [f'{student} {name}'.strip()
-             for student, one in self._recipe.each.items()
-             for name in tree.names(one.student.shapes)]
     first = int(values['first_bad_leaf'])
-    where = (f'the gradient of {names[first]}' if first >= 0 else 'the loss')
+    where = (f'the gradient of {self._trainable.leaf(first)}' if first >= 0
+             else 'the loss')
     terms = [name for name, value in values.items()
              if 'loss/' in name and not np.isfinite(value)]
-    count, limit = int(values['nonfinite_in_row']), (
-        settings.train.max_nonfinite_steps)
+    count = int(values['nonfinite_in_row'])
     text = (f'step {step}: {where} is not finite'
             + (f' ({", ".join(terms)})' if terms else '')
             + f'; the update was skipped ({count} in a row)')
-    if count >= limit:
+    if count >= self._options.max_nonfinite_steps:
       raise NonFinite(step - count + 1, f'{text}: stopped')
     self.say(f'warning: {text}')
 
   def _check_images(self, step: int, bad: int):
     """Stops when too many images could not be read."""
-    settings = self._recipe.settings
-    seen = step * settings.train.batch_size
-    limit = settings.data.max_bad_fraction
+    seen = step * self._options.batch_size
+    limit = self._options.max_bad_fraction
     # Ten images of the first thousand are noise whatever the fraction.
     if bad > limit * max(seen, 1000):
       raise errors.UserError(
@@ -174,35 +191,24 @@ class Report:
     now = time.monotonic()
     steps = max(step - since, 1)
     step_s = max(now - then - self.rested, 1e-9) / steps
-    batch = self._recipe.settings.train.batch_size
     row = {'step': step, **values,
            'time/step_ms': 1e3 * step_s,
-           'time/images_per_s': batch / step_s,
+           'time/images_per_s': self._options.batch_size / step_s,
            'time/data_wait_pct': 100 * self.waited / steps / step_s,
            'time/seconds': seconds, **memory()}
     self._logged, self.waited, self.rested = (step, now), 0.0, 0.0
     self._metrics.write(row)
     self._board.write(step, row)
     self._progress.show(step, self._line(row))
-    for name, watch in self._monitors.items():
-      # What is of one student stands in the row under its name.
-      warning = watch.check(row | {
-          key.removeprefix(f'{name}/'): value for key, value in row.items()
-          if name and key.startswith(f'{name}/')})
-      if warning:
-        self.say(f'warning: step {step}: {name + ": " if name else ""}'
-                 f'{warning}')
+    warning = self._trainable.watch(row)
+    if warning:
+      self.say(f'warning: step {step}: {warning}')
 
   def _line(self, row: Mapping[str, float]) -> dict[str, str]:
     """The parts of the progress line, the most important first."""
     parts = {'loss': f'{row["loss"]:.3f}',
              'images/s': _three_digits(row['time/images_per_s'])}
-    if 'dino/loss_over_log_k' in row:
-      parts['loss/ln K'] = f'{row["dino/loss_over_log_k"]:.3f}'
-    parts['data wait'] = f'{row["time/data_wait_pct"]:.0f}%'
-    if self._knn:
-      parts['k-NN'] = ' '.join(f'{score:.1f}%' for score in self._knn)
-    return parts
+    return parts | self._options.line(row, self._evaluation)
 
 
 def _three_digits(value: float) -> str:

@@ -1,7 +1,7 @@
-"""Several students of one frozen teacher, in one step.
+"""The students of a step, one or several of one frozen teacher.
 
 The teacher looks at the batch once. Every student then learns by the same
-function as one alone, from its share of the batch, on its own clock.
+function, from its share of the batch, on its own clock.
 """
 
 from collections.abc import Callable
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from dinojax.parallel import sharding
 from dinojax.train import recipe as recipe_lib
+from dinojax.train import sections
 from dinojax.train import settings as settings_lib
 from dinojax.train import state as state_lib
 
@@ -25,30 +26,34 @@ def learn(state: dict, rows: dict, targets: dict, recipe: recipe_lib.Recipe,
     state: see state.init.
     rows: of the batch, see step.network_rows.
     targets: of the batch, see step.make_targets.
-    recipe: of several students.
-    one: (state, rows, targets, schedules, recipe) to the next state and
-      metrics of one student.
+    recipe: what is trained.
+    one: (entries of a student, rows, targets, schedules, recipe) to its next
+      entries and its metrics.
 
   Returns:
     The next state; metrics as NAME/metric, and of all together loss,
-    nonfinite_in_row, first_bad_leaf and skipped_steps.
+    nonfinite_in_row, first_bad_leaf and skipped_steps. Of a student alone its
+    metrics without its name.
   """
   new, metrics, offset = {}, {}, 0
   total = {'loss': jnp.zeros(()), 'first_bad_leaf': jnp.full((), -1),
            'nonfinite_in_row': state_lib.zero(),
            'skipped_steps': state_lib.zero()}
-  for name, own in recipe.students.items():
+  for name, own in recipe.each.items():
     entries = state[state_lib.STUDENTS][name]
-    step = state['step'] - entries['begun']
+    alone = name == sections.ALONE
+    # One program for both where they are the same: alone, it begins at 0.
+    step = state['step'] if alone else state['step'] - entries['begun']
     sched = {key: f(step) for key, f in own.schedules.items()}
     key = state_lib.student_key(state['key'], name)
     after, said = one(
         entries | {'step': step, 'key': key},
         *share(rows, targets, own.settings), sched, own)
     new[name] = {key: after[key] for key in entries}
-    metrics |= {f'{name}/{key}': value for key, value in said.items()}
-    metrics |= {f'{name}/schedule/{key}': value
-                for key, value in sched.items() if key not in _SHARED}
+    prefix = '' if alone else f'{name}/'
+    metrics |= {f'{prefix}{key}': value for key, value in said.items()}
+    metrics |= {f'{prefix}schedule/{key}': value for key, value
+                in sched.items() if alone or key not in _SHARED}
     bad = said['first_bad_leaf']
     total = {
         'loss': total['loss'] + said['loss'],
@@ -61,7 +66,8 @@ def learn(state: dict, rows: dict, targets: dict, recipe: recipe_lib.Recipe,
     offset += len(jax.tree.leaves(entries['student']))
   return state | {
       state_lib.STUDENTS: new,
-      'counters': dict(state['counters'])}, metrics | total
+      'counters': dict(state['counters'])}, (
+          metrics if sections.ALONE in new else metrics | total)
 
 
 def share(rows: dict, targets: dict,

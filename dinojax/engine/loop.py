@@ -7,46 +7,30 @@ Everything that a resumed run needs follows from the last complete checkpoint:
 the data and all random keys are functions of (seed, step).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 import contextlib
 import dataclasses
 import time
 
 from etils import epath
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dinojax.core import errors
 from dinojax.core import output
+from dinojax.core import tree
+from dinojax.engine import checkpoint
+from dinojax.engine import items
+from dinojax.engine import program
+from dinojax.engine import report
+from dinojax.engine import rescue
+from dinojax.engine import trainable as trainable_lib
 from dinojax.parallel import processes
-from dinojax.train import checkpoint
-from dinojax.train import program
-from dinojax.train import recipe as recipe_lib
-from dinojax.train import report
-from dinojax.train import rescue
-from dinojax.train import segments
-from dinojax.train import state as state_lib
 
-# What an evaluator is: (step, EMA by student) to named numbers.
-Evaluator = Callable[[int, dict[str, dict]], dict[str, float]]
+# What an evaluator is: (step, what is evaluated by name) to named numbers.
+Evaluator = Callable[[int, dict[str, tree.Tree]], dict[str, float]]
 # Batches of this process from a step on.
 Batches = Callable[[int], Iterator[dict]]
-
-
-class Given:
-  """The weights that a run is given: here none."""
-
-  # Fills a Gram teacher's backbone; None: it is a copy of the EMA.
-  anchor: Callable[[dict], dict] | None = None
-
-  def begin(self, state: dict) -> dict:
-    """A fresh state with the weights that it starts from."""
-    return state
-
-  def complete(self, state: dict) -> dict:
-    """A state with what no checkpoint holds: a frozen teacher."""
-    return state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,33 +38,50 @@ class Run:
   """What the entry point hands to the loop.
 
   Attributes:
-    recipe: what is trained.
+    trainable: what is trained.
     mesh: the devices.
     workdir: the state of the run; the same command resumes from it.
+    seed: start of all random numbers.
     total_steps: length of training.
     checkpoint_steps: between checkpoints.
-    archive_steps: multiples that are kept for ever, or None.
-    evaluation_steps: between evaluations, or None for the end only.
     batches: numpy batches from a step on.
-    evaluate: k-NN and what else is measured; None to leave out.
-    given: weights from elsewhere.
+    log: what is logged, and when a run stops by what it reads.
     info: facts saved beside the checkpoints and metrics.
+    keep: how many of the latest checkpoints are kept.
+    archive_steps: multiples that are kept for ever, or None.
+    evaluate: k-NN and what else is measured; None to leave out.
+    evaluation_steps: between evaluations, or None for the end only.
+    profile: first step and number of steps that are profiled, or None.
+    deterministic: see mesh.compiler_options.
+    layout: of a checkpoint, by its info; None: the layout of now.
+    advice: what helps against errors.
     is_lost: whether the workdir was removed or replaced meanwhile; asked at
       each save, of the first process.
   """
 
-  recipe: recipe_lib.Recipe
+  trainable: trainable_lib.Trainable
   mesh: jax.sharding.Mesh
   workdir: epath.Path
+  seed: int
   total_steps: int
   checkpoint_steps: int
-  archive_steps: int | None
-  evaluation_steps: int | None
   batches: Batches
-  evaluate: Evaluator | None
+  log: report.Options
   info: dict
-  given: Given = Given()
+  keep: int = 2
+  archive_steps: int | None = None
+  evaluate: Evaluator | None = None
+  evaluation_steps: int | None = None
+  profile: tuple[int, int] | None = None
+  deterministic: bool = False
+  layout: Callable[[dict], items.Layout] | None = None
+  advice: rescue.Advice = rescue.NoAdvice()
   is_lost: Callable[[], bool] = lambda: False
+
+  @property
+  def current(self) -> items.Layout:
+    """The layout in which checkpoints are written."""
+    return items.Current(self.trainable.named)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,13 +115,10 @@ def run(job: Run) -> Result:
     UserError: non-finite gradients in a row, too many unreadable images,
       a disk that is full.
   """
-  settings = job.recipe.settings
   saved = checkpoint.Checkpoints(
-      job.workdir, keep=settings.checkpoint.keep,
-      archive_every=job.archive_steps, writes=True)
+      job.workdir, keep=job.keep, archive_every=job.archive_steps, writes=True)
   start, state = _resumed(job, saved)
   seconds = saved.info(start).get('seconds', 0.0) if start else 0.0
-  state = job.given.complete(state)
   try:
     with _Session(job, saved, start, seconds) as session:
       return session.train(state)
@@ -144,7 +142,8 @@ def ended(job: Run) -> Result:
           f'{job.workdir / "results.json"}, the same command falls back to '
           'the last step that is whole, and trains on from there') from error
     return Result(
-        job.given.complete(state), step, True, False,
+        job.trainable.enter(state, job.trainable.variant(step)), step, True,
+        False,
         saved.info().get('seconds', 0.0),
         report.evaluation(job.workdir, step) or {})
 
@@ -169,7 +168,7 @@ def _resumed(job: Run, saved: checkpoint.Checkpoints) -> tuple[int, dict]:
           f'no checkpoint of {job.workdir} is whole:', *reasons.values(),
           'Bring the folder back from a copy, or begin anew in another '
           '--workdir']))
-    return 0, _fresh(job, job.recipe)
+    return 0, job.trainable.create(jax.random.key(job.seed))
   for bad, reason in reasons.items():
     place = saved.set_aside(bad)
     if processes.is_first():
@@ -178,37 +177,12 @@ def _resumed(job: Run, saved: checkpoint.Checkpoints) -> tuple[int, dict]:
   return step, state
 
 
-def _fresh(job: Run, recipe: recipe_lib.Recipe) -> dict:
-  """The state before the first step."""
-  recipe = dataclasses.replace(recipe, gram=None)  # comes when it is needed
-  return job.given.begin(state_lib.create(
-      recipe, job.mesh, recipe.settings.seed, with_teacher=False))
-
-
 def _restored(job: Run, saved: checkpoint.Checkpoints, step: int) -> dict:
-  """The saved state; students that are not in it start now."""
-  recipe = segments.recipe_of(job.recipe, segments.at(job.recipe, step))
-  known = saved.info(step).get('students', list(recipe.students))
-  old, new = ({name: one for name, one in recipe.students.items()
-               if (name in known) == wanted} for wanted in (True, False))
-  if new and step >= job.total_steps:
-    raise errors.UserError(
-        f'{job.workdir} has ended at step {step}, so students '
-        f'{", ".join(new)} would learn nothing: leave them out, or set '
-        'train.total to more in another --workdir')
-  gone = [name for name in known if name not in recipe.students]
-  if processes.is_first():
-    for what, names in (('begin now', new), ('are no longer trained', gone)):
-      if names:
-        print(f'step {step}: students {", ".join(names)} {what}', flush=True)
-  state = saved.restore(state_lib.abstract(
-      dataclasses.replace(recipe, students=old), job.mesh), step)
-  if new:
-    fresh = _fresh(job, dataclasses.replace(recipe, students=new))
-    begun = {name: own | {'begun': jnp.copy(state['step'])}
-             for name, own in fresh[state_lib.STUDENTS].items()}
-    state[state_lib.STUDENTS] |= begun
-  return state
+  """The saved state, which `enter` completes."""
+  info = saved.info(step)
+  layout = job.layout(info) if job.layout else job.current
+  wanted = layout.split(job.trainable.saved({'step': step} | info))
+  return layout.join(saved.restore(wanted, step))
 
 
 class _Session:
@@ -219,7 +193,8 @@ class _Session:
     self.job, self.saved, self.start = job, saved, start
     self.clock = time.monotonic() - seconds
     self.report = report.Report(
-        job.recipe, job.workdir, total_steps=job.total_steps, start=start)
+        job.trainable, job.log, job.workdir, total_steps=job.total_steps,
+        start=start)
     self.evaluation: dict[str, float] = {}
     self.batches: Iterator[dict] = iter(())
     self.running: jax.Array | None = None  # of the step in flight
@@ -242,7 +217,8 @@ class _Session:
     self.batches = job.batches(step)
     batch = self.next_batch()
     programs = program.compile_all(
-        job.recipe, job.mesh, state, step, job.total_steps, say)
+        job.trainable, job.mesh, state, step, job.total_steps, say,
+        deterministic=job.deterministic)
     self.report.begin(step)
     try:
       # Until here, a signal ends the program at once: nothing is lost.
@@ -250,11 +226,11 @@ class _Session:
         return self.steps(state, batch, programs, stop)
     except report.NonFinite as error:
       self.saved.wait()
-      raise rescue.nonfinite(error, job.workdir, self.saved.steps(),
-                             job.recipe.settings) from error
+      raise job.advice.nonfinite(
+          error, job.workdir, self.saved.steps()) from error
 
   def steps(self, state: dict, batch: dict,
-            programs: dict[segments.Segment, program.Programs],
+            programs: Mapping[Hashable, program.Programs],
             stop: processes.StopSignal) -> Result:
     """The loop, in the order of the module's docstring."""
     job, step, previous = self.job, self.start, None
@@ -270,7 +246,7 @@ class _Session:
       if step > self.start:
         batch = self.next_batch()
       self.begin_profile(step)
-      run = programs[segments.at(job.recipe, step)]
+      run = programs[job.trainable.variant(step)]
       with jax.profiler.StepTraceAnnotation('train', step_num=step):
         state, metrics = run.step(state, run.prepare(batch, np.int32(step)))
       self.running = metrics['loss']
@@ -300,20 +276,12 @@ class _Session:
         state, step, True, stop.seen, self.seconds, self.evaluation)
 
   def enter(self, step: int, state: dict) -> dict:
-    """The state with what the segment of its next step needs."""
-    recipe, given = self.job.recipe, self.job.given
-    after = segments.enter(
-        state, segments.recipe_of(recipe, segments.at(recipe, step)),
-        given.anchor)
-    if 'gram' in after and 'gram' not in state:
-      self.report.say(f'step {step}: Gram anchoring begins')
+    """The state with what the program of its next step needs."""
+    trainable = self.job.trainable
+    after = trainable.enter(state, trainable.variant(step))
+    for name in after.keys() - state.keys() - {trainable_lib.FROZEN}:
+      self.report.say(f'step {step}: {trainable.words[name]} begins')
     return after
-
-  def info(self) -> dict:
-    """What is saved beside a checkpoint."""
-    students = list(self.job.recipe.students)
-    return self.job.info | {'seconds': self.seconds} | (
-        {'students': students} if students else {})
 
   def save(self, step: int, state: dict):
     """Starts writing a checkpoint, if the workdir is still there."""
@@ -323,7 +291,10 @@ class _Session:
         'checkpoints are gone. Bring the folder back from a copy and start '
         'the same command again, or begin anew in another --workdir'
     ) if processes.is_first() and self.job.is_lost() else None)
-    self.saved.save(step, state, self.info())
+    named = self.job.trainable.named
+    self.saved.save(
+        step, self.job.current.split(state), self.job.info | {
+            'seconds': self.seconds, named: list(state[named])})
 
   def next_batch(self) -> dict:
     """The next batch on the devices; bad images are written down.
@@ -331,12 +302,11 @@ class _Session:
     Raises:
       UserError: the pipeline failed.
     """
-    began, settings = time.monotonic(), self.job.recipe.settings
+    began = time.monotonic()
     try:
       batch = dict(next(self.batches))
     except (OSError, RuntimeError) as error:
-      known = rescue.batches(
-          error, settings, settings.train.batch_size // jax.process_count())
+      known = self.job.advice.batches(error)
       if known is None:
         raise
       raise known from error
@@ -352,12 +322,13 @@ class _Session:
     self.report.read(step, metrics, seconds=self.seconds)
 
   def evaluate(self, step: int, state: dict):
-    """Runs the evaluators on the EMA teacher."""
+    """Runs the evaluators."""
     if self.job.evaluate is None:
       return
     jax.block_until_ready(state)  # a step in flight is no evaluation
     began = time.monotonic()
-    self.evaluation = self.job.evaluate(step, state_lib.emas(state))
+    self.evaluation = self.job.evaluate(
+        step, self.job.trainable.evaluated(state))
     self.report.evaluated(
         step, self.evaluation, seconds=time.monotonic() - began)
 
@@ -371,15 +342,15 @@ class _Session:
 
   def begin_profile(self, step: int):
     """Opens the profiler window before its first step."""
-    if step == self.job.recipe.settings.log.profile_start:
+    if self.job.profile and step == self.job.profile[0]:
       jax.profiler.start_trace(str(self.job.workdir / 'profile'))
       self.profiling = True
 
   def end_profile(self, step: int | None = None):
     """Writes the profile after its last step, or now if None is given."""
-    job, log = self.job, self.job.recipe.settings.log
-    if not self.profiling or step not in (None, min(
-        log.profile_start + log.profile_steps, job.total_steps)):
+    job = self.job
+    if not self.profiling or step not in (
+        None, min(sum(job.profile), job.total_steps)):
       return
     if step is not None:
       jax.block_until_ready(self.running)
