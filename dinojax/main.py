@@ -8,9 +8,13 @@ if __name__ == '__main__':  # before imports that take seconds
   signals.watch('nothing was begun yet; the same command begins again',
                 signals.stopped_exit_code(sys.argv))
 
-from dinojax.commands import train
+from dinojax import commands
 
-entry = train.entry
+
+def entry():
+  """Runs `train` with the words of this program."""
+  sys.exit(commands.run('train', sys.argv[1:]))
+
 
 if __name__ == '__main__':
   entry()

@@ -13,13 +13,14 @@ import os
 import pathlib
 import sys
 
+from dinojax import commands
+
 ROOT = pathlib.Path(__file__).parents[1]
 CACHE = ROOT / '.jax_cache'
 _CONTEXT = multiprocessing.get_context('forkserver')
-# Two commands cannot be imported into one process: both define flags.
 _CONTEXT.set_forkserver_preload([
-    'dinojax.runs.stages', 'dinojax.runs.autoconfig', 'dinojax.commands.entry',
-    'configs.demo',
+    *(f'dinojax.commands.{name}' for name in commands.COMMANDS),
+    'dinojax.commands.call', 'dinojax.runs.autoconfig', 'configs.demo',
     'dinojax.doctor.report', 'dinojax.features.extraction',
     'dinojax.features.tables', 'dinojax.interop.checking', __name__])
 
@@ -36,6 +37,9 @@ def _command(argv: list[str], cwd: str, env: dict[str, str], out):
   os.chdir(cwd)
   sys.argv = argv
   try:
+    room, _, name = argv[0].rpartition('.')
+    if room == 'dinojax.commands':
+      sys.exit(commands.run(name, argv[1:]))
     importlib.import_module(argv[0]).entry()
   finally:
     atexit._run_exitfuncs()  # a process of multiprocessing skips them

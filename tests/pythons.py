@@ -51,8 +51,6 @@ def interpreters() -> dict[tuple[int, int], str]:
 
 def import_all() -> list[str]:
   """Imports every module of the package; those that fail, and why."""
-  from absl import flags
-
   import dinojax
   failed = []
   for module in pkgutil.walk_packages(dinojax.__path__, 'dinojax.'):
@@ -62,9 +60,6 @@ def import_all() -> list[str]:
       importlib.import_module(module.name)
     except Exception as error:  # versions that do not fit raise anything
       failed.append(f'{module.name}: {type(error).__name__}: {error}')
-    # Commands define flags of the same names.
-    for flag in flags.FLAGS.get_flags_for_module(module.name):
-      delattr(flags.FLAGS, flag.name)
   return failed
 
 

@@ -6,22 +6,11 @@
 """
 
 import difflib
-import importlib
 import os
 import sys
 
+from dinojax import commands
 from dinojax.core import signals
-
-COMMANDS = {
-    'train': 'train or resume a run',
-    'configs': 'list configs, or copy one',
-    'crops': 'draw the first training batch as a picture',
-    'embed': 'features of a folder of images, as a file',
-    'pca': 'draw patch features of images in colour',
-    'compile': 'what a config needs on a machine',
-    'doctor': 'what is wrong, or slow, before a run',
-    'convert': 'images to records, weights in and out',
-}
 
 
 def main():
@@ -36,24 +25,21 @@ def main():
   if not words or words[0] in ('-h', '--help', 'help'):
     print(_usage())
     sys.exit(0)
-  if words[0] not in COMMANDS:
-    near = difflib.get_close_matches(words[0], COMMANDS, 2, 0.5)
+  if words[0] not in commands.COMMANDS:
+    near = difflib.get_close_matches(words[0], commands.COMMANDS, 2, 0.5)
     hint = f': did you mean {" or ".join(near)}?' if near else ''
     print(f'error: dinojax {words[0]} is not a command{hint}\n{_usage()}',
           file=sys.stderr)
     sys.exit(2)
-  name = f'dinojax.commands.{words[0]}'
-  module = importlib.import_module(name)
   # What a worker process or a message takes for the program's name.
-  sys.argv = [name, *words[1:]]
-  sys.modules['__main__'].__doc__ = module.__doc__
-  module.entry()
+  sys.argv = [f'dinojax.commands.{words[0]}', *words[1:]]
+  sys.exit(commands.run(*words[:1], words[1:]))
 
 
 def _usage() -> str:
-  width = max(map(len, COMMANDS))
+  width = max(map(len, commands.COMMANDS))
   lines = [f'  {name:{width}}  {text}'
-           for name, text in COMMANDS.items()]
+           for name, text in commands.COMMANDS.items()]
   return '\n'.join([
       'usage: dinojax COMMAND [--flags]', *lines,
       '`dinojax COMMAND --help` lists the flags.'])

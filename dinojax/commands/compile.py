@@ -7,34 +7,33 @@ memory, collectives, a roofline. `--fit` looks for the largest batch.
 
 import json
 import os
-import sys
 import time
 
-from absl import app
 from absl import flags
 
-from dinojax.commands import commandline
-from dinojax.commands import entry as entry_lib
+from dinojax.commands import call
 from dinojax.core import atomic
-from dinojax.core import errors
 from dinojax.core import paths
 
-_CONFIG = commandline.config_flag(
-    'config', 'Config to compile: a name of `dinojax configs`, or a file.')
-_TOPOLOGY = flags.DEFINE_string(
-    'topology', None, "Devices: a TPU slice, 'v5e:16x16' or 'v5p:4x4x4', or "
-    "'cpu:8'.")
-_FIT = flags.DEFINE_bool(
-    'fit', False, 'Finds the largest train.batch_size that fits memory.')
-_EXPLAIN = flags.DEFINE_bool('explain', False, 'Also: where the time goes.')
-_JSON = flags.DEFINE_string('json', None, 'File that gets the same numbers.')
+REQUIRED = ('config', 'topology')
 
 
-@entry_lib.guarded()
-def main(argv: list[str]) -> int:
+def define(values: flags.FlagValues, argv: list[str]):
+  """Defines the flags of one call."""
+  call.config_flag(
+      'config', 'Config to compile: a name of `dinojax configs`, or a file.',
+      values, argv)
+  text, switch = call.texts(values), call.switches(values)
+  text('topology', "Devices: a TPU slice, 'v5e:16x16' or 'v5p:4x4x4', or "
+       "'cpu:8'.")
+  switch('fit', 'Finds the largest train.batch_size that fits memory.')
+  switch('explain', 'Also: where the time goes.')
+  text('json', 'File that gets the same numbers.')
+
+
+def main(values: flags.FlagValues, words: list[str]) -> int:
   """Prints the table."""
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments {argv[1:]}')
+  del words
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   # Only now: what these import must not look for devices before.
   from dinojax.planning import fit
@@ -43,30 +42,17 @@ def main(argv: list[str]) -> int:
   began = time.monotonic()
   say = lambda text: print(
       f'[{time.monotonic() - began:5.0f} s] {text}', flush=True)
-  try:
-    if _FIT.value:
-      found = fit.largest(_CONFIG.value, _TOPOLOGY.value, say)
-      say(f'largest: {found["fit"]["images_per_device"]} images a device, '
-          f'train.batch_size={found["images_per_step"]}')
-    else:
-      say(f'compiling the step for {_TOPOLOGY.value}: seconds for a small '
-          'model, 5 to 10 minutes for a large one')
-      found = plan.compiled(_CONFIG.value, _TOPOLOGY.value)
-      say('compiled')
-    found['compile_s'] = round(time.monotonic() - began, 1)
-    print(plan_text.table(found, _EXPLAIN.value))
-    if _JSON.value:
-      atomic.write_text(paths.expand(_JSON.value), json.dumps(found, indent=1))
-  except errors.UserError as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 2
+  if values.fit:
+    found = fit.largest(values.config, values.topology, say)
+    say(f'largest: {found["fit"]["images_per_device"]} images a device, '
+        f'train.batch_size={found["images_per_step"]}')
+  else:
+    say(f'compiling the step for {values.topology}: seconds for a small '
+        'model, 5 to 10 minutes for a large one')
+    found = plan.compiled(values.config, values.topology)
+    say('compiled')
+  found['compile_s'] = round(time.monotonic() - began, 1)
+  print(plan_text.table(found, values.explain))
+  if values.json:
+    atomic.write_text(paths.expand(values.json), json.dumps(found, indent=1))
   return 0
-
-
-def entry():
-  """The `compile` entry of the console command."""
-  commandline.run(main, 'compile', required=['config', 'topology'])
-
-
-if __name__ == '__main__':
-  entry()

@@ -439,7 +439,7 @@ def test_wrong_flags_are_usage():
 
 def test_a_jax_that_does_not_start():
   done = subprocess.run(  # read when jax is imported
-      [sys.executable, '-m', 'dinojax.commands.doctor'], cwd=ROOT, text=True,
+      [sys.executable, '-m', 'dinojax', 'doctor'], cwd=ROOT, text=True,
       capture_output=True, env=os.environ | {'JAX_PLATFORMS': 'nothing'})
   text = ' '.join(done.stdout.split())
   assert done.returncode == 1, done.stdout + done.stderr

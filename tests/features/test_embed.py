@@ -475,7 +475,7 @@ def test_crops_much_larger_than_those_of_training_are_said():
 def test_the_command_survives_a_kill(model, weights, tmp_path):
   out = tmp_path / 'new' / 'a.npz'
   command = [
-      sys.executable, '-c', 'from dinojax import cli; cli.main()', 'embed',
+      sys.executable, '-m', 'dinojax', 'embed',
       f'--model={weights}', '--source=photos:validation', f'--out={out}',
       '--resize_px=56', '--crop_px=56', '--images_per_shard=8',
       '--batch_size=8', '--num_threads=1',

@@ -10,13 +10,13 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from dinojax.commands import pca
 from dinojax.configs import demo
 from dinojax.core import errors
 from dinojax.core import tree
 from dinojax.engine import checkpoint
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.runs import job
+from dinojax.runs import patch_picture
 from dinojax.runs import start
 from dinojax.runs import weights as weights_lib
 from dinojax.train import recipe as recipe_lib
@@ -247,10 +247,10 @@ def test_an_earlier_checkpoint_has_a_name(run):
 
 def test_runs_are_drawn_beside_each_other(run, tmp_path):
   out = tmp_path / 'compared.png'
-  pca.draw([run, f'{run}@2'], str(out))
+  patch_picture.draw([run, f'{run}@2'], str(out))
   # Without --out a student's or a step's goes beside the folder of the run.
-  assert pca.default_out(run) == f'{run}/pca.png'
-  assert pca.default_out(f'{run}@2') == f'{run}@2_pca.png'
+  assert patch_picture.default_out(run) == f'{run}/pca.png'
+  assert patch_picture.default_out(f'{run}@2') == f'{run}@2_pca.png'
   sheet = np.asarray(Image.open(out).convert('RGB'), int)
   assert sheet.shape[1] == 5 * 224 + 6 * 8  # image, and two of each
   column = lambda i: sheet[30:, 8 + 232 * i:232 * (i + 1)]

@@ -1,4 +1,4 @@
-"""How every command reads its flags: help, names of configs, mistakes.
+"""How every command is called: flags, help, names of configs, mistakes.
 
 A mistake is one sentence on stderr and exit code 2, never a traceback.
 """
@@ -11,18 +11,18 @@ import os
 import re
 import sys
 import textwrap
+import types
 
-from absl import app
 from absl import flags
+from absl import logging as absl_logging
 from ml_collections import config_dict
 from ml_collections import config_flags
 
+from dinojax.commands import guard
 from dinojax.core import config as config_lib
 from dinojax.core import errors
 from dinojax.runs import catalog
 
-# Flags that `config_flag` defines belong to the module that calls it.
-flags.disclaim_key_flags()
 _NONE = ('None', 'none')
 _WIDTH, _INDENT = 80, 6
 
@@ -57,8 +57,8 @@ config_flags.register_flag_parser_for_type(
 class _Config(flags.ArgumentParser):
   """A config by name or path; fields that are set exist."""
 
-  def __init__(self, name: str):
-    self.name = name
+  def __init__(self, name: str, argv: Sequence[str]):
+    self.name, self._argv = name, argv
 
   def parse(self, path):
     """The config, locked.
@@ -67,7 +67,7 @@ class _Config(flags.ArgumentParser):
       UserError: no such config or field, with what may be meant.
     """
     config = catalog.load(path, self.name)
-    given = set(_overrides(self.name, sys.argv))
+    given = set(_overrides(self.name, self._argv))
     for key in given:
       _check_field(config, self.name, key)
     for key in given:
@@ -79,11 +79,38 @@ class _Config(flags.ArgumentParser):
     return 'config'
 
 
-def config_flag(name: str, text: str) -> flags.FlagHolder:
+def config_flag(name: str, text: str, values: flags.FlagValues,
+                argv: Sequence[str]):
   """Defines --config or --recipe, and a flag for each of its fields."""
-  holder = config_flags.DEFINE_config_file(name, None, text)
-  flags.FLAGS[name].parser = _Config(name)
-  return holder
+  config_flags.DEFINE_config_file(
+      name, None, text, flag_values=values, sys_argv=list(argv))
+  values[name].parser = _Config(name, argv)
+
+
+def texts(values: flags.FlagValues) -> Callable[..., None]:
+  """(name, help, default=None) defines a flag that holds a text."""
+  return lambda name, text, default=None: flags.DEFINE_string(
+      name, default, text, flag_values=values)
+
+
+def numbers(values: flags.FlagValues) -> Callable[..., None]:
+  """(name, help, default=None, least=1) defines a flag of a whole number."""
+  return lambda name, text, default=None, least=1: flags.DEFINE_integer(
+      name, default, text, lower_bound=least, flag_values=values)
+
+
+def switches(values: flags.FlagValues) -> Callable[..., None]:
+  """(name, help, default=False) defines a flag that is on or off."""
+  return lambda name, text, default=False: flags.DEFINE_bool(
+      name, default, text, flag_values=values)
+
+
+def cache_flag(values: flags.FlagValues):
+  """Defines --compile_cache."""
+  from dinojax.runs import job  # with jax, which a list of configs needs not
+  texts(values)(
+      'compile_cache', 'Folder of compiled programs, so that a second start is '
+      'quick; empty: none.', job.DEFAULT_COMPILE_CACHE)
 
 
 def _overrides(name: str, argv: Sequence[str]) -> Iterator[str]:
@@ -137,46 +164,53 @@ def _keys(config: config_dict.ConfigDict, path: str = '') -> Iterator[str]:
       yield from _keys(config[name], f'{path}{name}.')
 
 
-def run(main: Callable, command: str, *, required: Sequence[str] = ()):
-  """Runs a command: reads its flags, and ends the process with its code.
-
-  Args:
-    main: of the remaining arguments; its module's flags are the command's.
-    command: after `dinojax`.
-    required: flags that must be given.
-  """
-  app.run(lambda argv: _guarded(main, argv), flags_parser=lambda argv: parse(
-      argv, main.__module__, command, required))
-
-
-def _guarded(main: Callable, argv: list[str]) -> int:
+def call(module: types.ModuleType, command: str, argv: Sequence[str]) -> int:
+  """Runs the command of a module, see dinojax.commands."""
+  argv = configs_first([f'dinojax {command}', *argv])
+  section = _asked_for_help(argv)
+  values = flags.FlagValues()
+  module.define(values, argv)
+  if section is not None:
+    return _help(module, values, command, section)
+  try:
+    words = _parsed(values, argv)
+    for name in getattr(module, 'REQUIRED', ()):
+      if values[name].value is None:
+        raise errors.UserError(f'--{name} is missing: {values[name].help}')
+  except (flags.Error, errors.UserError) as error:
+    print(f'error: {_sentence(error, values, command, argv)}',
+          file=sys.stderr)
+    return 2
   if 'jax' in sys.modules:
     from dinojax.parallel import platforms
     platforms.leave_out_tpus()
-  try:
-    return main(argv)
-  except app.UsageError as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 2
+  stopped = getattr(module, 'stopped_exit_code', lambda values: None)
+  return guard.guarded(
+      lambda: _main(module, values, words),
+      getattr(module, 'ADVICE', guard.AGAIN), stopped(values))
 
 
-def parse(argv: list[str], module: str, command: str,
-          required: Sequence[str]) -> list[str]:
-  """Arguments that are no flags; ends the process at help or a mistake."""
-  text = _asked_for_help(argv)
-  if text is not None:
-    sys.exit(_help(module, command, text))
-  sys.argv = argv = configs_first(argv)
-  try:
-    rest = flags.FLAGS(argv)
-    for name in required:
-      if flags.FLAGS[name].value is None:
-        raise errors.UserError(
-            f'--{name} is missing: {flags.FLAGS[name].help}')
-  except (flags.Error, errors.UserError) as error:
-    print(f'error: {_sentence(error, module, command)}', file=sys.stderr)
-    sys.exit(2)
-  return rest
+def _main(module: types.ModuleType, values: flags.FlagValues,
+          words: list[str]) -> int:
+  known = getattr(module, 'WORDS', ())
+  if len(words) != bool(known) or set(words) - set(known):
+    raise errors.UserError(
+        f'{" ".join(words) or "nothing"} is not what is to be done: give one '
+        f'of {", ".join(known)}' if known else
+        f'unexpected arguments {" ".join(words)}: flags are written as '
+        '--name=value')
+  return module.main(values, words)
+
+
+def _parsed(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
+  """Sets the flags; returns the other words.
+
+  What is not of the command is a flag of all programs of absl, whose values
+  the workers of the data read.
+  """
+  rest = flags.FLAGS(values(argv, known_only=True))
+  absl_logging.use_absl_handler()
+  return rest[1:]
 
 
 def configs_first(argv: Sequence[str]) -> list[str]:
@@ -191,16 +225,17 @@ def configs_first(argv: Sequence[str]) -> list[str]:
   return [*argv[:1], *first, *(w for w in words if w and w not in first)]
 
 
-def _sentence(error: Exception, module: str, command: str) -> str:
+def _sentence(error: Exception, values: flags.FlagValues, command: str,
+              argv: Sequence[str]) -> str:
   """What is wrong, and what may be meant."""
   if isinstance(error, flags.UnrecognizedFlagError):
     name = error.flagname
     near = difflib.get_close_matches(
-        name, [f.name for f in _flags(module)], 2, 0.6)
+        name, [f.name for f in _flags(values)], 2, 0.6)
     if re.match(r'(no)?(config|recipe)\.', name):
       kind = name.partition('.')[0].removeprefix('no')
       if kind == 'config' and any(
-          re.match('--?data(=|$)', word) for word in sys.argv[1:]):
+          re.match('--?data(=|$)', word) for word in argv[1:]):
         return (f'--{name} is a field of a config, and --data chooses one: '
                 'train with it once, then change WORKDIR/config.py, or give '
                 '--config=WORKDIR/config.py instead of --data, and another '
@@ -226,16 +261,18 @@ def _asked_for_help(argv: Sequence[str]) -> str | None:
   return None
 
 
-def _flags(module: str) -> list[flags.Flag]:
-  """The flags that a module defines, and for its config."""
-  return flags.FLAGS.get_flags_for_module(sys.modules[module])
+def _flags(values: flags.FlagValues) -> list[flags.Flag]:
+  """The flags of a command, in the order in which they were defined."""
+  return list({id(flag): flag for flag in map(
+      values.__getitem__, values)}.values())
 
 
-def _help(module: str, command: str, section: str) -> int:
+def _help(module: types.ModuleType, values: flags.FlagValues, command: str,
+          section: str) -> int:
   """Prints it; the exit code."""
-  own = _flags(module)
+  own = _flags(values)
   has_config = any(f.name == 'config' for f in own)
-  lines = [(sys.modules[module].__doc__ or '').strip(), '']
+  lines = [(module.__doc__ or '').strip(), '']
   lines += [line for flag in own for line in _described(flag)]
   if command == 'train':
     from dinojax.commands import reference

@@ -4,50 +4,54 @@ import dataclasses
 import importlib
 import subprocess
 import sys
+import types
 
 from absl import flags
 import pytest
 
+from dinojax import commands
+from dinojax.commands import call
 from dinojax.commands import cli
-from dinojax.commands import commandline
 from dinojax.commands import reference
 from dinojax.core import config as config_lib
 from dinojax.core import errors
 from dinojax.core import fields
 from dinojax.models import convnext
 from dinojax.models import vit
+from dinojax.runs import batch_picture
 from dinojax.runs import catalog
+from dinojax.runs import trains
 from dinojax.train import sections
 from dinojax.train import settings as settings_lib
 
 
+class Tried(types.ModuleType):
+  """A command that takes --config, --data and --workdir, and keeps them."""
+
+  REQUIRED = ('workdir',)
+
+  def define(self, values, argv):
+    call.config_flag('config', 'What is trained.', values, argv)
+    call.texts(values)('data', 'Folder of images.')
+    call.texts(values)('workdir', 'Folder of the run.')
+
+  def main(self, values, words):
+    self.values = values
+    return 0
+
+
 @pytest.fixture
-def parsed(monkeypatch, capsys):
-  """Values or messages of a command that takes --config, --data, --workdir."""
-  absl = flags.FLAGS
-  names = ('config', 'data', 'workdir')
-  others = {name: absl[name] for name in names if name in absl}
-  for name in others:
-    delattr(absl, name)
-  commandline.config_flag('config', 'What is trained.')
-  flags.DEFINE_string('data', None, 'Folder of images.')
-  flags.DEFINE_string('workdir', None, 'Folder of the run.')
-  fresh = set(absl)
-
+def parsed(capsys):
+  """The config that a command gets of words, or its exit code and messages."""
   def parse(*words):
-    monkeypatch.setattr(sys, 'argv', ['x', *words])
-    try:
-      commandline.parse(sys.argv, __name__, 'train', ['workdir'])
-    except SystemExit as end:
-      captured = capsys.readouterr()
-      return end.code, captured.out + captured.err
-    return absl.config
+    command = Tried('tried', 'A command that is tried.')
+    code = call.call(command, 'train', words)
+    captured = capsys.readouterr()
+    if hasattr(command, 'values'):
+      return command.values.config
+    return code, captured.out + captured.err
 
-  yield parse
-  for name in {*absl} - fresh | {*names}:
-    delattr(absl, name)
-  for name, flag in others.items():
-    absl[name] = flag
+  return parse
 
 
 @pytest.mark.parametrize('words, parts', [
@@ -222,10 +226,49 @@ def test_an_unknown_command(monkeypatch, capsys):
       capsys.readouterr().err)
 
 
-def test_every_command_is_a_module_with_an_entry():
-  for name, text in cli.COMMANDS.items():
-    source = importlib.util.find_spec(f'dinojax.commands.{name}').origin
-    assert text and 'def entry()' in open(source).read()
+def test_every_command_is_a_short_module_that_defines_nothing():
+  before = set(flags.FLAGS)
+  for name, text in commands.COMMANDS.items():
+    module = importlib.import_module(f'dinojax.commands.{name}')
+    assert text and module.define and module.main
+    assert len(open(module.__file__).readlines()) <= 62, name
+  assert set(flags.FLAGS) == before
+
+
+def test_commands_run_one_after_the_other_in_one_process(
+    tmp_path, capsys, monkeypatch):
+  """With other overrides each time: nothing of a call is left for the next."""
+  seen = []
+  monkeypatch.setattr(trains, 'train', lambda wanted: seen.append(
+      (wanted.config.train.batch_size, wanted.config.seed)) or True)
+  monkeypatch.setattr(
+      batch_picture, 'draw', lambda config, out, count: seen.append(
+          (config.train.batch_size, count)))
+  train = lambda *words: commands.run(
+      'train', ['--config=demo:smoke', f'--workdir={tmp_path}', *words])
+  assert train('--config.train.batch_size=3', '--config.seed=5') == 0
+  assert train('--config.seed=6') == 0
+  assert commands.run('crops', [
+      '--config=demo:smoke', '--config.train.batch_size=4', '--count=2']) == 0
+  assert commands.run('crops', ['--config=demo:smoke']) == 0
+  assert commands.run('configs', []) == 0
+  assert commands.run('crops', ['--config=demo:smoke', '--workdir=x']) == 2
+  assert seen == [(3, 5), (8, 6), (4, 2), (8, 8)]
+  assert '--workdir is not a flag of `dinojax crops`' in capsys.readouterr().err
+
+
+def test_flags_of_all_programs_are_still_known(monkeypatch):
+  monkeypatch.setattr(flags.FLAGS['verbosity'], 'value', 0)
+  assert commands.run('configs', ['--verbosity=1']) == 0
+  assert flags.FLAGS.verbosity == 1
+
+
+def test_words_that_a_command_does_not_take(capsys):
+  assert commands.run('configs', ['vits']) == 2
+  assert 'unexpected arguments vits' in capsys.readouterr().err
+  for words in ([], ['recordz'], ['import', 'export']):
+    assert commands.run('convert', [*words, '--source=a', '--out=b']) == 2
+    assert 'give one of records, import, export' in capsys.readouterr().err
 
 
 def test_the_package_runs_as_the_command(tmp_path):

@@ -1,7 +1,6 @@
-"""What all entry points share: an end with a sentence, whatever happens."""
+"""The end of a command: a sentence, whatever happens."""
 
 from collections.abc import Callable
-import functools
 import os
 import sys
 
@@ -12,40 +11,36 @@ from dinojax.core import signals
 AGAIN = 'the same command begins again'
 
 
-def guarded(advice: str = AGAIN, code: Callable[[], int | None] = lambda: None
-            ) -> Callable:
-  """Decorates a main function.
+def guarded(main: Callable[[], int], advice: str = AGAIN,
+            code: int | None = None) -> int:
+  """Runs a main function to an end with a sentence.
 
   Errors of the user's to mend are a sentence and exit code 2, a signal is a
   sentence too, a terminal that goes away ends nothing, and a JAX that does
   not start is what `dinojax doctor` says of it.
 
   Args:
+    main: returns the exit code.
     advice: what to do after a signal.
     code: exit code after a signal; None: 128 and its number.
   """
-  def decorate(main: Callable[[list[str]], int]) -> Callable:
-    @functools.wraps(main)
-    def run(argv: list[str]) -> int:
-      output.install()
-      unwatch = signals.watch(advice, code())
-      try:
-        return main(argv)
-      except errors.UserError as error:
-        text = str(error)
-      except KeyboardInterrupt:
-        print(f'stopped: {advice}', file=sys.stderr)
-        return 130
-      except Exception as error:  # noqa: BLE001 (raised again if unknown)
-        text = _reason(error)
-        if not text:
-          raise
-      finally:
-        unwatch()
-      print(f'error: {text}', file=sys.stderr, flush=True)
-      return 2
-    return run
-  return decorate
+  output.install()
+  unwatch = signals.watch(advice, code)
+  try:
+    return main()
+  except errors.UserError as error:
+    text = str(error)
+  except KeyboardInterrupt:
+    print(f'stopped: {advice}', file=sys.stderr)
+    return 130
+  except Exception as error:  # noqa: BLE001 (raised again if unknown)
+    text = _reason(error)
+    if not text:
+      raise
+  finally:
+    unwatch()
+  print(f'error: {text}', file=sys.stderr, flush=True)
+  return 2
 
 
 def _reason(error: Exception) -> str:

@@ -1,0 +1,65 @@
+"""Images to records, weights in and weights out."""
+
+from rich import progress
+
+from dinojax.core import text
+from dinojax.core import tree
+from dinojax.data import records
+from dinojax.data import sources
+from dinojax.interop import checking
+from dinojax.interop import store
+from dinojax.interop import writing
+from dinojax.runs import weights as weights_lib
+
+
+def to_records(spec: str, out: str, *, images_per_shard: int):
+  """Writes ArrayRecord shards; the same call continues."""
+  source = sources.open_source(spec)
+  shards = max(1, round(len(source) / images_per_shard))
+  with progress.Progress(
+      *progress.Progress.get_default_columns(),
+      progress.MofNCompleteColumn()) as bar:
+    task = bar.add_task('records', total=len(source))
+    written = records.write(
+        source, out, num_shards=shards,
+        progress=lambda done, _: bar.update(task, completed=done))
+  print(f'{len(source)} images in {len(written)} shards: '
+        f'--config.data.train="arrayrecord:{out}/*.arrayrecord"')
+
+
+def bring_in(path: str, out: str, **reading):
+  """Reads weights of another library into a folder of ours.
+
+  Args:
+    path: see weights.read.
+    out: folder to write.
+    **reading: options of weights.read.
+  """
+  weights = weights_lib.read(path, **reading)
+  store.save(out, weights)
+  size = tree.num_elements(weights.params) / 1e6
+  heads = ' and '.join(['', *weights.heads])
+  print(f'{size:.1f} M parameters{heads} ({weights.family}) in {out}: '
+        f'dinojax.load({out!r})')
+
+
+def take_out(path: str, out: str, *, part: str, num_heads: int | None,
+             format: str, image_px: int | None, lossy: bool, check: bool):
+  """Writes weights in a format of another library.
+
+  Args:
+    path: see weights.read.
+    out: folder to write.
+    part: see weights.read.
+    num_heads: see weights.read.
+    format: one of writing.FORMATS.
+    image_px: side of the images that a program takes.
+    lossy: leaves out what the format cannot hold.
+    check: runs what was written, where its runtime is installed.
+  """
+  weights = weights_lib.read(path, part=part, num_heads=num_heads)
+  for line in writing.write(
+      out, weights, format, lossy=lossy, image_px=image_px):
+    print(text.visible(line))
+  if check:
+    print(checking.check(out, weights, format, lossy=lossy))
