@@ -28,7 +28,7 @@ def settings_findings(s: Settings) -> Found:
 
 def crops(s: Settings) -> Found:
   """Is there something to see in a crop?"""
-  patch, c = s.model.patch_px, s.crops
+  patch, c = s.model.token_px, s.crops
   sides = c.global_px // patch, c.local_px // patch
   text = f'{sides[0]} × {sides[0]} patches of {patch} pixels'
   if not c.num_local:

@@ -27,6 +27,7 @@ from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import platforms
 from dinojax.planning import memory
 from dinojax.planning import pace
+from dinojax.runs import catalog
 from dinojax.runs import job
 from dinojax.runs import weights as weights_lib
 from dinojax.train import recipe as recipe_lib
@@ -158,6 +159,16 @@ def test_a_look_at_the_images(tmp_path):
     found = views.sample_findings(settings(crops__local_px=local_px), tiny)
     assert levels(found) == {'image sizes': 'warn'}
     assert f'enlarged {times} times' in found[1].text
+
+
+@pytest.mark.parametrize('config', [
+    f'{name}:smoke' for name in catalog.configs()] + [
+        'convnext_distill:tiny', 'convnext_distill:tiny,smoke'])
+def test_crops_of_every_config_are_looked_at(config):
+  s = settings_lib.read(catalog.load(config))
+  for one in (s, *s.students.values()):
+    found = {f.name: f for f in views.settings_findings(one)}
+    assert f' of {one.model.token_px} pixels' in found['crops'].text
 
 
 def test_folders_that_are_no_classes_and_a_knn_of_few_images(tmp_path):
