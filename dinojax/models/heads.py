@@ -12,6 +12,10 @@ from dinojax.models import layers
 from dinojax.parallel import sharding
 
 
+# Prototypes are never brought together: rows come to them.
+sharding.split_by_column(r'last_layer/(kernel|v|g)$')
+
+
 @dataclasses.dataclass(frozen=True)
 class HeadConfig:
   """Sizes of a head."""

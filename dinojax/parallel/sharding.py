@@ -26,7 +26,18 @@ ROWS = mesh_lib.ROWS
 # keep everywhere.
 MIN_ELEMENTS = 4096
 _AXIS = 'fsdp_axis'  # metadata of nnx.Param: sharded axis, from the end
-_PROTOTYPES = re.compile(r'(last_layer/(kernel|v|g)|^centers/\w+)$')
+_always_split: list[re.Pattern] = []  # see split_by_column
+
+
+def split_by_column(pattern: str):
+  """Makes leaves be split along their last axis, whatever their size.
+
+  The module that owns them says so when it is imported.
+
+  Args:
+    pattern: found in the paths of such leaves, whose columns stay whole.
+  """
+  _always_split.append(re.compile(pattern))
 
 
 def split_axis(name: str, shape: tuple[int, ...], size: int) -> int | None:
@@ -36,12 +47,12 @@ def split_axis(name: str, shape: tuple[int, ...], size: int) -> int | None:
   gradient and sum it whole, which sends twice as much. Else the largest that
   does; never the leading (layer) axis of stacked blocks, which the scan walks
   over. None: the leaf is replicated.
-  What is per prototype is always split, each prototype stays whole.
+  What `split_by_column` names is always split, each column stays whole.
 
   Raises:
-    UserError: prototypes that cannot be split.
+    UserError: columns (prototypes) that cannot be split.
   """
-  if _PROTOTYPES.search(name) and size > 1:
+  if size > 1 and any(p.search(name) for p in _always_split):
     if shape[-1] % size:
       raise errors.UserError(
           f'{shape[-1]} prototypes ({name}) cannot be split over mesh.fsdp='

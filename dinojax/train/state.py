@@ -13,6 +13,8 @@ from dinojax.train import recipe as recipe_lib
 from dinojax.train import sections
 
 STUDENTS = 'students'
+# Centres lie where the logits of their prototypes do.
+sharding.split_by_column(r'^centers/\w+$')
 
 
 def init(recipe: recipe_lib.Recipe, key: jax.Array, *,
