@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from dinojax.models import layers
 from dinojax.parallel import sharding
 
-
 # Prototypes are never brought together: rows come to them.
 sharding.split_by_column(r'last_layer/(kernel|v|g)$')
 
