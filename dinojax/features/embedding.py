@@ -18,7 +18,6 @@ from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
 
 FEATURES = ('cls', 'patches', 'cls+mean')
-_CONVNEXT_STRIDE_PX = 32
 _MAX_IMAGES_PER_SHARD = 4096
 _MAX_SHARD_BYTES = 2**28
 _LARGER = 1.5  # times the size of learned positions, and it is said
@@ -63,7 +62,7 @@ def check(choice: Choice, config):
   Raises:
     UserError: sizes or layers that do not fit.
   """
-  unit = unit_px(config)
+  unit = config.side_px
   crop = choice.crop_px
   if crop is not None and (crop < unit or crop % unit):
     near = sorted({max(crop // unit, 1) * unit, (crop // unit + 1) * unit})
@@ -78,8 +77,10 @@ def check(choice: Choice, config):
     raise errors.UserError(
         f'--layers={choice.layers} are not in this model of {config.depth}: '
         f'set it to 1 … {config.depth}')
-  if choice.features == 'patches' and choice.layers > 1 and (
-      hasattr(config, 'dims')):
+  whole = (8 * config.side_px,) * 2
+  grids = {config.layer_grid(whole, config.depth - 1 - i)
+           for i in range(choice.layers)}
+  if choice.features == 'patches' and len(grids) > 1:
     raise errors.UserError(
         f'--layers={choice.layers} of a ConvNeXt have maps of different '
         'sizes: set it to 1, or --features=cls')
@@ -91,21 +92,14 @@ def enlarged(choice: Choice, config) -> str:
   Other models do not tell the size that they were trained at.
   """
   crop = choice.crop_px
-  if not crop or getattr(config, 'position', '') != 'learned' or (
-      crop < _LARGER * config.image_px):
+  learned = config.learned_px
+  if not crop or learned is None or crop < _LARGER * learned:
     return ''
-  near = max(config.image_px // config.patch_px, 1) * config.patch_px
+  near = max(learned // config.side_px, 1) * config.side_px
   resized = round(near * Choice.resize_px / Choice.crop_px)
   return (f'crops of {crop} pixels, and the positions were learned at '
-          f'{config.image_px}: --crop_px={near} --resize_px={resized} is the '
+          f'{learned}: --crop_px={near} --resize_px={resized} is the '
           'size of training')
-
-
-def unit_px(config) -> int:
-  """Sides of images are multiples of it."""
-  if hasattr(config, 'dims'):
-    return _CONVNEXT_STRIDE_PX
-  return config.patch_px
 
 
 def program(model: Backbone, choice: Choice
@@ -146,12 +140,11 @@ def program(model: Backbone, choice: Choice
 
 def default_images(choice: Choice, config) -> int:
   """Images of a shard, so that it fits well in memory."""
-  dims = getattr(config, 'dims', (config.embed_dim,) * config.depth)
-  width = sum(dims[-choice.layers:])
+  width = sum(config.layer_dims[-choice.layers:])
   if choice.features == 'cls+mean':
     width += config.embed_dim
   if choice.features == 'patches':
-    unit = unit_px(config)
+    unit = config.side_px
     width *= (crops.max_patches(choice.resize_px, unit)
               if choice.crop_px is None else (choice.crop_px // unit) ** 2)
   row_bytes = width * np.dtype(choice.dtype).itemsize
@@ -177,7 +170,7 @@ def preparation(choice: Choice, config) -> Callable:
   """An opened image to [y, x, c] uint8, for worker processes too."""
   if choice.crop_px is None:
     return functools.partial(
-        crops.whole, short_px=choice.resize_px, patch_px=unit_px(config))
+        crops.whole, short_px=choice.resize_px, patch_px=config.side_px)
   return functools.partial(
       crops.center_crop, resize_px=choice.resize_px, crop_px=choice.crop_px)
 

@@ -80,7 +80,7 @@ def extract(model: embedding.Backbone, source: record_lib.Source, out: str,
     shards.remove()
     say(f'{out} is complete: nothing to do')
     return Result(*tables.summary(out))
-  unit = embedding.unit_px(model.config)
+  unit = model.config.side_px
   _say_sizes(choice, model.config, say)
   with shards.held(lambda: _check_names(shards, source)):
     start = _continue(shards, source, say)
@@ -100,7 +100,7 @@ def extract(model: embedding.Backbone, source: record_lib.Source, out: str,
 
 def _say_sizes(choice: embedding.Choice, config, say: Callable[[str], None]):
   """Names the size that whole images really get, and crops that are large."""
-  unit = embedding.unit_px(config)
+  unit = config.side_px
   if choice.crop_px is None and choice.resize_px % unit:
     short, _ = crops.whole_size((1, 1), short_px=choice.resize_px,
                                 patch_px=unit)

@@ -21,7 +21,6 @@ from dinojax.core import paths
 from dinojax.core import tree
 from dinojax.data import crops
 from dinojax.data import images as images_lib
-from dinojax.kernels import attention
 from dinojax.models import convnext
 from dinojax.models import network
 from dinojax.models import vit
@@ -86,15 +85,10 @@ class Model:
     """Puts the parameters on `mesh`; None: the first device."""
     self.source, self.family = source, weights.family
     self._mesh = mesh or mesh_lib.make(devices=mesh_lib.one_device())
-    self.config = weights.config
     self.mean, self.std = weights.mean, weights.std
     self.value_range = weights.value_range
-    if isinstance(self.config, vit.ViTConfig):
-      self.config = dataclasses.replace(
-          self.config,
-          attention=attention.choose(
-              mesh_lib.platform(self._mesh), self.config.embed_dim,
-              self.config.num_heads))
+    # Whatever kernel it was trained with.
+    self.config = weights.config.with_kernel(mesh_lib.platform(self._mesh))
     with mesh_lib.activate(self._mesh):
       self._net = network.functional(
           network.make_backbone, self.config, self._mesh)
@@ -103,18 +97,8 @@ class Model:
           is_leaf=lambda x: isinstance(x, jax.P)))
 
   def __repr__(self) -> str:
-    c, say = self.config, lambda values: '/'.join(f'{x:.3f}' for x in values)
-    if isinstance(c, vit.ViTConfig):
-      what = (f'ViT of {c.depth} blocks, width {c.embed_dim}, {c.num_heads} '
-              f'heads, patches of {c.patch_px} px, '
-              + (f'{c.num_registers} registers, ' if c.num_registers else '')
-              + f'{c.position} positions')
-      if c.position == 'learned':
-        what += f' for {c.image_px} px'
-    else:
-      what = (f'ConvNeXt of {"/".join(map(str, c.depths))} blocks, widths '
-              f'{"/".join(map(str, c.dims))}, one token for {c.token_px} px')
-    return (f'dinojax.Model({what}; '
+    say = lambda values: '/'.join(f'{x:.3f}' for x in values)
+    return (f'dinojax.Model({self.config.describe()}; '
             f'{tree.num_elements(self.params) / 1e6:.3g} M parameters; '
             f'from {self.source or "memory"} ({self.family}); '
             f'mean {say(self.mean)}, std {say(self.std)}'
@@ -173,7 +157,8 @@ class Model:
         x, indices, norm=norm), key=('intermediate', indices, norm))
     grids = [None] * len(out)
     if reshape:
-      grids = [self._grid(images.shape[1:3], i) for i in sorted(indices)]
+      grids = [self.config.layer_grid(images.shape[1:3], i)
+               for i in sorted(indices)]
     return [_features(f, grid) for f, grid in zip(out, grids, strict=True)]
 
   def attention_maps(self, images: np.ndarray,
@@ -188,7 +173,7 @@ class Model:
     Raises:
       UserError: a ConvNeXt has none; no such block.
     """
-    if not isinstance(self.config, vit.ViTConfig):
+    if not self.config.has_attention:
       raise errors.UserError('a ConvNeXt has no attention')
     depth = self.config.depth
     if not -depth <= layer < depth:
@@ -229,12 +214,6 @@ class Model:
     return np.asarray(
         photometric.normalize(np.stack(pixels), self.mean, self.std))
 
-  def _grid(self, image_px: tuple[int, int], index: int) -> tuple[int, int]:
-    if isinstance(self.config, vit.ViTConfig):
-      return self.config.grid(image_px)
-    step = self.config.patch_px or 4 * 2 ** index
-    return image_px[0] // step, image_px[1] // step
-
   def _run(self, images, call, key=('final',)):
     images = np.asarray(images)
     channels = self.config.num_channels
@@ -255,12 +234,11 @@ class Model:
       raise errors.UserError(
           f'images are from {images.min():g} to {images.max():g}, pixels that '
           f'are not normalised: {_PIXELS}')
-    if isinstance(self.config, vit.ViTConfig):
-      patch = self.config.patch_px
-      if any(n < patch or n % patch for n in images.shape[1:3]):
-        raise errors.UserError(
-            f'images of {images.shape[1]} × {images.shape[2]} pixels are not '
-            f'whole patches of {patch}: resize or crop them')
+    patch = self.config.unit_px
+    if any(n < patch or n % patch for n in images.shape[1:3]):
+      raise errors.UserError(
+          f'images of {images.shape[1]} × {images.shape[2]} pixels are not '
+          f'whole patches of {patch}: resize or crop them')
     with mesh_lib.activate(self._mesh):
       rows = processes.to_devices({'images': images}, self._mesh)['images']
       return self._net.program(key, call)(self.params, rows)

@@ -4,10 +4,10 @@ Same outputs as the ViT: CLS is the mean of the last map, patches are its
 positions, at a stride of 32 pixels. Masks and draws do not apply to it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from flax import nnx
 import jax
@@ -19,6 +19,14 @@ from dinojax.parallel import sharding
 
 Array = jax.Array
 Features = dict[str, Array]
+
+
+# Every parameter by its path, and by which rule its rate is scaled: there are
+# no blocks to count, so nothing of it is slowed down.
+LR_KINDS = (
+    (r'stage\d/(blocks/)?(norm|reduce|dwconv|pwconv[12]|scale)'
+     r'/(kernel|bias|scale|gamma)', 'plain'),
+    (r'norm/(scale|bias)', 'plain'))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +70,105 @@ class ConvNeXtConfig:
   def depth(self) -> int:
     """Stages, which count as layers."""
     return len(self.depths)
+
+
+  @property
+  def layer_dims(self) -> tuple[int, ...]:
+    """Width of the features of every layer."""
+    return self.dims
+
+  def layer_grid(self, image_px: tuple[int, int],
+                 layer: int) -> tuple[int, int]:
+    """Rows and columns of the map of a layer."""
+    step = self.patch_px or math.prod(stride(i) for i in range(layer + 1))
+    return image_px[0] // step, image_px[1] // step
+
+  @property
+  def side_px(self) -> int:
+    """Sides of images that no pixel of is lost are multiples of it."""
+    return self.token_px
+
+  @property
+  def unit_px(self) -> int:
+    """What the sides of images must be multiples of: any will do."""
+    return 1
+
+  @property
+  def has_attention(self) -> bool:
+    """Whether there are attention maps, and a kernel to choose."""
+    return False
+
+  @property
+  def learned_px(self) -> None:
+    """Side of the images that positions were learned at: there are none."""
+
+  @property
+  def hides_patches(self) -> bool:
+    """Whether a patch can be hidden: there is no mask token."""
+    return False
+
+  @property
+  def slows_layers(self) -> bool:
+    """Whether layers are told apart by layer-wise decay."""
+    return False
+
+  def inference(self) -> 'ConvNeXtConfig':
+    """The backbone that draws nothing at random, as it never does."""
+    return self
+
+  def for_platform(self, platform: str) -> 'ConvNeXtConfig':
+    """The backbone with 'auto' replaced by what suits cpu, gpu or tpu."""
+    if self.dtype != 'auto':
+      return self
+    return dataclasses.replace(
+        self, dtype='float32' if platform == 'cpu' else 'bfloat16')
+
+  def with_kernel(self, platform: str) -> 'ConvNeXtConfig':
+    """The backbone itself: there is no attention."""
+    del platform
+    return self
+
+  def beside(self, student: Any) -> 'ConvNeXtConfig':
+    """A frozen teacher as it runs beside a student of these options."""
+    return dataclasses.replace(self, dtype=student.dtype)
+
+  def kept(self, rows: int) -> float:
+    """Share of a group's rows that is computed: there is no such draw."""
+    del rows
+    return 1.0
+
+  def embedding_flops(self, image_px: int) -> float:
+    """FLOPs of what first sees the pixels of an image; m·k·n counts twice."""
+    return self._reduction_flops(0, image_px)
+
+  def flops(self, image_px: int, kept: float = 1.0) -> float:
+    """FLOPs of a forward pass of an image; `kept` is 1."""
+    del kept
+    total = 0.0
+    for stage, width in enumerate(self.dims):
+      # 7 × 7 depthwise, then two products of 4 × the width.
+      block = 2.0 * self._pixels(stage, image_px) * width * (49 + 8 * width)
+      total += self._reduction_flops(stage, image_px)
+      total += self.depths[stage] * block
+    return total
+
+  def _pixels(self, stage: int, image_px: int) -> int:
+    return (image_px // math.prod(stride(i) for i in range(stage + 1))) ** 2
+
+  def _reduction_flops(self, stage: int, image_px: int) -> float:
+    last = self.dims[stage - 1] if stage else self.num_channels
+    return 2.0 * self._pixels(stage, image_px) * last * (
+        stride(stage) ** 2) * self.dims[stage]
+
+  def describe(self) -> str:
+    """The backbone in words."""
+    return (f'ConvNeXt of {"/".join(map(str, self.depths))} blocks, widths '
+            f'{"/".join(map(str, self.dims))}, one token for '
+            f'{self.token_px} px')
+
+  def mistakes(self) -> Iterator[str]:
+    """What does not fit in these options: nothing that can be set."""
+    return iter(())
 
 
 def stride(stage: int) -> int:

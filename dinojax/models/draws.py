@@ -13,13 +13,9 @@ import numpy as np
 
 from dinojax.models import convnext
 from dinojax.models import vit
+from dinojax.models import vit_config
 
 Draws = dict[str, dict]
-
-
-def num_kept(rows: int, rate: float) -> int:
-  """Rows of a group that a residual branch updates: max(int(r·(1−p)), 1)."""
-  return max(int(rows * (1 - rate)), 1)
 
 
 def draw(key: jax.Array, config: vit.ViTConfig | convnext.ConvNeXtConfig, *,
@@ -56,13 +52,13 @@ def _kept(key, config: vit.ViTConfig, num_groups: int, rows: int) -> dict:
   for i, branch in enumerate(('attn', 'ffn')):
     order = jax.random.uniform(jax.random.fold_in(key, i), shape)
     if config.drop_path_uniform:
-      keep = num_kept(rows, config.drop_path_rate)
+      keep = vit_config.num_kept(rows, config.drop_path_rate)
       out[branch] = jax.lax.top_k(order, keep)[1]
     else:
       # Every layer keeps another number of rows: a factor per row instead of
       # a subset, since a scan has one shape for all layers.
       rates = np.linspace(0, config.drop_path_rate, config.depth)
-      keep = jnp.array([num_kept(rows, float(r)) for r in rates])
+      keep = jnp.array([vit_config.num_kept(rows, float(r)) for r in rates])
       rank = jnp.argsort(jnp.argsort(order, axis=-1), axis=-1)
       keep = keep[None, :, None]
       out[branch] = jnp.where(rank < keep, rows / keep, 0.0)

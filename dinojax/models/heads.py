@@ -15,6 +15,11 @@ from dinojax.parallel import sharding
 sharding.split_by_column(r'last_layer/(kernel|v|g)$')
 
 
+# Every parameter by its path, and by which rule its rate is scaled.
+LR_KINDS = ((r'mlp/fc\d+/(kernel|bias)', 'plain'),
+            (r'last_layer/(kernel|g|v)', 'last_layer'))
+
+
 @dataclasses.dataclass(frozen=True)
 class HeadConfig:
   """Sizes of a head."""

@@ -6,93 +6,22 @@ and passed in, so a forward is a function of its arguments.
 """
 
 from collections.abc import Mapping, Sequence
-import dataclasses
-from typing import ClassVar, Literal
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from dinojax.core import fields
 from dinojax.kernels import attention
 from dinojax.kernels import rotary
 from dinojax.models import layers
 from dinojax.models import positions
 from dinojax.models import vectors
+from dinojax.models import vit_config
 from dinojax.parallel import sharding
 
 Array = jax.Array
 Features = dict[str, Array]
-
-
-@dataclasses.dataclass(frozen=True)
-class ViTConfig:
-  """Everything that shapes a ViT; sizes by name are in `zoo`."""
-
-  FAMILY: ClassVar[str] = 'vit'
-
-  embed_dim: fields.Positive  # Width of tokens.
-  depth: fields.Positive  # Blocks.
-  num_heads: fields.Positive  # Heads of attention.
-  patch_px: fields.Positive  # Side of a patch, in pixels.
-  ffn: Literal['mlp', 'swiglu'] = 'mlp'  # Feed-forward network of a block.
-  ffn_hidden: fields.Natural = 0  # Its hidden width; 0: 4 × embed_dim.
-  num_channels: fields.Positive = 3  # Channels of an image.
-  num_registers: fields.Natural = 0  # Register tokens.
-  position: Literal['learned', 'rope'] = 'learned'  # Kind of positions.
-  image_px: fields.Positive = 224  # Side that learned positions are for.
-  interpolate_offset: fields.NonNegative = 0.1  # Added to resampled grids.
-  interpolate_antialias: bool = False  # Smooths positions on smaller grids.
-  norm: Literal['layernorm', 'rmsnorm'] = 'layernorm'  # Kind of norms.
-  norm_epsilon: fields.NonNegative = 1e-6  # Added to the variance.
-  qkv_bias: bool = True  # Bias of queries, keys and values.
-  proj_bias: bool = True  # Bias after attention.
-  ffn_bias: bool = True  # Bias of the feed-forward network.
-  mask_k_bias: bool = False  # Holds the bias of keys at zero.
-  layerscale: fields.NonNegative | None = 1e-5  # LayerScale's start; None: no.
-  drop_path_rate: fields.BelowOne = 0.0  # Share of rows that skip a block.
-  drop_path_uniform: bool = True  # False: a ramp from 0 to the rate.
-  untie_cls_and_patch_norms: bool = False  # Two last norms.
-  untie_global_and_local_cls_norm: bool = False  # A CLS norm of local crops.
-  rope_base: fields.Above0 | None = 100.0  # Base of periods; None: two bounds.
-  rope_min_period: fields.Above0 | None = None  # Shortest period of RoPE.
-  rope_max_period: fields.Above0 | None = None  # Longest period of RoPE.
-  rope_periods: tuple[fields.Above0, ...] | None = None  # Periods of a file.
-  rope_normalize: Literal['separate', 'max', 'min'] = 'separate'  # Unit side.
-  rope_shift: fields.NonNegative | None = None  # Greatest random shift.
-  rope_jitter: fields.Above0 | None = None  # Greatest factor of one axis.
-  rope_rescale: fields.Above0 | None = None  # Greatest factor of both axes.
-  rope_dtype: Literal['float32', 'bfloat16'] = 'float32'  # Precision of RoPE.
-  token_std: fields.NonNegative = 0.02  # CLS and registers; DINOv2: 1e-6.
-  dtype: str = 'float32'  # Activations: auto, float32 or bfloat16.
-  remat: str = fields.free('dots')  # Values made again, see layers.REMAT.
-  packing: Literal['auto', 'tuple', 'stream'] = 'tuple'  # Layout of crops.
-  attention: str = 'xla'  # Kernel: auto, or one of kernels.attention.
-
-  @property
-  def compute_dtype(self):
-    """The dtype of activations."""
-    return jnp.dtype(self.dtype)
-
-  @property
-  def token_px(self) -> int:
-    """Side of the square of pixels that a patch token stands for."""
-    return self.patch_px
-
-  @property
-  def periods(self) -> np.ndarray:
-    """[d/4] periods of RoPE, float32."""
-    if self.rope_periods is not None:
-      return np.float32(self.rope_periods)
-    return positions.rope_periods(
-        self.embed_dim // self.num_heads, base=self.rope_base,
-        min_period=self.rope_min_period, max_period=self.rope_max_period,
-        dtype=self.rope_dtype)
-
-  def grid(self, image_px: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of patches of an image."""
-    return image_px[0] // self.patch_px, image_px[1] // self.patch_px
+ViTConfig = vit_config.ViTConfig
 
 
 class Attention(nnx.Module):

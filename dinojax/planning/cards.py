@@ -14,7 +14,6 @@ from typing import Any
 import jax
 
 from dinojax.kernels import attention
-from dinojax.models import vit
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.planning import memory
 from dinojax.train import recipe as recipe_lib
@@ -27,8 +26,8 @@ SHARE = 0.75
 
 def as_on_gpu(s: settings_lib.Settings) -> settings_lib.Settings:
   """Settings with what 'auto' means on a GPU, traceable without one."""
-  model = recipe_lib.resolve_model(s.model, 'gpu')
-  if isinstance(model, vit.ViTConfig) and model.attention == 'cudnn':
+  model = s.model.for_platform('gpu')
+  if model.has_attention and model.attention == 'cudnn':
     model = dataclasses.replace(model, attention=attention.PLANNED)
   return dataclasses.replace(s, model=model)
 

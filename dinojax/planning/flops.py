@@ -4,69 +4,9 @@ What the model needs: without recomputation and without padding. A product of
 [m, k] and [k, n] counts 2·m·k·n.
 """
 
-import math
-
-from dinojax.models import convnext
-from dinojax.models import draws
 from dinojax.models import heads
 from dinojax.models import network
-from dinojax.models import vit
 from dinojax.train import settings as settings_lib
-
-Backbone = vit.ViTConfig | convnext.ConvNeXtConfig
-
-
-def embedding(config: Backbone, image_px: int) -> float:
-  """FLOPs of what first sees the pixels of an image: these get no gradient."""
-  if isinstance(config, convnext.ConvNeXtConfig):
-    return _reduction(config, 0, image_px)
-  patches = (image_px // config.patch_px) ** 2
-  return 2.0 * patches * config.num_channels * config.patch_px ** 2 * (
-      config.embed_dim)
-
-
-def backbone(config: Backbone, rows: int, image_px: int, *,
-             kept: float = 1.0) -> float:
-  """FLOPs of a forward pass.
-
-  Args:
-    config: of the ViT or ConvNeXt.
-    rows: images.
-    image_px: side.
-    kept: share of the rows that a residual branch computes.
-  """
-  if isinstance(config, convnext.ConvNeXtConfig):
-    return rows * sum(_stage(config, i, image_px)
-                      for i in range(len(config.depths)))
-  d, hidden = config.embed_dim, config.ffn_hidden or 4 * config.embed_dim
-  patches = (image_px // config.patch_px) ** 2
-  tokens = 1 + config.num_registers + patches
-  products = 2 * tokens * d * (4 * d + (
-      3 if config.ffn == 'swiglu' else 2) * hidden)
-  attention = 4 * tokens * tokens * d
-  return rows * (embedding(config, image_px)
-                 + kept * config.depth * (products + attention))
-
-
-def _pixels(stage: int, image_px: int) -> int:
-  """Of the map after a ConvNeXt's stage."""
-  stride = math.prod(convnext.stride(i) for i in range(stage + 1))
-  return (image_px // stride) ** 2
-
-
-def _reduction(config: convnext.ConvNeXtConfig, stage: int,
-               image_px: int) -> float:
-  last = config.dims[stage - 1] if stage else config.num_channels
-  return 2.0 * _pixels(stage, image_px) * last * (
-      convnext.stride(stage) ** 2) * config.dims[stage]
-
-
-def _stage(config: convnext.ConvNeXtConfig, stage: int,
-           image_px: int) -> float:
-  """FLOPs of an image: 7 × 7 depthwise, then two products of 4 × the width."""
-  width = config.dims[stage]
-  block = 2.0 * _pixels(stage, image_px) * width * (49 + 8 * width)
-  return _reduction(config, stage, image_px) + config.depths[stage] * block
 
 
 def head(config: heads.HeadConfig, width: int, rows: int) -> float:
@@ -92,8 +32,8 @@ def step(settings: settings_lib.Settings, masked_patches: int,
   made_for = s.model.token_px
   teach = teacher.backbone if teacher else s.model
   rows = b * s.crops.num_global
-  total = backbone(
-      teach, rows, s.crops.global_px // made_for * teach.token_px)
+  total = rows * teach.flops(
+      s.crops.global_px // made_for * teach.token_px)
   for name, used, count in (
       ('dino', s.dino.loss_weight, rows),
       ('ibot', s.ibot.loss_weight, masked_patches)):
@@ -127,25 +67,15 @@ def _student(s: settings_lib.Settings, masked_patches: int,
            'local': (s.crops.num_local, s.crops.local_px)}
   for count, px in views.values():
     px = px // made_for * s.model.token_px
-    kept = _kept(s, s.train.group_images * count)
-    total += 3 * backbone(s.model, b * count, px, kept=kept)
-    total -= b * count * embedding(s.model, px)
+    kept = s.model.kept(s.train.group_images * count)
+    total += b * count * (
+        3 * s.model.flops(px, kept) - s.model.embedding_flops(px))
   if s.dino.loss_weight:
     total += 3 * head(_head_of(s, 'dino'), width, b * (
         s.crops.num_global + s.crops.num_local))
   if s.ibot.loss_weight:
     total += 3 * head(_head_of(s, 'ibot'), width, masked_patches)
   return total
-
-
-def _kept(s: settings_lib.Settings, rows: int) -> float:
-  """Share of a group's rows that stochastic depth leaves to compute."""
-  # A rate that grows with depth weights rows instead of leaving them out.
-  model = s.model
-  if not rows or not isinstance(model, vit.ViTConfig) or not (
-      model.drop_path_rate and model.drop_path_uniform):
-    return 1.0
-  return draws.num_kept(rows, s.model.drop_path_rate) / rows
 
 
 def _gram(s: settings_lib.Settings) -> float:
@@ -158,5 +88,5 @@ def _gram(s: settings_lib.Settings) -> float:
   # The student's similarities, their gradient as two products, the teacher's.
   total = 4 * 2.0 * rows * s.num_patches * tokens * s.model.embed_dim
   if s.gram.has_backbone:
-    total += backbone(s.model, rows, s.gram_px)
+    total += rows * s.model.flops(s.gram_px)
   return total

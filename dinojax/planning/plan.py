@@ -9,7 +9,6 @@ from dinojax.core import chips
 from dinojax.core import errors
 from dinojax.core import tree
 from dinojax.engine import program
-from dinojax.models import vit
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import topologies
 from dinojax.planning import collectives
@@ -59,7 +58,7 @@ def compiled(config: Any, topology: str) -> dict:
       'mesh': {name: int(n) for name, n in mesh.shape.items()},
       'attention': ', '.join(sorted({
           one.settings.model.attention for one in recipe.each.values()
-          if isinstance(one.settings.model, vit.ViTConfig)}) or ['none']),
+          if one.settings.model.has_attention}) or ['none']),
       'remat': ', '.join(sorted({
           one.settings.model.remat for one in recipe.each.values()})),
       'images_per_step': settings.train.batch_size,

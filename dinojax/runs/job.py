@@ -382,7 +382,8 @@ def describe(recipe: recipe_lib.Recipe, mesh, num_images: int,
     lines.append(f'teacher: {_sizes(recipe.teacher)} · frozen')
   for name, one in recipe.each.items():
     plan = one.settings.schedules
-    kernel = getattr(one.settings.model, 'attention', None)
+    model = one.settings.model
+    kernel = model.attention if model.has_attention else None
     lines.append(
         f'{"parameters" if name == sections.ALONE else name}: '
         f'{_sizes(one.student)}'

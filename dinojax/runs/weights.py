@@ -201,8 +201,7 @@ def read_run(run: Run, part: str = 'ema') -> reading.Weights:
     params = jax.device_get(saved.restore_item(
         item, sharding.abstract(shapes, mesh), run.step))
   platform = mesh_lib.platform(mesh_lib.make(devices=mesh_lib.one_device()))
-  config = recipe_lib.still(
-      recipe_lib.resolve_model(settings.model, platform))
+  config = settings.model.for_platform(platform).inference()
   heads = {'dino_head': settings.dino.head, 'ibot_head': settings.ibot.head}
   return reading.Weights(
       config, params['backbone'], {}, 'dinojax',

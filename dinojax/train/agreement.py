@@ -4,9 +4,7 @@ import dataclasses
 import re
 
 from dinojax.core import config as config_lib
-from dinojax.kernels import attention
 from dinojax.models import layers
-from dinojax.models import vit
 from dinojax.models import zoo
 from dinojax.train import sections
 
@@ -34,7 +32,7 @@ def check(s: Settings, problems: Errors):
       _check_model(student, problems)
       _check_losses(student, problems)
       _check_init(student, problems)
-      _check_convnext(student, problems)
+      _check_family(student, problems)
       if s.students:
         _check_student(student, s, problems)
 
@@ -49,51 +47,14 @@ def _check_model(s: Settings, problems: Errors):
       model.dtype in ('auto', 'float32', 'bfloat16'),
       f'model.dtype={model.dtype!r} is not known: use one of auto, float32, '
       'bfloat16')
-  if not isinstance(model, vit.ViTConfig):
-    return
-  problems.check(
-      model.embed_dim % max(model.num_heads, 1) == 0,
-      f'model.embed_dim={model.embed_dim} is not divisible by '
-      f'model.num_heads={model.num_heads}')
-  problems.check(
-      model.attention in ('auto', *attention.IMPLEMENTATIONS),
-      f'model.attention={model.attention!r} is not known: use one of auto, '
-      f'{", ".join(attention.IMPLEMENTATIONS)}')
-  _check_positions(model, problems)
-
-
-def _check_positions(model: vit.ViTConfig, problems: Errors):
-  """Positions fit the heads and the patches."""
-  if model.position == 'learned':
-    problems.check(
-        model.image_px >= model.patch_px,
-        f'model.image_px={model.image_px} is less than model.patch_px='
-        f'{model.patch_px}: set it to the side that positions are for')
-    return
-  bounds = (model.rope_min_period, model.rope_max_period)
-  width = model.embed_dim // model.num_heads
-  problems.check(
-      width % 4 == 0,
-      f'model.position=rope needs heads of a multiple of 4 numbers, and '
-      f'model.embed_dim={model.embed_dim} with model.num_heads='
-      f'{model.num_heads} gives {width}')
-  problems.check(
-      bool(model.rope_periods) or (
-          bounds == (None, None) if model.rope_base
-          else None not in bounds and bounds[0] <= bounds[1]),
-      f'model.rope_base={model.rope_base}, model.rope_min_period={bounds[0]}, '
-      f'model.rope_max_period={bounds[1]}: set rope_base, or it to None and '
-      'the two bounds, the shorter first')
-  problems.check(
-      not model.rope_periods or len(model.rope_periods) == width // 4,
-      f'model.rope_periods has {len(model.rope_periods or ())} entries, and '
-      f'a head takes {width // 4}')
+  for text in model.mistakes():
+    problems.check(False, text)
 
 
 def _check_sizes(s: Settings, problems: Errors):
   """Every size of a crop is whole patches."""
   crops, side = s.crops, s.model.token_px
-  named = 'patch_px' if isinstance(s.model, vit.ViTConfig) else 'token_px'
+  named = 'patch_px' if s.model.unit_px == side else 'token_px'
   sizes = {'crops.global_px': crops.global_px}
   if crops.num_local:
     sizes['crops.local_px'] = crops.local_px
@@ -255,21 +216,19 @@ def _check_gram(s: Settings, problems: Errors):
       'ema: leave it unset')
 
 
-def _check_convnext(s: Settings, problems: Errors):
-  """What would do nothing to a backbone without mask token and blocks."""
-  if isinstance(s.model, vit.ViTConfig):
-    return
+def _check_family(s: Settings, problems: Errors):
+  """What would do nothing to this family of backbones."""
   problems.check(
-      s.distillation.is_on or not s.ibot.loss_weight,
+      s.model.hides_patches or s.distillation.is_on or not s.ibot.loss_weight,
       'a ConvNeXt has no mask token, so that iBOT has nothing to predict '
       'without a frozen teacher: set ibot.loss_weight=0, or '
       'distillation.source')
   problems.check(
-      not s.distillation.hide_masked,
+      s.model.hides_patches or not s.distillation.hide_masked,
       'distillation.hide_masked cannot hide patches from a ConvNeXt, which '
       'has no mask token: set it to False')
   problems.check(
-      s.optimizer.layerwise_decay == 1.0,
+      s.model.slows_layers or s.optimizer.layerwise_decay == 1.0,
       f'optimizer.layerwise_decay={s.optimizer.layerwise_decay} does nothing '
       'to a ConvNeXt, whose layers are not told apart: set it to 1.0')
 

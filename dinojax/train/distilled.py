@@ -3,10 +3,8 @@
 import dataclasses
 
 from dinojax.core import errors
-from dinojax.models import convnext
 from dinojax.models import heads
 from dinojax.models import network
-from dinojax.models import vit
 from dinojax.models import zoo
 from dinojax.train import sections
 from dinojax.train import settings as settings_lib
@@ -51,15 +49,9 @@ def fitted(config: network.NetworkConfig, s: settings_lib.Settings
     found[f'{name}_head'] = head if section.loss_weight else None
     if section.loss_weight:
       _check_head(name, section, head, s.distillation)
-  model = s.model
-  alike = {'dtype': model.dtype}
-  if isinstance(config.backbone, vit.ViTConfig):
-    alike |= {'packing': 'auto', 'attention': 'auto'}
-    if isinstance(model, vit.ViTConfig):
-      alike |= {'packing': model.packing}
   return dataclasses.replace(
-      config, **found, backbone=dataclasses.replace(config.backbone, **alike),
-      crops_token_px=model.token_px)
+      config, **found, backbone=config.backbone.beside(s.model),
+      crops_token_px=s.model.token_px)
 
 
 def _check_head(name: str, section: sections.Head,
@@ -109,6 +101,4 @@ def check(config: network.NetworkConfig, read: network.NetworkConfig,
 # Of a network, that cannot differ.
 _SIZES = ({f.name for f in dataclasses.fields(heads.HeadConfig)} | {
     'embed_dim', 'depth', 'num_heads', 'patch_px', 'ffn', 'ffn_hidden',
-    'num_registers', 'position'} | {
-        f.name for f in dataclasses.fields(convnext.ConvNeXtConfig)
-        if f.name in ('depths', 'dims')})
+    'num_registers', 'position', 'depths', 'dims'})

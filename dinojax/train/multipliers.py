@@ -10,22 +10,12 @@ import numpy as np
 
 from dinojax.core import tree
 from dinojax.engine import optimizer
+from dinojax.models import convnext
+from dinojax.models import heads
+from dinojax.models import vit_config
 
 Tree = tree.Tree
 
-# Every parameter of a backbone by its path, and of which kind it is.
-_BACKBONE = (
-    (r'cls_token|mask_token|pos_embed|registers', 'token'),
-    (r'patch_embed/(kernel|bias)', 'patch_embed'),
-    (r'blocks/(norm[12]/(scale|bias)|ls[12]/gamma'
-     r'|attn/(qkv|proj)/(kernel|bias)'
-     r'|mlp/(fc[12]|w12|w[123])/(kernel|bias))', 'block'),
-    (r'((local_)?cls_)?norm/(scale|bias)', 'plain'),
-    # ConvNeXt has no blocks to count, so nothing of it is slowed down.
-    (r'stage\d/(blocks/)?(norm|reduce|dwconv|pwconv[12]|scale)'
-     r'/(kernel|bias|scale|gamma)', 'plain'))
-_HEAD = ((r'mlp/fc\d+/(kernel|bias)', 'plain'),
-         (r'last_layer/(kernel|g|v)', 'last_layer'))
 # Not decayed. The references go by name, and ConvNeXt's norms between stages
 # have an index for a name: their scales are decayed. So are all tokens, the
 # position grid and the weight norm of the prototypes.
@@ -111,11 +101,11 @@ def multipliers(params: Tree, *, depth: int, layerwise_decay: float = 1.0,
 
 def _kind(name: str) -> str:
   part, _, rest = name.partition('/')
-  rules = _HEAD if part.endswith('_head') else (
-      _BACKBONE if part == 'backbone' else ())
+  rules = heads.LR_KINDS if part.endswith('_head') else (
+      (*vit_config.LR_KINDS, *convnext.LR_KINDS) if part == 'backbone' else ())
   for pattern, kind in rules:
     if re.fullmatch(pattern, rest):
       return kind
   raise ValueError(
-      f'no learning-rate rule covers parameter {name}: add one to '
-      'train/multipliers.py')
+      f'no learning-rate rule covers parameter {name}: add one to the LR_KINDS '
+      'of its module')

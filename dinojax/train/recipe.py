@@ -15,11 +15,8 @@ from dinojax.augment import photometric
 from dinojax.core import errors
 from dinojax.engine import optimizer
 from dinojax.engine import schedules
-from dinojax.kernels import attention
-from dinojax.models import convnext
 from dinojax.models import draws
 from dinojax.models import network
-from dinojax.models import vit
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.train import distilled
 from dinojax.train import multipliers
@@ -28,7 +25,6 @@ from dinojax.train import settings as settings_lib
 
 _MOST_STEPS = 2**31 - 2  # the step is an int32
 
-Backbone = vit.ViTConfig | convnext.ConvNeXtConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,8 +142,8 @@ def build(settings: settings_lib.Settings, mesh: jax.sharding.Mesh,
   if frozen_teacher:
     frozen_teacher = distilled.fitted(frozen_teacher, settings)
     teacher = make(dataclasses.replace(
-        frozen_teacher, backbone=resolve_model(
-            still(frozen_teacher.backbone), platform)))
+        frozen_teacher,
+        backbone=frozen_teacher.backbone.inference().for_platform(platform)))
   if settings.students:
     students = {
         name: _one(own, mesh, epoch_steps, make, teacher,
@@ -168,7 +164,7 @@ def _one(settings: settings_lib.Settings, mesh: jax.sharding.Mesh,
   settings = resolve(settings, mesh_lib.platform(mesh))
   config = dataclasses.replace(
       network_config(settings), crops_token_px=crops_token_px)
-  quiet = still(config.backbone)
+  quiet = config.backbone.inference()
   student = make(config)
   gram = None
   if settings.gram.has_backbone:
@@ -182,15 +178,6 @@ def _one(settings: settings_lib.Settings, mesh: jax.sharding.Mesh,
       schedules=make_schedules(settings, epoch_steps),
       optimizer=make_optimizer(settings),
       factors=make_factors(settings, student.shapes))
-
-
-def still(backbone: Backbone) -> Backbone:
-  """A backbone that draws nothing at random."""
-  if not isinstance(backbone, vit.ViTConfig):
-    return backbone
-  return dataclasses.replace(
-      backbone, drop_path_rate=0.0, rope_shift=None, rope_jitter=None,
-      rope_rescale=None)
 
 
 def _refresh(s: settings_lib.Settings, epoch_steps: int) -> Refresh | None:
@@ -212,21 +199,7 @@ def resolve(settings: settings_lib.Settings,
             platform: str) -> settings_lib.Settings:
   """Replaces 'auto' by what suits 'cpu', 'gpu' or 'tpu'."""
   return dataclasses.replace(
-      settings, model=resolve_model(settings.model, platform))
-
-
-def resolve_model(model: Backbone, platform: str) -> Backbone:
-  """`resolve` of a backbone."""
-  on_cpu = platform == 'cpu'
-  choices = {'dtype': 'float32' if on_cpu else 'bfloat16'}
-  if isinstance(model, vit.ViTConfig):
-    choices |= {
-        'packing': 'stream' if on_cpu else 'tuple',
-        'attention': attention.choose(
-            platform, model.embed_dim, model.num_heads)}
-  return dataclasses.replace(model, **{
-      key: value for key, value in choices.items()
-      if getattr(model, key) == 'auto'})
+      settings, model=settings.model.for_platform(platform))
 
 
 def student_network(s: settings_lib.Settings,

@@ -20,7 +20,7 @@ def test_flops_of_published_models():
   # they count norms, too.
   for name, published in (('dinov2_vits14', 46.8), ('dinov2_vitb14', 151.7),
                           ('dinov2_vitg14', 1784.2)):
-    count = flops.backbone(zoo.vit_config(name), 1, 518)
+    count = zoo.vit_config(name).flops(518)
     assert count / 2e9 == pytest.approx(published, rel=5e-3), name
 
 
@@ -37,7 +37,7 @@ def test_flops_of_a_forward_are_those_of_the_compiler(config):
     rows = jax.device_put(
         jnp.zeros((4, 64, 64, 3)), jax.NamedSharding(mesh, mesh_lib.ROWS))
     program = run.lower(model.shapes, rows).compile()
-  needed = flops.backbone(config, 4, 64)
+  needed = 4 * config.flops(64)
   # It counts norms, softmax and activations too.
   assert 0.85 < needed / program.cost_analysis()['flops'] < 1.0
   assert roofline.executed(roofline.work(program.as_text())) == needed
@@ -68,8 +68,8 @@ def test_a_ramp_of_drop_rates_saves_nothing_and_gram_costs():
       tiny.config(model__drop_path_uniform=False)), 0)
   assert plain < whole == ramp
   similar = 2 * 32 * 16 * 16 * 64  # of 2 · 16 crops of 16 patches
-  for teacher, extra in (('ema', 0.0), ('frozen', flops.backbone(
-      settings_lib.read(tiny.config()).model, 32, 16))):
+  for teacher, extra in (('ema', 0.0), (
+      'frozen', 32 * settings_lib.read(tiny.config()).model.flops(16))):
     anchored = tiny.config(gram__loss_weight=1.0, gram__teacher=teacher,
                            gram__start_steps=0 if teacher == 'ema' else 1)
     assert flops.step(settings_lib.read(anchored), 0) == (

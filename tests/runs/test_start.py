@@ -46,7 +46,7 @@ def saved(tmp_path_factory):
     params = jax.device_get(recipe.student.init(jax.random.key(7)))
     settings = recipe.settings
     return reading.Weights(
-        recipe_lib.still(settings.model), params['backbone'], {}, 'dinojax',
+        settings.model.inference(), params['backbone'], {}, 'dinojax',
         {'dino_head': reading.Head(
             settings.dino.head, params['dino_head'])})
 
