@@ -89,7 +89,7 @@ def test_a_folder_with_an_at_is_that_folder(runs):
   find = lambda name: weights.find_run(f'{runs}/{name}')
   for name, meant in {
       'vits': ('vits', 'student', None), 'vits@1000': ('vits', 'student', 1000),
-      'vits@224': ('vits@224', '', None),
+      'vits@224': ('vits@224', 'student', None),
       'vits@224@1000': ('vits@224', '', 1000),
       'vits@224@99': ('vits@224', '', 99),
       'students/a': ('students', 'a', None),
