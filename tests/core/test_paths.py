@@ -90,8 +90,8 @@ def test_a_folder_with_an_at_is_that_folder(runs):
   for name, meant in {
       'vits': ('vits', 'student', None), 'vits@1000': ('vits', 'student', 1000),
       'vits@224': ('vits@224', 'student', None),
-      'vits@224@1000': ('vits@224', '', 1000),
-      'vits@224@99': ('vits@224', '', 99),
+      'vits@224@1000': ('vits@224', 'student', 1000),
+      'vits@224@99': ('vits@224', 'student', 99),
       'students/a': ('students', 'a', None),
       'students/a@10': ('students', 'a', 10)}.items():
     folder, student, step = meant
