@@ -78,6 +78,6 @@ def test_configs_are_listed_and_copied_beside_a_package_of_that_name(
 def test_a_wheel_trains_beside_a_package_called_configs(elsewhere, config):
   if config.startswith('taken'):  # copy.py would hide a module of Python
     run(elsewhere, 'configs', '--copy=vits', '--out=taken.py')
-  workdir = elsewhere[0] / config.partition(':')[0]
+  workdir = elsewhere[0] / 'runs' / config.partition(':')[0]
   run(elsewhere, 'train', f'--config={config}', f'--workdir={workdir}')
   assert (workdir / 'results.json').exists()

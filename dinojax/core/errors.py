@@ -19,6 +19,8 @@ def cannot_write(what: str, error: OSError) -> UserError:
   """A sentence about a disk that refuses, for `raise … from error`."""
   fix = ('free space and start the same command again'
          if error.errno in FULL else
+         'a file is where a folder is to be: move it away, or name another '
+         'folder' if error.errno in (errno.EEXIST, errno.ENOTDIR) else
          'choose a folder you may write to, or mount its disk for writing')
   return UserError(
       f'{what} cannot be written: {error.strerror or error}; {fix}')

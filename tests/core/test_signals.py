@@ -16,12 +16,9 @@ HEAD = 'from dinojax.core import signals; '
 
 
 def begun(code, **options):
-  # Below nohup a hang-up is ignored, which a child would inherit.
-  before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
   process = subprocess.Popen(
       [sys.executable, '-c', code], stdout=subprocess.PIPE,
       stderr=subprocess.PIPE, text=True, **options)
-  signal.signal(signal.SIGHUP, before)
   assert process.stdout.readline() == 'ready\n'
   return process
 

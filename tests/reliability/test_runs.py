@@ -233,6 +233,14 @@ def test_the_last_whole_checkpoint_is_taken(tmp_path, unbroken, capsys):
     fake.train(tmp_path)
 
 
+@pytest.mark.parametrize('below', ['', 'run'])
+def test_a_file_where_the_workdir_is_to_be_is_a_sentence(tmp_path, below):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(errors.UserError, match=(
+      'cannot be written: .*a file is where a folder is to be')):
+    fake.train(tmp_path / 'file' / below)
+
+
 def test_a_read_only_workdir_is_a_sentence(tmp_path, monkeypatch):
   fake.train(tmp_path)
 
