@@ -220,7 +220,7 @@ def test_a_second_start_compiles_nothing(stopped, finished):
   """One that took just under a second at first may still be kept later."""
   *_, folder, kept = stopped
   named = {name.split('-')[0] for name in kept}
-  assert 'jit_train_step' in named
+  assert 'jit_step' in named
   assert not {name for name in programs(folder) - kept
               if name.split('-')[0] in named}
 
