@@ -15,10 +15,11 @@ import time
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 # Below nohup, or behind a shell's &, these are ignored, which the programs that
-# tests start would inherit: from a handler that does nothing they do not.
-for number in (signal.SIGHUP, signal.SIGINT):
+# tests start would inherit: a handler they do not.
+for number, handler in ((signal.SIGHUP, lambda *_: None),
+                        (signal.SIGINT, signal.default_int_handler)):
   if signal.getsignal(number) == signal.SIG_IGN:
-    signal.signal(number, lambda *_: None)
+    signal.signal(number, handler)
 # Tiny programs, many compilations: optimising them costs more than it saves,
 # and the newer emitters of fused loops take twice as long as the older. Parts
 # that are compiled beside each other take longer in all.
