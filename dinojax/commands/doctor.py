@@ -38,9 +38,8 @@ def define(values: flags.FlagValues, argv: list[str]):
       'file; without it, only the machine.', values, argv)
   text = call.texts(values)
   text('workdir', 'Folder of the planned run; nothing is written there.')
-  call.numbers(values)(
-      'steps', 'Training steps that are timed; 0: none, and nothing is '
-      'compiled.', 3, least=0)
+  call.numbers(values)('steps', 'Training steps that are timed; 0: none, and '
+                       'nothing is compiled.', 3, least=0)
   flags.DEFINE_float(
       'input_s', 10.0, 'Seconds for which the input pipeline is timed; 0: '
       'not.', lower_bound=0, flag_values=values)
@@ -53,9 +52,9 @@ def main(values: flags.FlagValues, words: list[str]) -> int:
   from dinojax.doctor import report
   from dinojax.runs import job
   del words
-  expand = lambda path: path and paths.expand(path)
-  job.compile_cache(values.compile_cache)
+  workdir, cache, json = (path and paths.expand(path) for path in (
+      values.workdir, values.compile_cache, values.json))
+  job.compile_cache(cache)
   return report.report(values.config, report.Options(
-      workdir=expand(values.workdir),
-      compile_cache=expand(values.compile_cache), steps=values.steps,
-      input_s=values.input_s), expand(values.json))
+      workdir=workdir, compile_cache=cache, steps=values.steps,
+      input_s=values.input_s), json)

@@ -11,7 +11,7 @@ from absl import flags
 from dinojax.commands import call
 from dinojax.data import images
 from dinojax.features import embedding
-from dinojax.runs import embeds
+from dinojax.runs import embeddings
 
 REQUIRED = ('model', 'source', 'out')
 ADVICE = 'the same command continues'
@@ -20,30 +20,28 @@ ADVICE = 'the same command continues'
 def define(values: flags.FlagValues, argv: list[str]):
   """Defines the flags of one call."""
   del argv
-  text, number = call.texts(values), call.numbers(values)
+  text, number, switch = (
+      f(values) for f in (call.texts, call.numbers, call.switches))
   choose = lambda name, text, known: flags.DEFINE_enum(
       name, known[0], known, text, flag_values=values)
   text('model', 'Weights: a file or folder that dinojax.load takes.')
   text('source', 'Images: folder:DIR, image:FILE or the path of either, '
        'arrayrecord:GLOB, tfds:NAME/SPLIT, photos:train.')
-  text('out', 'File to write: .npz, .parquet or .csv (a column for each '
-       'feature).')
+  text('out', 'File: .npz, .parquet or .csv (a column for each feature).')
   choose('features', 'What is stored of an image.', embedding.FEATURES)
   number('layers', 'How many of the last layers are joined.', 1)
   choose('dtype', 'Numbers of the features.', ('float32', 'float16'))
   number('resize_px', 'Length of the short side after resizing.', 256)
-  number('crop_px', 'Side of the square that is cut from the centre, in whole '
-         'patches; default: 224.', least=None)
-  call.switches(values)(
-      'keep_aspect', 'No crop: the whole image, both sides rounded to whole '
-      'patches.')
+  number('crop_px', 'Side of the square that is cut from the centre, in '
+         'whole patches; default: 224.', least=None)
+  switch('keep_aspect', 'No crop: the whole image, both sides rounded to '
+         'whole patches.')
   number('num_heads', 'Attention heads; needed where weights are of a size '
          'that was never published.', least=None)
   number('batch_size', 'Images at a time.', 64)
-  number('num_threads', 'Threads that decode images.',
-         min(os.cpu_count() or 2, 16))
-  number('num_workers', 'Processes that decode images; 0: threads of this '
-         'one.', 0, least=0)
+  cores = min(os.cpu_count() or 2, 16)
+  number('num_threads', 'Threads that decode images.', cores)
+  number('num_workers', 'Processes that decode; 0: threads alone.', 0, least=0)
   number('images_per_shard', 'Images between two saves; default: 4096, fewer '
          'where features are large.')
   number('max_pixels', 'Largest image that is decoded, in pixels.',
@@ -58,5 +56,5 @@ def define(values: flags.FlagValues, argv: list[str]):
 def main(values: flags.FlagValues, words: list[str]) -> int:
   """Writes the features; 0 when all are there."""
   del words
-  embeds.embed(**{name: values[name].value for name in values})
+  embeddings.embed(**{name: values[name].value for name in values})
   return 0

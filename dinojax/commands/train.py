@@ -8,7 +8,7 @@ your images and this machine.
 from absl import flags
 
 from dinojax.commands import call
-from dinojax.runs import trains
+from dinojax.runs import training
 
 REQUIRED = ('workdir',)
 ADVICE = 'no step was under way, so nothing is lost; the same command continues'
@@ -50,7 +50,7 @@ def stopped_exit_code(values: flags.FlagValues) -> int:
 def main(values: flags.FlagValues, words: list[str]) -> int:
   """Runs training; 0 when it ended, --stopped_exit_code after a signal."""
   del words
-  finished = trains.train(trains.Wanted(**{
+  finished = training.train(training.Request(**{
       name: values[name].value for name in (
           'config', 'recipe', 'data', 'validation', 'model', 'stages',
           'workdir', 'compile_cache')}))

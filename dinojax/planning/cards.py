@@ -3,7 +3,7 @@
   python -m dinojax.planning.cards            # the table of docs/your_data.md
   python -m dinojax.planning.cards --photos   # batches of configs/photos.py
 
-By the arithmetic of `dinojax doctor` (train/memory.py): nothing is compiled.
+By the arithmetic of `dinojax doctor` (planning/memory.py): nothing is compiled.
 """
 
 import argparse

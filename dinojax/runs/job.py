@@ -101,6 +101,7 @@ def _train(config: Any, settings: settings_lib.Settings, folder: epath.Path,
     recipe = recipe_lib.build(
         settings, mesh, epoch_steps, teacher and teacher.config)
     given = start.Start(recipe, mesh, teacher)
+    stack.callback(given.release)
     del teacher  # the host's copy goes when it is on the devices
     saved = checkpoint.Checkpoints(folder)
     _check_students(saved, settings, folder)
@@ -116,14 +117,16 @@ def _train(config: Any, settings: settings_lib.Settings, folder: epath.Path,
       keep_data(folder, data)
       describe(recipe, mesh, num_images, epoch_steps)
       _check_shared_memory(settings)
-    run = dataclasses.replace(
-        _run(settings, recipe, mesh, folder, epoch_steps),
+    run = loop.Run(
         trainable=pretraining.Pretraining(
             recipe, mesh, given, total_steps=total),
+        mesh=mesh, workdir=folder, total_steps=total, checkpoint_steps=every,
+        archive_steps=steps(settings.checkpoint.archive_every),
+        evaluation_steps=steps(settings.knn.every), evaluate=evaluator,
         batches=lambda step: batches(
             settings, training, homogeneous, step, recipe.gram_start),
-        evaluate=evaluator,
-        is_lost=holder.is_lost if holder else lambda: False)
+        is_lost=holder.is_lost if holder else lambda: False,
+        **_options(settings))
     if not holder:
       return results.tell_ended(loop.ended(run), folder)
     result = loop.run(run)
@@ -134,28 +137,18 @@ def _train(config: Any, settings: settings_lib.Settings, folder: epath.Path,
   return result
 
 
-def _run(settings: settings_lib.Settings, recipe: recipe_lib.Recipe,
-         mesh: jax.sharding.Mesh, folder: epath.Path,
-         epoch_steps: int) -> loop.Run:
-  """What follows from the config alone; its images are still missing."""
-  steps = lambda d: d and d.steps(
-      batch_size=settings.train.batch_size, epoch_steps=epoch_steps)
-  profile = settings.log.profile_start
-  return loop.Run(
-      trainable=pretraining.Pretraining(recipe, mesh), mesh=mesh,
-      workdir=folder, seed=settings.seed,
-      total_steps=recipe_lib.total_steps(settings, epoch_steps),
-      checkpoint_steps=max(steps(settings.checkpoint.every), 1),
-      batches=lambda step: iter(()), log=log_options(settings),
-      info=versions(), keep=settings.checkpoint.keep,
-      archive_steps=steps(settings.checkpoint.archive_every),
-      evaluation_steps=steps(settings.knn.every),
-      profile=(
-          None if profile is None else (profile, settings.log.profile_steps)),
-      deterministic=settings.train.deterministic,
-      layout=lambda info: layouts.of(info, settings.distillation.is_on),
-      advice=rescue.Advice(
-          settings, settings.train.batch_size // jax.process_count()))
+def _options(settings: settings_lib.Settings) -> dict[str, Any]:
+  """Fields of loop.Run that a config holds as they are."""
+  log = settings.log
+  return {
+      'seed': settings.seed, 'info': versions(),
+      'keep': settings.checkpoint.keep, 'log': log_options(settings),
+      'profile': None if log.profile_start is None else (
+          log.profile_start, log.profile_steps),
+      'deterministic': settings.train.deterministic,
+      'layout': lambda info: layouts.of(info, settings.distillation.is_on),
+      'advice': rescue.Advice(
+          settings, settings.train.batch_size // jax.process_count())}
 
 
 def log_options(settings: settings_lib.Settings) -> report.Options:

@@ -35,6 +35,11 @@ class Start(pretraining.InitialWeights):
     gram = recipe.settings.gram
     self._has_gram = bool(gram.has_backbone and gram.source)
 
+  def release(self):
+    """Forgets the host's copies: compiled programs outlive a run, and hold it.
+    """
+    self._found, self._gram, self._teacher = {}, None, None
+
   def check(self, latest: int | None):
     """Reads all that the run still needs, and says what is missing.
 

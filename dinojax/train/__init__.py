@@ -1,4 +1,4 @@
-"""Training: settings → recipe → loop → step. Called, `dinojax.train`."""
+"""Pretraining: settings → recipe → step. Called, it is `dinojax.train`."""
 
 import sys
 import types

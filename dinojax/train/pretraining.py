@@ -30,7 +30,7 @@ class InitialWeights:
     return state
 
   def teacher(self) -> tree.Tree | None:
-    """The parameters of a frozen teacher; None: there is none."""
+    """The parameters of a frozen teacher, once; None: there is none."""
     return None
 
   def gram(self, ema: tree.Tree) -> tree.Tree | None:
@@ -145,12 +145,10 @@ class Pretraining:
     if trainable.is_abstract(state):
       return shapes
     params = self._weights.teacher()
-    if params is not None:
-      return params
-    # None is given: as `state.init` would make it.
-    return jax.jit(
-        lambda key: self.recipe.teacher.init(jax.random.fold_in(key, 2)),
-        out_shardings=sharding.shardings(shapes, self.mesh))(state['key'])
+    if params is None:  # a random one would teach noise, silently
+      raise ValueError('a frozen teacher is distilled, and its weights were '
+                       'not given: see InitialWeights.teacher')
+    return params
 
   def _begun(self, state: dict, names: list[str]) -> dict:
     """Entries of students that begin at the step of the state."""

@@ -20,7 +20,7 @@ from dinojax.models import convnext
 from dinojax.models import vit
 from dinojax.runs import batch_picture
 from dinojax.runs import catalog
-from dinojax.runs import trains
+from dinojax.runs import training
 from dinojax.train import sections
 from dinojax.train import settings as settings_lib
 
@@ -231,7 +231,7 @@ def test_every_command_is_a_short_module_that_defines_nothing():
   for name, text in commands.COMMANDS.items():
     module = importlib.import_module(f'dinojax.commands.{name}')
     assert text and module.define and module.main
-    assert len(open(module.__file__).readlines()) <= 62, name
+    assert len(open(module.__file__).readlines()) <= 60, name
   assert set(flags.FLAGS) == before
 
 
@@ -239,8 +239,8 @@ def test_commands_run_one_after_the_other_in_one_process(
     tmp_path, capsys, monkeypatch):
   """With other overrides each time: nothing of a call is left for the next."""
   seen = []
-  monkeypatch.setattr(trains, 'train', lambda wanted: seen.append(
-      (wanted.config.train.batch_size, wanted.config.seed)) or True)
+  monkeypatch.setattr(training, 'train', lambda request: seen.append(
+      (request.config.train.batch_size, request.config.seed)) or True)
   monkeypatch.setattr(
       batch_picture, 'draw', lambda config, out, count: seen.append(
           (config.train.batch_size, count)))

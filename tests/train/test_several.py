@@ -14,6 +14,7 @@ from dinojax.models import network
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
 from dinojax.parallel import sharding
+from dinojax.train import pretraining
 from dinojax.train import recipe as recipe_lib
 from dinojax.train import settings as settings_lib
 from dinojax.train import state as state_lib
@@ -262,3 +263,16 @@ def test_a_teacher_with_other_prototypes_or_no_heads_is_refused():
       recipe_lib.build(settings, mesh, 1, bare)
     with pytest.raises(errors.UserError, match='distillation.model'):
       recipe_lib.build(settings, mesh, 1)
+
+
+def test_a_teacher_without_weights_is_never_random():
+  settings = two_students()
+  mesh = mesh_lib.make(devices=jax.devices()[:1])
+  with mesh_lib.activate(mesh):
+    recipe = recipe_lib.build(settings, mesh, 100, teacher_of(settings))
+    one = pretraining.Pretraining(recipe, mesh)
+    shapes = state_lib.abstract(recipe, mesh, with_teacher=False)
+    assert 'teacher' in one.enter(shapes, one.variant(0))['frozen']
+    state = {'step': 0, 'students': shapes['students']}
+    with pytest.raises(ValueError, match='its weights were not given'):
+      one.enter(state, one.variant(0))

@@ -14,7 +14,7 @@ from dinojax.runs import stages
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
+class Request:
   """What is to be trained; one of config, recipe and data is given.
 
   Attributes:
@@ -38,16 +38,16 @@ class Wanted:
   compile_cache: str = ''
 
 
-def train(wanted: Wanted) -> bool:
+def train(request: Request) -> bool:
   """Trains or resumes; False after a signal.
 
   Raises:
-    UserError: nothing or too much is wanted, or anything the user can mend.
+    UserError: nothing or too much is asked for, or anything the user can mend.
   """
-  what = _check(wanted)
-  job.compile_cache(wanted.compile_cache)
+  what = _check(request)
+  job.compile_cache(request.compile_cache)
   processes.initialize()
-  finished = _train(wanted, what)
+  finished = _train(request, what)
   # After an error jax does this at exit, where a process whose error the
   # others do not share waits for them: only after it has said what is wrong.
   if jax.distributed.is_initialized():
@@ -55,10 +55,10 @@ def train(wanted: Wanted) -> bool:
   return finished
 
 
-def _check(wanted: Wanted) -> str:
+def _check(request: Request) -> str:
   """Which of config, recipe and data is given."""
   given = [name for name in ('config', 'recipe', 'data')
-           if getattr(wanted, name) is not None]
+           if getattr(request, name) is not None]
   if len(given) != 1:
     text = (' and '.join(f'--{name}' for name in given) + ' each say'
             if given else 'no flag says')
@@ -68,7 +68,7 @@ def _check(wanted: Wanted) -> str:
         'of runs)')
   for name, owner in (('stages', 'recipe'), ('validation', 'data'),
                       ('model', 'data')):
-    value = getattr(wanted, name)
+    value = getattr(request, name)
     if value and given != [owner]:
       value = value if isinstance(value, str) else ','.join(value)
       raise errors.UserError(
@@ -77,12 +77,12 @@ def _check(wanted: Wanted) -> str:
   return given[0]
 
 
-def _train(wanted: Wanted, what: str) -> bool:
+def _train(request: Request, what: str) -> bool:
   if what == 'recipe':
-    return stages.train(wanted.recipe, wanted.workdir, wanted.stages)
-  config = wanted.config if what == 'config' else autoconfig.config_for(
-      wanted.data, wanted.validation, wanted.model, wanted.workdir, _say)
-  return job.train(config, wanted.workdir).finished
+    return stages.train(request.recipe, request.workdir, request.stages)
+  config = request.config if what == 'config' else autoconfig.config_for(
+      request.data, request.validation, request.model, request.workdir, _say)
+  return job.train(config, request.workdir).finished
 
 
 def _say(text: str):
