@@ -120,8 +120,9 @@ def test_a_backbone_that_waits_keeps_its_weights_and_its_moments_grow():
   assert (opt['mu']['backbone']['norm']['scale'] > 0).all()
 
 
+@pytest.mark.torch
 def test_sgd_is_that_of_pytorch():
-  torch = pytest.importorskip('torch')
+  import torch
   rng = np.random.default_rng(0)
   start, grads = rng.normal(size=(2, 4)), rng.normal(size=(3, 2, 4))
   theirs = torch.nn.Parameter(torch.tensor(start, dtype=torch.float32))
