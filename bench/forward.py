@@ -25,7 +25,7 @@ def sides(name: str, batch: int, threads: int):
   import jax
   import torch
 
-  from dinojax.features import model as model_lib
+  from dinojax.features import backbone as backbone_lib
   from dinojax.interop import reading
   from dinojax.interop import writing
   from dinojax.models import zoo
@@ -43,7 +43,7 @@ def sides(name: str, batch: int, threads: int):
     writing.write(folder, weights, 'hf')
     peer = peers.transformers().AutoModel.from_pretrained(
         folder, local_files_only=True, attn_implementation='sdpa').eval()
-  model = model_lib.Model(weights)
+  model = backbone_lib.Backbone.of(weights)
   images = np.random.default_rng(0).normal(
       size=(batch, 224, 224, 3)).astype(np.float32)
   tensor = torch.from_numpy(

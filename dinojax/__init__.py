@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # importing dinojax imports no JAX
   from dinojax.engine import loop
-  from dinojax.features import model as model_lib
+  from dinojax.features import backbone
 
 __version__ = '0.1.0'
 __all__ = ['load', 'train']
@@ -13,7 +13,7 @@ __all__ = ['load', 'train']
 
 def load(path: 'str | os.PathLike', *, part: str = 'ema',
          num_heads: int | None = None, image_px: int | None = None,
-         exact_periods: bool = False) -> 'model_lib.Model':
+         exact_periods: bool = False) -> 'backbone.Backbone':
   """A ready model: `model(model.preprocess('a.jpg'))` gives its features.
 
   Args:
@@ -34,7 +34,7 @@ def load(path: 'str | os.PathLike', *, part: str = 'ema',
       trained.
 
   Returns:
-    A `dinojax.features.model.Model`: call it with [b, y, x, c] normalised
+    A `dinojax.features.backbone.Backbone`: call it with [b, y, x, c] normalised
     images for `cls` [b, d], `registers` [b, n, d] and `patches` [b, p, d]; it
     has `preprocess`, `intermediate`, `attention_maps`, `config`, `params`,
     `mean` and `std`. Its parameters are on the first device.

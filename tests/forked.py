@@ -21,7 +21,7 @@ _CONTEXT = multiprocessing.get_context('forkserver')
 _CONTEXT.set_forkserver_preload([
     *(f'dinojax.commands.{name}' for name in commands.COMMANDS),
     'dinojax.commands.call', 'dinojax.runs.autoconfig', 'configs.demo',
-    'dinojax.doctor.report', 'dinojax.features.extraction',
+    'dinojax.doctor.report', 'dinojax.features.embedding',
     'dinojax.features.tables', 'dinojax.interop.checking', __name__])
 
 

@@ -9,7 +9,6 @@ from its step.
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import functools
-import logging
 import signal
 
 import grain
@@ -229,115 +228,18 @@ def train_batches(
       share, drop_remainder=True, batch_fn=plan.collate))
 
 
-class _Centers:
-  """Records in order, resized and centre-cropped."""
+class _InOrder:
+  """Chosen records, each made ready or with a reason why not."""
 
-  def __init__(self, source, indices, resize_px, crop_px, reading: dict):
-    self._source, self._indices = source, indices
-    self._resize_px, self._crop_px = resize_px, crop_px
-    self._reading = reading
+  def __init__(self, source, prepare, indices, reading: dict):
+    self._source, self._prepare = source, prepare
+    self._indices, self._reading = indices, reading
 
   def __len__(self) -> int:
     return len(self._indices)
 
-  def padding(self) -> dict:
-    """A row that fills up the last batch."""
-    return {'image': np.zeros((self._crop_px, self._crop_px, 3), np.uint8),
-            'label': np.int32(-1), 'index': np.int64(-1),
-            'valid': np.bool_(False), 'problem': None}
-
   def __getitem__(self, place: int) -> dict:
     index = int(self._indices[place])
-    label, name, problem = -1, str(index), None
-    try:
-      record = self._source[index]
-      label, name = record.label, record.name
-      image = images.open_image(record.image, **self._reading)
-      pixels = crops_lib.center_crop(
-          image, resize_px=self._resize_px, crop_px=self._crop_px)
-    except (images.BadImage, OSError) as error:
-      pixels = np.zeros((self._crop_px, self._crop_px, 3), np.uint8)
-      problem = {'source': self._source.spec, 'name': name,
-                 'reason': _reason(error)}
-    return {'image': pixels, 'label': np.int32(label),
-            'index': np.int64(index), 'valid': np.bool_(problem is None),
-            'problem': problem}
-
-
-def eval_batches(
-    source: record_lib.Source, *, batch_size: int, resize_px: int,
-    crop_px: int, indices: Sequence[int] | None = None,
-    process_index: int = 0, process_count: int = 1, num_workers: int = 0,
-    num_threads: int = 2, max_pixels: int = images.DEFAULT_MAX_PIXELS,
-    value_range: Sequence[float] = ()
-) -> Iterator[dict]:
-  """Records in order, each once, as evaluation reads them.
-
-  Every process yields the same number of batches of the same size: its rows
-  of each global batch; padding and unreadable images have valid False, and
-  the latter are logged. `indices` are the records read, None: all.
-
-  Yields numpy dicts: image [b, y, x, c] uint8; label int32, index int64,
-  valid bool [b].
-
-  Raises:
-    UserError: the processes do not divide the batch.
-  """
-  if batch_size % process_count:
-    raise errors.UserError(
-        f'evaluation batch_size={batch_size} is not divisible by '
-        f'{process_count} processes: set it to a multiple of '
-        f'{process_count}')
-  if indices is None:
-    indices = np.arange(len(source))
-  centers = _Centers(
-      source, np.asarray(indices), resize_px, crop_px,
-      {'max_pixels': max_pixels, 'value_range': tuple(value_range)})
-  return _eval_batches(
-      centers, batch_size // process_count, process_index, process_count,
-      num_threads, num_workers)
-
-
-def _eval_batches(centers: _Centers, share: int, process_index: int,
-                  process_count: int, num_threads: int,
-                  num_workers: int) -> Iterator[dict]:
-  count = len(centers)
-  starts = range(process_index * share,
-                 -(-count // (share * process_count)) * share * process_count,
-                 share * process_count)
-  mine = [i for start in starts for i in range(start, start + share)]
-  # A process without rows still takes part, with invalid ones.
-  places = [i for i in mine if i < count] or [0]
-  ahead = iter(_read_ahead(
-      grain.MapDataset.source(places).map(centers.__getitem__),
-      2 * share, num_threads, num_workers))
-  empty = centers.padding()
-  try:
-    for start in range(0, len(mine), share):
-      samples = [next(ahead) if i < count else empty
-                 for i in mine[start:start + share]]
-      for problem in filter(None, (s['problem'] for s in samples)):
-        logging.warning(
-            '%s: %s is left out of the evaluation: %s',
-            *map(text.printable, problem.values()))
-      yield {key: np.stack([s[key] for s in samples])
-             for key in empty if key != 'problem'}
-  finally:
-    ahead.close()
-
-
-class _Prepared:
-  """Records from `start` on, each made ready or with a reason why not."""
-
-  def __init__(self, source, prepare, start: int, reading: dict):
-    self._source, self._prepare = source, prepare
-    self._start, self._reading = start, reading
-
-  def __len__(self) -> int:
-    return len(self._source) - self._start
-
-  def __getitem__(self, place: int) -> dict:
-    index = self._start + int(place)
     label, name, problem = -1, str(index), ''
     try:
       record = self._source[index]
@@ -350,32 +252,34 @@ class _Prepared:
             'problem': problem}
 
 
-def prepared_rows(
+def records_in_order(
     source: record_lib.Source, prepare: Callable[[images.Image], np.ndarray],
-    *, start: int = 0, ahead: int = 64, num_workers: int = 0,
-    num_threads: int = 2, max_pixels: int = images.DEFAULT_MAX_PIXELS,
+    *, indices: Sequence[int] | None = None, ahead: int = 64,
+    num_workers: int = 0, num_threads: int = 2,
+    max_pixels: int = images.DEFAULT_MAX_PIXELS,
     value_range: Sequence[float] = ()
 ) -> Iterator[dict]:
-  """Records in order, made ready by `prepare`; sizes may differ.
+  """Records in order, each once: all reading that is not training.
 
   Args:
     source: records.
-    prepare: an opened image to [y, x, c] uint8; travels to the workers.
-    start: the first record.
-    ahead: how many rows are made in advance, about.
-    num_workers: processes; 0: threads of this one.
-    num_threads: of each.
-    max_pixels: larger images cannot be read.
-    value_range: of deep greys, see data.images.
+    prepare: makes an opened image [y, x, c] uint8; travels to the workers.
+    indices: records to read; None: all.
+    ahead: number of rows made in advance, about.
+    num_workers: number of processes; 0: threads of this one.
+    num_threads: number of threads of each.
+    max_pixels: pixels of the largest image that is read.
+    value_range: black and white of deep greys, see data.images.
 
   Yields image, label, name, index, and problem: why the image could not be
   read, '' for most.
   """
-  if start >= len(source):
+  indices = range(len(source)) if indices is None else indices
+  if not len(indices):
     return
   reading = {'max_pixels': max_pixels, 'value_range': tuple(value_range)}
   rows = iter(_read_ahead(
-      grain.MapDataset.source(_Prepared(source, prepare, start, reading)),
+      grain.MapDataset.source(_InOrder(source, prepare, indices, reading)),
       ahead, num_threads, num_workers))
   try:
     yield from rows

@@ -16,12 +16,18 @@ from dinojax.data import record as record_lib
 from dinojax.data import sources
 from dinojax.evals import baselines as baselines_lib
 from dinojax.evals import knn
-from dinojax.features import stream as features
+from dinojax.features import backbone as backbone_lib
+from dinojax.features import pixels
+from dinojax.features import preprocessing
+from dinojax.features import spec
+from dinojax.features import stream
 from dinojax.parallel import processes
 from dinojax.parallel import sharding
 from dinojax.train import recipe as recipe_lib
 from dinojax.train import sections
 from dinojax.train import state as state_lib
+
+_CLS = spec.FeatureSpec()
 
 
 def make(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
@@ -81,12 +87,9 @@ class _Student:
                train: record_lib.Source, test: record_lib.Source,
                matching: classes.Matching,
                given: Callable[[dict], dict | None], name: str):
-    settings, self._name = recipe.settings, name
-    self._recipe, self._mesh, self._given = recipe, mesh, given
+    self._name, self._given = name, given
+    self._recipe, self._mesh = recipe, mesh
     self._train, self._test, self._matching = train, test, matching
-    self._embed = features.embedder(
-        recipe.student, settings.augment.mean, settings.augment.std,
-        settings.model.compute_dtype)
     self.baselines: dict[str, float] = {}
 
   def evaluate(self, step: int, ema: dict) -> dict[str, float]:
@@ -108,27 +111,42 @@ class _Student:
     return (self._extract(params, self._train, plan.max_train_images),
             self._extract(params, self._test, plan.max_validation_images))
 
-  def _extract(self, params: dict, source: record_lib.Source, limit: int):
+  def _extract(self, params: dict, source: record_lib.Source,
+               limit: int) -> dict[str, np.ndarray]:
+    """cls [r, d] and pixels [r, e] float32, label [r] of readable images."""
     s = self._recipe.settings
-    return features.extract(
-        self._embed, params, source, mesh=self._mesh,
-        batch_size=s.knn.batch_size, indices=spread(len(source), limit),
-        resize_px=s.knn.resize_px, crop_px=s.knn.crop_px,
-        num_threads=s.data.num_threads, mean=s.augment.mean,
-        std=s.augment.std, max_pixels=s.data.max_pixels,
-        value_range=s.data.value_range)
+    # It compiles nothing again: there is one program for a configuration.
+    model = backbone_lib.Backbone(
+        self._recipe.student.config.backbone, params['backbone'], self._mesh,
+        mean=s.augment.mean, std=s.augment.std)
+    batches = stream.read(
+        model, {'cls': _CLS}, source,
+        preprocessing.Preprocessing(s.knn.resize_px, s.knn.crop_px),
+        stream.Reading(s.knn.batch_size, s.data.num_threads,
+                       max_pixels=s.data.max_pixels,
+                       value_range=tuple(s.data.value_range)),
+        indices=spread(len(source), limit))
+
+    def columns(batch):
+      stream.warn(batch.bad, source)
+      layer, = batch.local()['cls']
+      small = batch.images[:len(batch.rows)]
+      return {'cls': layer['cls'],
+              'pixels': pixels.flatten(small, model.mean, model.std)}
+
+    return stream.table(batches, columns)
 
   def _score(self, name: str, pair: tuple) -> float:
     (a, b), plan = pair, self._recipe.settings.knn
-    train, test = a.labels, self._matching.of_test(b.labels)
+    train, test = a['label'], self._matching.of_test(b['label'])
     near, asked = train != classes.UNKNOWN, test != classes.UNKNOWN
     if not (near.any() and asked.any()):
       raise errors.UserError(
           'none of the images that k-NN reads has a class of both sources: '
           'raise knn.max_train_images and knn.max_validation_images')
     return knn.top1(
-        getattr(a, name)[near], train[near], getattr(b, name)[asked],
-        test[asked], k=plan.k, temperature=plan.temperature)
+        a[name][near], train[near], b[name][asked], test[asked], k=plan.k,
+        temperature=plan.temperature)
 
 
 def guard(step: int, found: dict[str, float], most: float | None):

@@ -1,52 +1,46 @@
-"""What is stored of an image, and the program that computes it."""
+"""Features of every image of a source, as a table, in resumable shards.
 
-from collections.abc import Callable, Sequence
+A shard is a function of the settings and its number: batches begin anew in
+each, so that a killed run ends with the same bytes as any other.
+"""
+
+from collections.abc import Callable
+import contextlib
 import dataclasses
-import functools
-import hashlib
-from typing import Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinojax.augment import photometric
 from dinojax.core import errors
-from dinojax.core import tree
-from dinojax.data import crops
+from dinojax.core import paths
+from dinojax.core import text
+from dinojax.data import record as record_lib
+from dinojax.features import backbone as backbone_lib
+from dinojax.features import preprocessing
+from dinojax.features import spec as spec_lib
+from dinojax.features import store as store_lib
+from dinojax.features import stream
+from dinojax.features import tables
 from dinojax.parallel import mesh as mesh_lib
-from dinojax.parallel import processes
 
 FEATURES = ('cls', 'patches', 'cls+mean')
+_VERSION = 1
 _MAX_IMAGES_PER_SHARD = 4096
 _MAX_SHARD_BYTES = 2**28
-_LARGER = 1.5  # times the size of learned positions, and it is said
-# Fields of a backbone that change its speed, not its features.
-_FREE_FIELDS = ('attention', 'packing', 'remat')
-
-
-class Backbone(Protocol):
-  """What is embedded with, such as `dinojax.load` returns."""
-
-  config: object
-  params: tree.Tree
-  net: object
-  mesh: jax.sharding.Mesh
-  mean: tuple[float, ...]
-  std: tuple[float, ...]
-  value_range: tuple[float, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-  """What is stored of an image, and how it is read.
+  """Features that are stored of an image, and the sizes it is read at.
 
   Attributes:
     features: 'cls', 'patches', or 'cls+mean': CLS and the mean patch.
     layers: how many of the last are joined; the mean patch is of the last.
     dtype: 'float32' or 'float16'.
-    resize_px: of the short side.
-    crop_px: of the centre; None: the whole image, in whole patches.
+    resize_px: see Preprocessing.
+    crop_px: see Preprocessing.
   """
 
   features: str = 'cls'
@@ -55,136 +49,255 @@ class Choice:
   resize_px: int = 256
   crop_px: int | None = 224
 
+  @property
+  def preprocessing(self) -> preprocessing.Preprocessing:
+    """Sizes of the images."""
+    return preprocessing.Preprocessing(self.resize_px, self.crop_px)
 
-def check(choice: Choice, config):
-  """Refuses what the model cannot do.
+  @property
+  def spec(self) -> spec_lib.FeatureSpec:
+    """What is read of the backbone."""
+    outputs = {'cls': ('cls',), 'patches': ('patches',),
+               'cls+mean': ('cls', 'mean')}
+    return spec_lib.FeatureSpec(outputs[self.features], self.layers)
+
+  def check(self, config: Any):
+    """Refuses what the model cannot do.
+
+    Raises:
+      UserError: sizes or layers that do not fit.
+    """
+    self.preprocessing.check(config)
+    if not 1 <= self.layers <= config.depth:
+      raise errors.UserError(
+          f'--layers={self.layers} are not in this model of {config.depth}: '
+          f'set it to 1 … {config.depth}')
+    whole = (8 * config.side_px,) * 2
+    grids = {config.layer_grid(whole, i)
+             for i in self.spec.indices(config.depth)}
+    if self.features == 'patches' and len(grids) > 1:
+      raise errors.UserError(
+          f'--layers={self.layers} of a ConvNeXt have maps of different '
+          'sizes: set it to 1, or --features=cls')
+
+  def images_per_shard(self, config: Any) -> int:
+    """Images of a shard, so that it fits well in memory."""
+    width = sum(self.spec.widths(config))
+    if self.features == 'cls+mean':
+      width += config.embed_dim
+    if self.features == 'patches':
+      width *= self.preprocessing.max_patches(config)
+    row_bytes = width * np.dtype(self.dtype).itemsize
+    return max(min(_MAX_IMAGES_PER_SHARD, _MAX_SHARD_BYTES // row_bytes), 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Joined:
+  """Layers joined to [b, d] or [b, p, d], on the device."""
+
+  features: str
+  dtype: str
+
+  def __call__(self, found: dict) -> jax.Array:
+    layers = found['features']
+    if self.features == 'patches':
+      out = jnp.concatenate([layer['patches'] for layer in layers], axis=-1)
+    else:
+      out = spec_lib.probe_input(
+          layers, len(layers), self.features == 'cls+mean')
+    return out.astype(self.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """What was done: rows in the table, [name, reason] of every bad image."""
+
+  num_rows: int
+  bad: list[list[str]]
+
+
+def embed(model: backbone_lib.Backbone, source: record_lib.Source, out: str,
+          choice: Choice, *, model_name: str = '',
+          reading: stream.Reading = stream.AS_USUAL,
+          images_per_shard: int | None = None,
+          progress: Callable[[int], None] = lambda done: None,
+          say: Callable[[str], None] = lambda line: None) -> Result:
+  """Writes features of all images of a source; a stopped run continues.
+
+  Args:
+    model: the backbone.
+    source: records.
+    out: .npz, .parquet or .csv.
+    choice: features that are stored.
+    model_name: kept with the result.
+    reading: how images are read.
+    images_per_shard: None: 4096, fewer where features are large.
+    progress: called with the number of images that are done.
+    say: called with sentences for the user.
 
   Raises:
-    UserError: sizes or layers that do not fit.
+    UserError: sizes that do not fit, another run's shards, no readable
+      image, features that are not finite.
   """
-  unit = config.side_px
-  crop = choice.crop_px
-  if crop is not None and (crop < unit or crop % unit):
-    near = sorted({max(crop // unit, 1) * unit, (crop // unit + 1) * unit})
-    raise errors.UserError(
-        f'--crop_px={crop} is not whole patches of {unit} pixels: set it to '
-        f'{" or ".join(map(str, near))}')
-  if crop is not None and crop > choice.resize_px:
-    raise errors.UserError(
-        f'--crop_px={crop} is larger than --resize_px={choice.resize_px}: '
-        f'set --resize_px={crop} or more')
-  if not 1 <= choice.layers <= config.depth:
-    raise errors.UserError(
-        f'--layers={choice.layers} are not in this model of {config.depth}: '
-        f'set it to 1 … {config.depth}')
-  whole = (8 * config.side_px,) * 2
-  grids = {config.layer_grid(whole, config.depth - 1 - i)
-           for i in range(choice.layers)}
-  if choice.features == 'patches' and len(grids) > 1:
-    raise errors.UserError(
-        f'--layers={choice.layers} of a ConvNeXt have maps of different '
-        'sizes: set it to 1, or --features=cls')
+  out = paths.expand(out)
+  tables.check(out, choice.features)
+  reading = dataclasses.replace(
+      reading, value_range=tuple(reading.value_range or model.value_range))
+  choice.check(model.config)
+  per_shard = images_per_shard or choice.images_per_shard(model.config)
+  store = store_lib.Store(
+      out, settings(model, source, choice, reading, model_name, per_shard),
+      num_rows=len(source), rows_per_shard=per_shard)
+  if store.is_finished:
+    store.remove()
+    say(f'{out} is complete: nothing to do')
+    return Result(*tables.summary(out))
+  for remark in choice.preprocessing.remarks(model.config):
+    say(remark)
+  with store.held(lambda: _check_names(store, source)):
+    start = _continue(store, source, say)
+    progress(start)
+    batches = stream.read(
+        model, {'features': choice.spec}, source, choice.preprocessing,
+        reading, indices=range(start, len(source)), section_rows=per_shard,
+        reduce=_Joined(choice.features, _device_dtype(model, choice)))
+    with contextlib.closing(batches):
+      _fill(store, batches, choice, model.config.side_px, progress)
+    return _finish(store, source)
 
 
-def enlarged(choice: Choice, config) -> str:
-  """What to say of crops much larger than learned positions are for, or ''.
-
-  Other models do not tell the size that they were trained at.
-  """
-  crop = choice.crop_px
-  learned = config.learned_px
-  if not crop or learned is None or crop < _LARGER * learned:
-    return ''
-  near = max(learned // config.side_px, 1) * config.side_px
-  resized = round(near * Choice.resize_px / Choice.crop_px)
-  return (f'crops of {crop} pixels, and the positions were learned at '
-          f'{learned}: --crop_px={near} --resize_px={resized} is the '
-          'size of training')
-
-
-def program(model: Backbone, choice: Choice
-            ) -> Callable[[np.ndarray], jax.Array]:
-  """[b, y, x, c] uint8 images to [b, d] or [b, p, d] features, compiled.
+def _device_dtype(model: backbone_lib.Backbone, choice: Choice) -> str:
+  """The dtype that features have before they are fetched.
 
   A device that results are fetched from rounds them to the choice's dtype. A
   CPU need not, and XLA's compiler has no float16 for those without F16C.
   """
-  depth = model.config.depth
   on_cpu = mesh_lib.platform(model.mesh) == 'cpu'
-  dtype = 'float32' if on_cpu else choice.dtype
-  indices = tuple(range(depth - choice.layers, depth))
-
-  def call(net, images):
-    images = photometric.normalize(images, model.mean, model.std)
-    if len(indices) == 1:
-      layers = [net({'global': images})['global']]
-    else:
-      layers = net.intermediate(images, indices)
-    if choice.features == 'patches':
-      out = jnp.concatenate([layer['patches'] for layer in layers], axis=-1)
-    else:
-      out = probe_input(
-          layers, len(layers), choice.features == 'cls+mean')
-    return out.astype(dtype)
-
-  run = jax.jit(
-      lambda params, images: model.net.apply(params, images, call),
-      compiler_options=mesh_lib.compiler_options(model.mesh))
-
-  def embed(images):
-    with mesh_lib.activate(model.mesh):
-      return run(model.params, processes.to_devices(images, model.mesh))
-
-  return embed
+  return 'float32' if on_cpu else choice.dtype
 
 
-def default_images(choice: Choice, config) -> int:
-  """Images of a shard, so that it fits well in memory."""
-  width = sum(config.layer_dims[-choice.layers:])
-  if choice.features == 'cls+mean':
-    width += config.embed_dim
-  if choice.features == 'patches':
-    unit = config.side_px
-    width *= (crops.max_patches(choice.resize_px, unit)
-              if choice.crop_px is None else (choice.crop_px // unit) ** 2)
-  row_bytes = width * np.dtype(choice.dtype).itemsize
-  return max(min(_MAX_IMAGES_PER_SHARD, _MAX_SHARD_BYTES // row_bytes), 1)
+def settings(model: backbone_lib.Backbone, source: record_lib.Source,
+             choice: Choice, reading: stream.Reading, model_name: str,
+             images_per_shard: int) -> dict:
+  """All that changes the result, but for rounding."""
+  return {'version': _VERSION,
+          **store_lib.key(model, source, name=model_name),
+          'max_pixels': reading.max_pixels,
+          'value_range': list(reading.value_range),
+          **dataclasses.asdict(choice), 'images_per_shard': images_per_shard}
 
 
-def digest(config, params: tree.Tree) -> str:
-  """Of the configuration and about a thousand values of every tensor.
+def _fill(store: store_lib.Store, batches, choice: Choice, unit: int,
+          progress: Callable[[int], None]):
+  """Computes and keeps the shards that are missing."""
+  shard, number = _Shard(choice, unit), store.num_done
+  for batch in batches:
+    shard.add(batch)
+    progress(store.rows(number).start + shard.count)
+    if batch.ends_section:
+      store.write(number, shard.columns())
+      shard, number = _Shard(choice, unit), number + 1
 
-  Training moves every value, so a few of them tell two models apart.
+
+class _Shard:
+  """Rows of one shard as they come in; `count` of them so far."""
+
+  def __init__(self, choice: Choice, unit: int):
+    self._choice, self._unit = choice, unit
+    self._rows, self._bad, self.count = [], [], 0
+
+  def add(self, batch: stream.Batch):
+    """Keeps features of the readable images, and names of the others.
+
+    Raises:
+      UserError: features that are not finite.
+    """
+    self.count += len(batch.rows) + len(batch.bad)
+    self._bad += [[_plain(row['name']), row['problem']] for row in batch.bad]
+    if not batch.rows:
+      return
+    with np.errstate(over='ignore'):  # infinities are refused below
+      values = np.asarray(batch.local(), self._choice.dtype)
+    grid = [n // self._unit for n in batch.images.shape[1:3]]
+    for row, value in zip(batch.rows, values, strict=True):
+      name = _plain(row['name'])
+      if not np.isfinite(value).all():
+        fix = ('check the weights' if self._choice.dtype == 'float32'
+               else 'set --dtype=float32')
+        raise errors.UserError(
+            f'features of {text.printable(name)} are not finite: {fix}')
+      self._rows.append((row['index'], name, row['label'], grid, value))
+
+  def columns(self) -> tables.Part:
+    """All rows in the order of the source."""
+    rows = sorted(self._rows, key=lambda row: row[0])
+    index, names, labels, grids, values = (
+        zip(*rows, strict=True) if rows else ((),) * 5)
+    patches = self._choice.features == 'patches'
+    together = (np.concatenate if patches and self._choice.crop_px is None
+                else np.stack)
+    out = {
+        'names': np.array(names, np.str_),
+        'labels': np.array(labels, np.int64),
+        'features': (together(values) if values
+                     else np.zeros((0,), self._choice.dtype)),
+        'bad': np.array(self._bad, np.str_).reshape(-1, 2),
+        'index': np.array(index, np.int64)}
+    if patches:
+      out['grids'] = np.array(grids, np.int32).reshape(-1, 2)
+    return out
+
+
+def _continue(store: store_lib.Store, source: record_lib.Source,
+              say: Callable[[str], None]) -> int:
+  """The number of images that are done."""
+  if not store.num_done:
+    return 0
+  start = store.rows(store.num_done - 1).stop
+  say(f'continuing after {start} of {len(source)} images: '
+      f'{store.num_done} of {store.count} shards are there')
+  return start
+
+
+def _check_names(store: store_lib.Store, source: record_lib.Source):
+  """Names an image that moved; the digest of the settings knows of all.
+
+  Raises:
+    UserError: the source has changed since.
   """
-  fields = {key: value for key, value in dataclasses.asdict(config).items()
-            if key not in _FREE_FIELDS}
-  out = hashlib.sha256(repr(sorted(fields.items())).encode())
-  for name, value in tree.items(params):
-    flat = np.asarray(jax.device_get(value)).reshape(-1)
-    out.update(f'{name} {value.shape}'.encode())
-    out.update(flat[::max(flat.size // 1000, 1)].tobytes())
-  return out.hexdigest()[:16]
+  if not store.num_done:
+    return
+  last = tables.read_part(str(store.path(store.num_done - 1)))
+  for place in {0, len(last['index']) - 1} if len(last['index']) else ():
+    index, name = int(last['index'][place]), last['names'][place]
+    if _plain(source[index].name) != name:
+      raise errors.UserError(
+          f'image {index} of {source.spec} was {name} and is '
+          f'{source[index].name}: files were added or removed; delete '
+          f'{store.folder} to start again')
 
 
-def preparation(choice: Choice, config) -> Callable:
-  """An opened image to [y, x, c] uint8, for worker processes too."""
-  if choice.crop_px is None:
-    return functools.partial(
-        crops.whole, short_px=choice.resize_px, patch_px=config.side_px)
-  return functools.partial(
-      crops.center_crop, resize_px=choice.resize_px, crop_px=choice.crop_px)
+def _finish(store: store_lib.Store, source: record_lib.Source) -> Result:
+  """Joins the shards, and deletes them.
 
-
-def probe_input(layers: Sequence[dict[str, jax.Array]], num_layers: int,
-                average_patches: bool) -> jax.Array:
-  """[b, n·d (+ d)] features of a probe, float32.
-
-  Args:
-    layers: of the last blocks, oldest first: cls [b, d], patches [b, p, d].
-    num_layers: n, how many of the last are joined.
-    average_patches: whether the mean patch of the last block is appended.
+  Raises:
+    UserError: no image could be read.
   """
-  parts = [layer['cls'] for layer in layers[-num_layers:]]
-  if average_patches:
-    parts.append(layers[-1]['patches'].mean(axis=1))
-  return jnp.concatenate(parts, axis=-1).astype(jnp.float32)
+  result = Result(0, [])
+  for number in range(store.count):
+    count, bad = tables.summary(str(store.path(number)))
+    result = Result(result.num_rows + count, result.bad + bad)
+  if not result.num_rows:
+    store.remove()
+    raise errors.UserError(
+        f'none of the {len(source)} images of {source.spec} can be read, the '
+        f'first ({text.printable(result.bad[0][0])}) because: '
+        f'{result.bad[0][1]}; check the source')
+  store.join(source.classes)
+  store.remove()
+  return result
+
+
+def _plain(name: str) -> str:
+  """Names of files may hold bytes that are not text."""
+  return name.encode('utf-8', 'backslashreplace').decode()

@@ -1,136 +1,309 @@
-"""Frozen features of a source, on all devices of all processes."""
+"""Frozen features of a source, batch by batch, on all devices: one runner.
 
-from collections.abc import Callable, Sequence
+Images of one size are read in batches of a fixed number of records, so that
+several processes take part in step; whole images of many sizes are brought
+together by size.
+"""
+
+import collections
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
+import itertools
+import logging
+import math
 
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from dinojax.augment import photometric
+from dinojax.core import errors
+from dinojax.core import text
+from dinojax.core import tree
+from dinojax.data import images as images_lib
 from dinojax.data import pipeline
 from dinojax.data import record as record_lib
-from dinojax.kernels import resample
-from dinojax.models import network
-from dinojax.parallel import processes
+from dinojax.features import backbone as backbone_lib
+from dinojax.features import preprocessing as preprocessing_lib
+from dinojax.features import spec as spec_lib
+
+# Bytes of decoded images that wait for others of their size.
+_MAX_WAITING_BYTES = 2**29
 
 
 @dataclasses.dataclass(frozen=True)
-class Features:
-  """Of the readable images, in order.
+class Reading:
+  """How images are read; the features are the same whatever it is.
 
   Attributes:
-    cls: [r, d] float32.
-    pixels: [r, e] float32, small images flattened, for the raw baseline.
-    labels: [r].
+    batch_size: images at a time over all devices, rounded up to a multiple of
+      them.
+    num_threads: threads that decode ahead, in each worker.
+    num_workers: processes that decode; 0: threads of this one.
+    max_pixels: pixels of the largest image that is read.
+    value_range: black and white of deep greys, see data.images; (): as the
+      backbone was trained.
   """
 
-  cls: np.ndarray
-  pixels: np.ndarray
-  labels: np.ndarray
+  batch_size: int = 64
+  num_threads: int = 2
+  num_workers: int = 0
+  max_pixels: int = images_lib.DEFAULT_MAX_PIXELS
+  value_range: tuple[float, ...] = ()
 
 
-def embedder(model: network.Functional, mean, std,
-             dtype) -> Callable[[dict, jax.Array], jax.Array]:
-  """A jitted (parameters, [r, y, x, c] uint8) to CLS features [r, d]."""
-  def call(net, rows):
-    images = photometric.normalize(rows['image'], mean, std, dtype)
-    backbone = getattr(net, 'backbone', net)
-    return backbone({'global': images})['global']['cls'].astype('float32')
-
-  return jax.jit(lambda params, images: model.apply(
-      params, {'image': images}, call))
+AS_USUAL = Reading()
 
 
-def extract(embed, params: dict, source: record_lib.Source, *, mesh,
-            indices: Sequence[int], batch_size: int, resize_px: int,
-            crop_px: int, num_threads: int = 2,
-            mean, std, pixel_side: int = 32,
-            **reading) -> Features:
-  """Features of the given records.
+@dataclasses.dataclass
+class Batch:
+  """Records of this process, and features of the readable ones.
+
+  Attributes:
+    rows: label, name and index of each image, in the order of `images`.
+    bad: records that could not be read, with `problem`.
+    images: [r, y, x, c] uint8, followed by black ones that fill the batch.
+    features: tree of arrays [b, …] over all processes; None: no image.
+    ends_section: whether the next batch is of another section.
+  """
+
+  rows: list[dict]
+  bad: list[dict]
+  images: np.ndarray
+  features: tree.Tree
+  ends_section: bool = False
+
+  def local(self) -> tree.Tree:
+    """Features of `rows`, on the host."""
+    return jax.tree.map(
+        lambda x: _own_rows(x)[:len(self.rows)], self.features)
+
+
+def read(model: backbone_lib.Backbone,
+         specs: Mapping[str, spec_lib.FeatureSpec],
+         source: record_lib.Source,
+         preprocessing: preprocessing_lib.Preprocessing,
+         reading: Reading = AS_USUAL, *,
+         indices: Sequence[int] | None = None,
+         section_rows: int | None = None,
+         reduce: Callable[[dict], tree.Tree] | None = None
+         ) -> Iterator[Batch]:
+  """Features of records in order; every process gets as many batches.
 
   Args:
-    embed: see `embedder`.
-    params: of the model.
+    model: the backbone.
+    specs: what is read, by name.
     source: records.
-    mesh: the devices; batch_size is rounded up to a multiple of them.
-    indices: which records.
-    batch_size: images at a time, over all devices.
-    resize_px: short side before the centre crop.
-    crop_px: side of the crop.
-    num_threads: decoding ahead.
-    mean: of the normalisation, for the raw-pixel baseline.
-    std: of the normalisation.
-    pixel_side: largest side of that baseline's images.
-    **reading: max_pixels and value_range, see data.images.
+    preprocessing: sizes of the images.
+    reading: how images are read.
+    indices: records to read; None: all.
+    section_rows: records after which batches begin anew, so that the features
+      of a section hang on nothing before it; None: never.
+    reduce: see Backbone.run.
+
+  Raises:
+    UserError: sizes or features that do not fit the backbone; whole images in
+      several processes.
   """
-  batch_size = -(-batch_size // mesh.size) * mesh.size
-  columns = []
-  for batch in pipeline.eval_batches(
-      source, batch_size=batch_size, resize_px=resize_px, crop_px=crop_px,
-      indices=indices, process_index=jax.process_index(),
-      process_count=jax.process_count(), num_threads=num_threads,
-      **reading):
-    cls = embed(params, processes.to_devices(batch['image'], mesh))
-    small = pixel_features(batch['image'], mean, std, pixel_side)
-    local = (batch['index'], batch['label'], batch['valid'], small)
-    columns.append((_everywhere(cls), *_gathered(local)))
-  cls, index, label, valid, small = (
-      np.concatenate(c) for c in zip(*columns, strict=True))
-  order = np.argsort(index[valid], kind='stable')
-  return Features(*(x[valid][order] for x in (cls, small, label)))
+  preprocessing.check(model.config)
+  for spec in specs.values():
+    spec.check(model.config)
+  count, index = jax.process_count(), jax.process_index()
+  by_size = preprocessing.crop_px is None
+  if by_size and count > 1:
+    raise errors.UserError(
+        f'whole images differ in size, which {count} processes cannot take '
+        'part in together: cut them by --crop_px, or use one process')
+  return _computed(model, specs, source, preprocessing, reading, reduce,
+                   _Shares(range(len(source)) if indices is None else indices,
+                           section_rows, index, count,
+                           _rounded(reading.batch_size, model.mesh.size)))
 
 
-def pixel_features(images: np.ndarray, mean, std, side: int) -> np.ndarray:
-  """Raw pixels as features: what the network sees, flattened.
+def warn(bad: Iterable[dict], source: record_lib.Source):
+  """Logs which images an evaluation leaves out, and why."""
+  for row in bad:
+    logging.warning('%s: %s is left out of the evaluation: %s', *map(
+        text.printable, (source.spec, row['name'], row['problem'])))
+
+
+def table(batches: Iterable[Batch],
+          columns: Callable[[Batch], dict[str, np.ndarray]]
+          ) -> dict[str, np.ndarray]:
+  """Columns of all readable records, on every process, in data order.
 
   Args:
-    images: [b, y, x, c] uint8.
-    mean: of the normalisation; centred pixels make the stronger baseline.
-    std: of the normalisation.
-    side: larger images are averaged down to about this side.
+    batches: see `read`, of images of one size.
+    columns: arrays of a batch with its rows leading.
 
   Returns:
-    [b, e] float32.
+    The columns, and `index` and `label` of each row.
   """
-  b, y, x, c = images.shape
-  rows, columns = max(y // side, 1), max(x // side, 1)
-  cut = images[:, :y // rows * rows, :x // columns * columns]
-  small = cut.reshape(b, y // rows, rows, x // columns, columns, c).mean(
-      (2, 4), dtype=np.float32) / 255
-  return ((small - np.float32(mean)) / np.float32(std)).reshape(b, -1)
+  parts = [{name: np.array([row[name] for row in batch.rows], np.int64)
+            for name in ('index', 'label')} | columns(batch)
+           for batch in batches]
+  whole = _everywhere({key: np.concatenate([part[key] for part in parts])
+                       for key in parts[0]})
+  order = np.argsort(whole['index'], kind='stable')
+  return {key: value[order] for key, value in whole.items()}
 
 
-def multi_scale(model: Callable[[jax.Array], jax.Array], images: jax.Array,
-                scales: Sequence[float] = (1.0, 0.5 ** 0.5, 0.5)) -> jax.Array:
-  """[b, d] mean of the features of images at several sizes.
+@dataclasses.dataclass(frozen=True)
+class _Shares:
+  """Records of each batch, and which of them this process reads."""
+
+  indices: Sequence[int]
+  section_rows: int | None
+  process_index: int
+  process_count: int
+  batch_size: int
+
+  @property
+  def rows(self) -> int:
+    """Rows of this process in a batch."""
+    return self.batch_size // self.process_count
+
+  def sections(self) -> Iterator[range]:
+    """Places in `indices` of every section."""
+    count = len(self.indices)
+    for start in range(0, count, self.section_rows or max(count, 1)):
+      yield range(start, min(start + (self.section_rows or count), count))
+
+  def batches(self) -> Iterator[tuple[range, bool]]:
+    """Places of this process in every batch; whether a section ends."""
+    for section in self.sections():
+      for start in range(section.start, section.stop, self.batch_size):
+        first = min(start + self.process_index * self.rows, section.stop)
+        yield (range(first, min(first + self.rows, section.stop)),
+               start + self.batch_size >= section.stop)
+
+  def own(self) -> Sequence[int]:
+    """Records that this process reads, in order."""
+    if self.process_count == 1:
+      return self.indices
+    places = np.concatenate([np.arange(0), *(
+        np.arange(one.start, one.stop) for one, _ in self.batches())])
+    return np.asarray(self.indices)[places]
+
+
+def _computed(model, specs, source, preprocessing, reading, reduce,
+              shares: _Shares) -> Iterator[Batch]:
+  """Batches with features; one late, so that a device works meanwhile."""
+  rows = pipeline.records_in_order(
+      source, preprocessing.prepare(model.config), indices=shares.own(),
+      ahead=2 * shares.rows, num_threads=reading.num_threads,
+      num_workers=reading.num_workers, max_pixels=reading.max_pixels,
+      value_range=reading.value_range or model.value_range)
+  side = preprocessing.crop_px
+  lists = (_by_count(rows, shares, np.zeros((side, side, 3), np.uint8))
+           if side else _by_size(rows, shares))
+  waiting = collections.deque()
+  with contextlib.closing(rows):
+    for batch in lists:
+      if batch.images is not None:
+        batch.features = model.run(
+            batch.images, specs, pixels=True, reduce=reduce)
+        jax.tree.map(lambda x: x.copy_to_host_async(), batch.features)
+      waiting.append(batch)
+      if len(waiting) > 1:
+        yield waiting.popleft()
+    yield from waiting
+
+
+def _by_count(rows: Iterator[dict], shares: _Shares,
+              black: np.ndarray) -> Iterator[Batch]:
+  """Batches of as many records; unreadable ones leave a place empty."""
+  for places, ends in shares.batches():
+    some = list(itertools.islice(rows, len(places)))
+    good = [row for row in some if not row['problem']]
+    yield Batch(good, [row for row in some if row['problem']],
+                _stack(good, shares.rows, black), None, ends)
+
+
+def _by_size(rows: Iterator[dict], shares: _Shares) -> Iterator[Batch]:
+  """Batches of images of one size, as full as they get in a section."""
+  for section in shares.sections():
+    bad, last = [], None
+    readable = _readable(itertools.islice(rows, len(section)), bad)
+    for group in group_by_size(readable, shares.rows):
+      if last is not None:
+        yield last
+      last = Batch(group, [], _stack(group, shares.rows), None)
+    last = last or Batch([], [], None, None)
+    last.bad, last.ends_section = bad, True
+    yield last
+
+
+def _readable(rows: Iterable[dict], bad: list[dict]) -> Iterator[dict]:
+  """The rows with an image; the others are put into `bad`."""
+  for row in rows:
+    if row['problem']:
+      bad.append(row)
+    else:
+      yield row
+
+
+def group_by_size(rows: Iterable[dict], batch_size: int,
+                  max_bytes: int = _MAX_WAITING_BYTES
+                  ) -> Iterator[list[dict]]:
+  """Rows as lists of up to `batch_size` with images of the same size.
 
   Args:
-    model: maps [b, y, x, c] to [b, d], whatever the size.
-    images: [b, y, x, c].
-    scales: of the sides, rounded down to whole pixels.
-
-  Source: multi-scale evaluation of DINO and DINOv2; linear resize by the
-    scale itself, not by the ratio of the rounded sides.
+    rows: rows with `image`.
+    batch_size: length of full lists.
+    max_bytes: bytes of images that wait for others of their size; beyond it
+      the largest list is given as it is.
   """
-  total = 0.0
-  for scale in scales:
-    size = tuple(int(n * scale) for n in images.shape[1:3])
-    same = size == images.shape[1:3]
-    total += model(images if same else resample.resize_linear(
-        images, size, (scale, scale)))
-  return total / len(scales)
+  waiting: dict[tuple, list[dict]] = {}
+  held = 0
+  for row in rows:
+    shape = row['image'].shape
+    waiting.setdefault(shape, []).append(row)
+    held += row['image'].nbytes
+    if len(waiting[shape]) < batch_size:
+      if held <= max_bytes:
+        continue
+      shape = max(waiting, key=lambda s: (len(waiting[s]) * math.prod(s), s))
+    held -= len(waiting[shape]) * math.prod(shape)
+    yield waiting.pop(shape)
+  for shape in sorted(waiting):
+    yield waiting[shape]
 
 
-def _everywhere(x: jax.Array) -> np.ndarray:
+def _stack(rows: list[dict], count: int,
+           black: np.ndarray | None = None) -> np.ndarray:
+  """[count, y, x, c] images of rows, taken from them, filled up with black."""
+  shape = black.shape if black is not None else rows[0]['image'].shape
+  out = np.zeros((count, *shape), np.uint8)
+  for place, row in enumerate(rows):
+    out[place] = row.pop('image')
+  return out
+
+
+def _rounded(batch_size: int, num_devices: int) -> int:
+  return -(-batch_size // num_devices) * num_devices
+
+
+def _own_rows(x: jax.Array) -> np.ndarray:
+  """This process's rows of a global array, in order."""
   if jax.process_count() == 1:
-    return np.asarray(jax.device_get(x))
-  return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+    return np.asarray(x)
+  parts = {part.index[0].start or 0: part.data
+           for part in x.addressable_shards}
+  return np.concatenate([np.asarray(parts[i]) for i in sorted(parts)])
 
 
-def _gathered(local: tuple) -> tuple:
+def _everywhere(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Rows of all processes, one process after the other."""
   if jax.process_count() == 1:
-    return local
-  return tuple(
-      np.asarray(multihost_utils.process_allgather(x, tiled=True))
-      for x in local)
+    return columns
+  gather = multihost_utils.process_allgather
+  counts = np.asarray(gather(np.int32(len(columns['index']))))
+  out = {}
+  for name, value in columns.items():
+    padded = np.zeros((counts.max(), *value.shape[1:]), value.dtype)
+    padded[:len(value)] = value
+    rows = np.asarray(gather(padded))
+    out[name] = np.concatenate([
+        part[:count] for part, count in zip(rows, counts, strict=True)])
+  return out

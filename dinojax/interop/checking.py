@@ -24,6 +24,9 @@ from dinojax.models import convnext
 from dinojax.parallel import mesh as mesh_lib
 
 Arrays = dict[str, np.ndarray]
+# Features of [b, y, x, c] normalised images by weights, float32, given the
+# precision of matrix products: 'highest', or None, the platform's own.
+Features = Callable[[reading.Weights, np.ndarray, str | None], Arrays]
 # Features are of order one; two float32 programs differ by about 1e-5.
 LIMIT = 1e-3
 # A StableHLO program runs at its platform's own precision of products, which
@@ -35,14 +38,15 @@ class _NotHere(Exception):
   """The package that would run it, and why it does not."""
 
 
-def check(folder: str, weights: reading.Weights, kind: str, *,
-          lossy: bool = False) -> str:
+def check(folder: str, weights: reading.Weights, kind: str,
+          features: Features, *, lossy: bool = False) -> str:
   """Runs what `writing.write` wrote on two images, and compares features.
 
   Args:
     folder: what was written to.
     weights: what was written.
     kind: of the format.
+    features: gives our features of images.
     lossy: features may differ, as something was left out on purpose.
 
   Returns:
@@ -53,7 +57,7 @@ def check(folder: str, weights: reading.Weights, kind: str, *,
   """
   place = pathlib.Path(folder)
   try:
-    runtime, images, theirs = _RUN[kind](place, weights)
+    runtime, images, theirs = _RUN[kind](place, weights, features)
   except _NotHere as error:
     return f'not checked: {error}'
   except errors.UserError:
@@ -86,26 +90,6 @@ def check(folder: str, weights: reading.Weights, kind: str, *,
       'files stay, do not use them')
 
 
-def features(weights: reading.Weights, images: np.ndarray,
-             precision: str | None = 'highest') -> Arrays:
-  """Our features of [b, y, x, c] images, in float32.
-
-  Args:
-    weights: the backbone.
-    images: normalised.
-    precision: of matrix products; None is the platform's own.
-  """
-  mesh = mesh_lib.make(devices=mesh_lib.one_device())
-  with mesh_lib.activate(mesh), jax.default_matmul_precision(precision):
-    net = reading.functional(graphs.plain(weights.config), mesh)
-    run = jax.jit(lambda params, rows: net.apply(
-        params, rows, lambda module, x: module({'global': x})['global']))
-    out = run(weights.params, jax.device_put(
-        images, jax.NamedSharding(mesh, mesh_lib.ROWS)))
-  return {name: np.asarray(out[name])
-          for name in graphs.outputs(weights.config)}
-
-
 def _images(config: reading.Config,
             size: tuple[int, int] | None = None) -> np.ndarray:
   """Two images: of a size, or one that every library takes unchanged."""
@@ -119,7 +103,7 @@ def _images(config: reading.Config,
       size=(2, *size, config.num_channels)).astype(np.float32)
 
 
-def _meta(place, weights):
+def _meta(place, weights, features):
   """Meta's modules are in no package: the files are read again."""
   images = _images(weights.config)
   heads = getattr(weights.config, 'num_heads', None)
@@ -134,10 +118,10 @@ def _meta(place, weights):
       raise errors.UserError(
           f'{place / file} was written and is wrong: it reads as other '
           f'values of {", ".join(wrong[:4])}; do not use it')
-  return 'reading it again', images, features(again, images)
+  return 'reading it again', images, features(again, images, 'highest')
 
 
-def _hf(place, weights):
+def _hf(place, weights, features):
   package = _import('transformers')
   _import('torch')
   name, = json.loads((place / 'config.json').read_text())['architectures']
@@ -156,7 +140,7 @@ def _hf(place, weights):
       _by_torch(run, images), weights.config)
 
 
-def _timm(place, weights):
+def _timm(place, weights, features):
   package, torch = _import('timm'), _import('torch')
   config = weights.config
   state = files.read(str(place / 'model.safetensors'))
@@ -171,7 +155,7 @@ def _timm(place, weights):
       _by_torch(model.forward_features, images), config)
 
 
-def _onnx(place, weights):
+def _onnx(place, weights, features):
   onnx, onnxruntime = _import('onnx'), _import('onnxruntime')
   path = str(place / graphs.ONNX)
   onnx.checker.check_model(path, full_check=True)
@@ -183,7 +167,7 @@ def _onnx(place, weights):
   return 'onnxruntime', images, dict(zip(names, out, strict=True))
 
 
-def _stablehlo(place, weights):
+def _stablehlo(place, weights, features):
   program = jax.export.deserialize((place / graphs.STABLEHLO).read_bytes())
   images = _images(weights.config, program.in_avals[-1].shape[1:3])
   params = files.read(str(place / graphs.PARAMS))

@@ -253,8 +253,8 @@ class ConvNeXt(nnx.Module):
       By kind: cls [r, d], float32, and patches [r, p, d] after the final
       norm, registers [r, 0, d], prenorm [r, p, d].
     """
-    return {kind: self._features(self.maps(images)[-1])
-            for kind, images in crops.items()}
+    last = {kind: self.maps(images)[-1] for kind, images in crops.items()}
+    return {kind: self._features(x, x, True) for kind, x in last.items()}
 
   def maps(self, images: Array) -> list[Array]:
     """[r, y, x, c] images to the map [r, y', x', d] of every stage."""
@@ -270,37 +270,53 @@ class ConvNeXt(nnx.Module):
 
     Args:
       images: [r, y, x, c] normalised.
-      indices: which stages, counted from 0; their widths differ.
+      indices: stages, counted from 0; their widths differ.
       norm: whether the final norm is applied to the last stage; the others
         have none.
 
     Source: DINOv3: with `patch_px`, positions are resized to the grid of
       patches of that size (bilinear, antialiased); CLS is the mean before.
     """
+    kind = 'normed' if norm else 'raw'
+    return self.read(images, [(kind, index) for index in sorted(indices)])
+
+  def read(self, images: Array,
+           wanted: Sequence[tuple[str, int]]) -> list[Features]:
+    """Features of any stages, in one pass through them.
+
+    Args:
+      images: [r, y, x, c] normalised.
+      wanted: (kind, stage) each, stages counted from 0: 'normed' are features
+        after the stage and the final norm, which the last one alone has;
+        'raw' without it, 'before' what enters the stage.
+
+    Returns:
+      Features for each, as `__call__` has them.
+    """
     maps, out = self.maps(images), []
-    for index in sorted(indices):
-      x = maps[index]
-      cls = x.mean((1, 2), dtype=jnp.float32)
-      if self.config.patch_px:
-        grid = tuple(n // self.config.patch_px for n in images.shape[1:3])
-        x = jax.image.resize(
-            x, (x.shape[0], *grid, x.shape[-1]), 'linear', antialias=True)
-      tokens = x.reshape(x.shape[0], -1, x.shape[-1])
-      features = {'cls': cls, 'registers': tokens[:, :0], 'patches': tokens,
-                  'prenorm': tokens}
-      if norm and index == len(maps) - 1:
-        gathered = lambda: sharding.gather(
-            self.norm, self.config.compute_dtype)
-        features |= {'cls': layers.in_float32(gathered())(cls),
-                     'patches': gathered()(tokens)}
-      out.append(features)
+    for kind, stage in wanted:
+      index = stage - (kind == 'before')
+      normed = kind == 'normed' and index == len(maps) - 1
+      out.append(self._features(self._on_grid(maps[index], images.shape[1:3]),
+                                maps[index], normed))
     return out
 
-  def _features(self, x: Array) -> Features:
-    gathered = lambda: sharding.gather(self.norm, self.config.compute_dtype)
+  def _on_grid(self, x: Array, image_px: tuple[int, int]) -> Array:
+    """A map resized to the grid of patches, where there is one."""
+    if not self.config.patch_px:
+      return x
+    grid = tuple(n // self.config.patch_px for n in image_px)
+    return jax.image.resize(
+        x, (x.shape[0], *grid, x.shape[-1]), 'linear', antialias=True)
+
+  def _features(self, x: Array, whole: Array, normed: bool) -> Features:
+    """Features of a map; CLS is the mean of `whole`, then gets the norm."""
+    cls = whole.mean((1, 2), dtype=jnp.float32)
     tokens = x.reshape(x.shape[0], -1, x.shape[-1])
-    # The mean comes first, then the norm that the positions get as well.
-    mean = x.mean((1, 2), dtype=jnp.float32)
-    return {'cls': layers.in_float32(gathered())(mean),
-            'registers': tokens[:, :0], 'patches': gathered()(tokens),
-            'prenorm': tokens}
+    out = {'cls': cls, 'registers': tokens[:, :0], 'patches': tokens,
+           'prenorm': tokens}
+    if not normed:
+      return out
+    gathered = lambda: sharding.gather(self.norm, self.config.compute_dtype)
+    return out | {'cls': layers.in_float32(gathered())(cls),
+                  'patches': gathered()(tokens)}

@@ -217,20 +217,46 @@ class ViT(nnx.Module):
 
     Args:
       images: [r, y, x, c] normalised.
-      indices: which blocks, counted from 0.
+      indices: blocks, counted from 0.
       norm: whether the final norm is applied to each.
 
     Returns:
       cls, registers, patches and prenorm of each, see `__call__`.
     """
+    kind = 'normed' if norm else 'raw'
+    return self.read(images, [(kind, index) for index in sorted(indices)])
+
+  def read(self, images: Array,
+           wanted: Sequence[tuple[str, int]]) -> list[Features | Array]:
+    """Features and attention of any blocks, in one pass through them.
+
+    Args:
+      images: [r, y, x, c] normalised.
+      wanted: (kind, block) each, blocks counted from 0. 'normed' are features
+        after the block and the final norm, 'raw' without the norm, 'before'
+        what enters the block; 'keys' of its attention [r, n, d], before RoPE
+        turns them; 'attention' [r, h, n, n], rows of which sum to one.
+
+    Returns:
+      One result for each: features as `__call__` has them, or an array.
+    """
     grid = self.config.grid(images.shape[1:3])
-    tokens, ropes = [self.embed(images)], [self._rope(grid, None)]
-    out, start = [], 0
-    for index in sorted(indices):
-      tokens = self._run(tokens, ropes, [grid], [{}], start, index + 1)
-      start = index + 1
-      out.append(self._features(tokens[0], 'global', False, norm))
-    return out
+    tokens, rope, start = self.embed(images), self._rope(grid, None), 0
+    # Blocks that have to be run before each can be read.
+    stops = {pair: pair[1] + (pair[0] in ('normed', 'raw'))
+             for pair in wanted}
+    out = {}
+    for pair in sorted(stops, key=stops.get):
+      if stops[pair] > start:
+        tokens, = self._run(
+            [tokens], [rope], [grid], [{}], start, stops[pair])
+        start = stops[pair]
+      kind, layer = pair
+      if kind in ('keys', 'attention'):
+        out[pair] = self._attention(tokens, layer, rope, kind)
+      else:
+        out[pair] = self._features(tokens, 'global', False, kind == 'normed')
+    return [out[pair] for pair in wanted]
 
   def embed(self, images: Array, mask: Array | None = None) -> Array:
     """Tokens before the first block, [r, n, d]: CLS, registers, patches.
@@ -259,23 +285,16 @@ class ViT(nnx.Module):
     registers = vectors.repeat(whole(self.registers), x.shape[0], dtype)
     return jnp.concatenate([x[:, :1], registers, x[:, 1:]], axis=1)
 
-  def attention_map(self, images: Array, layer: int) -> Array:
-    """[r, h, n, n] attention of a block; rows sum to one.
-
-    Args:
-      images: [r, y, x, c] normalised.
-      layer: which block, counted from 0.
-    """
-    grid = self.config.grid(images.shape[1:3])
-    rope = self._rope(grid, None)
-    tokens = self._run([self.embed(images)], [rope], [grid], [{}], 0,
-                       layer)
+  def _attention(self, tokens: Array, layer: int, rope: rotary.Rope | None,
+                 kind: str) -> Array:
+    """Keys or attention of a block that `tokens` [r, n, d] enter."""
     block = sharding.gather(
         jax.tree.map(lambda x: x[layer], self.blocks),
         self.config.compute_dtype)
-    q, k, _ = attention.heads(
-        block.attn.project(block.norm1(tokens[0])),
-        self.config.num_heads, rope)
+    qkv = block.attn.project(block.norm1(tokens))
+    if kind == 'keys':
+      return jnp.split(qkv, 3, axis=-1)[1]
+    q, k, _ = attention.heads(qkv, self.config.num_heads, rope)
     scores = jnp.einsum('rnhd,rmhd->rhnm', q, k,
                         preferred_element_type=jnp.float32)
     return jax.nn.softmax(scores * q.shape[-1] ** -0.5, axis=-1)

@@ -1,14 +1,21 @@
 """Images to records, weights in and weights out."""
 
+import jax
+import numpy as np
 from rich import progress
 
 from dinojax.core import text
 from dinojax.core import tree
 from dinojax.data import records
 from dinojax.data import sources
+from dinojax.features import backbone as backbone_lib
+from dinojax.features import spec
 from dinojax.interop import checking
+from dinojax.interop import graphs
+from dinojax.interop import reading
 from dinojax.interop import store
 from dinojax.interop import writing
+from dinojax.parallel import mesh as mesh_lib
 from dinojax.runs import weights as weights_lib
 
 
@@ -27,15 +34,15 @@ def to_records(spec: str, out: str, *, images_per_shard: int):
         f'--config.data.train="arrayrecord:{out}/*.arrayrecord"')
 
 
-def bring_in(path: str, out: str, **reading):
+def bring_in(path: str, out: str, **options):
   """Reads weights of another library into a folder of ours.
 
   Args:
     path: see weights.read.
     out: folder to write.
-    **reading: options of weights.read.
+    **options: see weights.read.
   """
-  weights = weights_lib.read(path, **reading)
+  weights = weights_lib.read(path, **options)
   store.save(out, weights)
   size = tree.num_elements(weights.params) / 1e6
   heads = ' and '.join(['', *weights.heads])
@@ -62,4 +69,17 @@ def take_out(path: str, out: str, *, part: str, num_heads: int | None,
       out, weights, format, lossy=lossy, image_px=image_px):
     print(text.visible(line))
   if check:
-    print(checking.check(out, weights, format, lossy=lossy))
+    print(checking.check(out, weights, format, features, lossy=lossy))
+
+
+def features(weights: reading.Weights, images: np.ndarray,
+             precision: str | None) -> dict[str, np.ndarray]:
+  """Our features of [b, y, x, c] normalised images, see checking.Features."""
+  mesh = mesh_lib.make(devices=mesh_lib.one_device())
+  names = graphs.outputs(weights.config)
+  with jax.default_matmul_precision(precision):
+    model = backbone_lib.Backbone(
+        graphs.plain(weights.config), weights.params, mesh,
+        mean=weights.mean, std=weights.std)
+    last, = model.read(images, spec.FeatureSpec(tuple(names)))
+  return {name: np.asarray(last[name]) for name in names}

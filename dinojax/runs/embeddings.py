@@ -11,8 +11,8 @@ from dinojax.core import text
 from dinojax.data import images
 from dinojax.data import sources
 from dinojax.features import embedding
-from dinojax.features import extraction
-from dinojax.features import shards
+from dinojax.features import store
+from dinojax.features import stream
 from dinojax.features import tables
 from dinojax.runs import job
 from dinojax.runs import weights as weights_lib
@@ -29,7 +29,7 @@ def embed(model: str, source: str, out: str, *, features: str = 'cls',
           images_per_shard: int | None = None,
           max_pixels: int = images.DEFAULT_MAX_PIXELS,
           value_range: Sequence[str] = (),
-          compile_cache: str = '') -> extraction.Result:
+          compile_cache: str = '') -> embedding.Result:
   """Opens everything, cheapest first, and writes the features.
 
   The same call continues what was stopped. Arguments are the flags of
@@ -43,22 +43,22 @@ def embed(model: str, source: str, out: str, *, features: str = 'cls',
   choice = _choice(features, layers, dtype, resize_px, crop_px, keep_aspect)
   tables.check(out, features)
   greys = _value_range(value_range)
-  shards.check_writable(out)
+  store.check_writable(out)
   opened = sources.open_source(source)
   job.compile_cache(compile_cache)
   backbone = weights_lib.load(model, num_heads=num_heads)
   with log.Bar(len(opened)) as bar:
-    result = extraction.extract(
-        backbone, opened, out, choice, batch_size=batch_size,
+    result = embedding.embed(
+        backbone, opened, out, choice,
         model_name=os.path.basename(os.path.normpath(model)),
-        images_per_shard=images_per_shard, num_threads=num_threads,
-        num_workers=num_workers, max_pixels=max_pixels, value_range=greys,
-        progress=bar.show, say=bar.say)
+        reading=stream.Reading(batch_size, num_threads, num_workers,
+                               max_pixels, greys),
+        images_per_shard=images_per_shard, progress=bar.show, say=bar.say)
   _tell(result, out)
   return result
 
 
-def _tell(result: extraction.Result, out: str):
+def _tell(result: embedding.Result, out: str):
   """Says what was written, and what could not be read."""
   for name, reason in result.bad[:_SHOWN]:
     print(f'left out: {text.printable(name)}: {text.printable(reason)}')

@@ -6,14 +6,15 @@ from etils import epath
 import numpy as np
 from PIL import Image
 
-from dinojax.augment import photometric
 from dinojax.core import paths
 from dinojax.data import inspection
 from dinojax.data import photos
 from dinojax.data import sources
+from dinojax.features import spec
 from dinojax.runs import pictures
 from dinojax.runs import weights as weights_lib
 
+_MAP = spec.FeatureSpec(('map',))
 _PHOTOS = ('chelsea', 'coffee', 'rocket', 'astronaut')
 
 
@@ -46,10 +47,8 @@ def draw(runs: list[str], out: str, *, images: str | None = None,
       read[greys] = _images(images, count, greys)
     side = grid * model.config.token_px
     pixels = np.stack([_square(image, side) for image in read[greys]])
-    features = model(photometric.normalize(
-        pixels, model.mean, model.std)).patches
-    grids.append(np.asarray(features, np.float32).reshape(
-        len(pixels), grid, grid, -1))
+    found, = model.read(model.normalize(pixels), _MAP)
+    grids.append(np.asarray(found['map'], np.float32))
     shown = pixels if shown is None else shown
   names = [os.path.basename(run.rstrip('/')) for run in runs]
   sheet(shown, grids, names).save(out)

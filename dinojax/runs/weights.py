@@ -14,7 +14,7 @@ from dinojax.core import errors
 from dinojax.core import paths
 from dinojax.core import tree
 from dinojax.engine import checkpoint
-from dinojax.features import model as model_lib
+from dinojax.features import backbone
 from dinojax.interop import hub
 from dinojax.interop import reading
 from dinojax.interop import store
@@ -62,9 +62,10 @@ def read(path: str | os.PathLike, *, part: str = 'ema',
   return found
 
 
-def load(path: str | os.PathLike, **options) -> model_lib.Model:
+def load(path: str | os.PathLike, **options) -> backbone.Backbone:
   """A ready model, see `dinojax.load`."""
-  return model_lib.Model(read(path, **options), source=paths.expand(path))
+  return backbone.Backbone.of(
+      read(path, **options), source=paths.expand(path))
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from dinojax.core import errors
@@ -13,6 +14,7 @@ from dinojax.data import images
 from dinojax.data import pipeline
 from dinojax.data import sources
 from dinojax.doctor import findings
+from dinojax.features import stream
 
 EVIL = 'x\x1b[2J\x1b]0;title\x07\nstep 99: all is well\x9b\u202e\u2028.png'
 SAFE = r'x\x1b[2J\x1b]0;title\x07\nstep 99: all is well\x9b\u202e\u2028.png'
@@ -58,7 +60,7 @@ def test_names_left_out_of_an_evaluation_do_nothing_to_a_log(
   (tmp_path / EVIL.replace('/', '')).write_bytes(b'not an image')
   (tmp_path / os.fsdecode(b'caf\xe9.png')).write_bytes(b'')
   source = sources.open_source(f'folder:{tmp_path}')
-  list(pipeline.eval_batches(source, batch_size=2, resize_px=8, crop_px=8))
+  stream.warn(pipeline.records_in_order(source, np.asarray), source)
   assert r'x\x1b[2J' in caplog.text and r'caf\udce9.png' in caplog.text
   assert not {'\x1b', '\x07', '\udce9'} & set(caplog.text)
   with pytest.raises(errors.UserError, match=r'records .* in a row') as error:

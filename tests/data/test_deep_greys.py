@@ -81,11 +81,9 @@ def test_the_range_reaches_training_evaluation_and_embed():
   batch = lambda **kw: next(pipeline.train_batches(
       [Greys()], weights=[1], seed=0, start_step=0, batch_size=4,
       group_images=4, crops=spec, masks=None, patch_px=8, **kw))['global']
-  evaluated = lambda **kw: next(pipeline.eval_batches(
-      Greys(), batch_size=4, resize_px=16, crop_px=16, **kw))['image']
-  prepared = lambda **kw: next(pipeline.prepared_rows(
+  prepared = lambda **kw: next(pipeline.records_in_order(
       Greys(), lambda image: np.asarray(image.decode()), **kw))['image']
-  for read in (batch, evaluated, prepared):
+  for read in (batch, prepared):
     assert read().max() < 18
     assert 100 < read(value_range=(0, 4095)).mean() < 150
 

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import io
 import multiprocessing
 import os
@@ -265,41 +266,23 @@ def test_a_reduced_jpeg_gives_nearly_the_same_crops():
     assert gap.mean() < 1.5 and gap.max() < 30
 
 
-def test_evaluation_reads_every_record_once_and_pads():
-  for count in (1, 3):
-    seen = []
-    for p in range(count):
-      for batch in pipeline.eval_batches(
-          Pictures(10), batch_size=6, resize_px=16, crop_px=12,
-          process_index=p, process_count=count):
-        assert batch['image'].shape == (6 // count, 12, 12, 3)
-        seen += batch['index'][batch['valid']].tolist()
-    assert sorted(seen) == list(range(10))
-
-
-def test_evaluation_is_the_same_from_workers():
-  one, two = (list(pipeline.eval_batches(
-      Pictures(10, {4}), batch_size=4, resize_px=16, crop_px=12,
-      num_workers=workers)) for workers in (0, 1))
-  assert len(one) == len(two) == 3
-  for a, b in zip(one, two, strict=True):
+def test_records_are_the_same_from_workers():
+  crop = functools.partial(crops.center_crop, resize_px=16, crop_px=12)
+  alone, workers = (list(pipeline.records_in_order(
+      Pictures(10, {4}), crop, indices=[9, 4, 0, 7], num_workers=count))
+      for count in (0, 1))
+  assert [row['index'] for row in alone] == [9, 4, 0, 7]
+  for a, b in zip(alone, workers, strict=True):
     assert_equal(a, b)
 
 
-def test_evaluation_leaves_out_what_it_cannot_read_and_says_so(caplog):
+def test_records_that_cannot_be_read_have_a_reason():
+  crop = functools.partial(crops.center_crop, resize_px=16, crop_px=12)
   for source in (Pictures(5, {2}), Failing(5, {2})):
-    caplog.clear()
-    batch, = pipeline.eval_batches(
-        source, batch_size=6, resize_px=16, crop_px=12)
-    assert batch['valid'].tolist() == [True, True, False, True, True, False]
-    assert batch['index'].tolist() == [0, 1, 2, 3, 4, -1]
-    assert 'pictures:: 2' in caplog.text
-
-
-def test_evaluation_batches_must_divide():
-  with pytest.raises(ValueError, match='set it to a multiple of 4'):
-    pipeline.eval_batches(Pictures(10), batch_size=6, resize_px=16,
-                          crop_px=12, process_count=4)
+    rows = list(pipeline.records_in_order(source, crop))
+    assert [bool(row['problem']) for row in rows] == [
+        False, False, True, False, False]
+    assert rows[2]['name'] and not rows[2]['image'].size
 
 
 def test_center_crop_rounds_as_torchvision():

@@ -3,7 +3,7 @@
 import numpy as np
 
 from dinojax.evals import knn
-from dinojax.features import stream as features
+from dinojax.features import pixels
 from dinojax.runs import pictures
 
 
@@ -79,7 +79,7 @@ def test_colours_run_from_dark_to_bright():
 def test_raw_pixels_are_what_the_network_sees():
   image = np.zeros((1, 8, 8, 3), np.uint8)
   image[:, :4] = 255
-  got = features.pixel_features(image, (0.5,) * 3, (0.25,) * 3, side=2)
+  got = pixels.flatten(image, (0.5,) * 3, (0.25,) * 3, side=2)
   small = got.reshape(2, 2, 3)
   np.testing.assert_allclose(small[0], 2)
   np.testing.assert_allclose(small[1], -2)

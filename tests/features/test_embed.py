@@ -17,16 +17,19 @@ import pytest
 import dinojax
 from dinojax.core import errors
 from dinojax.data import crops
+from dinojax.data import images as images_lib
 from dinojax.data import photos
 from dinojax.data import sources
+from dinojax.features import backbone as backbone_lib
 from dinojax.features import embedding
-from dinojax.features import extraction
-from dinojax.features import model as model_lib
-from dinojax.features import shards
+from dinojax.features import preprocessing
+from dinojax.features import store as store_lib
+from dinojax.features import stream
 from dinojax.features import tables
 from dinojax.interop import store
 from dinojax.models import vit
 from dinojax.parallel import mesh as mesh_lib
+from dinojax.parallel import processes
 from tests import forked
 from tests.interop import cases
 
@@ -67,9 +70,12 @@ def open_folder(folder):
 
 
 def extract(model, folder, out, choice=CROP, **kwargs):
-  kwargs = {'batch_size': 4, 'images_per_shard': 4} | kwargs
-  return extraction.extract(
-      model, open_folder(folder), str(out), choice, **kwargs)
+  kwargs = {'images_per_shard': 4} | kwargs
+  reading = stream.Reading(**{'batch_size': 4} | {
+      name: kwargs.pop(name) for name in list(kwargs)
+      if name in stream.Reading.__dataclass_fields__})
+  return embedding.embed(model, open_folder(folder), str(out), choice,
+                         reading=reading, **kwargs)
 
 
 def load(path):
@@ -79,13 +85,9 @@ def load(path):
 
 def watched(monkeypatch):
   """Shapes of the batches that are computed from now on."""
-  seen, make = [], embedding.program
-
-  def program(*args):
-    embed = make(*args)
-    return lambda images: seen.append(images.shape) or embed(images)
-
-  monkeypatch.setattr(embedding, 'program', program)
+  seen, put = [], processes.to_devices
+  monkeypatch.setattr(processes, 'to_devices', lambda rows, mesh: (
+      seen.append(rows.shape) or put(rows, mesh)))
   return seen
 
 
@@ -108,7 +110,7 @@ def test_a_table_equals_direct_calls(
   choice = embedding.Choice(features, layers, dtype, 32, 28)
   result = extract(model, folder, tmp_path / 'a.npz', choice)
   table = load(tmp_path / 'a.npz')
-  assert result == extraction.Result(len(SIZES), [])
+  assert result == embedding.Result(len(SIZES), [])
   source = open_folder(folder)
   assert table['names'].tolist() == [source[i].name for i in range(11)]
   assert table['labels'].tolist() == [-1] + [0] * 5 + [1] * 5
@@ -159,7 +161,7 @@ def test_patches_of_whole_images_follow_each_other(model, folder, tmp_path):
   assert ends[-1] == len(table['features'])
   grid, = table['grids'][table['names'] == 'b/03.png'].tolist()
   assert grid == [2, 2]
-  pixels = crops.whole(model_lib.images_lib.open_image(
+  pixels = crops.whole(images_lib.open_image(
       (folder / 'b' / '03.png').read_bytes()), short_px=30, patch_px=14)
   place = table['names'].tolist().index('b/03.png')
   np.testing.assert_allclose(
@@ -256,7 +258,7 @@ def test_a_half_written_shard_is_computed_again(model, folder, tmp_path):
 
 def test_rows_do_not_depend_on_batches_shards_and_devices(
     model, weights, folder, tmp_path):
-  many = model_lib.Model(store.load(str(weights)), mesh_lib.make())
+  many = backbone_lib.Backbone.of(store.load(str(weights)), mesh_lib.make())
   runs = [(model, CROP, {}), (many, CROP, {}),
           (model, CROP, {'batch_size': 3, 'num_threads': 7}),
           (model, WHOLE, {'images_per_shard': 11}),
@@ -323,7 +325,7 @@ def test_other_settings_are_refused_by_name(model, folder, tmp_path):
            choice=embedding.Choice(resize_px=32, crop_px=14),
            images_per_shard=5)
     refuse("model was 'tiny [0-9a-f]+' and is 'tiny [0-9a-f]+'",
-           model=model_lib.Model(cases.weights(CONFIG, seed=1)),
+           model=backbone_lib.Backbone.of(cases.weights(CONFIG, seed=1)),
            model_name='tiny')
 
   with pytest.raises(Killed):
@@ -357,7 +359,7 @@ def test_features_that_are_not_finite_are_an_error(folder, tmp_path):
   big.params['norm']['scale'] = big.params['norm']['scale'] * 1e6
   choice = embedding.Choice(resize_px=32, crop_px=28, dtype='float16')
   with pytest.raises(errors.UserError, match=r'10.png.*--dtype=float32'):
-    extract(model_lib.Model(big), folder, tmp_path / 'a.npz', choice)
+    extract(backbone_lib.Backbone.of(big), folder, tmp_path / 'a.npz', choice)
 
 
 def test_joining_holds_one_part_at_a_time(tmp_path):
@@ -382,36 +384,6 @@ def test_joining_holds_one_part_at_a_time(tmp_path):
   assert 'labels' not in load(tmp_path / 'a.npz')
 
 
-def test_images_that_wait_are_bounded():
-  rows = [{'image': np.zeros((1 + i % 9, 10, 1), np.uint8), 'place': i}
-          for i in range(200)]
-  held, most, seen = 0, 0, []
-
-  def counted():
-    nonlocal held, most
-    for row in rows:
-      held += row['image'].nbytes
-      most = max(most, held)
-      yield row
-
-  for batch in extraction.batches(counted(), 8, max_bytes=600):
-    held -= sum(row['image'].nbytes for row in batch)
-    assert len({row['image'].shape for row in batch}) == 1
-    assert len(batch) <= 8
-    seen += [row['place'] for row in batch]
-  assert sorted(seen) == list(range(200))
-  assert most <= 600 + 90
-
-
-def test_sizes_of_whole_images_are_few():
-  rng = np.random.default_rng(0)
-  sizes = {crops.whole_size(tuple(rng.integers(1, 3000, 2)), short_px=256,
-                            patch_px=16) for _ in range(20_000)}
-  assert len(sizes) <= 129
-  assert max(x * y for x, y in sizes) <= 256 * crops.max_patches(256, 16)
-  assert crops.whole_size((1000, 750), short_px=256, patch_px=14) == (336, 252)
-
-
 def test_pyarrow_is_named_when_it_is_missing(monkeypatch):
   monkeypatch.setattr(tables.importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(errors.UserError,
@@ -424,7 +396,7 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path):
   for out, text in ((tmp_path / 'file' / 'a.npz', 'cannot be written'),
                     ('gs://x/a.npz', 'not a local path')):
     with pytest.raises(errors.UserError, match=text):
-      shards.check_writable(str(out))
+      store_lib.check_writable(str(out))
 
 
 ENVIRONMENT = os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)}
@@ -458,17 +430,19 @@ def test_wrong_flags_end_in_sentences(weights, tmp_path):
     (dict(crop_px=280), 'set --resize_px=280 or more')])
 def test_crops_that_do_not_fit_are_refused(sizes, text):
   with pytest.raises(errors.UserError, match=text):
-    embedding.check(embedding.Choice(**sizes), CONFIG)
+    embedding.Choice(**sizes).check(CONFIG)
 
 
 def test_crops_much_larger_than_those_of_training_are_said():
-  assert embedding.enlarged(embedding.Choice(crop_px=56), CONFIG) == ''
-  said = embedding.enlarged(embedding.Choice(), CONFIG)
+  remarks = lambda config, **sizes: list(
+      preprocessing.Preprocessing(**sizes).remarks(config))
+  assert not remarks(CONFIG, crop_px=56)
+  said, = remarks(CONFIG)
   assert 'learned at 56' in said and '--crop_px=56 --resize_px=64' in said
-  assert not embedding.enlarged(embedding.Choice(crop_px=None), CONFIG)
+  assert not remarks(CONFIG, resize_px=252, crop_px=None)
   # RoPE is for every size: its image_px says nothing of training.
   rope = dataclasses.replace(CONFIG, position='rope')
-  assert not embedding.enlarged(embedding.Choice(), rope)
+  assert not remarks(rope)
 
 
 @pytest.mark.slow  # make test interrupts it in this process

@@ -12,25 +12,27 @@ import pytest
 from dinojax.core import errors
 from dinojax.data import sources
 from dinojax.features import embedding
-from dinojax.features import extraction
+from dinojax.features import stream
 from dinojax.features import tables
 from dinojax.models import vit
+from dinojax.parallel import mesh as mesh_lib
 
 CHOICE = embedding.Choice(resize_px=14, crop_px=14)
+
+
+def means(images, specs, pixels, reduce):
+  """Channel means and a third, as float32."""
+  del specs, pixels, reduce
+  return jnp.asarray(np.concatenate(
+      [np.asarray(images).mean((1, 2)), np.full((len(images), 1), 1 / 3)], 1),
+      jnp.float32)
+
+
 MODEL = types.SimpleNamespace(
     config=vit.ViTConfig(48, 2, 2, 14, image_px=28), mean=(0,), std=(1,),
-    value_range=(),
-    params={'w': np.zeros(3)}, mesh=types.SimpleNamespace(size=1))
-
-
-@pytest.fixture(autouse=True)
-def means_as_features(monkeypatch):
-  """Channel means and a third, as float32."""
-  def program(model, choice):
-    return lambda images: jnp.asarray(np.concatenate(
-        [images.mean((1, 2)), np.full((len(images), 1), 1 / 3)], 1),
-        choice.dtype)
-  monkeypatch.setattr(embedding, 'program', program)
+    value_range=(), params={'w': np.zeros(3)},
+    mesh=mesh_lib.make(devices=mesh_lib.one_device()),
+    run=means)
 
 
 @pytest.fixture
@@ -44,9 +46,11 @@ def folder(tmp_path):
 
 
 def extract(folder, out, **kwargs):
-  return extraction.extract(
+  progress = {name: kwargs.pop(name) for name in ('progress', 'say')
+              if name in kwargs}
+  return embedding.embed(
       MODEL, sources.open_source(str(folder)), str(out), CHOICE,
-      **{'batch_size': 2, 'images_per_shard': 2} | kwargs)
+      reading=stream.Reading(2, **kwargs), images_per_shard=2, **progress)
 
 
 def rows(path):
@@ -60,7 +64,7 @@ def test_csv_holds_what_npz_does(folder, tmp_path):
             os.fsencode(folder / 'zoo') + b'/caf\xe9.png')
   for end in ('npz', 'csv'):
     result = extract(folder, tmp_path / f'a.{end}')
-    assert result == extraction.Result(5, [['bee/bad.png', 'empty file']])
+    assert result == embedding.Result(5, [['bee/bad.png', 'empty file']])
   with np.load(tmp_path / 'a.npz') as file:
     npz = dict(file)
   head, *body = rows(tmp_path / 'a.csv')

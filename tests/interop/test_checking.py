@@ -14,6 +14,7 @@ from dinojax.interop import files
 from dinojax.interop import graphs
 from dinojax.interop import store
 from dinojax.interop import writing
+from dinojax.runs import conversions
 from tests import forked
 from tests.interop import cases
 
@@ -30,6 +31,11 @@ def write(folder, written, kind, **kwargs):
   writing.write(str(folder), written, kind, **kwargs)
 
 
+def check(folder, written, kind, **kwargs):
+  return checking.check(
+      str(folder), written, kind, conversions.features, **kwargs)
+
+
 def worst(said):
   return float(re.search(r'at most (\S+)', said)[1])
 
@@ -42,7 +48,7 @@ def worst(said):
 def test_a_good_file_passes_and_says_how_close_it_is(name, kind, tmp_path):
   written = cases.weights(cases.MODELS[name])
   write(tmp_path, written, kind)
-  said = checking.check(str(tmp_path), written, kind)
+  said = check(tmp_path, written, kind)
   assert said.startswith('checked: ') and 'of 2 images' in said
   assert worst(said) <= 1e-5
 
@@ -60,9 +66,9 @@ def test_a_wrong_file_does_not(kind, tmp_path):
     name = next(key for key in state if key.endswith('cls_token'))
     files.write_safetensors(path, state | {name: -state[name]})
   with pytest.raises(errors.UserError, match='is wrong'):
-    checking.check(str(tmp_path), written, kind)
+    check(tmp_path, written, kind)
   if kind != 'meta':
-    said = checking.check(str(tmp_path), written, kind, lossy=True)
+    said = check(tmp_path, written, kind, lossy=True)
     assert 'with parts left out' in said and worst(said) > 1e-2
 
 
@@ -78,14 +84,14 @@ def test_a_file_that_does_not_load_is_named(kind, tmp_path):
     del state[next(key for key in state if key.endswith('norm1.weight'))]
     files.write_safetensors(path, state)
   with pytest.raises(errors.UserError, match='does not run|does not hold'):
-    checking.check(str(tmp_path), written, kind)
+    check(tmp_path, written, kind)
 
 
 def test_a_runtime_that_is_missing_is_named(tmp_path, monkeypatch):
   written = cases.weights(cases.V2)
   writing.write(str(tmp_path), written, 'timm')
   monkeypatch.setitem(sys.modules, 'timm', None)
-  assert checking.check(str(tmp_path), written, 'timm') == (
+  assert check(tmp_path, written, 'timm') == (
       'not checked: timm would run it, and is not installed')
 
 
@@ -97,7 +103,7 @@ def test_a_runtime_that_does_not_import_is_named(tmp_path, monkeypatch):
   (tmp_path / 'timm.py').write_text(f'raise RuntimeError("{said}\\nmore")')
   monkeypatch.delitem(sys.modules, 'timm', raising=False)
   monkeypatch.syspath_prepend(tmp_path)
-  assert checking.check(str(tmp_path), written, 'timm') == (
+  assert check(tmp_path, written, 'timm') == (
       'not checked: timm would run it, and cannot be imported here '
       f'(RuntimeError: {said})')
 

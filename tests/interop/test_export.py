@@ -9,7 +9,7 @@ import pytest
 
 from bench import peers
 from dinojax.core import errors
-from dinojax.features import model as model_lib
+from dinojax.features import backbone as backbone_lib
 from dinojax.interop import files
 from dinojax.interop import reading
 from dinojax.interop import timm
@@ -44,7 +44,7 @@ def test_transformers_opens_the_folder(name, tmp_path):
       tmp_path, local_files_only=True, output_loading_info=True)
   assert not report['missing_keys'] and not report['unexpected_keys']
   theirs.eval()
-  ours = model_lib.Model(written)
+  ours = backbone_lib.Backbone.of(written)
   for sides in ((4, 4), (3, 5)):
     x = cases.images(config, sides)
     kwargs = {'interpolate_pos_encoding': True} if name == 'v2' else {}
@@ -67,7 +67,7 @@ def test_a_block_of_transformers_gives_ours(name, tmp_path):
   x = cases.images(config, (4, 4))
   with torch.no_grad():
     want = theirs(nchw(x), output_hidden_states=True).hidden_states[1].numpy()
-  first = model_lib.Model(written).intermediate(x, [0], norm=False)[0]
+  first = backbone_lib.Backbone.of(written).intermediate(x, [0], norm=False)[0]
   np.testing.assert_allclose(tokens(first), want, rtol=1e-5, atol=1e-5)
 
 
@@ -86,7 +86,7 @@ def test_timm_loads_the_state_dict(name, tmp_path):
   x = cases.images(config, (4, 4))
   with torch.no_grad():
     want = theirs.forward_features(nchw(x)).numpy()
-  got = model_lib.Model(written)(x)
+  got = backbone_lib.Backbone.of(written)(x)
   if isinstance(config, vit.ViTConfig):
     np.testing.assert_allclose(tokens(got), want, rtol=1e-4, atol=1e-4)
   else:
@@ -102,11 +102,11 @@ def test_features_survive_the_trip(name, kind, tmp_path):
   written = cases.weights(config)
   writing.write(str(tmp_path), written, kind)
   path = tmp_path if kind == 'hf' else tmp_path / 'model.safetensors'
-  again = model_lib.Model(reading.read(
+  again = backbone_lib.Backbone.of(reading.read(
       str(path), num_heads=getattr(config, 'num_heads', None)))
   x = cases.images(config, (4, 4))
   np.testing.assert_allclose(
-      tokens(again(x)), tokens(model_lib.Model(written)(x)), atol=1e-6)
+      tokens(again(x)), tokens(backbone_lib.Backbone.of(written)(x)), atol=1e-6)
 
 
 @pytest.mark.parametrize('name', cases.MODELS)

@@ -11,7 +11,7 @@ import pytest
 from safetensors import numpy as safetensors_numpy
 
 from dinojax.core import errors
-from dinojax.features import model as model_lib
+from dinojax.features import backbone as backbone_lib
 from dinojax.interop import graphs
 from dinojax.interop import writing
 from tests.interop import cases
@@ -48,7 +48,7 @@ def test_programs_give_our_features_of_any_batch(name, kind, tmp_path):
   config = cases.MODELS[name]
   written = cases.weights(config)
   writing.write(str(tmp_path), written, kind, image_px=side(config))
-  ours = model_lib.Model(written)
+  ours = backbone_lib.Backbone.of(written)
   for count in (1, 3):
     images = cases.images(config, (4, 4), count)
     want, got = ours(images), RUN[kind](tmp_path, images)
@@ -66,7 +66,8 @@ def test_learned_positions_are_resampled_to_the_size_asked_for(
       cases.V2, interpolate_offset=0.1, num_registers=1))
   writing.write(str(tmp_path), written, kind, image_px=84)
   images = cases.images(cases.V2, (6, 6))
-  want, got = model_lib.Model(written)(images), RUN[kind](tmp_path, images)
+  want = backbone_lib.Backbone.of(written)(images)
+  got = RUN[kind](tmp_path, images)
   np.testing.assert_allclose(
       got['patches'], want.patches, rtol=1e-4, atol=1e-4)
 
@@ -130,7 +131,7 @@ def test_arithmetic_is_float32_whatever_the_model_was_trained_in(tmp_path):
   writing.write(
       str(tmp_path), cases.weights(config), 'stablehlo', image_px=64)
   images = cases.images(cases.V3, (4, 4))
-  want = model_lib.Model(cases.weights(cases.V3))(images)
+  want = backbone_lib.Backbone.of(cases.weights(cases.V3))(images)
   got = run_stablehlo(tmp_path, images)
   np.testing.assert_allclose(got['cls'], want.cls, rtol=1e-4, atol=1e-4)
 

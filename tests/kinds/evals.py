@@ -8,8 +8,8 @@ from dinojax.evals import depth
 from dinojax.evals import knn
 from dinojax.evals import linear
 from dinojax.evals import segmentation
-from dinojax.features import embedding
-from dinojax.features import stream as features
+from dinojax.features import pixels
+from dinojax.features import spec
 from dinojax.kernels import resample
 from dinojax.metrics import classification as metrics
 from dinojax.metrics import depth as depth_errors
@@ -98,7 +98,7 @@ def linear_probe_features(case):
       continue
     name = key.removesuffix('/weight')  # 'n4_avgpool1'
     count, average = name.removeprefix('n').split('_avgpool')
-    out[name] = embedding.probe_input(layers, int(count), average == '1')
+    out[name] = spec.probe_input(layers, int(count), average == '1')
     out[f'{name}_logits'] = linear.logits(
         out[name], x[key].T, x[f'{name}/bias'])
   for version in ('v2', 'v3'):
@@ -165,7 +165,7 @@ def segmentation_inference(case):
           'make_inference_slide_flip', mirrored=True),
       'linear_head_eval': nchw(logits),
       'linear_head_predict': nchw(resample.resize_linear(logits, size)),
-      'multiscale': features.multi_scale(
+      'multiscale': pixels.multi_scale(
           jax.jit(lambda image: quarters(convolve(image, 1))), x)}
 
 

@@ -15,7 +15,7 @@ PACKAGE = pathlib.Path(__file__).parents[2] / 'dinojax'
 # What no later start reads, or what cannot be written aside: a log that is
 # appended to, locks, members of archives, one-off outputs.
 MAY_WRITE = {
-    'core/atomic.py', 'core/log.py', 'core/output.py', 'features/shards.py',
+    'core/atomic.py', 'core/log.py', 'core/output.py', 'features/store.py',
     'features/tables.py', 'interop/files.py', 'runs/catalog.py',
     'parallel/holder.py'}
 

@@ -177,7 +177,7 @@ def test_a_finished_run_leaves_its_results(finished):
 def check_what_was_trained(workdir):
   """The EMA teacher is a model, and goes where weights go."""
   import dinojax
-  from dinojax.features import model as model_lib
+  from dinojax.features import backbone as backbone_lib
   from dinojax.interop import reading
   from dinojax.interop import writing
   from dinojax.runs import weights as weights_lib
@@ -195,7 +195,7 @@ def check_what_was_trained(workdir):
   again = reading.read(str(workdir / 'meta' / 'backbone.safetensors'),
                        num_heads=weights.config.num_heads)
   np.testing.assert_allclose(
-      model_lib.Model(again)(images).cls, want.cls, atol=1e-5)
+      backbone_lib.Backbone.of(again)(images).cls, want.cls, atol=1e-5)
 
 
 def test_board_and_profile_are_written(finished):

@@ -18,7 +18,7 @@ from dinojax.core import atomic
 from dinojax.core import errors
 from dinojax.core import tree
 from dinojax.engine import loop
-from dinojax.features import model as model_lib
+from dinojax.features import backbone as backbone_lib
 from dinojax.interop import files
 from dinojax.interop import store
 from dinojax.runs import job
@@ -117,9 +117,9 @@ def test_a_model_says_what_it_is(model, folder):
 
 
 @pytest.mark.parametrize('function', [
-    dinojax.load, dinojax._train, model_lib.Model.preprocess,
-    model_lib.Model.__call__, model_lib.Model.intermediate,
-    model_lib.Model.attention_maps])
+    dinojax.load, dinojax._train, backbone_lib.Backbone.preprocess,
+    backbone_lib.Backbone.__call__, backbone_lib.Backbone.intermediate,
+    backbone_lib.Backbone.attention_maps])
 def test_every_argument_is_explained(function):
   for name in set(inspect.signature(function).parameters) - {'self'}:
     assert f'{name}: ' in function.__doc__, name
@@ -151,7 +151,7 @@ def test_a_result_is_three_lines():
 
 
 def test_a_second_checkpoint_of_a_model_compiles_nothing():
-  first, second = (model_lib.Model(cases.weights(cases.V3, seed=seed))
+  first, second = (backbone_lib.Backbone.of(cases.weights(cases.V3, seed=seed))
                    for seed in (0, 1))
   images = cases.images(cases.V3, (4, 4))
   want = first(images)
@@ -183,7 +183,7 @@ def test_greys_are_read_as_in_training(tmp_path):
     images[name] = model.preprocess(path)
   np.testing.assert_allclose(images['deep'], images['plain'], atol=0.05)
   other = dataclasses.replace(weights, value_range=())
-  black = model_lib.Model(other).preprocess(tmp_path / 'deep.png')
+  black = backbone_lib.Backbone.of(other).preprocess(tmp_path / 'deep.png')
   assert black.max() < images['deep'].max() - 1
 
 

@@ -7,7 +7,9 @@ and its number alone.
 
 from collections.abc import Callable, Sequence
 import contextlib
+import dataclasses
 import fcntl
+import hashlib
 import json
 import os
 import pathlib
@@ -15,12 +17,51 @@ import shutil
 import tempfile
 import zipfile
 
+import jax
+import numpy as np
+
 from dinojax.core import errors
 from dinojax.core import paths
+from dinojax.core import tree
+from dinojax.data import identity
+from dinojax.data import record as record_lib
+from dinojax.features import backbone as backbone_lib
 from dinojax.features import tables
 
 _NOTE = 'settings.json'
 DATA = 'data'  # the setting that is a digest of names and sizes
+# Fields of a backbone that change its speed, not its features.
+_FREE_FIELDS = ('attention', 'packing', 'remat')
+
+
+def key(model: backbone_lib.Backbone, source: record_lib.Source, *,
+        name: str = '') -> dict:
+  """Settings that say of which weights and of which images a result is.
+
+  Args:
+    model: the backbone.
+    source: records.
+    name: a name of the weights, kept beside their digest.
+  """
+  return {'model': f'{name} {digest(model.config, model.params)}',
+          'source': source.spec, 'images': len(source),
+          DATA: identity.digest(identity.lines(source, sizes=True)),
+          'mean': list(model.mean), 'std': list(model.std)}
+
+
+def digest(config, params: tree.Tree) -> str:
+  """Digest of the configuration and about a thousand values of every tensor.
+
+  Training moves every value, so a few of them tell two models apart.
+  """
+  fields = {key: value for key, value in dataclasses.asdict(config).items()
+            if key not in _FREE_FIELDS}
+  out = hashlib.sha256(repr(sorted(fields.items())).encode())
+  for name, value in tree.items(params):
+    flat = np.asarray(jax.device_get(value)).reshape(-1)
+    out.update(f'{name} {value.shape}'.encode())
+    out.update(flat[::max(flat.size // 1000, 1)].tobytes())
+  return out.hexdigest()[:16]
 
 
 def check_writable(out: str):
@@ -43,7 +84,7 @@ def check_writable(out: str):
         'a folder of yours') from error
 
 
-class Shards:
+class Store:
   """The shards of one result.
 
   Attributes:
@@ -127,7 +168,7 @@ class Shards:
       yield
 
   def path(self, number: int) -> pathlib.Path:
-    """Of one shard."""
+    """The file of one shard."""
     return self.folder / f'shard-{number:05d}-of-{self.count:05d}.npz'
 
   def rows(self, number: int) -> range:

@@ -1,0 +1,142 @@
+"""What is read of a backbone, as a value, and the pass that computes it."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from dinojax.core import errors
+
+Array = jax.Array
+Outputs = dict[str, Array]
+TOKENS = ('cls', 'mean', 'registers', 'patches', 'map')
+ATTENTION = ('keys', 'attention')
+PLACES = ('normed', 'raw', 'before')
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureSpec:
+  """Features of some layers of a backbone, blocks of a ViT or stages.
+
+  Attributes:
+    outputs: any of 'cls' [b, d], 'mean' of the patches [b, d], 'registers'
+      [b, n, d], 'patches' [b, p, d], 'map' [b, y, x, d], the patches on their
+      grid; of a ViT also 'keys' [b, n, d] of the layer's attention, heads one
+      after the other, before RoPE turns them, and 'attention' [b, h, n, n].
+    layers: how many of the last, or which, counted from 0.
+    place: 'normed': after the layer and the final norm; 'raw': after it
+      without the norm; 'before': what enters it, without the norm. Keys and
+      attention are within.
+  """
+
+  outputs: tuple[str, ...] = ('cls',)
+  layers: int | tuple[int, ...] = 1
+  place: str = 'normed'
+
+  def indices(self, depth: int) -> tuple[int, ...]:
+    """The layers that are read, in the order of their depth."""
+    if isinstance(self.layers, int):
+      return tuple(range(depth - self.layers, depth))
+    return tuple(sorted(self.layers))
+
+  def check(self, config: Any):
+    """Refuses what a backbone does not have.
+
+    Raises:
+      UserError: no such output, place or layer.
+    """
+    known = TOKENS + ATTENTION
+    for name in self.outputs:
+      if name not in known:
+        raise errors.UserError(
+            f'{name!r} is no output of a backbone: give some of '
+            f'{", ".join(known)}')
+      if name in ATTENTION and not config.has_attention:
+        raise errors.UserError('a ConvNeXt has no attention')
+    if self.place not in PLACES:
+      raise errors.UserError(
+          f'place={self.place!r} is not known: give one of '
+          f'{", ".join(PLACES)}')
+    depth, indices = config.depth, self.indices(config.depth)
+    if not indices or min(indices) < 0 or max(indices) >= depth:
+      raise errors.UserError(
+          f'layers={self.layers} are not in this model of {depth}: give a '
+          f'number up to {depth}, or indices from 0 to {depth - 1}')
+    if self.place == 'before' and not (config.has_attention or min(indices)):
+      raise errors.UserError(
+          'images enter the first stage of a ConvNeXt, and no features: give '
+          f'layers from 1 to {depth - 1}')
+
+  def widths(self, config: Any) -> tuple[int, ...]:
+    """Width d of each layer that is read, in order."""
+    before = self.place == 'before' and not config.has_attention
+    return tuple(config.layer_dims[i - before]
+                 for i in self.indices(config.depth))
+
+
+def compute(net: nnx.Module, images: Array,
+            specs: Mapping[str, FeatureSpec]) -> dict[str, list[Outputs]]:
+  """Features of images for several specs, in one pass of the backbone.
+
+  Args:
+    net: the backbone, as a call of network.Functional.apply gets it.
+    images: [b, y, x, c] normalised.
+    specs: what is read, by name; see FeatureSpec.check.
+
+  Returns:
+    By name, for every layer in the order of its depth, arrays by output.
+  """
+  depth, wanted = net.config.depth, []
+  for spec in specs.values():
+    kinds = [name for name in spec.outputs if name in ATTENTION]
+    if any(name in TOKENS for name in spec.outputs):
+      kinds.append(spec.place)
+    wanted += [(kind, i) for i in spec.indices(depth) for kind in kinds]
+  wanted = list(dict.fromkeys(wanted))
+  found = dict(zip(wanted, net.read(images, wanted), strict=True))
+  return {
+      name: [_outputs(net.config, found, images.shape[1:3], spec, i)
+             for i in spec.indices(depth)]
+      for name, spec in specs.items()}
+
+
+def _outputs(config: Any, found: dict, image_px: tuple[int, int],
+             spec: FeatureSpec, layer: int) -> Outputs:
+  """The outputs of one layer, of all that was computed."""
+  out = {}
+  for name in spec.outputs:
+    if name in ATTENTION:
+      out[name] = found[name, layer]
+      continue
+    features = found[spec.place, layer]
+    if name == 'mean':
+      out[name] = features['patches'].mean(axis=1)
+    elif name == 'map':
+      before = spec.place == 'before' and not config.has_attention
+      grid = config.layer_grid(image_px, layer - before)
+      patches = features['patches']
+      out[name] = patches.reshape(patches.shape[0], *grid, patches.shape[-1])
+    else:
+      out[name] = features[name]
+  return out
+
+
+def probe_input(layers: Sequence[Outputs], num_layers: int,
+                average_patches: bool) -> Array:
+  """[b, n·d (+ d)] features of a linear probe, float32.
+
+  Args:
+    layers: outputs of the last blocks, oldest first: cls [b, d], and mean
+      [b, d] or patches [b, p, d].
+    num_layers: how many of the last are joined, n.
+    average_patches: whether the mean patch of the last block is appended.
+  """
+  columns = [layer['cls'] for layer in layers[-num_layers:]]
+  if average_patches:
+    last = layers[-1]
+    columns.append(last['mean'] if 'mean' in last
+                   else last['patches'].mean(axis=1))
+  return jnp.concatenate(columns, axis=-1).astype(jnp.float32)
