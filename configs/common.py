@@ -10,11 +10,8 @@ import typing
 
 from ml_collections import config_dict
 
-from dinojax.augment import photometric
 from dinojax.core import config as config_lib
 from dinojax.core import errors
-from dinojax.data import crops
-from dinojax.data import masking
 from dinojax.models import convnext
 from dinojax.models import vit
 from dinojax.train import sections
@@ -52,22 +49,35 @@ def section(cls, **values) -> dict:
   """The keys of a settings dataclass: its defaults, then `values`.
 
   A duration appears with all three units, so that a command line may set
-  another one than the file did.
+  another one than the file did. A section inside it is one of the defaults;
+  of several families it is the first.
   """
-  out = {}
-  for field in dataclasses.fields(cls):
-    default = field.default
-    if isinstance(default, sections.Duration) or 'Duration' in str(field.type):
-      out |= duration(field.name, default)
-    elif default is not dataclasses.MISSING and not (
-        dataclasses.is_dataclass(default)):
-      out[field.name] = _placeholder(default, field.type)
+  out = _defaults(cls)
   for name, value in values.items():
     base, _, unit = name.rpartition('_')
     if unit in ('steps', 'epochs', 'images') and f'{base}_steps' in out:
       out |= {f'{base}_{u}': config_dict.placeholder(float)
               for u in ('steps', 'epochs', 'images')}
     out[name] = value
+  return out
+
+
+def _defaults(cls, whole=None) -> dict:
+  """The keys of a dataclass: of its defaults, or of an instance of it."""
+  out, hints = {}, typing.get_type_hints(cls, include_extras=True)
+  for field in dataclasses.fields(cls):
+    default, hint = field.default, hints[field.name]
+    if whole is not None:
+      default = getattr(whole, field.name)
+    families = config_lib.families_of(hint)
+    if config_lib.is_duration(hint):
+      out |= duration(field.name, default)
+    elif families:
+      out[field.name] = _defaults(
+          families[0],
+          default if isinstance(default, families[0]) else None)
+    elif default is not dataclasses.MISSING:
+      out[field.name] = _placeholder(default, field.type)
   return out
 
 
@@ -105,37 +115,13 @@ def _without_range(kind):
 
 def base() -> config_dict.ConfigDict:
   """Every section with its defaults."""
-  c = config_dict.ConfigDict()
-  c.seed = 0
-  c.data = section(sections.Data, train='patterns:train')
-  c.model = section(vit.ViTConfig, embed_dim=384, depth=12, num_heads=6,
-                    patch_px=14)
-  c.model.dtype = 'auto'
-  c.model.packing = 'auto'
-  c.model.attention = 'auto'
-  c.crops = section(crops.Crops)
-  c.masks = section(masking.Masks)
-  c.augment = section(photometric.Photometric)
-  c.dino = section(sections.Dino)
-  c.ibot = section(sections.Ibot)
-  c.koleo = section(sections.Koleo)
-  c.gram = section(sections.Gram)
-  c.teacher = section(sections.Teacher)
-  c.init = section(sections.Init)
-  c.distillation = section(sections.Distillation)
-  c.distillation.dino = section(sections.HeadSizes)
-  c.distillation.ibot = section(sections.HeadSizes)
-  c.optimizer = section(sections.Optimizer)
-  c.schedules = section(sections.Schedules)
+  c = config_dict.ConfigDict(section(sections.Settings))
+  c.data.train = 'patterns:train'
+  c.model.update(embed_dim=384, depth=12, num_heads=6, patch_px=14,
+                 dtype='auto', packing='auto', attention='auto')
+  c.train.batch_size = 64
   for name in ('lr', 'weight_decay', 'momentum', 'teacher_temperature'):
     c.schedules[name] = curve(0.0, 0.0, 0.0)
-  c.schedules.dino_local_weight = curve(1.0, 1.0, 1.0)
-  c.schedules.gram_weight = curve(1.0, 1.0, 1.0)
-  c.train = section(sections.Train, batch_size=64)
-  c.mesh = section(sections.Mesh)
-  c.checkpoint = section(sections.Checkpoint)
-  c.log = section(sections.Log)
-  c.knn = section(sections.Knn)
   return c
 
 

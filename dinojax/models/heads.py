@@ -31,6 +31,13 @@ class HeadConfig:
   weight_norm: bool = False  # DINOv2: prototypes of learned norm g
   mlp_bias: bool = True
 
+  def flops(self, width: int, tokens: int) -> float:
+    """FLOPs of a forward pass on [tokens, width]; m·k·n counts twice."""
+    sizes = [width, *[self.hidden_dim] * (self.num_layers - 1),
+             self.bottleneck_dim, self.num_prototypes]
+    return sum(2.0 * tokens * a * b
+               for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+
 
 class Prototypes(nnx.Module):
   """Logits of unit vectors against prototypes; float32 out.

@@ -93,7 +93,7 @@ def _sizes(config: Any, devices: int) -> list[int]:
   """Images a device that the config's groups allow, ascending."""
   settings = settings_lib.read(config)
   unit = settings.train.group_images * settings.train.num_micro_batches
-  spread = settings.koleo.group_images if settings.koleo.loss_weight else 1
+  spread = settings.images_together
   micro = settings.train.num_micro_batches
   return [
       n for n in range(unit, unit * _MOST_GROUPS + 1, unit)

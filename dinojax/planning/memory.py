@@ -1,6 +1,6 @@
 """Memory of a training step, before it is compiled, and what would fit."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 import dataclasses
 import math
 
@@ -153,9 +153,7 @@ def fitting_parts(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
 def _numbers_of_parts(s: settings_lib.Settings,
                       num_devices: int) -> Iterator[int]:
   """More micro-batches than now that batch and groups allow, doubling."""
-  unit = math.lcm(s.train.group_images, *(
-      own.koleo.group_images for own in s.each.values()
-      if own.koleo.loss_weight))
+  unit = math.lcm(s.train.group_images, s.images_together)
   rows = s.train.batch_size // num_devices
   least = 2 * s.train.num_micro_batches
   for parts in range(least, min(rows, _MOST_MICRO_BATCHES) + 1):
@@ -187,11 +185,7 @@ def fitting_batch(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
 
 def batch_unit(s: settings_lib.Settings, num_devices: int) -> int:
   """What a batch has to be a multiple of."""
-  spread: Iterable[int] = (
-      own.koleo.group_images for own in s.each.values()
-      if own.koleo.loss_weight)
-  micro = s.train.num_micro_batches
-  groups = s.train.group_images * num_devices * micro
+  together, micro = s.images_together, s.train.num_micro_batches
   if micro > 1:
-    return math.lcm(groups, *(x * num_devices * micro for x in spread))
-  return math.lcm(groups, *spread)
+    together *= num_devices * micro
+  return math.lcm(s.train.group_images * num_devices * micro, together)

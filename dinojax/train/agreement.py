@@ -17,7 +17,8 @@ def check(s: Settings, problems: Errors):
   _check_sizes(s, problems)
   _check_batch(s, problems)
   _check_ranges(s, problems)
-  _check_gram(s, problems)
+  for text in s.gram.mistakes(s):
+    problems.add(text)
   _check_distillation(s, problems)
   for name in s.students:
     problems.check(
@@ -153,67 +154,22 @@ def _check_ranges(s: Settings, problems: Errors):
 
 
 def _check_losses(s: Settings, problems: Errors):
+  """What each term of a student's loss needs, and that there is one."""
+  terms = [getattr(s, name) for name in s.terms() if name in s.own_sections()]
+  enough = [f'{x.NAME}.loss_weight' for x in terms if x.SUFFICES]
   problems.check(
-      s.dino.loss_weight > 0 or s.ibot.loss_weight > 0,
-      'dino.loss_weight and ibot.loss_weight are both 0: nothing to learn')
-  if s.ibot.loss_weight and not s.ibot.separate_head:
-    problems.check(
-        s.dino.loss_weight > 0,
-        'ibot.separate_head=False shares the head of dino, but '
-        'dino.loss_weight is 0: set ibot.separate_head=True')
+      any(x.is_on and x.SUFFICES for x in terms),
+      f'{" and ".join(enough)} are {"both" if len(enough) == 2 else "all"} 0: '
+      'nothing to learn')
+  for term in terms:
+    for text in term.mistakes(s):
+      problems.add(text)
   extra = s.schedules.trunc_extra
   problems.check(
       not extra or (s.schedules.style == 'v2' and extra > 0),
       f'schedules.trunc_extra={extra} stretches the cosines of '
       f'schedules.style=v2, and this is {s.schedules.style}: set it to 0, or '
       'give curves a cosine of their own (schedules.lr.cosine_epochs)')
-  batch = round(s.train.batch_size * s.train.share)
-  if s.koleo.loss_weight:
-    group = s.koleo.group_images
-    problems.check(
-        group >= 2, f'koleo.group_images={group}: an image needs a neighbour; '
-        'set it, or train.batch_size where it follows that, to 2 or more, or '
-        'koleo.loss_weight to 0')
-    problems.check(
-        group < 1 or batch % group == 0,
-        f'{batch} images a step (train.batch_size × train.share) are not '
-        f'divisible by koleo.group_images={group}')
-    problems.check(
-        s.koleo.topk < group,
-        f'koleo.topk={s.koleo.topk} needs more neighbours than '
-        f'koleo.group_images={group} has')
-
-
-def _check_gram(s: Settings, problems: Errors):
-  gram = s.gram
-  problems.check(
-      not (gram.remove_negative and gram.remove_only_teacher_negative),
-      'gram.remove_negative and gram.remove_only_teacher_negative exclude '
-      'each other: set one to False')
-  problems.check(
-      gram.tokens == 'all' or not gram.per_image,
-      f'gram.tokens={gram.tokens!r} compares tokens of several images: set '
-      'gram.per_image=False, or gram.tokens=all')
-  begins = gram.source or gram.start.value or s.init.source
-  problems.check(
-      not gram.has_backbone or bool(begins),
-      f'gram.loss_weight={gram.loss_weight}: the Gram teacher has no weights '
-      'to start from: set gram.source to a run or weights, gram.start_steps to '
-      'the step whose EMA it is, or init.source; or gram.teacher=ema')
-  problems.check(
-      s.ibot.loss_weight > 0 or (
-          gram.tokens == 'all' and not gram.log_masked),
-      f'gram.tokens={gram.tokens} and gram.log_masked={gram.log_masked} need '
-      'the masks of iBOT, but ibot.loss_weight is 0: set gram.tokens=all and '
-      'gram.log_masked=False')
-  problems.check(
-      gram.teacher == 'frozen' or gram.source is None,
-      f'gram.source={gram.source} is for a teacher of its own, but '
-      'gram.teacher is ema: set gram.teacher=frozen, or leave it unset')
-  problems.check(
-      gram.teacher == 'frozen' or gram.refresh_every is None,
-      'gram.refresh_every renews a teacher of its own, but gram.teacher is '
-      'ema: leave it unset')
 
 
 def _check_family(s: Settings, problems: Errors):

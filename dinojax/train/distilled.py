@@ -8,6 +8,7 @@ from dinojax.models import network
 from dinojax.models import zoo
 from dinojax.train import sections
 from dinojax.train import settings as settings_lib
+from dinojax.train.objectives import prototypes
 
 _HEADS = ('dino', 'ibot')
 
@@ -54,7 +55,7 @@ def fitted(config: network.NetworkConfig, s: settings_lib.Settings
       crops_token_px=s.model.token_px)
 
 
-def _check_head(name: str, section: sections.Head,
+def _check_head(name: str, section: prototypes.PrototypeLoss,
                 head: heads.HeadConfig | None, d: sections.Distillation):
   if head is None:
     raise errors.UserError(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
+import math
 from typing import Annotated, Literal
 
 from dinojax.augment import photometric
@@ -10,17 +11,18 @@ from dinojax.core import fields
 from dinojax.data import crops
 from dinojax.data import masking
 from dinojax.models import convnext
-from dinojax.models import heads
 from dinojax.models import vit
+from dinojax.train.objectives import dino
+from dinojax.train.objectives import gram as gram_lib
+from dinojax.train.objectives import ibot
+from dinojax.train.objectives import koleo
+from dinojax.train.objectives import objective
 
 Duration = config_lib.Duration
 free = config_lib.free
 
 # The name of a student that is alone.
 ALONE = 'student'
-# The sections that one of several students has of its own.
-OWN = ('model', 'dino', 'ibot', 'koleo', 'optimizer', 'schedules', 'train',
-       'init')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,87 +54,6 @@ class Data:
     if isinstance(self.train, str):
       return ((self.train, 1.0),)
     return self.train
-
-
-@dataclasses.dataclass(frozen=True)
-class Head:
-  """A loss on prototypes and the head it reads."""
-
-  loss_weight: fields.NonNegative = 1.0  # Weight in the sum of losses; 0: off.
-  num_prototypes: fields.Positive = 65536  # Prototypes, K.
-  hidden_dim: fields.Positive = 2048  # Width of the head's hidden layers.
-  bottleneck_dim: fields.Positive = 256  # Width before the prototypes.
-  num_layers: fields.Positive = 3  # Layers of the head's MLP.
-  weight_norm: bool = False  # Learned norms of prototypes, as DINOv2 has them.
-  student_temperature: fields.Above0 = 0.1  # Divisor of the student's logits.
-
-  @property
-  def head(self) -> heads.HeadConfig:
-    """The sizes of the head."""
-    names = {f.name for f in dataclasses.fields(heads.HeadConfig)}
-    values = {f.name: getattr(self, f.name)
-              for f in dataclasses.fields(self) if f.name in names}
-    return heads.HeadConfig(**values)
-
-
-@dataclasses.dataclass(frozen=True)
-class Dino(Head):
-  """Cross-entropy of CLS tokens between crops."""
-
-  ignore_diagonal: bool = True  # A global crop is not compared with itself.
-
-
-@dataclasses.dataclass(frozen=True)
-class Ibot(Head):
-  """Cross-entropy of masked patches."""
-
-  separate_head: bool = True  # A head of its own; False: that of dino.
-
-
-@dataclasses.dataclass(frozen=True)
-class Koleo:
-  """Spread of the CLS features; groups may span devices."""
-
-  loss_weight: fields.NonNegative = 0.1  # Weight in the sum of losses; 0: off.
-  # Images among which a neighbour is looked for; None: train.group_images.
-  group_images: fields.Positive | None = None
-  topk: fields.Positive = 1  # Nearest neighbours that repel an image.
-
-
-@dataclasses.dataclass(frozen=True)
-class Gram:
-  """Patch similarities are held to those of a teacher; 0: they are not.
-
-  The teacher is a backbone of its own ('frozen'), which sees the global crops
-  undistorted at crops.gram_px pixels, or the EMA teacher itself ('ema'). Its
-  own backbone comes from `source`, or is the EMA teacher of step `start`, and
-  may be renewed from the EMA teacher at times. Nothing of it runs before.
-  """
-
-  # Weight in the sum of losses, times schedules.gram_weight; 0: off.
-  loss_weight: fields.NonNegative = 0.0
-  # The Gram teacher: a frozen backbone, or the EMA teacher itself.
-  teacher: Literal['frozen', 'ema'] = 'frozen'
-  source: str | None = None  # Weights of the frozen teacher, as init.source.
-  start: Duration = Duration(0, 'steps')  # When anchoring begins.
-  normalize: bool = True  # Compares cosines, not dot products.
-  per_image: bool = True  # Compares patches of one image, not of the batch.
-  remove_negative: bool = False  # Negative similarities count as 0.
-  # Negative similarities of the teacher count as 0 in both.
-  remove_only_teacher_negative: bool = False
-  # Patches that are compared.
-  tokens: Literal['all', 'masked', 'unmasked'] = 'all'
-  antialias: bool = False  # Smooths the teacher's map when it is reduced.
-  log_masked: bool = False  # Also logs the loss of hidden and of seen patches.
-  # Time between two renewals of the frozen teacher from the EMA; None: never.
-  refresh_every: Duration | None = None
-  refresh_start: Duration = Duration(0, 'steps')  # When renewals may begin.
-  max_refreshes: fields.Natural | None = None  # Renewals; None: no limit.
-
-  @property
-  def has_backbone(self) -> bool:
-    """Whether a backbone of its own is part of the state."""
-    return self.loss_weight > 0 and self.teacher == 'frozen'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -324,16 +245,16 @@ class Knn:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """A whole config."""
+  """A whole config; a section that is an `Objective` is a term of the loss."""
 
   model: vit.ViTConfig | convnext.ConvNeXtConfig  # Backbone that is trained.
   data: Data  # Where images come from.
   crops: crops.Crops  # Crops that are cut out of an image.
   masks: masking.Masks  # Patches that the student does not see.
   augment: photometric.Photometric  # Changes of colour and sharpness.
-  dino: Dino  # Loss of CLS tokens between crops, and its head.
-  ibot: Ibot  # Loss of masked patches, and its head.
-  koleo: Koleo  # Loss that spreads CLS features.
+  dino: dino.Dino  # Loss of CLS tokens between crops, and its head.
+  ibot: ibot.Ibot  # Loss of masked patches, and its head.
+  koleo: koleo.Koleo  # Loss that spreads CLS features.
   teacher: Teacher  # How the teacher's logits become targets.
   optimizer: Optimizer  # AdamW and its factors by layer.
   schedules: Schedules  # Values that change over training.
@@ -343,7 +264,7 @@ class Settings:
   checkpoint: Checkpoint = free(Checkpoint())
   log: Log = free(Log())  # When a row of metrics is written.
   knn: Knn = free(Knn())  # How k-NN is measured.
-  gram: Gram = Gram()  # Loss that anchors patch features.
+  gram: gram_lib.Gram = gram_lib.Gram()  # Loss that anchors patch features.
   init: Init = Init()  # Weights that a new run starts from.
   # A frozen network as the teacher, instead of the EMA.
   distillation: Distillation = Distillation()
@@ -354,6 +275,33 @@ class Settings:
   students: Mapping[str, 'Settings'] = dataclasses.field(
       default_factory=dict, metadata={'free': True})
 
+  @classmethod
+  def terms(cls) -> tuple[str, ...]:
+    """The sections that are terms of the loss, in the order of their sum."""
+    return tuple(
+        field.name for field in dataclasses.fields(cls)
+        if isinstance(field.type, type)
+        and issubclass(field.type, objective.Objective))
+
+  @classmethod
+  def own_sections(cls) -> tuple[str, ...]:
+    """The sections that one of several students has of its own."""
+    kinds = {field.name: field.type for field in dataclasses.fields(cls)}
+    terms = (name for name in cls.terms() if kinds[name].PER_STUDENT)
+    return ('model', *terms, 'optimizer', 'schedules', 'train', 'init')
+
+  @property
+  def objectives(self) -> tuple[objective.Objective, ...]:
+    """The terms of the loss that take part."""
+    found = (getattr(self, name) for name in self.terms())
+    return tuple(term for term in found if term.is_on)
+
+  @property
+  def images_together(self) -> int:
+    """Images that a device, or a micro-batch of all, may not divide."""
+    return math.lcm(*(term.images_together() for one in self.each.values()
+                      for term in one.objectives))
+
   @property
   def num_patches(self) -> int:
     """Patches of a global crop."""
@@ -363,7 +311,7 @@ class Settings:
   @property
   def chosen(self) -> masking.Masks | None:
     """Which patches iBOT predicts, of the masks if they hide any."""
-    if not self.ibot.loss_weight:
+    if not self.ibot.is_on:
       return None
     if self.distillation.is_on and self.distillation.patches == 'all':
       return masking.Masks(probability=1.0, ratio=(1.0, 1.0))

@@ -22,18 +22,19 @@ _MOST_PARTS = 64  # of a batch, in shares
 Settings = sections.Settings
 
 
-def read(config: Any) -> Settings:
+def read(config: Any, kind: type[Settings] = Settings) -> Settings:
   """Builds and checks a config.
 
   Args:
-    config: ConfigDict or nested dict with the sections of `Settings`.
+    config: ConfigDict or nested dict with the sections of `kind`.
+    kind: Settings, or a subclass with more terms of the loss.
 
   Raises:
     UserError: every mistake, each with its key, value and fix.
   """
   problems = config_lib.Errors()
   settings = _with_students(
-      paths.expand_all(config_lib.plain(config)), problems)
+      paths.expand_all(config_lib.plain(config)), kind, problems)
   if not problems.is_readable:
     problems.raise_any()
   settings = _with_groups(settings)
@@ -42,12 +43,14 @@ def read(config: Any) -> Settings:
   return settings
 
 
-def _with_students(config: dict, problems: config_lib.Errors) -> Settings:
+def _with_students(config: dict, kind: type[Settings],
+                   problems: config_lib.Errors) -> Settings:
   """The settings, and those of every student: the same but for its own."""
   shared = {k: v for k, v in config.items() if k != 'students'}
   make = lambda values, path: config_lib.section(
-      Settings, values, path=path, problems=problems)
+      kind, values, path=path, problems=problems)
   settings, students = make(shared, ''), {}
+  theirs = kind.own_sections()
   given = config.get('students') or {}
   if not isinstance(given, Mapping):
     problems.stop(f'students={config_lib.shown(given)} is not a section: give '
@@ -57,13 +60,13 @@ def _with_students(config: dict, problems: config_lib.Errors) -> Settings:
     path = f'students.{name}'
     if not isinstance(own, Mapping):
       problems.stop(f'{path}={config_lib.shown(own)} is not a section: give '
-                    f'it any of {", ".join(sections.OWN)}')
+                    f'it any of {", ".join(theirs)}')
       continue
-    wrong = sorted(own.keys() - set(sections.OWN), key=str)
+    wrong = sorted(own.keys() - set(theirs), key=str)
     for key in wrong:
       problems.stop(
           f'{path}.{key}: all students have the same {key}; a student has its '
-          f'own {", ".join(sections.OWN)}')
+          f'own {", ".join(theirs)}')
     if not wrong:
       students[str(name)] = make(config_lib.merged(shared, own), path)
   return dataclasses.replace(settings, students=students)
@@ -77,11 +80,8 @@ def _with_groups(settings: Settings) -> Settings:
   group = t.group_images or follows
   return dataclasses.replace(
       settings, train=dataclasses.replace(t, group_images=group),
-      koleo=dataclasses.replace(
-          settings.koleo,
-          # One image has no neighbour.
-          group_images=settings.koleo.group_images or (
-              group if group > 1 else follows)),
+      **{name: getattr(settings, name).with_groups(group, follows)
+         for name in settings.terms()},
       students={name: _with_groups(student)
                 for name, student in settings.students.items()})
 
@@ -122,7 +122,7 @@ def check_devices(settings: Settings, num_devices: int):
         f'{fits[0] if fits else 1} devices')
   for name, student in settings.each.items():
     _check_share(student, name, rows // group)
-    _check_spread(student, rows)
+    _check_together(student, rows)
     _warn_rounding(student)
 
 
@@ -137,19 +137,20 @@ def _check_share(settings: Settings, name: str, groups: int):
         f'to a multiple of 1/{groups}, or train.group_images to less')
 
 
-def _check_spread(settings: Settings, rows: int):
-  """Whether KoLeo's groups fit what a device takes of a micro-batch."""
-  spread = settings.koleo.group_images
+def _check_together(settings: Settings, rows: int):
+  """Whether images that belong together fit what a device takes at a time."""
   rows = round(rows * settings.train.share)
-  if (settings.koleo.loss_weight and settings.train.num_micro_batches > 1
-      and rows % spread):
-    raise errors.UserError(
-        f'koleo.group_images={spread} does not divide the {rows} images that '
-        f'a device takes at a time; with train.num_micro_batches > 1 a group '
-        'must: set '
-        + (f'koleo.group_images to {math.gcd(rows, spread)}'
-           if math.gcd(rows, spread) > 1 else 'train.num_micro_batches to 1, '
-           'or koleo.loss_weight to 0'))
+  for term in settings.objectives:
+    group = term.images_together()
+    if settings.train.num_micro_batches > 1 and rows % group:
+      least = math.gcd(rows, group)
+      raise errors.UserError(
+          f'{term.NAME}.group_images={group} does not divide the {rows} images '
+          'that a device takes at a time; with train.num_micro_batches > 1 a '
+          'group must: set '
+          + (f'{term.NAME}.group_images to {least}' if least > 1 else
+             'train.num_micro_batches to 1, or '
+             f'{term.NAME}.loss_weight to 0'))
 
 
 def fraction(share: float) -> tuple[int, int]:

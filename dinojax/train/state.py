@@ -45,12 +45,10 @@ def init(recipe: recipe_lib.Recipe, key: jax.Array, *,
     counters['gram_refreshes'] = zero()
   settings = recipe.settings
   if settings.teacher.centering == 'softmax':
-    heads = [(name, getattr(settings, name)) for name in ('dino', 'ibot')]
-    shared = not settings.ibot.separate_head
-    state['centers'] = {
-        name: jnp.zeros(
-            (settings.dino if shared else head).num_prototypes, jnp.float32)
-        for name, head in heads if head.loss_weight}
+    sizes = {term.NAME: term.center_size(settings)
+             for term in settings.objectives}
+    state['centers'] = {name: jnp.zeros(size, jnp.float32)
+                        for name, size in sizes.items() if size}
   return state
 
 

@@ -11,18 +11,12 @@ import jax.numpy as jnp
 import optax
 
 from dinojax.engine import optimizer
-from dinojax.kernels import resample
-from dinojax.losses import centering
-from dinojax.losses import dino
-from dinojax.losses import gram
-from dinojax.losses import ibot
-from dinojax.losses import koleo
-from dinojax.losses import sinkhorn
 from dinojax.parallel import sharding
 from dinojax.train import monitor
 from dinojax.train import recipe as recipe_lib
 from dinojax.train import state as state_lib
 from dinojax.train import students
+from dinojax.train.objectives import objective
 
 Array = jax.Array
 
@@ -87,10 +81,8 @@ def differentiate(own: dict, rows: dict, targets: dict, sched: dict,
       sharding.constrain, recipe.draw(key, num_groups))
   grads, metrics = gradients(
       own['student'], rows | {'draws': drawn}, targets, sched, recipe)
-  if 'loss/dino_global' in metrics:
-    metrics |= monitor.loss_metrics(
-        metrics['loss/dino_global'], monitor.mean_entropy(targets['dino']),
-        recipe.settings.dino.num_prototypes)
+  for term in recipe.settings.objectives:
+    metrics |= term.loss_metrics(metrics, targets)
   return grads, metrics
 
 
@@ -118,94 +110,52 @@ def make_targets(state: dict, rows: dict, sched: dict,
   """Targets of the whole batch from the teacher's global crops.
 
   Returns:
-    targets {dino: [b, v, k], ibot: [g, m, k], gram: [r, p, d]}; the next
-    centers (empty without softmax centring); metrics of teacher and targets.
+    targets by term of the loss; the next centers (empty without softmax
+    centring); metrics of teacher and targets.
   """
+  settings = recipe.settings
+  taught = objective.Forward(
+      settings=settings, schedules=sched, rows=rows,
+      out=teacher_outputs(state, rows, recipe),
+      centers=state.get('centers', {}))
+  targets, centers = {}, {}
+  metrics = monitor.feature_metrics(taught.out['cls']['global'])
+  for term in settings.objectives:
+    target, center = term.targets(taught)
+    if target is not None:
+      targets[term.NAME], centers[term.NAME] = target, center
+      metrics |= term.target_metrics(target)
+  return targets, centers if 'centers' in state else {}, metrics
+
+
+def teacher_outputs(state: dict, rows: dict,
+                    recipe: recipe_lib.Recipe) -> dict:
+  """What the teacher, and a Gram teacher of its own, say of global crops."""
   settings = recipe.settings
   seen = {'crops': {'global': rows['crops']['global']}}
   if 'mask_index' in rows:
     seen['mask_index'] = rows['mask_index']
-  anchored = settings.gram.loss_weight > 0
-  run = lambda part: recipe.teacher.outputs(
-      state_lib.teacher_of(state), part, train=False,
-      patches=anchored and recipe.gram is None)
-  out = in_parts(run, seen, settings.train.num_micro_batches)
-  out = jax.lax.stop_gradient(out)
-  logits = {}
-  if 'dino' in out:
-    views = settings.crops.num_global
-    logits['dino'] = out['dino']['global'].reshape(
-        -1, views, out['dino']['global'].shape[-1])
-  if 'ibot' in out:
-    logits['ibot'] = out['ibot']
-  targets, centers = {}, {}
-  for name, values in logits.items():
-    weight = mask_weight(rows) if name == 'ibot' else None
-    targets[name], centers[name] = center(
-        values, weight, state.get('centers', {}).get(name),
-        sched['teacher_temperature'], recipe)
-  if anchored:
-    targets['gram'] = gram_targets(state, rows, out.get('patches'), recipe)
-  metrics = monitor.feature_metrics(out['cls']['global'])
-  if 'dino' in targets:
-    metrics |= monitor.target_metrics(targets['dino'])
-  return targets, centers if 'centers' in state else {}, metrics
-
-
-def gram_targets(state: dict, rows: dict, patches: Array | None,
-                 recipe: recipe_lib.Recipe) -> Array:
-  """[r, p, d] patches of the Gram teacher on the student's grid.
-
-  Args:
-    state: holds the Gram teacher's backbone, if it has one.
-    rows: gram [r, y, x, c] crops for it.
-    patches: of the EMA teacher, when that is the Gram teacher.
-    recipe: what is trained.
-
-  Source: DINOv3; the grids are square.
-  """
-  settings = recipe.settings
+  wanted = frozenset().union(
+      *(term.teacher_wants() for term in settings.objectives))
+  run = lambda some: recipe.teacher.outputs(
+      state_lib.teacher_of(state), some, train=False,
+      patches='patches' in wanted)
+  micro = settings.train.num_micro_batches
+  out = jax.lax.stop_gradient(map_microbatches(run, seen, micro))
   if recipe.gram is not None:
-    run = lambda crops: recipe.gram.apply(
+    anchor = lambda crops: recipe.gram.apply(
         state['gram'], {'global': crops},
         lambda net, crops: net(crops)['global']['patches'])
-    patches = in_parts(run, rows['gram'], settings.train.num_micro_batches)
-  patches = jax.lax.stop_gradient(patches)
-  if patches.shape[1] == settings.num_patches:
-    return patches
-  grid = settings.model.grid((settings.crops.global_px,) * 2)
-  return resample.resize_tokens(
-      patches, grid, antialias=settings.gram.antialias)
+    out |= {'gram_patches': map_microbatches(anchor, rows['gram'], micro)}
+  return out
 
 
-def mask_weight(rows: dict) -> Array:
-  """[g, m], split as logits are."""
-  return sharding.beside_columns(rows['mask_weight'])
-
-
-def center(logits: Array, weight: Array | None, mean: Array | None,
-           temperature: Array, recipe: recipe_lib.Recipe):
-  """Targets from teacher logits, and the next centre (None for Sinkhorn)."""
-  teacher = recipe.settings.teacher
-  valid = None if weight is None else (weight > 0).astype(jnp.float32)
-  if teacher.centering == 'sinkhorn_knopp':
-    return sinkhorn.sinkhorn_knopp(
-        logits, temperature=temperature, weight=valid,
-        num_iterations=teacher.num_iterations), None
-  mean = sharding.as_columns(mean)
-  targets = centering.softmax_center(logits, mean, temperature)
-  seen = (logits.mean((0, 1)) if weight is None
-          else centering.group_mean(logits, valid))
-  return targets, centering.update_center(
-      mean, seen, teacher.center_momentum)
-
-
-def in_parts(function, rows: dict, num_parts: int):
-  """`function` over the rows, `num_parts` chunks one after the other."""
-  if num_parts == 1:
+def map_microbatches(function, rows: dict, num_micro_batches: int):
+  """`function` over the rows, micro-batch by micro-batch."""
+  if num_micro_batches == 1:
     return function(rows)
-  parts = sharding.split_rows(rows, num_parts)
-  return sharding.merge_rows(jax.lax.map(function, parts))
+  split = sharding.split_rows(rows, num_micro_batches)
+  return sharding.merge_rows(jax.lax.map(function, split))
 
 
 def gradients(student: dict, rows: dict, targets: dict, sched: dict,
@@ -214,103 +164,53 @@ def gradients(student: dict, rows: dict, targets: dict, sched: dict,
 
   Micro-batches hold whole groups, so every term is the mean of its values.
   """
+  micro = recipe.settings.train.num_micro_batches
+
   def loss(student, rows, targets):
     values, counts = terms(student, rows, targets, sched, recipe)
     total = sum(weight * value for weight, value in values.values())
     logged = {f'loss/{name}': value for name, (_, value) in values.items()}
     logged |= {f'weighted/{name}': weight * value
                for name, (weight, value) in values.items()}
-    # Of the parts the mean is taken: these are sums.
-    logged |= {name: parts * value for name, value in counts.items()}
+    # Of the micro-batches the mean is taken: these are sums.
+    logged |= {name: micro * value for name, value in counts.items()}
     return total, logged | {'loss': total}
 
   grad = jax.grad(loss, has_aux=True)
-  parts = recipe.settings.train.num_micro_batches
-  if parts == 1:
+  if micro == 1:
     return grad(student, rows, targets)
-  rows, targets = sharding.split_rows((rows, targets), parts)
-  part = lambda i: jax.tree.map(lambda x: x[i], (rows, targets))
+  rows, targets = sharding.split_rows((rows, targets), micro)
+  first = jax.tree.map(lambda x: x[0], (rows, targets))
   mean = lambda old, new: jax.tree.map(
-      lambda a, b: a + b / parts, old, new)
+      lambda a, b: a + b / micro, old, new)
 
-  def body(total, part):
-    return mean(total, grad(student, *part)), None
+  def body(total, microbatch):
+    return mean(total, grad(student, *microbatch)), None
 
   zeros = jax.tree.map(
-      jnp.zeros_like, jax.eval_shape(grad, student, *part(0)))
+      jnp.zeros_like, jax.eval_shape(grad, student, *first))
   return jax.lax.scan(body, zeros, (rows, targets))[0]
 
 
 def terms(student: dict, rows: dict, targets: dict, sched: dict,
           recipe: recipe_lib.Recipe) -> tuple[dict, dict]:
   """(weight, value) of every loss term, and what is counted; by name."""
-  s = recipe.settings
+  settings = recipe.settings
   # Whole images are distilled: then masks choose patches and hide none.
-  hide = not recipe.has_frozen_teacher or s.distillation.hide_masked
+  hide = not recipe.has_frozen_teacher or settings.distillation.hide_masked
   seen = {k: v for k, v in rows.items() if hide or k != 'masks'}
-  out = recipe.student.outputs(
-      student, seen, train=True, patches='gram' in targets)
-  views = {'global': s.crops.num_global, 'local': s.crops.num_local}
+  wanted = frozenset().union(
+      *(term.student_wants() for term in settings.objectives))
+  forward = objective.Forward(
+      settings=settings, schedules=sched, rows=rows, targets=targets,
+      out=recipe.student.outputs(
+          student, seen, train=True, patches='patches' in wanted))
   values, counts = {}, {}
-  if s.dino.loss_weight:
-    weights = dict(zip(views, dino.dino_weights(
-        *views.values(), s.dino.ignore_diagonal), strict=True))
-    weights['local'] *= sched['dino_local_weight']
-    for kind, logits in out['dino'].items():
-      logits = logits.reshape(-1, views[kind], logits.shape[-1])
-      values[f'dino_{kind}'] = (
-          s.dino.loss_weight * weights[kind],
-          dino.dino(
-              logits, targets['dino'],
-              student_temperature=s.dino.student_temperature,
-              ignore_diagonal=kind == 'global' and s.dino.ignore_diagonal))
-  if s.ibot.loss_weight:
-    values['ibot'] = s.ibot.loss_weight, ibot.ibot(
-        out['ibot'], targets['ibot'], mask_weight(rows),
-        num_rows=rows['crops']['global'].shape[0],
-        student_temperature=s.ibot.student_temperature)
-  if s.koleo.loss_weight:
-    groups = koleo_groups(out['cls']['global'], views['global'], s.koleo)
-    values['koleo'] = (s.koleo.loss_weight * views['global'],
-                       koleo.koleo(groups, topk=s.koleo.topk))
-    counts['koleo/duplicates'] = koleo.duplicates(groups)
-  if 'gram' in targets:
-    mask = rows.get('masks', {}).get('global')
-    values['gram'] = (
-        s.gram.loss_weight * sched['gram_weight'],
-        anchor(out['patches'], targets['gram'], mask, s,
-               tokens=s.gram.tokens, per_image=s.gram.per_image))
-    for tokens in ('masked', 'unmasked') if s.gram.log_masked else ():
-      values[f'gram_{tokens}'] = 0.0, anchor(
-          jax.lax.stop_gradient(out['patches']), targets['gram'], mask, s,
-          tokens=tokens, per_image=False)
+  for term in settings.objectives:
+    found, counted = term.terms(forward)
+    values |= found
+    counts |= counted
   return values, counts
-
-
-def anchor(patches: Array, targets: Array, mask: Array | None, settings, *,
-           tokens: str, per_image: bool) -> Array:
-  """Gram loss of patches [r, p, d], per image or within groups of images."""
-  weight = None
-  if tokens != 'all':
-    chosen = mask if tokens == 'masked' else ~mask
-    weight = chosen.astype(jnp.float32)
-  if not per_image:
-    rows = settings.train.group_images * settings.crops.num_global
-    patches, targets, weight = jax.tree.map(
-        lambda x: sharding.group(x, rows), (patches, targets, weight))
-  return gram.gram(
-      patches, targets, weight=weight, normalize=settings.gram.normalize,
-      per_image=per_image,
-      remove_negative=settings.gram.remove_negative,
-      remove_only_teacher_negative=settings.gram.remove_only_teacher_negative)
-
-
-def koleo_groups(cls: Array, views: int, settings) -> Array:
-  """[(b v), d] as [(g v), n, d]: groups of images, each view by itself."""
-  cls = cls.reshape(-1, views, cls.shape[-1])
-  groups = sharding.group(cls, settings.group_images)  # [g, n, v, d]
-  groups = jnp.moveaxis(groups, 2, 1)
-  return groups.reshape(-1, *groups.shape[2:])
 
 
 def update(own: dict, grads: dict, loss: Array, sched: dict,

@@ -90,5 +90,6 @@ def share(rows: dict, targets: dict,
   for name in ('mask_index', 'mask_weight'):
     if name in rows:
       out[name] = pick(rows[name], 1)
-  units = {'dino': group, 'ibot': 1}
-  return out, {name: pick(x, units[name]) for name, x in targets.items()}
+  return out, {
+      name: pick(x, getattr(settings, name).rows_per_group(settings))
+      for name, x in targets.items()}

@@ -56,8 +56,9 @@ def test_flops_of_a_step_by_hand():
   head = 2 * (64 * 64 + 64 * 64 + 64 * 32 + 32 * 128)
   needed += head * (3 * 64 + 32 + 4 * 100)
   assert flops.step(settings, 100) == needed
-  assert flops.head(heads.HeadConfig(
-      num_prototypes=128, hidden_dim=64, bottleneck_dim=32), 64, 1) == head
+  assert heads.HeadConfig(
+      num_prototypes=128, hidden_dim=64, bottleneck_dim=32
+  ).flops(64, 1) == head
 
 
 def test_a_ramp_of_drop_rates_saves_nothing_and_gram_costs():
