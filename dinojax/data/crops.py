@@ -1,15 +1,18 @@
-"""Multi-crop geometry on the host: where to cut, one resize each, uint8."""
+"""Crops of an image: where to cut, one decode, one resize each, uint8.
+
+What is drawn is a `Geometry`; pixels, label maps and boxes get the same one.
+"""
 
 import dataclasses
 import math
 
 import numpy as np
-from PIL import Image as PilImage
 
 from dinojax.core import fields
+from dinojax.data import geometry
 from dinojax.data import images
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom; pixels
+Geometry = geometry.Geometry
 _TRIES = 10
 # A reduced JPEG keeps this many pixels for each one of a crop, as Pillow's
 # own thumbnails do: the crops then differ by about a grey level.
@@ -50,13 +53,6 @@ class Crops:
         sizes=())
 
 
-@dataclasses.dataclass(frozen=True)
-class _Cut:
-  box: tuple[int, int, int, int]
-  size_px: int
-  flip: bool
-
-
 def random_box(size: tuple[int, int], scale: tuple[float, float],
                ratio: tuple[float, float], rng: np.random.Generator
                ) -> tuple[int, int, int, int]:
@@ -90,14 +86,40 @@ def random_box(size: tuple[int, int], scale: tuple[float, float],
   return left, top, left + w, top + h
 
 
+def draw(size: tuple[int, int], rng: np.random.Generator,
+         spec: Crops) -> dict[str, list[Geometry]]:
+  """Random crops of an image of a size, by kind: global, local and gram.
+
+  Args:
+    size: (width, height) of the image.
+    rng: randomness.
+    spec: how many, how large. There are local ones if it has any, and gram,
+      the global ones at gram_px, when that is set.
+  """
+  groups = [('global', spec.num_global, spec.global_scale, spec.global_px),
+            ('local', spec.num_local, spec.local_scale, spec.local_px)]
+  cuts = {
+      kind: [_random(size, scale, side, rng, spec) for _ in range(count)]
+      for kind, count, scale, side in groups if count}
+  if spec.gram_px is not None:
+    cuts['gram'] = [dataclasses.replace(cut, size=(spec.gram_px,) * 2)
+                    for cut in cuts['global']]
+  return cuts
+
+
+def _random(size: tuple[int, int], scale: tuple[float, float], side: int,
+            rng: np.random.Generator, spec: Crops) -> Geometry:
+  box = random_box(size, scale, spec.ratio, rng)
+  return Geometry(box, (side, side),
+                  flip=bool(rng.random() < spec.flip_probability))
+
+
 def multi_crop(image: images.Image, rng: np.random.Generator,
                spec: Crops) -> dict[str, np.ndarray]:
-  """Random crops of one image.
+  """Random crops of one image: [v, y, x, c] uint8 by kind, see `draw`.
 
   All rectangles are drawn from the header and with `rng` alone, so that a
-  JPEG is decoded once, no larger than the crops need. Returns global
-  [v, y, x, c] uint8, and likewise local, when there are any, and gram, the
-  global crops at gram_px, when that is set.
+  JPEG is decoded once, no larger than the crops need.
 
   Raises:
     images.BadImage: the pixels cannot be decoded.
@@ -105,57 +127,37 @@ def multi_crop(image: images.Image, rng: np.random.Generator,
   Differs: the reference cuts, then resizes; in one call the filter also sees
   the pixels around a crop, which changes its outermost two pixels.
   """
-  groups = [('global', spec.num_global, spec.global_scale, spec.global_px),
-            ('local', spec.num_local, spec.local_scale, spec.local_px)]
-  cuts = {
-      kind: [_Cut(random_box(image.size, scale, spec.ratio, rng), size_px,
-                  bool(rng.random() < spec.flip_probability))
-             for _ in range(count)]
-      for kind, count, scale, size_px in groups if count}
-  if spec.gram_px is not None:
-    cuts['gram'] = [
-        dataclasses.replace(cut, size_px=spec.gram_px)
-        for cut in cuts['global']]
-  every = [cut for group in cuts.values() for cut in group]
-  pixels = image.decode(reduction(every))
-  return {kind: np.stack([_cut(pixels, image.size, cut) for cut in group])
+  cuts = draw(image.size, rng, spec)
+  pixels = image.decode(reduction(
+      [cut for group in cuts.values() for cut in group]))
+  return {kind: np.stack([cut.of_image(pixels, image.size) for cut in group])
           for kind, group in cuts.items()}
 
 
-def reduction(cuts: list[_Cut]) -> int:
+def reduction(cuts: list[Geometry]) -> int:
   """The largest JPEG reduction that leaves every crop enough pixels.
 
   Every crop keeps `_MARGIN` source pixels for each of its own.
   """
-  room = min(min(cut.box[2] - cut.box[0], cut.box[3] - cut.box[1])
-             / cut.size_px for cut in cuts) / _MARGIN
+  room = min(min((cut.box[2] - cut.box[0]) / cut.size[0],
+                 (cut.box[3] - cut.box[1]) / cut.size[1])
+             for cut in cuts) / _MARGIN
   return max(s for s in (1, 2, 4, 8) if s <= max(room, 1))
 
 
-def _cut(pixels: PilImage.Image, size: tuple[int, int],
-         cut: _Cut) -> np.ndarray:
-  """Crop and resize in one call; [y, x, c] uint8."""
-  # Whole numbers: a reduced JPEG rounds its size up, so the ratio of the
-  # sizes is a little off, and would move the box.
-  shrink = round(size[0] / pixels.size[0])
-  out = pixels.resize(
-      (cut.size_px, cut.size_px), PilImage.Resampling.BICUBIC,
-      box=tuple(edge / shrink for edge in cut.box))
-  if cut.flip:  # ten times as fast here as on the array
-    out = out.transpose(PilImage.Transpose.FLIP_LEFT_RIGHT)
-  return np.asarray(out)
+def center(size: tuple[int, int], *, resize_px: int,
+           crop_px: int) -> Geometry:
+  """The short side to `resize_px`, then the centre.
 
-
-def center_crop(image: images.Image, *, resize_px: int = 256,
-                crop_px: int = 224) -> np.ndarray:
-  """The short side to `resize_px`, then the centre; [y, x, c] uint8.
-
-  Decoded in full: evaluation reads the pixels that published numbers read.
+  Args:
+    size: (width, height) of the image.
+    resize_px: length of the short side after resizing.
+    crop_px: side of the square that is kept.
 
   Raises:
     ValueError: the crop is larger than the resized image.
-    images.BadImage: the pixels cannot be decoded, or so long and thin that
-      resizing would not fit in memory.
+    images.BadImage: the image is so long and thin that resizing would not fit
+      in memory.
 
   Source: torchvision's Resize (bicubic, antialias) and CenterCrop.
   """
@@ -163,7 +165,7 @@ def center_crop(image: images.Image, *, resize_px: int = 256,
     raise ValueError(
         f'crop_px={crop_px} is larger than resize_px={resize_px}: set '
         f'resize_px to {crop_px} or more')
-  width, height = image.size
+  width, height = size
   if width <= height:
     new = (resize_px, int(resize_px * height / width))
   else:
@@ -171,12 +173,25 @@ def center_crop(image: images.Image, *, resize_px: int = 256,
   if new[0] * new[1] > images.DEFAULT_MAX_PIXELS:
     raise images.BadImage(
         f'{width} × {height} pixels would become {new[0]} × {new[1]}')
-  pixels = image.decode()
-  with images.Decoding(8 * new[0] * new[1]):  # no memory: a sentence
-    pixels = pixels.resize(new, PilImage.Resampling.BICUBIC)
   left, top = (round((n - crop_px) / 2) for n in new)
-  return np.asarray(pixels.crop(
-      (left, top, left + crop_px, top + crop_px)))
+  return Geometry((0, 0, *size), new,
+                  window=(left, top, left + crop_px, top + crop_px))
+
+
+def center_crop(image: images.Image, *, resize_px: int = 256,
+                crop_px: int = 224) -> np.ndarray:
+  """The pixels of `center`; [y, x, c] uint8.
+
+  Decoded in full: evaluation reads the pixels that published numbers read.
+
+  Raises:
+    ValueError: see `center`.
+    images.BadImage: see `center`; or the pixels cannot be decoded.
+  """
+  cut = center(image.size, resize_px=resize_px, crop_px=crop_px)
+  pixels = image.decode()
+  with images.Decoding(8 * cut.size[0] * cut.size[1]):  # a sentence, no crash
+    return cut.of_image(pixels)
 
 
 def whole_size(size: tuple[int, int], *, short_px: int,
@@ -215,6 +230,5 @@ def whole(image: images.Image, *, short_px: int, patch_px: int) -> np.ndarray:
   Raises:
     images.BadImage: the pixels cannot be decoded.
   """
-  new = whole_size(image.size, short_px=short_px, patch_px=patch_px)
-  return np.asarray(image.decode().resize(
-      new, PilImage.Resampling.BICUBIC))
+  size = whole_size(image.size, short_px=short_px, patch_px=patch_px)
+  return Geometry((0, 0, *image.size), size).of_image(image.decode())

@@ -110,8 +110,8 @@ def test_shapes_types_and_a_single_decoding():
     (20, 1), (39, 1), (63, 1), (64, 2), (127, 2), (128, 4), (256, 8),
     (4000, 8)])
 def test_a_crop_keeps_two_pixels_for_each_of_its_own(side_px, scale):
-  small = crops._Cut((0, 0, side_px, side_px), 16, False)
-  large = crops._Cut((0, 0, 9000, 9000), 16, False)
+  small = crops.Geometry((0, 0, side_px, side_px), (16, 16))
+  large = crops.Geometry((0, 0, 9000, 9000), (16, 16))
   assert crops.reduction([large, small]) == scale
 
 
