@@ -28,28 +28,50 @@ _ENDLESS = 2**48  # rows; more than any run sees
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """What a row of training is made of; travels to the workers."""
+  """What a row of training is a function of; travels to the workers.
 
-  sources: tuple[record_lib.Source, ...]
-  weights: tuple[float, ...]
-  homogeneous: tuple[tuple[int, float], ...]
+  Attributes:
+    mixed: sources, with their weights.
+    homogeneous: sources of whole batches, with their probabilities.
+    seed: start of all random numbers.
+    batch_size: rows of a step, of all processes.
+    group_images: rows that share counts of masked patches.
+    crops: see crops.Crops.
+    masks: patches that are hidden; None: none are.
+    patch_px: side of the square of pixels that a mask hides.
+    max_pixels: pixels of the largest image that is read.
+    value_range: black and white of deep greys, see data.images.
+    gram_start: first step with Gram crops, where `crops` has them.
+  """
+
+  mixed: tuple[tuple[record_lib.Source, float], ...]
   seed: int
   batch_size: int
   group_images: int
   crops: crops_lib.Crops
   masks: masking.Masks | None
   patch_px: int
-  max_pixels: int
+  homogeneous: tuple[tuple[record_lib.Source, float], ...] = ()
+  max_pixels: int = images.DEFAULT_MAX_PIXELS
   value_range: tuple[float, ...] = ()
   gram_start: int = 0
 
   @functools.cached_property
   def mixture(self) -> mixture.Mixture:
-    """Row numbers to records."""
+    """Row numbers to records, of a source by its place in `sources`."""
+    first = len(self.mixed)
     return mixture.Mixture(
-        [len(s) for s in self.sources], self.weights,
-        homogeneous=self.homogeneous, seed=self.seed,
-        batch_size=self.batch_size)
+        [len(source) for source in self.sources],
+        tuple(weight for _, weight in self.mixed),
+        homogeneous=tuple(
+            (first + i, probability)
+            for i, (_, probability) in enumerate(self.homogeneous)),
+        seed=self.seed, batch_size=self.batch_size)
+
+  @property
+  def sources(self) -> tuple[record_lib.Source, ...]:
+    """All sources, those of whole batches last."""
+    return tuple(source for source, _ in (*self.mixed, *self.homogeneous))
 
   def __getstate__(self) -> dict:
     return {k: v for k, v in self.__dict__.items() if k != 'mixture'}
@@ -188,16 +210,18 @@ class _Rows:
         + self._index * per_process + row)
 
 
-def train_batches(
-    sources: Sequence[record_lib.Source], *, weights: Sequence[float],
-    seed: int, start_step: int, batch_size: int, group_images: int,
-    crops: crops_lib.Crops, masks: masking.Masks | None, patch_px: int,
-    homogeneous: Sequence[tuple[record_lib.Source, float]] = (),
-    process_index: int = 0, process_count: int = 1, num_workers: int = 0,
-    num_threads: int = 2, max_pixels: int = images.DEFAULT_MAX_PIXELS,
-    value_range: Sequence[float] = (), gram_start: int = 0
-) -> Iterator[dict]:
+def train_batches(plan: Plan, start_step: int = 0, *, process_index: int = 0,
+                  process_count: int = 1, num_workers: int = 0,
+                  num_threads: int = 2) -> Iterator[dict]:
   """This process's share of every global batch from `start_step` on.
+
+  Args:
+    plan: what the rows are.
+    start_step: the first step.
+    process_index: number of this process.
+    process_count: number of processes.
+    num_workers: processes that decode; 0: threads of this one.
+    num_threads: threads that decode in each of them.
 
   Yields numpy dicts: global [b, v, y, x, c], local and gram (from step
   `gram_start` on) uint8; label, row [b]; bad [b] (replaced); mask [b, v, p]
@@ -207,23 +231,15 @@ def train_batches(
   Raises:
     UserError: batch, processes and groups do not divide.
   """
-  if batch_size % (process_count * group_images):
+  unit = process_count * plan.group_images
+  if plan.batch_size % unit:
     raise errors.UserError(
-        f'train.batch_size={batch_size} is not divisible by {process_count} '
-        f'processes × train.group_images={group_images}: set it to a '
-        f'multiple of {process_count * group_images}')
-  first = len(sources)
-  plan = Plan(
-      sources=(*sources, *(source for source, _ in homogeneous)),
-      weights=tuple(weights),
-      homogeneous=tuple((first + i, probability) for i, (_, probability)
-                        in enumerate(homogeneous)),
-      seed=seed, batch_size=batch_size, group_images=group_images,
-      crops=crops, masks=masks, patch_px=patch_px, max_pixels=max_pixels,
-      value_range=tuple(value_range), gram_start=gram_start)
+        f'train.batch_size={plan.batch_size} is not divisible by '
+        f'{process_count} processes × train.group_images='
+        f'{plan.group_images}: set it to a multiple of {unit}')
   rows = grain.MapDataset.source(
       _Rows(plan, start_step, process_index, process_count))
-  share = batch_size // process_count
+  share = plan.batch_size // process_count
   return iter(_read_ahead(rows, 2 * share, num_threads, num_workers).batch(
       share, drop_remainder=True, batch_fn=plan.collate))
 

@@ -249,18 +249,17 @@ def batches(settings: settings_lib.Settings, training: list,
       for i, entry in enumerate(settings.crops.sizes))
   crops = dataclasses.replace(
       settings.crops, gram_px=settings.gram_px, sizes=sizes)
+  data, train = settings.data, settings.train
+  plan = pipeline.Plan(
+      mixed=tuple(training), homogeneous=tuple(homogeneous),
+      seed=settings.seed, batch_size=train.batch_size,
+      group_images=train.group_images, crops=crops, masks=settings.chosen,
+      patch_px=settings.model.token_px, max_pixels=data.max_pixels,
+      value_range=tuple(data.value_range), gram_start=gram_start)
   return pipeline.train_batches(
-      [source for source, _ in training],
-      weights=[weight for _, weight in training],
-      homogeneous=homogeneous, seed=settings.seed, start_step=step,
-      batch_size=settings.train.batch_size,
-      group_images=settings.train.group_images, crops=crops,
-      masks=settings.chosen, patch_px=settings.model.token_px,
-      process_index=jax.process_index(), process_count=jax.process_count(),
-      num_workers=settings.data.num_workers,
-      num_threads=settings.data.num_threads,
-      max_pixels=settings.data.max_pixels,
-      value_range=settings.data.value_range, gram_start=gram_start)
+      plan, step, process_index=jax.process_index(),
+      process_count=jax.process_count(), num_workers=data.num_workers,
+      num_threads=data.num_threads)
 
 
 def open_workdir(workdir: str, settings: settings_lib.Settings) -> epath.Path:

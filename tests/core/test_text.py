@@ -64,9 +64,8 @@ def test_names_left_out_of_an_evaluation_do_nothing_to_a_log(
   assert r'x\x1b[2J' in caplog.text and r'caf\udce9.png' in caplog.text
   assert not {'\x1b', '\x07', '\udce9'} & set(caplog.text)
   with pytest.raises(errors.UserError, match=r'records .* in a row') as error:
-    next(pipeline.train_batches(
-        [source], weights=[1], seed=0, start_step=0, batch_size=2,
-        group_images=2, masks=None,
+    next(pipeline.train_batches(pipeline.Plan(
+        ((source, 1),), seed=0, batch_size=2, group_images=2, masks=None,
         crops=crops.Crops(num_global=1, global_px=8, num_local=0),
-        patch_px=8))
+        patch_px=8)))
   assert not {'\x1b', '\udce9'} & set(str(error.value))

@@ -78,9 +78,9 @@ class Greys:
 def test_the_range_reaches_training_evaluation_and_embed():
   spec = crops.Crops(num_global=1, global_px=16, num_local=0,
                      global_scale=(1, 1))
-  batch = lambda **kw: next(pipeline.train_batches(
-      [Greys()], weights=[1], seed=0, start_step=0, batch_size=4,
-      group_images=4, crops=spec, masks=None, patch_px=8, **kw))['global']
+  batch = lambda **kw: next(pipeline.train_batches(pipeline.Plan(
+      ((Greys(), 1),), seed=0, batch_size=4, group_images=4, crops=spec,
+      masks=None, patch_px=8, **kw)))['global']
   prepared = lambda **kw: next(pipeline.records_in_order(
       Greys(), lambda image: np.asarray(image.decode()), **kw))['image']
   for read in (batch, prepared):

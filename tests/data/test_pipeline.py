@@ -41,13 +41,19 @@ class Pictures:
     return record_lib.Record(out.getvalue(), index, f'{index}.png')
 
 
-def batches(source=None, count=1, skip=0, **changes):
-  kwargs = dict(
-      weights=[1.0], seed=3, start_step=0, batch_size=8, group_images=2,
+def plan(source=None, **changes):
+  sources = source if isinstance(source, list) else [source or Pictures(20)]
+  return pipeline.Plan(mixed=tuple((one, 1.0) for one in sources), **dict(
+      seed=3, batch_size=8, group_images=2,
       crops=crops.Crops(global_px=16, local_px=8, num_local=2),
-      masks=masking.Masks(), patch_px=4, num_threads=1) | changes
-  one = source if isinstance(source, list) else [source or Pictures(20)]
-  iterator = pipeline.train_batches(one, **kwargs)
+      masks=masking.Masks(), patch_px=4) | changes)
+
+
+def batches(source=None, count=1, skip=0, start_step=0, process_index=0,
+            process_count=1, num_workers=0, **changes):
+  iterator = pipeline.train_batches(
+      plan(source, **changes), start_step, process_index=process_index,
+      process_count=process_count, num_workers=num_workers, num_threads=1)
   out = [next(iterator) for _ in range(skip + count)]
   iterator.close()
   return out[skip:]
@@ -91,10 +97,7 @@ def test_workers_do_not_change_batches(workers):
     signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_workers_outlive_a_signal_to_the_whole_group(number):
   # The training process saves first, and needs rows until then.
-  iterator = pipeline.train_batches(
-      [Pictures(20)], weights=[1.0], seed=3, start_step=0, batch_size=8,
-      group_images=2, crops=crops.Crops(global_px=16, local_px=8, num_local=2),
-      masks=masking.Masks(), patch_px=4, num_threads=1, num_workers=1)
+  iterator = pipeline.train_batches(plan(), num_threads=1, num_workers=1)
   next(iterator)
   worker, = multiprocessing.active_children()
   os.kill(worker.pid, number)
