@@ -16,8 +16,8 @@ import jax
 
 from bench import step_speed
 from dinojax.parallel import mesh as mesh_lib
-from dinojax.planning import pace
-from dinojax.train import recipe as recipe_lib
+from dinojax.planning import throughput
+from dinojax.train import method as method_lib
 
 _DEVICES = 8
 # data × fsdp: the batch divided, the parameters as well, and both.
@@ -54,13 +54,13 @@ def start(settings, shape: tuple[int, int]):
   """A function that runs steps on a mesh: its processor time of one."""
   mesh = mesh_lib.make(*shape, devices=jax.devices()[:shape[0] * shape[1]])
   with mesh_lib.activate(mesh):
-    recipe = recipe_lib.build(settings, mesh, epoch_steps=1000)
-    program = pace.compiled(recipe, mesh)
+    method = method_lib.build(settings, mesh, epoch_steps=1000)
+    program = throughput.compiled(method, mesh)
 
   def run(steps: int) -> float:
     with mesh_lib.activate(mesh):
-      return pace.step_seconds(
-          program, recipe, mesh, steps, clock=time.process_time)
+      return throughput.step_seconds(
+          program, method, mesh, steps, clock=time.process_time)
 
   return run
 

@@ -19,8 +19,8 @@ import sys
 from dinojax.core import chips
 from dinojax.core import errors
 from dinojax.parallel import mesh as mesh_lib
-from dinojax.planning import pace
-from dinojax.train import recipe as recipe_lib
+from dinojax.planning import throughput
+from dinojax.train import method as method_lib
 from dinojax.train import settings as settings_lib
 
 
@@ -51,11 +51,11 @@ def measure(options: argparse.Namespace) -> dict:
   mesh = mesh_lib.make()
   settings_lib.check_devices(settings, mesh.size)
   with mesh_lib.activate(mesh):
-    recipe = recipe_lib.build(
+    method = method_lib.build(
         settings, mesh, settings.train.epoch_steps or 1000)
-    program = pace.compiled(recipe, mesh)
-    seconds = pace.step_seconds(program, recipe, mesh, options.steps)
-  batch, flops = settings.train.batch_size, pace.step_flops(recipe, mesh)
+    program = throughput.compiled(method, mesh)
+    seconds = throughput.step_seconds(program, method, mesh, options.steps)
+  batch, flops = settings.train.batch_size, throughput.step_flops(method, mesh)
   device = mesh.devices.flat[0]
   chip = chips.of_device_kind(device.device_kind)
   peak = chip.bf16_flops / chip.cores * mesh.size if chip else None
@@ -63,8 +63,8 @@ def measure(options: argparse.Namespace) -> dict:
   return {
       'bench': 'step_speed', 'config': options.config, 'set': options.set,
       'device': device.device_kind, 'devices': mesh.size,
-      'attention': recipe.settings.model.attention,
-      'dtype': recipe.settings.model.dtype, 'remat': settings.model.remat,
+      'attention': method.settings.model.attention,
+      'dtype': method.settings.model.dtype, 'remat': settings.model.remat,
       'batch': batch, 'steps': options.steps,
       'step_ms': round(1e3 * seconds, 1),
       'images_per_s': round(batch / seconds, 1),

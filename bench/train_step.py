@@ -55,8 +55,8 @@ class Jax:
     from dinojax.models import zoo
     from dinojax.parallel import mesh as mesh_lib
     from dinojax.parallel import processes
+    from dinojax.train import method as method_lib
     from dinojax.train import pretraining
-    from dinojax.train import recipe as recipe_lib
     from dinojax.train import settings as settings_lib
     c = common.base()
     # Hugging Face's model resamples positions without DINOv2's offset.
@@ -82,8 +82,8 @@ class Jax:
     mesh = mesh_lib.make(devices=jax.devices()[:1])
     self.put = lambda rows: processes.to_devices(rows, mesh)
     with mesh_lib.activate(mesh):
-      recipe = recipe_lib.build(settings, mesh, epoch_steps=1000)
-      one = pretraining.Pretraining(recipe, mesh)
+      method = method_lib.build(settings, mesh, epoch_steps=1000)
+      one = pretraining.Pretraining(method, mesh)
       self.state = one.create(jax.random.key(0))
       self.compiled = program.lower(
           one, one.variant(0), self.state,

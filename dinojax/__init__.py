@@ -43,8 +43,8 @@ def load(path: 'str | os.PathLike', *, part: str = 'ema',
     UserError: (a ValueError) nothing there, damaged, or not known; the
       message says what to do.
   """
-  from dinojax.runs import weights  # now: importing dinojax imports no JAX
-  return weights.load(path, part=part, num_heads=num_heads, image_px=image_px,
+  from dinojax.runs import models  # now: importing dinojax imports no JAX
+  return models.load(path, part=part, num_heads=num_heads, image_px=image_px,
                     exact_periods=exact_periods)
 
 
@@ -74,15 +74,15 @@ def train(config: Any, workdir: 'str | os.PathLike', *,
   """
   from absl import flags
 
+  from dinojax.runs import assemble
   from dinojax.runs import catalog
-  from dinojax.runs import job
   if isinstance(config, str):
     config = catalog.load(config)
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()  # the workers of the data read them
-  job.compile_cache(job.DEFAULT_COMPILE_CACHE if compile_cache is None
+  assemble.compile_cache(assemble.DEFAULT_COMPILE_CACHE if compile_cache is None
                     else os.fspath(compile_cache))
-  return job.train(config, os.fspath(workdir))
+  return assemble.train(config, os.fspath(workdir))
 
 
 # The package dinojax.train takes the place of this function once anything

@@ -70,8 +70,8 @@ _LONGEST = [f'tests/{name}.py' for name in (
     # Those of make test-all, then those of make test.
     'reliability/test_kills', 'fuzz/test_weights', 'fuzz/test_images',
     'test_goldens', 'runs/test_run', 'runs/test_teachers',
-    'reliability/test_runs', 'train/test_step', 'train/test_several',
-    'runs/test_start', 'doctor/test_doctor', 'test_configs',
+    'reliability/test_runs', 'train/test_step', 'train/test_students',
+    'runs/test_initial_weights', 'doctor/test_doctor', 'test_configs',
     'features/test_embed', 'kernels/test_attention_tpu',
     'interop/test_checking', 'models/test_vit', 'data/test_pipeline')]
 

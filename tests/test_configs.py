@@ -11,11 +11,11 @@ import pytest
 from dinojax.core import tree
 from dinojax.engine import program
 from dinojax.parallel import mesh as mesh_lib
+from dinojax.train import method as method_lib
 from dinojax.train import pretraining
-from dinojax.train import recipe as recipe_lib
-from dinojax.train import segments
 from dinojax.train import settings as settings_lib
 from dinojax.train import state as state_lib
+from dinojax.train import variants
 
 NAMES = sorted(
     p.stem for p in (pathlib.Path(__file__).parents[1] / 'configs').glob('*.py')
@@ -53,34 +53,34 @@ def test_full_size_step_traces(name, arg, which):
   s = settings_lib.read(load(name, arg))
   mesh = mesh_lib.make(devices=jax.devices()[:1])
   with mesh_lib.activate(mesh):
-    whole = recipe_lib.build(s, mesh, epoch_steps=100)
-    last = recipe_lib.total_steps(s, 100)
+    whole = method_lib.build(s, mesh, epoch_steps=100)
+    last = method_lib.total_steps(s, 100)
     one = pretraining.Pretraining(whole, mesh)
-    for segment in (segments.between(whole, 0, last) if which == 'each'
-                    else [segments.heaviest(whole)]):
-      state = state_lib.abstract(one.of(segment), mesh)
-      rows = program.prepared(one, segment, mesh)
+    for variant in (variants.between(whole, 0, last) if which == 'each'
+                    else [variants.heaviest(whole)]):
+      state = state_lib.abstract(one.of(variant), mesh)
+      rows = program.prepared(one, variant, mesh)
       new, metrics = jax.eval_shape(
-          functools.partial(one.step, variant=segment), state, rows)
+          functools.partial(one.step, variant=variant), state, rows)
       assert jax.tree.map(lambda x: x.shape, new) == jax.tree.map(
           lambda x: x.shape, state)
       assert metrics['loss'].shape == ()
       assert ('gram' in state) == (
-          segment.is_anchored and s.gram.teacher == 'frozen')
+          variant.is_anchored and s.gram.teacher == 'frozen')
 
 
 def test_vitg_has_the_published_size():
   s = settings_lib.read(load('vitg'))
   mesh = mesh_lib.make(devices=jax.devices()[:1])
   with mesh_lib.activate(mesh):
-    recipe = recipe_lib.build(s, mesh, epoch_steps=1)
-  assert tree.num_elements(recipe.student.shapes['backbone']) == 1_134_771_200
+    method = method_lib.build(s, mesh, epoch_steps=1)
+  assert tree.num_elements(method.student.shapes['backbone']) == 1_134_771_200
 
 
 @pytest.mark.parametrize('arg, peak', [('', 5.65685e-3), ('v3', 5.65685e-3)])
 def test_vitl_reaches_the_published_learning_rate(arg, peak):
   s = settings_lib.read(load('vitl', arg))
-  plan = recipe_lib.make_schedules(s, epoch_steps=1250)
+  plan = method_lib.make_schedules(s, epoch_steps=1250)
   np.testing.assert_allclose(plan['lr'](12_499), peak, rtol=1e-5)
   np.testing.assert_allclose(plan['teacher_temperature'](37_499), 0.07)
   assert plan['last_layer_lr'](1249) == 0 < plan['last_layer_lr'](1250)

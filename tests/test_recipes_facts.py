@@ -11,7 +11,7 @@ from dinojax.core import tree
 from dinojax.data import masking
 from dinojax.models import network
 from dinojax.parallel import mesh as mesh_lib
-from dinojax.train import recipe as recipe_lib
+from dinojax.train import method as method_lib
 from dinojax.train import settings as settings_lib
 
 
@@ -21,11 +21,11 @@ def load(name, arg=''):
 
 
 def schedules(s):
-  return recipe_lib.make_schedules(s, s.train.epoch_steps)
+  return method_lib.make_schedules(s, s.train.epoch_steps)
 
 
 def steps(s):
-  return recipe_lib.total_steps(s, s.train.epoch_steps)
+  return method_lib.total_steps(s, s.train.epoch_steps)
 
 
 # config, argument, steps, batch, step of the highest rate, that rate
@@ -141,14 +141,14 @@ def head_elements(sizes, embed_dim):
       'configs.demo').get_config())
   mesh = mesh_lib.make(devices=jax.devices()[:1])
   with mesh_lib.activate(mesh):
-    recipe = recipe_lib.resolve(s, 'cpu')
+    method = method_lib.resolve(s, 'cpu')
     config = network.NetworkConfig(
-        backbone=recipe.model, dino_head=sizes, ibot_head=None)
+        backbone=method.model, dino_head=sizes, ibot_head=None)
     shapes = network.Functional(
         lambda rngs: network.Network(config, rngs=rngs), mesh).shapes
   count = tree.num_elements(shapes['dino_head'])
   # The first layer reads the backbone, here that of the demo.
-  return count + (embed_dim - recipe.model.embed_dim) * sizes.hidden_dim
+  return count + (embed_dim - method.model.embed_dim) * sizes.hidden_dim
 
 
 @pytest.mark.parametrize('name, arg, head, embed_dim, count', [

@@ -107,10 +107,12 @@ def switches(values: flags.FlagValues) -> Callable[..., None]:
 
 def cache_flag(values: flags.FlagValues):
   """Defines --compile_cache."""
-  from dinojax.runs import job  # with jax, which a list of configs needs not
+  from dinojax.runs import (
+    assemble,  # with jax, which a list of configs needs not
+  )
   texts(values)(
       'compile_cache', 'Folder of compiled programs, so that a second start is '
-      'quick; empty: none.', job.DEFAULT_COMPILE_CACHE)
+      'quick; empty: none.', assemble.DEFAULT_COMPILE_CACHE)
 
 
 def _overrides(name: str, argv: Sequence[str]) -> Iterator[str]:

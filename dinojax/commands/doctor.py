@@ -50,11 +50,11 @@ def define(values: flags.FlagValues, argv: list[str]):
 def main(values: flags.FlagValues, words: list[str]) -> int:
   """Prints the findings; 1 where there are errors, 2 for wrong usage."""
   from dinojax.doctor import report
-  from dinojax.runs import job
+  from dinojax.runs import assemble
   del words
   workdir, cache, json = (path and paths.expand(path) for path in (
       values.workdir, values.compile_cache, values.json))
-  job.compile_cache(cache)
+  assemble.compile_cache(cache)
   return report.report(values.config, report.Options(
       workdir=workdir, compile_cache=cache, steps=values.steps,
       input_s=values.input_s), json)

@@ -33,13 +33,13 @@ from dinojax.parallel import hardware
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
 from dinojax.planning import memory as memory_lib
-from dinojax.planning import pace
-from dinojax.runs import job
-from dinojax.runs import weights as weights_lib
-from dinojax.train import recipe as recipe_lib
+from dinojax.planning import throughput
+from dinojax.runs import assemble
+from dinojax.runs import models as models_lib
+from dinojax.train import method as method_lib
 from dinojax.train import sections
-from dinojax.train import segments
 from dinojax.train import settings as settings_lib
+from dinojax.train import variants
 
 Found = list[findings.Finding]
 Part = tuple[str, Found]
@@ -60,7 +60,7 @@ class Options:
   """
 
   workdir: str | None = None
-  compile_cache: str = job.DEFAULT_COMPILE_CACHE
+  compile_cache: str = assemble.DEFAULT_COMPILE_CACHE
   steps: int = 3
   input_s: float = 10.0
   num_sampled: int = 64
@@ -135,20 +135,20 @@ def parts(config: Any, options: Options, say: Say) -> Iterator[Part]:
     return
   say('opening the data')
   data = _open(settings, options.num_sampled)
-  run = sanity.Run(jax.device_count(), data.num_images)
+  run = sanity.Scale(jax.device_count(), data.num_images)
   say('building the network')
-  recipe, mesh, found = _network(settings, run)
+  method, mesh, found = _network(settings, run)
   yield 'config', [
       *found, *sanity.findings_of(settings, run),
       *views.settings_findings(settings)]
   yield 'data', [*data.found, *_amounts(settings, run)]
   if options.workdir:
-    yield 'workdir', _workdir(options.workdir, settings, recipe, mesh)
-  if recipe is None:
+    yield 'workdir', _workdir(options.workdir, settings, method, mesh)
+  if method is None:
     yield 'speed', speed.of_machine()
   else:
     yield 'speed', speed.of_run(
-        recipe, mesh, data.training, data.homogeneous,
+        method, mesh, data.training, data.homogeneous,
         total_steps=run.total_steps(settings), steps=options.steps,
         input_s=options.input_s, say=say)
 
@@ -232,47 +232,47 @@ def _classes(train: record_lib.Source, test: record_lib.Source) -> Found:
           for note in matching.notes]
 
 
-def _network(settings: settings_lib.Settings, run: sanity.Run
-             ) -> tuple[recipe_lib.Recipe | None, jax.sharding.Mesh, Found]:
-  """The recipe on all devices, and what it takes of them."""
+def _network(settings: settings_lib.Settings, run: sanity.Scale
+             ) -> tuple[method_lib.Method | None, jax.sharding.Mesh, Found]:
+  """The method on all devices, and what it takes of them."""
   mesh = None
   try:
     mesh = mesh_lib.make(settings.mesh.data, settings.mesh.fsdp)
-    given = weights_lib.read_frozen_teacher(settings)
+    given = models_lib.read_frozen_teacher(settings)
     with mesh_lib.activate(mesh):
-      recipe = recipe_lib.build(
+      method = method_lib.build(
           settings, mesh, run.epoch_steps(settings), given and given.config)
-      recipe = segments.recipe_of(recipe, segments.heaviest(recipe))
-      memory = _memory(recipe, mesh)
+      method = variants.method_of(method, variants.heaviest(method))
+      memory = _memory(method, mesh)
   except errors.UserError as wrong:
     return None, mesh, [findings.error('mesh', str(wrong))]
   axes = ' × '.join(f'{name} {n}' for name, n in mesh.shape.items())
-  return recipe, mesh, [
-      *_parameters(recipe), findings.ok('mesh', axes),
-      *(_chosen(key, settings, recipe, mesh)
+  return method, mesh, [
+      *_parameters(method), findings.ok('mesh', axes),
+      *(_chosen(key, settings, method, mesh)
         for key in ('dtype', 'attention') if hasattr(settings.model, key)),
       memory]
 
 
-def _memory(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh
+def _memory(method: method_lib.Method, mesh: jax.sharding.Mesh
             ) -> findings.Finding:
   """What training says before it compiles."""
   try:
-    settings_lib.check_devices(recipe.settings, mesh.size)
+    settings_lib.check_devices(method.settings, mesh.size)
   except errors.UserError:
     return findings.skip('memory', 'the batch does not suit the devices')
   free = hardware.available_gib(mesh.local_devices[0])
-  need = memory_lib.estimate(recipe, mesh)
+  need = memory_lib.estimate(method, mesh)
   fits = need.peak <= memory_lib.DOUBTFUL * free
   return supply.estimated(need, free, '' if fits else memory_lib.advice(
-      recipe, mesh, free, need))
+      method, mesh, free, need))
 
 
-def _parameters(recipe: recipe_lib.Recipe) -> Found:
+def _parameters(method: method_lib.Method) -> Found:
   """Of a frozen teacher, and of every student."""
-  networks = {'teacher': recipe.teacher} if recipe.has_frozen_teacher else {}
+  networks = {'teacher': method.teacher} if method.has_frozen_teacher else {}
   networks |= {'parameters' if name == sections.ALONE else name: one.student
-               for name, one in recipe.each.items()}
+               for name, one in method.each.items()}
   return [findings.ok(owner, ', '.join(
       f'{name} {tree.num_elements(part) / 1e6:.2f}M'
       for name, part in net.shapes.items()))
@@ -280,17 +280,17 @@ def _parameters(recipe: recipe_lib.Recipe) -> Found:
 
 
 def _chosen(key: str, settings: settings_lib.Settings,
-            recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh
+            method: method_lib.Method, mesh: jax.sharding.Mesh
             ) -> findings.Finding:
   """A choice that 'auto' leaves to the platform."""
-  value = getattr(recipe.settings.model, key)
+  value = getattr(method.settings.model, key)
   asked = getattr(settings.model, key)
   why = (f'chosen for {mesh_lib.platform(mesh)}' if asked == 'auto'
          else f'set by model.{key}')
   return findings.ok(key, f'{value}, {why}')
 
 
-def _amounts(settings: settings_lib.Settings, run: sanity.Run) -> Found:
+def _amounts(settings: settings_lib.Settings, run: sanity.Scale) -> Found:
   """Epochs, workers, and the memory through which workers hand over."""
   found = [] if run.num_images is None else supply.epochs(
       settings, run.total_steps(settings), run.num_images)
@@ -300,7 +300,7 @@ def _amounts(settings: settings_lib.Settings, run: sanity.Run) -> Found:
 
 
 def _workdir(workdir: str, settings: settings_lib.Settings,
-             recipe: recipe_lib.Recipe | None, mesh: jax.sharding.Mesh
+             method: method_lib.Method | None, mesh: jax.sharding.Mesh
              ) -> Found:
   """Can it be written, does it continue this run, do checkpoints fit?"""
   found = [_continues(workdir, settings)]
@@ -308,10 +308,10 @@ def _workdir(workdir: str, settings: settings_lib.Settings,
     found.append(findings.error(
         'workdir', f'{workdir} cannot be written',
         'choose a folder you may write to'))
-  if recipe:
+  if method:
     with mesh_lib.activate(mesh):
-      size = pace.state_gib(recipe, mesh)
-    keep = recipe.settings.checkpoint.keep
+      size = throughput.state_gib(method, mesh)
+    keep = method.settings.checkpoint.keep
     found += supply.space(size, hardware.free_gib(workdir), keep,
                           min(_num_checkpoints(workdir), keep))
   return found
@@ -326,14 +326,14 @@ def _num_checkpoints(workdir: str) -> int:
 def _continues(workdir: str, settings: settings_lib.Settings
                ) -> findings.Finding:
   """Whether a run is there, and whether it is this one."""
-  if not (epath.Path(workdir) / weights_lib.CONFIG).exists():
+  if not (epath.Path(workdir) / models_lib.CONFIG).exists():
     return findings.ok('workdir', f'{workdir}: a new run')
   try:
-    old = weights_lib.read_workdir(workdir)
+    old = models_lib.read_workdir(workdir)
   except errors.UserError as wrong:
     return findings.error('workdir', f'{workdir}: {wrong}',
                           'use another --workdir')
-  lines = job.changes(old, settings)
+  lines = assemble.changes(old, settings)
   if not lines:
     return findings.ok('workdir', f'{workdir}: continues its run')
   return findings.error(

@@ -12,7 +12,7 @@ import warnings
 from dinojax.core import errors
 from dinojax.doctor import findings
 from dinojax.engine import schedules
-from dinojax.train import recipe as recipe_lib
+from dinojax.train import method as method_lib
 from dinojax.train import sections
 from dinojax.train import settings as settings_lib
 
@@ -30,7 +30,7 @@ _HIGHEST_LR = 5.66e-3
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class Scale:
   """What a config meets.
 
   Attributes:
@@ -53,24 +53,24 @@ class Run:
 
   def total_steps(self, s: Settings) -> int:
     """Of training."""
-    return recipe_lib.total_steps(s, self.epoch_steps(s))
+    return method_lib.total_steps(s, self.epoch_steps(s))
 
 
-def findings_of(s: Settings, run: Run) -> Found:
+def findings_of(s: Settings, scale: Scale) -> Found:
   """Every check of this file."""
-  timed: tuple[Callable[[Settings, Run], Found], ...] = (
+  timed: tuple[Callable[[Settings, Scale], Found], ...] = (
       length, warmups, learning_rate, teacher, gram)
   rest = groups, koleo, prototypes
-  if s.train.epoch_steps or run.num_images:
-    return [finding for check in (*timed, *rest) for finding in check(s, run)]
+  if s.train.epoch_steps or scale.num_images:
+    return [finding for check in (*timed, *rest) for finding in check(s, scale)]
   return [findings.skip('length', 'epochs are counted in images, and the data '
                         'cannot be opened')] + [
-      finding for check in rest for finding in check(s, run)]
+      finding for check in rest for finding in check(s, scale)]
 
 
-def length(s: Settings, run: Run) -> Found:
+def length(s: Settings, scale: Scale) -> Found:
   """Is there anything to train, and is it saved on the way?"""
-  total, save = run.total_steps(s), run.steps(s, s.checkpoint.every)
+  total, save = scale.total_steps(s), scale.steps(s, s.checkpoint.every)
   text = f'{total} steps of {s.train.batch_size} images'
   if total < 1:
     return [findings.error('length', text, 'set train.total_steps')]
@@ -83,18 +83,18 @@ def length(s: Settings, run: Run) -> Found:
   return found
 
 
-def warmups(s: Settings, run: Run) -> Found:
+def warmups(s: Settings, scale: Scale) -> Found:
   """Does every warm-up end before training does?"""
-  total, found = run.total_steps(s), []
+  total, found = scale.total_steps(s), []
   for name in ('lr', 'weight_decay', 'momentum', 'teacher_temperature'):
     curve = getattr(s.schedules, name)
-    steps = run.steps(s, curve.warmup)
+    steps = scale.steps(s, curve.warmup)
     if steps >= total and curve.start != curve.peak:
       found.append(findings.warn(
           f'{name} warm-up', f'{steps} steps of {total}: '
           f'schedules.{name}.peak={curve.peak:g} is never reached',
           f'set schedules.{name}.warmup_steps to {total // 10} or so'))
-  frozen = run.steps(s, s.schedules.freeze_last_layer)
+  frozen = scale.steps(s, s.schedules.freeze_last_layer)
   if frozen >= total:
     found.append(findings.warn(
         'frozen prototypes', f'for {frozen} steps, of {total}: they never '
@@ -102,9 +102,9 @@ def warmups(s: Settings, run: Run) -> Found:
   return found or [findings.ok('warm-ups', 'end before training does')]
 
 
-def learning_rate(s: Settings, run: Run) -> Found:
+def learning_rate(s: Settings, scale: Scale) -> Found:
   """Is the rate, after the batch rule, one that ever worked?"""
-  peak = recipe_lib.peak_lr(s, run.epoch_steps(s))
+  peak = method_lib.peak_lr(s, scale.epoch_steps(s))
   plan = s.schedules
   text = (f'{peak:.3g} at its highest (schedules.lr.peak={plan.lr.peak:g} by '
           f'rule {plan.lr_rule})')
@@ -120,9 +120,9 @@ def learning_rate(s: Settings, run: Run) -> Found:
   return [findings.ok('learning rate', text)]
 
 
-def teacher(s: Settings, run: Run) -> Found:
+def teacher(s: Settings, scale: Scale) -> Found:
   """Does the teacher move, and is it surer than the student?"""
-  found, total = [], run.total_steps(s)
+  found, total = [], scale.total_steps(s)
   momentum = s.schedules.momentum.peak
   memory = 1 / max(1 - momentum, 1e-9)
   text = f'momentum {momentum:g}: an average of about {memory:.0f} steps'
@@ -146,20 +146,20 @@ def teacher(s: Settings, run: Run) -> Found:
   return found
 
 
-def groups(s: Settings, run: Run) -> Found:
+def groups(s: Settings, scale: Scale) -> Found:
   """Do batch and groups divide among the devices; what drop path keeps."""
   with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter('always')
     try:
-      settings_lib.check_devices(s, run.num_devices)
+      settings_lib.check_devices(s, scale.num_devices)
     except errors.UserError as wrong:
       return [findings.error('batch on devices', str(wrong))]
   rounded = [findings.warn('drop path', *_halves(str(w.message)))
              for w in caught]
-  rows = s.train.batch_size // run.num_devices // s.train.num_micro_batches
+  rows = s.train.batch_size // scale.num_devices // s.train.num_micro_batches
   return [findings.ok(
       'batch on devices', f'{rows} images at a time on each of '
-      f'{run.num_devices}, in groups of {s.train.group_images}'), *rounded]
+      f'{scale.num_devices}, in groups of {s.train.group_images}'), *rounded]
 
 
 def _halves(message: str) -> tuple[str, str]:
@@ -168,7 +168,7 @@ def _halves(message: str) -> tuple[str, str]:
   return text, fix
 
 
-def koleo(s: Settings, run: Run) -> Found:
+def koleo(s: Settings, scale: Scale) -> Found:
   """Are there enough neighbours to be pushed away from?"""
   if not s.koleo.loss_weight:
     return []
@@ -177,7 +177,7 @@ def koleo(s: Settings, run: Run) -> Found:
   if group >= _LEAST_KOLEO:
     return [findings.ok('KoLeo', text)]
   # With micro-batches a group cannot span devices.
-  rows = s.train.batch_size // (run.num_devices * micro if micro > 1 else 1)
+  rows = s.train.batch_size // (scale.num_devices * micro if micro > 1 else 1)
   better = math.gcd(max(rows, 1), _USUAL_KOLEO)
   return [findings.warn(
       'KoLeo', f'{text}: a feature keeps away from the nearest of only '
@@ -187,9 +187,9 @@ def koleo(s: Settings, run: Run) -> Found:
       'koleo.group_images to that')]
 
 
-def prototypes(s: Settings, run: Run) -> Found:
+def prototypes(s: Settings, scale: Scale) -> Found:
   """Can the images of a step be spread over the prototypes?"""
-  del run
+  del scale
   batch, found = s.train.batch_size, []
   most = max(1024, 4 * batch) if batch <= _SMALL_BATCH else 64 * batch
   heads = ('dino', 'ibot') if s.ibot.separate_head else ('dino',)
@@ -213,15 +213,15 @@ def prototypes(s: Settings, run: Run) -> Found:
   return found
 
 
-def gram(s: Settings, run: Run) -> Found:
+def gram(s: Settings, scale: Scale) -> Found:
   """Does anchoring begin, and is its teacher renewed, before the end?"""
   if not s.gram.loss_weight:
     return []
-  total, found = run.total_steps(s), []
+  total, found = scale.total_steps(s), []
   whole = s.gram.start, s.gram.refresh_start
   names = ['gram.start', 'gram.refresh_start']
   for name, length in zip(names, whole, strict=True):
-    steps = run.steps(s, length)
+    steps = scale.steps(s, length)
     if steps >= total and length.value:
       found.append(findings.warn(
           'Gram teacher', f'{name} is step {steps}, of {total}: it never '
@@ -234,4 +234,4 @@ def gram(s: Settings, run: Run) -> Found:
   return found or [findings.ok(
       'Gram teacher', 'the EMA' if not s.gram.has_backbone else
       f'{s.gram.source or "the EMA of its first step"}, from step '
-      f'{run.steps(s, s.gram.start)}')]
+      f'{scale.steps(s, s.gram.start)}')]

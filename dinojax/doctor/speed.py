@@ -14,9 +14,9 @@ from dinojax.doctor import supply
 from dinojax.parallel import hardware
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.planning import memory
-from dinojax.planning import pace
-from dinojax.runs import job
-from dinojax.train import recipe as recipe_lib
+from dinojax.planning import throughput
+from dinojax.runs import assemble
+from dinojax.train import method as method_lib
 
 Found = list[findings.Finding]
 Say = Callable[[str], None]
@@ -34,14 +34,14 @@ def of_machine() -> Found:
       device, 'float32' if device.platform == 'cpu' else 'bfloat16')[0]]
 
 
-def of_run(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
+def of_run(method: method_lib.Method, mesh: jax.sharding.Mesh,
            training: list, homogeneous: list, *, total_steps: int, steps: int,
            input_s: float, say: Say) -> Found:
   """The step's appetite, and what the input pipeline brings.
 
   Args:
-    recipe: what is trained, on the devices of `mesh`.
-    mesh: see `recipe`.
+    method: what is trained, on the devices of `mesh`.
+    mesh: see `method`.
     training: sources and weights; empty: could not be opened.
     homogeneous: the same, with probabilities.
     total_steps: of the run.
@@ -50,9 +50,9 @@ def of_run(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
     say: gets a line before anything slow.
   """
   found, flops = _matrices(mesh_lib.one_device()[0],
-                           recipe.settings.model.dtype)
+                           method.settings.model.dtype)
   with mesh_lib.activate(mesh):
-    step, taken = _step(recipe, mesh, flops, steps, total_steps, say)
+    step, taken = _step(method, mesh, flops, steps, total_steps, say)
   out, brought = [found, *step], None
   if not training:
     out.append(findings.skip('input', 'the data cannot be opened'))
@@ -61,17 +61,17 @@ def of_run(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
   else:
     say(f'timing the input pipeline for {input_s:g} s')
     try:
-      brought = _input(recipe, training, homogeneous, input_s)
+      brought = _input(method, training, homogeneous, input_s)
     except errors.UserError as wrong:
       return [*out, findings.error('input', str(wrong))]
-    data = recipe.settings.data
+    data = method.settings.data
     out.append(findings.ok(
         'input', f'{brought:.3g} images/s from '
         + (f'{data.num_workers} workers of ' if data.num_workers else '')
         + f'{data.num_threads} threads'))
   if taken and brought:
     out.append(supply.balance(
-        brought, taken, recipe.settings, cores=hardware.num_cores(),
+        brought, taken, method.settings, cores=hardware.num_cores(),
         platform=mesh_lib.platform(mesh)))
   return out
 
@@ -79,7 +79,7 @@ def of_run(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
 def _matrices(device: jax.Device, dtype: str
               ) -> tuple[findings.Finding, float]:
   """How fast a device multiplies: as a finding, and FLOPs a second."""
-  speed = pace.matrix_flops(jnp.dtype(dtype), device)
+  speed = throughput.matrix_flops(jnp.dtype(dtype), device)
   chip = chips.of_device_kind(device.device_kind)
   peak = chip.bf16_flops / chip.cores if (
       chip and dtype == 'bfloat16') else None
@@ -92,28 +92,28 @@ def _long(seconds: float) -> str:
   return log.duration(seconds) if years < 1 else f'{years:,.0f} years'
 
 
-def _input(recipe: recipe_lib.Recipe, training: list, homogeneous: list,
+def _input(method: method_lib.Method, training: list, homogeneous: list,
            seconds: float) -> float:
   """Images a second of all processes, in batches of few groups."""
-  train = recipe.settings.train
+  train = method.settings.train
   unit = train.group_images * jax.process_count()
   small = dataclasses.replace(
       train, batch_size=unit * -(-_INPUT_BATCH // unit))
-  settings = dataclasses.replace(recipe.settings, train=small)
-  return jax.process_count() * pace.input_rate(
-      job.batches(settings, training, homogeneous, 0), seconds)
+  settings = dataclasses.replace(method.settings, train=small)
+  return jax.process_count() * throughput.input_rate(
+      assemble.batches(settings, training, homogeneous, 0), seconds)
 
 
-def _step(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh, flops: float,
+def _step(method: method_lib.Method, mesh: jax.sharding.Mesh, flops: float,
           steps: int, total_steps: int, say: Say
           ) -> tuple[Found, float | None]:
   """The step as compiled and timed; images a second, or None."""
   if not steps:
     return [findings.skip('step', '--steps=0')], None
   have = hardware.available_gib(mesh.local_devices[0])
-  batch = recipe.settings.train.batch_size
-  least = pace.step_flops(recipe, mesh) / flops / mesh.size
-  if memory.estimate(recipe, mesh).peak > memory.REFUSED * have:
+  batch = method.settings.train.batch_size
+  least = throughput.step_flops(method, mesh) / flops / mesh.size
+  if memory.estimate(method, mesh).peak > memory.REFUSED * have:
     return [findings.skip('step', 'not run: it does not fit')], None
   if least * (steps + 1) > _LONGEST_S:
     return [findings.warn(
@@ -124,7 +124,7 @@ def _step(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh, flops: float,
         'compile` says what it needs there')], None
   say('compiling the step')
   try:
-    program = pace.compiled(recipe, mesh)
+    program = throughput.compiled(method, mesh)
   except errors.UserError as wrong:
     return [findings.error('memory', str(wrong))], None
   found = [supply.memory(program.peak_gib, have, 'the compiled step takes')]
@@ -132,7 +132,7 @@ def _step(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh, flops: float,
     return [*found, findings.skip('step', 'not run: it does not fit')], None
   say(f'running {steps + 1} steps')
   try:
-    seconds = pace.step_seconds(program, recipe, mesh, steps)
+    seconds = throughput.step_seconds(program, method, mesh, steps)
   except errors.UserError as wrong:
     return [*found, findings.error('step', str(wrong))], None
   found.append(findings.ok(

@@ -34,7 +34,7 @@ Batches = Callable[[int], Iterator[dict]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class Job:
   """What the entry point hands to the loop.
 
   Attributes:
@@ -108,7 +108,7 @@ class Result:
     return report.summary(self)
 
 
-def run(job: Run) -> Result:
+def run(job: Job) -> Result:
   """Trains from the last checkpoint in the workdir, or from scratch.
 
   Raises:
@@ -126,7 +126,7 @@ def run(job: Run) -> Result:
     raise rescue.disk(error, job.workdir, saved.latest()) from error
 
 
-def ended(job: Run) -> Result:
+def ended(job: Job) -> Result:
   """The end of a run that has its results; nothing is written.
 
   Raises:
@@ -148,7 +148,7 @@ def ended(job: Run) -> Result:
         report.evaluation(job.workdir, step) or {})
 
 
-def _resumed(job: Run, saved: checkpoint.Checkpoints) -> tuple[int, dict]:
+def _resumed(job: Job, saved: checkpoint.Checkpoints) -> tuple[int, dict]:
   """The last whole checkpoint, and its step; or the start.
 
   Raises:
@@ -177,7 +177,7 @@ def _resumed(job: Run, saved: checkpoint.Checkpoints) -> tuple[int, dict]:
   return step, state
 
 
-def _restored(job: Run, saved: checkpoint.Checkpoints, step: int) -> dict:
+def _restored(job: Job, saved: checkpoint.Checkpoints, step: int) -> dict:
   """The saved state, which `enter` completes."""
   info = saved.info(step)
   layout = job.layout(info) if job.layout else job.current
@@ -188,7 +188,7 @@ def _restored(job: Run, saved: checkpoint.Checkpoints, step: int) -> dict:
 class _Session:
   """One start of a run: its clock and what is written while it lasts."""
 
-  def __init__(self, job: Run, saved: checkpoint.Checkpoints, start: int,
+  def __init__(self, job: Job, saved: checkpoint.Checkpoints, start: int,
                seconds: float):
     self.job, self.saved, self.start = job, saved, start
     self.clock = time.monotonic() - seconds

@@ -23,21 +23,21 @@ from dinojax.features import spec
 from dinojax.features import stream
 from dinojax.parallel import processes
 from dinojax.parallel import sharding
-from dinojax.train import recipe as recipe_lib
+from dinojax.train import method as method_lib
 from dinojax.train import sections
 from dinojax.train import state as state_lib
 
 _CLS = spec.FeatureSpec()
 
 
-def make(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
+def make(method: method_lib.Method, mesh: jax.sharding.Mesh,
          given: Callable[[str, dict], dict | None] = lambda name, fresh: None,
          folder: epath.Path | None = None
          ) -> Callable[[int, dict[str, dict]], dict[str, float]] | None:
   """The evaluator of a run, or None without labelled validation images.
 
   Args:
-    recipe: what is trained.
+    method: what is trained.
     mesh: the devices.
     given: puts the weights that a student starts from into its fresh
       parameters; None where it starts at random.
@@ -51,7 +51,7 @@ def make(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
   Raises:
     UserError: a source without labels.
   """
-  plan, data = recipe.settings.knn, recipe.settings.data
+  plan, data = method.settings.knn, method.settings.data
   if not (plan.validation or data.validation):
     return None
   train = _labelled(plan.train or data.mixture[0][0], 'knn.train')
@@ -63,7 +63,7 @@ def make(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
   students = {
       name: _Student(one, mesh, train, test, matching,
                      lambda fresh, name=name: given(name, fresh), name)
-      for name, one in recipe.each.items()}
+      for name, one in method.each.items()}
 
   kept = baselines_lib.Baselines(folder, (train, test))
   for name, student in students.items():
@@ -83,12 +83,12 @@ def make(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
 class _Student:
   """k-NN of one student, and what it is compared with."""
 
-  def __init__(self, recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
+  def __init__(self, method: method_lib.Method, mesh: jax.sharding.Mesh,
                train: record_lib.Source, test: record_lib.Source,
                matching: classes.Matching,
                given: Callable[[dict], dict | None], name: str):
     self._name, self._given = name, given
-    self._recipe, self._mesh = recipe, mesh
+    self._method, self._mesh = method, mesh
     self._train, self._test, self._matching = train, test, matching
     self.baselines: dict[str, float] = {}
 
@@ -96,28 +96,28 @@ class _Student:
     """Scores of the EMA, and of its baselines."""
     pair, baselines = self._measure(ema), self.baselines
     if not baselines:
-      fresh = untrained(self._recipe, self._mesh, self._name)
+      fresh = untrained(self._method, self._mesh, self._name)
       baselines['knn/raw_pixels'] = self._score('pixels', pair)
       baselines['knn/untrained'] = self._score('cls', self._measure(fresh))
       start = self._given(fresh)
       if start is not None:
         baselines['knn/start'] = self._score('cls', self._measure(start))
     found = {'knn/trained': self._score('cls', pair), **baselines}
-    guard(step, found, self._recipe.settings.init.max_knn_drop)
+    guard(step, found, self._method.settings.init.max_knn_drop)
     return found
 
   def _measure(self, params: dict) -> tuple:
-    plan = self._recipe.settings.knn
+    plan = self._method.settings.knn
     return (self._extract(params, self._train, plan.max_train_images),
             self._extract(params, self._test, plan.max_validation_images))
 
   def _extract(self, params: dict, source: record_lib.Source,
                limit: int) -> dict[str, np.ndarray]:
     """cls [r, d] and pixels [r, e] float32, label [r] of readable images."""
-    s = self._recipe.settings
+    s = self._method.settings
     # It compiles nothing again: there is one program for a configuration.
     model = backbone_lib.Backbone(
-        self._recipe.student.config.backbone, params['backbone'], self._mesh,
+        self._method.student.config.backbone, params['backbone'], self._mesh,
         mean=s.augment.mean, std=s.augment.std)
     batches = stream.read(
         model, {'cls': _CLS}, source,
@@ -125,7 +125,7 @@ class _Student:
         stream.Reading(s.knn.batch_size, s.data.num_threads,
                        max_pixels=s.data.max_pixels,
                        value_range=tuple(s.data.value_range)),
-        indices=spread(len(source), limit))
+        indices=evenly(len(source), limit))
 
     def columns(batch):
       stream.warn(batch.bad, source)
@@ -137,7 +137,7 @@ class _Student:
     return stream.table(batches, columns)
 
   def _score(self, name: str, pair: tuple) -> float:
-    (a, b), plan = pair, self._recipe.settings.knn
+    (a, b), plan = pair, self._method.settings.knn
     train, test = a['label'], self._matching.of_test(b['label'])
     near, asked = train != classes.UNKNOWN, test != classes.UNKNOWN
     if not (near.any() and asked.any()):
@@ -167,17 +167,17 @@ def guard(step: int, found: dict[str, float], most: float | None):
       'until here are kept')
 
 
-def untrained(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
+def untrained(method: method_lib.Method, mesh: jax.sharding.Mesh,
               name: str = sections.ALONE) -> dict:
   """The network as it was before the first step."""
-  shardings = sharding.shardings(recipe.student.shapes, mesh)
-  key = jax.random.key(recipe.settings.seed)
+  shardings = sharding.shardings(method.student.shapes, mesh)
+  key = jax.random.key(method.settings.seed)
   return jax.jit(
-      lambda key: state_lib.init_student(recipe, name, key)['student'],
+      lambda key: state_lib.init_student(method, name, key)['student'],
       out_shardings=shardings)(key)
 
 
-def spread(count: int, limit: int) -> np.ndarray:
+def evenly(count: int, limit: int) -> np.ndarray:
   """At most `limit` indices, evenly over 0..count−1."""
   if count <= limit:
     return np.arange(count)

@@ -18,7 +18,7 @@ from dinojax.models import layers
 from dinojax.parallel import sharding
 
 Array = jax.Array
-Features = dict[str, Array]
+Outputs = dict[str, Array]
 
 
 # Every parameter by its path, and by which rule its rate is scaled: there are
@@ -240,7 +240,7 @@ class ConvNeXt(nnx.Module):
   def __call__(self, crops: Mapping[str, Array], *,
                masks: Mapping[str, Array] | None = None,
                draws: Mapping[str, dict[str, Array]] | None = None,
-               train: bool = False) -> dict[str, Features]:
+               train: bool = False) -> dict[str, Outputs]:
     """Features of the crops of every size, as `vit.ViT` returns them.
 
     Args:
@@ -265,7 +265,7 @@ class ConvNeXt(nnx.Module):
     return out
 
   def intermediate(self, images: Array, indices: Sequence[int], *,
-                   norm: bool = True) -> list[Features]:
+                   norm: bool = True) -> list[Outputs]:
     """Features after some of the stages, in the order of their depth.
 
     Args:
@@ -281,7 +281,7 @@ class ConvNeXt(nnx.Module):
     return self.read(images, [(kind, index) for index in sorted(indices)])
 
   def read(self, images: Array,
-           wanted: Sequence[tuple[str, int]]) -> list[Features]:
+           wanted: Sequence[tuple[str, int]]) -> list[Outputs]:
     """Features of any stages, in one pass through them.
 
     Args:
@@ -309,7 +309,7 @@ class ConvNeXt(nnx.Module):
     return jax.image.resize(
         x, (x.shape[0], *grid, x.shape[-1]), 'linear', antialias=True)
 
-  def _features(self, x: Array, whole: Array, normed: bool) -> Features:
+  def _features(self, x: Array, whole: Array, normed: bool) -> Outputs:
     """Features of a map; CLS is the mean of `whole`, then gets the norm."""
     cls = whole.mean((1, 2), dtype=jnp.float32)
     tokens = x.reshape(x.shape[0], -1, x.shape[-1])

@@ -20,7 +20,7 @@ from dinojax.models import vit_config
 from dinojax.parallel import sharding
 
 Array = jax.Array
-Features = dict[str, Array]
+Outputs = dict[str, Array]
 ViTConfig = vit_config.ViTConfig
 
 
@@ -184,7 +184,7 @@ class ViT(nnx.Module):
   def __call__(self, crops: Mapping[str, Array], *,
                masks: Mapping[str, Array] | None = None,
                draws: Mapping[str, dict[str, Array]] | None = None,
-               train: bool = False) -> dict[str, Features]:
+               train: bool = False) -> dict[str, Outputs]:
     """Features of the crops of every size.
 
     Args:
@@ -212,7 +212,7 @@ class ViT(nnx.Module):
             for kind, x in zip(kinds, tokens, strict=True)}
 
   def intermediate(self, images: Array, indices: Sequence[int], *,
-                   norm: bool = True) -> list[Features]:
+                   norm: bool = True) -> list[Outputs]:
     """Features after some of the blocks, in the order of their depth.
 
     Args:
@@ -227,7 +227,7 @@ class ViT(nnx.Module):
     return self.read(images, [(kind, index) for index in sorted(indices)])
 
   def read(self, images: Array,
-           wanted: Sequence[tuple[str, int]]) -> list[Features | Array]:
+           wanted: Sequence[tuple[str, int]]) -> list[Outputs | Array]:
     """Features and attention of any blocks, in one pass through them.
 
     Args:
@@ -325,7 +325,7 @@ class ViT(nnx.Module):
         dtype=jnp.dtype(config.rope_dtype), draw=draw)
 
   def _features(self, x: Array, kind: str, train: bool,
-                normed: bool = True) -> Features:
+                normed: bool = True) -> Outputs:
     config, dtype = self.config, self.config.compute_dtype
     first = 1 + config.num_registers
     lead, patches = x[:, :first], x[:, first:]

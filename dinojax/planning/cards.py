@@ -16,7 +16,7 @@ import jax
 from dinojax.kernels import attention
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.planning import memory
-from dinojax.train import recipe as recipe_lib
+from dinojax.train import method as method_lib
 from dinojax.train import settings as settings_lib
 
 CARDS_GIB = (8, 16, 24, 80)
@@ -32,15 +32,15 @@ def as_on_gpu(s: settings_lib.Settings) -> settings_lib.Settings:
   return dataclasses.replace(s, model=model)
 
 
-def recipe_on_gpu(config: Any, mesh: jax.sharding.Mesh) -> recipe_lib.Recipe:
-  """The recipe of a config, as one GPU would run it."""
-  return recipe_lib.build(as_on_gpu(settings_lib.read(config)), mesh, 100)
+def method_on_gpu(config: Any, mesh: jax.sharding.Mesh) -> method_lib.Method:
+  """The method of a config, as one GPU would run it."""
+  return method_lib.build(as_on_gpu(settings_lib.read(config)), mesh, 100)
 
 
-def batch_for(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
+def batch_for(method: method_lib.Method, mesh: jax.sharding.Mesh,
               free_gib: float) -> int | None:
   """The largest power of two that fits, of whole groups; None: none does."""
-  largest = memory.fitting_batch(recipe, mesh, free_gib)
+  largest = memory.fitting_batch(method, mesh, free_gib)
   return largest and 2 ** (largest.bit_length() - 1)
 
 
@@ -50,8 +50,8 @@ def table(configs: dict[str, Any], mesh: jax.sharding.Mesh
   yield '| config | ' + ' | '.join(f'{n} GB' for n in CARDS_GIB) + ' |'
   yield '|---' * (1 + len(CARDS_GIB)) + '|'
   for name, config in configs.items():
-    recipe = recipe_on_gpu(config, mesh)
-    cells = [batch_for(recipe, mesh, SHARE * card) or '–'
+    method = method_on_gpu(config, mesh)
+    cells = [batch_for(method, mesh, SHARE * card) or '–'
              for card in CARDS_GIB]
     yield f'| {name} | ' + ' | '.join(map(str, cells)) + ' |'
 
@@ -89,9 +89,9 @@ def photo_batches(mesh: jax.sharding.Mesh) -> Iterator[str]:
   for size in ('ti', 's'):
     for px in (96, 128, 160):
       settings = settings_lib.read(photos.get_config(f'{size},{px}'))
-      recipe = recipe_lib.build(settings, mesh, 100)
+      method = method_lib.build(settings, mesh, 100)
       for gib in (4, 8, 16, 24):
-        batch = batch_for(recipe, mesh, SHARE * gib)
+        batch = batch_for(method, mesh, SHARE * gib)
         yield f'{size}, {px} px, {gib} GiB: {min(batch or 16, 256)}'
 
 

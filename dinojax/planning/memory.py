@@ -9,11 +9,11 @@ import jax
 from dinojax.core import errors
 from dinojax.engine import program
 from dinojax.planning import liveness
+from dinojax.train import method as method_lib
 from dinojax.train import pretraining
-from dinojax.train import recipe as recipe_lib
-from dinojax.train import segments
 from dinojax.train import settings as settings_lib
 from dinojax.train import state as state_lib
+from dinojax.train import variants
 
 _GIB = 2**30
 # Estimates are right to a quarter; compilers and allocators need some room.
@@ -54,15 +54,15 @@ class Estimate:
             f'{self.activations:.3g}')
 
 
-def estimate(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh) -> Estimate:
+def estimate(method: method_lib.Method, mesh: jax.sharding.Mesh) -> Estimate:
   """What the dearest step of a run will take; traces it, compiles nothing.
 
   Args:
-    recipe: what is trained.
+    method: what is trained.
     mesh: the active mesh.
   """
-  variant = segments.heaviest(recipe)
-  trainable = pretraining.Pretraining(recipe, mesh)
+  variant = variants.heaviest(method)
+  trainable = pretraining.Pretraining(method, mesh)
   state = state_lib.abstract(trainable.of(variant), mesh)
   rows = program.prepared(trainable, variant, mesh)
   temporaries = _MORE * liveness.temporaries(
@@ -78,22 +78,22 @@ def gib(arrays) -> float:
   return sum(map(liveness.size_of, jax.tree.leaves(arrays))) / _GIB
 
 
-def with_train(recipe: recipe_lib.Recipe, **changes) -> recipe_lib.Recipe:
-  """A recipe with other values of its section `train`, shapes apart."""
+def with_train(method: method_lib.Method, **changes) -> method_lib.Method:
+  """A method with other values of its section `train`, shapes apart."""
   change = lambda s: dataclasses.replace(
       s, train=dataclasses.replace(s.train, **changes))
   return dataclasses.replace(
-      recipe, settings=change(recipe.settings), students={
+      method, settings=change(method.settings), students={
           name: dataclasses.replace(one, settings=change(one.settings))
-          for name, one in recipe.students.items()})
+          for name, one in method.students.items()})
 
 
-def check(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
+def check(method: method_lib.Method, mesh: jax.sharding.Mesh,
           free_gib: float, say: Callable[[str], None]):
   """Stops before work starts where the step cannot fit.
 
   Args:
-    recipe: what is trained.
+    method: what is trained.
     mesh: the active mesh.
     free_gib: of one device.
     say: gets a warning where it fits only just.
@@ -101,11 +101,11 @@ def check(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
   Raises:
     UserError: with values that would fit.
   """
-  need = estimate(recipe, mesh)
+  need = estimate(method, mesh)
   text = sentence(need, free_gib)
   if need.peak > REFUSED * free_gib:
     raise errors.UserError(
-        f'{text}: it does not fit; {advice(recipe, mesh, free_gib, need)}; '
+        f'{text}: it does not fit; {advice(method, mesh, free_gib, need)}; '
         'train.check_memory=False tries it all the same')
   if need.peak > DOUBTFUL * free_gib:
     say(f'{text}: it may not fit; fewer images at a time '
@@ -119,15 +119,15 @@ def sentence(need: Estimate, free_gib: float) -> str:
           f'({need.describe()}), which has {free_gib:.3g} GiB free')
 
 
-def advice(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
+def advice(method: method_lib.Method, mesh: jax.sharding.Mesh,
            free_gib: float, need: Estimate) -> str:
   """Values that would fit, in words."""
   ways = []
-  parts = fitting_parts(recipe, mesh, free_gib, need)
+  parts = fitting_parts(method, mesh, free_gib, need)
   if parts:
     ways.append(f'set train.num_micro_batches={parts}, which accumulates '
                 'gradients and changes no result but by rounding')
-  batch = fitting_batch(recipe, mesh, free_gib, need)
+  batch = fitting_batch(method, mesh, free_gib, need)
   if batch:
     ways.append(f'set train.batch_size={batch}')
   if not ways:
@@ -136,15 +136,15 @@ def advice(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
   return f'{", or ".join(ways)}, or use a smaller config ({_OTHERS})'
 
 
-def fitting_parts(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
+def fitting_parts(method: method_lib.Method, mesh: jax.sharding.Mesh,
                   free_gib: float, need: Estimate) -> int | None:
   """The fewest micro-batches with which a step fits safely; None: none do."""
-  now = recipe.settings.train.num_micro_batches
-  for parts in _numbers_of_parts(recipe.settings, mesh.size):
+  now = method.settings.train.num_micro_batches
+  for parts in _numbers_of_parts(method.settings, mesh.size):
     least = need.peak - need.activations * (1 - now / parts)
     if least > DOUBTFUL * free_gib:
       continue  # not to be traced
-    smaller = with_train(recipe, num_micro_batches=parts)
+    smaller = with_train(method, num_micro_batches=parts)
     if estimate(smaller, mesh).peak <= DOUBTFUL * free_gib:
       return parts
   return None
@@ -162,17 +162,17 @@ def _numbers_of_parts(s: settings_lib.Settings,
       yield parts
 
 
-def fitting_batch(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
+def fitting_batch(method: method_lib.Method, mesh: jax.sharding.Mesh,
                   free_gib: float, need: Estimate | None = None
                   ) -> int | None:
   """The largest batch that fits safely, of whole groups; None: none does.
 
   Memory is nearly linear in the batch: two estimates draw the line.
   """
-  train = recipe.settings.train
-  unit = batch_unit(recipe.settings, mesh.size)
-  need = need or estimate(recipe, mesh)
-  least = estimate(with_train(recipe, batch_size=unit), mesh)
+  train = method.settings.train
+  unit = batch_unit(method.settings, mesh.size)
+  need = need or estimate(method, mesh)
+  least = estimate(with_train(method, batch_size=unit), mesh)
   limit = DOUBTFUL * free_gib
   if least.peak > limit:
     return None

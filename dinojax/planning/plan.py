@@ -14,12 +14,12 @@ from dinojax.parallel import topologies
 from dinojax.planning import collectives
 from dinojax.planning import estimate
 from dinojax.planning import memory
-from dinojax.planning import pace
+from dinojax.planning import throughput
+from dinojax.train import method as method_lib
 from dinojax.train import pretraining
-from dinojax.train import recipe as recipe_lib
-from dinojax.train import segments
 from dinojax.train import settings as settings_lib
 from dinojax.train import state as state_lib
+from dinojax.train import variants
 
 _GIB = 2**30
 
@@ -45,53 +45,53 @@ def compiled(config: Any, topology: str) -> dict:
   settings_lib.check_devices(settings, mesh.size)
   epoch_steps = settings.train.epoch_steps or 1
   with mesh_lib.activate(mesh):
-    whole = recipe_lib.build(settings, mesh, epoch_steps)
+    whole = method_lib.build(settings, mesh, epoch_steps)
     lowered = lower(whole, mesh)
     need = memory.estimate(whole, mesh)
-  recipe = segments.recipe_of(whole, segments.heaviest(whole))
+  method = variants.method_of(whole, variants.heaviest(whole))
   step = _compile(lowered, mesh, topology)
-  work = _work(recipe, mesh, epoch_steps)
+  work = _work(method, mesh, epoch_steps)
   text = step.as_text()
   sent = collectives.of_program(text)
   return {
       'topology': topology, 'devices': mesh.size,
       'mesh': {name: int(n) for name, n in mesh.shape.items()},
       'attention': ', '.join(sorted({
-          one.settings.model.attention for one in recipe.each.values()
+          one.settings.model.attention for one in method.each.values()
           if one.settings.model.has_attention}) or ['none']),
       'remat': ', '.join(sorted({
-          one.settings.model.remat for one in recipe.each.values()})),
+          one.settings.model.remat for one in method.each.values()})),
       'images_per_step': settings.train.batch_size,
-      'dearest_of': _steps(settings, recipe, epoch_steps),
+      'dearest_of': _steps(settings, method, epoch_steps),
       **_memory(step), 'estimated_gib': need.peak,
       'hbm_gib': hbm_gib(topology), **work,
       'collectives': _collectives(sent),
       **estimate.of_program(text, topology, mesh.size, sent, work)}
 
 
-def lower(recipe: recipe_lib.Recipe,
+def lower(method: method_lib.Method,
           mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
   """The step that training would run on the active mesh.
 
   Where steps differ, the one that needs most.
   """
-  trainable = pretraining.Pretraining(recipe, mesh)
-  variant = segments.heaviest(recipe)
+  trainable = pretraining.Pretraining(method, mesh)
+  variant = variants.heaviest(method)
   state = state_lib.abstract(trainable.of(variant), mesh)
   return program.lower(
       trainable, variant, state, program.prepared(trainable, variant, mesh))
 
 
-def _steps(settings: settings_lib.Settings, recipe: recipe_lib.Recipe,
+def _steps(settings: settings_lib.Settings, method: method_lib.Method,
            epoch_steps: int) -> str | None:
   """Which steps of a run the program is of; None: all are alike."""
-  total = recipe_lib.total_steps(settings, epoch_steps)
-  if not settings.crops.sizes and not 0 < recipe.gram_start < total:
+  total = method_lib.total_steps(settings, epoch_steps)
+  if not settings.crops.sizes and not 0 < method.gram_start < total:
     return None
-  crops = recipe.settings.crops
+  crops = method.settings.crops
   text = f'crops of {crops.global_px} and {crops.local_px} pixels'
-  return text + (f', Gram anchoring at {recipe.settings.gram_px}'
-                 if recipe.settings.gram_px else '')
+  return text + (f', Gram anchoring at {method.settings.gram_px}'
+                 if method.settings.gram_px else '')
 
 
 def hbm_gib(topology: str) -> float | None:
@@ -139,11 +139,11 @@ def _memory(step: jax.stages.Compiled) -> dict:
           'peak_gib': (arguments + temporaries + new) / _GIB}
 
 
-def _work(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
+def _work(method: method_lib.Method, mesh: jax.sharding.Mesh,
           epoch_steps: int) -> dict:
-  s, total = recipe.settings, pace.step_flops(recipe, mesh)
-  frozen = {'teacher': recipe.teacher} if recipe.has_frozen_teacher else {}
-  students = {name: one.student for name, one in recipe.each.items()}
+  s, total = method.settings, throughput.step_flops(method, mesh)
+  frozen = {'teacher': method.teacher} if method.has_frozen_teacher else {}
+  students = {name: one.student for name, one in method.each.items()}
   return {
       'parameters': {
           f'{owner} {name}'.strip(): tree.num_elements(part)
@@ -152,7 +152,7 @@ def _work(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
       'model_flops_per_step': total,
       'model_flops_per_image': total / s.train.batch_size,
       # Epochs of the data are unknown here.
-      'total_steps': recipe_lib.total_steps(s, epoch_steps) if (
+      'total_steps': method_lib.total_steps(s, epoch_steps) if (
           s.train.epoch_steps or s.train.total.unit != 'epochs') else None}
 
 

@@ -32,7 +32,7 @@ def _program(found: Mapping) -> list[str]:
            f'{found["attention"]}']
   if found['dearest_of']:
     lines.append(f'steps differ     this is of the dearest, with '
-                 f'{found["dearest_of"]}; the whole recipe takes less')
+                 f'{found["dearest_of"]}; the whole run takes less')
   return [*lines, f'parameters       {count}']
 
 
@@ -54,7 +54,7 @@ def _flops(found: Mapping) -> list[str]:
                   found['executed_flops_per_step'])
   return [
       f'model FLOPs      {needed:.3e} a step, '
-      f'{found["model_flops_per_image"]:.3e} an image: what the recipe needs',
+      f'{found["model_flops_per_image"]:.3e} an image: what the method needs',
       f'executed FLOPs   {done:.3e} a step: {done / needed:.3f} × needed, '
       f'with model.remat={found["remat"]}']
 
@@ -79,10 +79,10 @@ def _roofline(found: Mapping) -> list[str]:
   if r['chip_hours']:
     least, *_, most = sorted(r['chip_hours'].values())
     lines.append(
-        f'whole recipe     {found["total_steps"]} steps: {least:.0f} to '
+        f'whole run        {found["total_steps"]} steps: {least:.0f} to '
         f'{most:.0f} chip-hours')
   else:
-    lines.append('whole recipe     its epochs are those of the data: set '
+    lines.append('whole run        its epochs are those of the data: set '
                  '--config.train.epoch_steps for chip-hours')
   return [*lines, 'an estimate, which takes for granted:',
           *(f'- {one}' for one in r['assumptions'])]

@@ -24,9 +24,9 @@ from dinojax.parallel import hardware
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
 from dinojax.planning import memory
-from dinojax.planning import pace
+from dinojax.planning import throughput
 from dinojax.runs import choices
-from dinojax.train import recipe as recipe_lib
+from dinojax.train import method as method_lib
 from dinojax.train import settings as settings_lib
 
 CONFIG = 'config.py'  # in the workdir
@@ -155,7 +155,7 @@ def _speed(device: jax.Device, dtype: str) -> float:
   clock = time.monotonic
   if device.platform == 'cpu':
     clock = lambda: time.process_time() / hardware.num_cores()
-  return pace.matrix_flops(jnp.dtype(dtype), device, clock=clock)
+  return throughput.matrix_flops(jnp.dtype(dtype), device, clock=clock)
 
 
 def find(data: str, validation: str | None) -> tuple[str, str | None, str]:
@@ -244,10 +244,10 @@ def _fitting(facts: choices.Facts, made: list[choices.Choice], asked: str,
                      workdir)
     config.train.total_epochs = 1.0
     with mesh_lib.activate(mesh):
-      recipe = recipe_lib.build(settings_lib.read(config), mesh, 1)
-      need = memory.estimate(recipe, mesh)
+      method = method_lib.build(settings_lib.read(config), mesh, 1)
+      need = memory.estimate(method, mesh)
       if need.peak <= limit:
-        return size, parts, pace.step_flops(recipe, mesh)
+        return size, parts, throughput.step_flops(method, mesh)
     first = first or (need, size)
   raise errors.UserError(
       f'{memory.sentence(first[0], facts.free_gib)}: no batch of it fits; '

@@ -7,9 +7,9 @@ import numpy as np
 
 from dinojax.core import text
 from dinojax.data import sources
-from dinojax.runs import job
+from dinojax.runs import assemble
 from dinojax.runs import pictures
-from dinojax.train import recipe as recipe_lib
+from dinojax.train import method as method_lib
 from dinojax.train import settings as settings_lib
 
 
@@ -17,23 +17,23 @@ def draw(config: Any, out: str, count: int):
   """Writes the crops of the first images after augmentation.
 
   Args:
-    config: see job.train.
+    config: see assemble.train.
     out: picture to write.
     count: images that are shown.
 
   Raises:
     UserError: a mistake in the config, or images that are not there.
   """
-  settings = recipe_lib.resolve(settings_lib.read(config), 'cpu')
+  settings = method_lib.resolve(settings_lib.read(config), 'cpu')
   training = [(sources.open_training(spec), weight)
               for spec, weight in settings.data.mixture]
-  batch = next(job.batches(settings, training, [], 0))
+  batch = next(assemble.batches(settings, training, [], 0))
   for problem in batch['problems']:
     print(f'replaced: {text.printable(problem["name"])}: '
           f'{text.printable(problem["reason"])}')
   names = ('global', 'local', 'mask', 'row')
   batch = {k: v[:count] for k, v in batch.items() if k in names}
-  seen = jax.jit(lambda b: recipe_lib.prepare(settings, b, 0))(batch)
+  seen = jax.jit(lambda b: method_lib.prepare(settings, b, 0))(batch)
   pictures.contact_sheet(
       jax.tree.map(np.asarray, seen), settings.augment.mean,
       settings.augment.std, count).save(out)

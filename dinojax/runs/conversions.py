@@ -16,7 +16,7 @@ from dinojax.interop import reading
 from dinojax.interop import store
 from dinojax.interop import writing
 from dinojax.parallel import mesh as mesh_lib
-from dinojax.runs import weights as weights_lib
+from dinojax.runs import models as models_lib
 
 
 def to_records(spec: str, out: str, *, images_per_shard: int):
@@ -42,7 +42,7 @@ def bring_in(path: str, out: str, **options):
     out: folder to write.
     **options: see weights.read.
   """
-  weights = weights_lib.read(path, **options)
+  weights = models_lib.read(path, **options)
   store.save(out, weights)
   size = tree.num_elements(weights.params) / 1e6
   heads = ' and '.join(['', *weights.heads])
@@ -64,7 +64,7 @@ def take_out(path: str, out: str, *, part: str, num_heads: int | None,
     lossy: leaves out what the format cannot hold.
     check: runs what was written, where its runtime is installed.
   """
-  weights = weights_lib.read(path, part=part, num_heads=num_heads)
+  weights = models_lib.read(path, part=part, num_heads=num_heads)
   for line in writing.write(
       out, weights, format, lossy=lossy, image_px=image_px):
     print(text.visible(line))

@@ -14,8 +14,8 @@ from dinojax.features import embedding
 from dinojax.features import store
 from dinojax.features import stream
 from dinojax.features import tables
-from dinojax.runs import job
-from dinojax.runs import weights as weights_lib
+from dinojax.runs import assemble
+from dinojax.runs import models as models_lib
 
 _SHOWN = 5
 _CROP_PX = 224
@@ -45,8 +45,8 @@ def embed(model: str, source: str, out: str, *, features: str = 'cls',
   greys = _value_range(value_range)
   store.check_writable(out)
   opened = sources.open_source(source)
-  job.compile_cache(compile_cache)
-  backbone = weights_lib.load(model, num_heads=num_heads)
+  assemble.compile_cache(compile_cache)
+  backbone = models_lib.load(model, num_heads=num_heads)
   with log.Bar(len(opened)) as bar:
     result = embedding.embed(
         backbone, opened, out, choice,

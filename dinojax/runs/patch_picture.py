@@ -11,8 +11,8 @@ from dinojax.data import inspection
 from dinojax.data import photos
 from dinojax.data import sources
 from dinojax.features import spec
+from dinojax.runs import models as models_lib
 from dinojax.runs import pictures
-from dinojax.runs import weights as weights_lib
 
 _MAP = spec.FeatureSpec(('map',))
 _PHOTOS = ('chelsea', 'coffee', 'rocket', 'astronaut')
@@ -41,7 +41,7 @@ def draw(runs: list[str], out: str, *, images: str | None = None,
   """
   read, shown, grids = {}, None, []
   for run in runs:
-    model = weights_lib.load(run)
+    model = models_lib.load(run)
     greys = model.value_range  # as it was trained to see them
     if greys not in read:
       read[greys] = _images(images, count, greys)

@@ -3,7 +3,7 @@
 A recipe names its stages in order, and has a whole config for each. Where one
 says 'stage:NAME' as a source of weights, it means the workdir of that stage,
 DIR/NAME; 'stage:NAME/STUDENT' is one of several students. A stage has ended
-when its results.json is there, which job.train writes last.
+when its results.json is there, which assemble.train writes last.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,8 +26,8 @@ from dinojax.data import sources
 from dinojax.engine import checkpoint
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
-from dinojax.runs import job
-from dinojax.runs import weights as weights_lib
+from dinojax.runs import assemble
+from dinojax.runs import models as models_lib
 from dinojax.runs import workdir as workdir_lib
 from dinojax.train import settings as settings_lib
 
@@ -106,7 +106,7 @@ def _train(stage: Stage) -> tuple[bool, bool]:
   """
   _say(f'stage {stage.name}: {stage.folder}')
   try:
-    result = job.train(stage.config, str(stage.folder))
+    result = assemble.train(stage.config, str(stage.folder))
   except errors.UserError as error:
     # A message that says what to set means this stage.
     text = str(error).replace('--config.', f'--recipe.{stage.name}.')
@@ -153,7 +153,7 @@ def _has_ended(folder: epath.Path, settings: settings_lib.Settings) -> bool:
   """Whether a run of all these students has written its results."""
   if workdir_lib.results(folder) is None:
     return False
-  old = weights_lib.read_workdir(str(folder))
+  old = models_lib.read_workdir(str(folder))
   return settings.students.keys() <= old.students.keys()
 
 
@@ -261,8 +261,8 @@ def _check_here(stages: Sequence[Stage], chosen: Sequence[Stage]):
         plan = stage.settings.mesh
         settings_lib.check_devices(
             stage.settings, mesh_lib.make(plan.data, plan.fsdp).size)
-      if (stage.folder / weights_lib.CONFIG).exists():
-        job.open_workdir(str(stage.folder), stage.settings)
+      if (stage.folder / models_lib.CONFIG).exists():
+        assemble.open_workdir(str(stage.folder), stage.settings)
     except errors.UserError as error:
       problems.append(f'stage {stage.name}: {error}')
   _raise_any(problems)

@@ -8,8 +8,8 @@ import jax
 
 from dinojax.core import errors
 from dinojax.parallel import processes
+from dinojax.runs import assemble
 from dinojax.runs import autoconfig
-from dinojax.runs import job
 from dinojax.runs import stages
 
 
@@ -45,7 +45,7 @@ def train(request: Request) -> bool:
     UserError: nothing or too much is asked for, or anything the user can mend.
   """
   what = _check(request)
-  job.compile_cache(request.compile_cache)
+  assemble.compile_cache(request.compile_cache)
   processes.initialize()
   finished = _train(request, what)
   # After an error jax does this at exit, where a process whose error the
@@ -82,7 +82,7 @@ def _train(request: Request, what: str) -> bool:
     return stages.train(request.recipe, request.workdir, request.stages)
   config = request.config if what == 'config' else autoconfig.config_for(
       request.data, request.validation, request.model, request.workdir, _say)
-  return job.train(config, request.workdir).finished
+  return assemble.train(config, request.workdir).finished
 
 
 def _say(text: str):

@@ -1,4 +1,4 @@
-"""Pretraining: settings → recipe → step. Called, it is `dinojax.train`."""
+"""Pretraining: settings → method → step. Called, it is `dinojax.train`."""
 
 import sys
 import types

@@ -14,12 +14,12 @@ from dinojax.engine import trainable
 from dinojax.parallel import processes
 from dinojax.parallel import sharding
 from dinojax.train import batch as batch_lib
+from dinojax.train import method as method_lib
 from dinojax.train import monitor
-from dinojax.train import recipe as recipe_lib
 from dinojax.train import sections
-from dinojax.train import segments
 from dinojax.train import state as state_lib
 from dinojax.train import step as step_lib
+from dinojax.train import variants
 
 
 class InitialWeights:
@@ -41,64 +41,64 @@ class InitialWeights:
 class Pretraining:
   """Students that learn from their EMA or from a frozen teacher.
 
-  Two of the same recipe on the same mesh are equal, whatever their weights:
+  Two of the same method on the same mesh are equal, whatever their weights:
   they have the same programs.
   """
 
   named = state_lib.STUDENTS
   words = {'gram': 'Gram anchoring'}
 
-  def __init__(self, recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
+  def __init__(self, method: method_lib.Method, mesh: jax.sharding.Mesh,
                weights: InitialWeights | None = None, *,
                total_steps: int | None = None):
     """Makes it; nothing is computed.
 
     Args:
-      recipe: what is trained.
+      method: what is trained.
       mesh: the active one.
       weights: given ones.
       total_steps: of the run, for its errors.
     """
-    self.recipe, self.mesh = recipe, mesh
+    self.method, self.mesh = method, mesh
     self._weights, self._total = weights or InitialWeights(), total_steps
     self._monitors = {
-        name: monitor.Monitor(recipe.settings.dino.num_prototypes)
-        for name in recipe.each}
-    self._recipes: dict[segments.Segment, recipe_lib.Recipe] = {}
+        name: monitor.Monitor(method.settings.dino.num_prototypes)
+        for name in method.each}
+    self._methods: dict[variants.Variant, method_lib.Method] = {}
 
   def __hash__(self):
-    return id(self.recipe)
+    return id(self.method)
 
   def __eq__(self, other):
-    return (isinstance(other, Pretraining) and self.recipe is other.recipe
+    return (isinstance(other, Pretraining) and self.method is other.method
             and self.mesh == other.mesh)
 
-  def of(self, variant: segments.Segment) -> recipe_lib.Recipe:
+  def of(self, variant: variants.Variant) -> method_lib.Method:
     """What is trained in a variant; the same object at every call."""
-    if variant not in self._recipes:
-      self._recipes[variant] = segments.recipe_of(self.recipe, variant)
-    return self._recipes[variant]
+    if variant not in self._methods:
+      self._methods[variant] = variants.method_of(self.method, variant)
+    return self._methods[variant]
 
-  def variant(self, step: int) -> segments.Segment:
-    """The segment of a step."""
-    return segments.at(self.recipe, step)
+  def variant(self, step: int) -> variants.Variant:
+    """The variant of a step."""
+    return variants.at(self.method, step)
 
-  def variants(self, start: int, end: int) -> list[segments.Segment]:
-    """The segments of steps."""
-    return segments.between(self.recipe, start, end)
+  def variants(self, start: int, end: int) -> list[variants.Variant]:
+    """The variants of steps."""
+    return variants.between(self.method, start, end)
 
-  def batch(self, variant: segments.Segment) -> dict:
+  def batch(self, variant: variants.Variant) -> dict:
     """Shapes and shardings of a batch, see data.pipeline."""
     return batch_lib.abstract(self.of(variant).settings, self.mesh)
 
   def prepare(self, batch: dict, step: jax.Array, *,
-              variant: segments.Segment) -> dict:
+              variant: variants.Variant) -> dict:
     """Crops with photometric augmentation, normalised."""
-    return recipe_lib.prepare(self.of(variant).settings, batch, step)
+    return method_lib.prepare(self.of(variant).settings, batch, step)
 
   def create(self, key: jax.Array) -> dict:
     """The state before step 0, with given weights, without Gram teacher."""
-    fresh = dataclasses.replace(self.recipe, gram=None)
+    fresh = dataclasses.replace(self.method, gram=None)
     return self._weights.begin(state_lib.create(
         fresh, self.mesh, key, with_teacher=False))
 
@@ -109,39 +109,39 @@ class Pretraining:
       UserError: students would begin when the run has ended.
     """
     step = info['step']
-    recipe = self.of(self.variant(step))
-    known = info.get(self.named, list(recipe.each))
-    new = [name for name in recipe.each if name not in known]
+    method = self.of(self.variant(step))
+    known = info.get(self.named, list(method.each))
+    new = [name for name in method.each if name not in known]
     if new and self._total is not None and step >= self._total:
       raise errors.UserError(
           f'the run has ended at step {step}, so students {", ".join(new)} '
           'would learn nothing: leave them out, or set train.total to more in '
           'another --workdir')
     return state_lib.abstract(
-        self._without(recipe, new), self.mesh, with_teacher=False)
+        self._without(method, new), self.mesh, with_teacher=False)
 
-  def _without(self, recipe: recipe_lib.Recipe,
-               names: list[str]) -> recipe_lib.Recipe:
+  def _without(self, method: method_lib.Method,
+               names: list[str]) -> method_lib.Method:
     if not names:
-      return recipe
-    return dataclasses.replace(recipe, students={
-        name: one for name, one in recipe.students.items()
+      return method
+    return dataclasses.replace(method, students={
+        name: one for name, one in method.students.items()
         if name not in names})
 
-  def enter(self, state: dict, variant: segments.Segment) -> dict:
+  def enter(self, state: dict, variant: variants.Variant) -> dict:
     """The state with frozen teacher, new students and Gram teacher."""
-    recipe = self.of(variant)
-    if recipe.has_frozen_teacher and trainable.FROZEN not in state:
+    method = self.of(variant)
+    if method.has_frozen_teacher and trainable.FROZEN not in state:
       state = state | {trainable.FROZEN: {'teacher': self._teacher(state)}}
-    new = [name for name in recipe.each if name not in state[self.named]]
+    new = [name for name in method.each if name not in state[self.named]]
     if new:
       state = state | {self.named: state[self.named] | self._begun(state, new)}
-    if recipe.gram is not None and 'gram' not in state:
+    if method.gram is not None and 'gram' not in state:
       state = self._anchored(state)
     return state
 
   def _teacher(self, state: dict) -> tree.Tree:
-    shapes = sharding.abstract(self.recipe.teacher.shapes, self.mesh)
+    shapes = sharding.abstract(self.method.teacher.shapes, self.mesh)
     if trainable.is_abstract(state):
       return shapes
     params = self._weights.teacher()
@@ -152,16 +152,16 @@ class Pretraining:
 
   def _begun(self, state: dict, names: list[str]) -> dict:
     """Entries of students that begin at the step of the state."""
-    recipe = dataclasses.replace(self.recipe, gram=None, students={
-        name: self.recipe.students[name] for name in names})
+    method = dataclasses.replace(self.method, gram=None, students={
+        name: self.method.students[name] for name in names})
     if trainable.is_abstract(state):
       return state_lib.abstract(
-          recipe, self.mesh, with_teacher=False)[self.named]
+          method, self.mesh, with_teacher=False)[self.named]
     if processes.is_first():
       print(f'step {int(state["step"])}: students {", ".join(names)} begin '
             'now', flush=True)
     fresh = self._weights.begin(state_lib.create(
-        recipe, self.mesh, state['key'], with_teacher=False))
+        method, self.mesh, state['key'], with_teacher=False))
     return {name: own | {'begun': jnp.copy(state['step'])}
             for name, own in fresh[self.named].items()}
 
@@ -180,9 +180,9 @@ class Pretraining:
         'gram_refreshes': zero}}
 
   def step(self, state: dict, batch: dict, *,
-           variant: segments.Segment) -> tuple[dict, dict]:
+           variant: variants.Variant) -> tuple[dict, dict]:
     """One update, see step.train_step."""
-    return step_lib.train_step(state, batch, recipe=self.of(variant))
+    return step_lib.train_step(state, batch, method=self.of(variant))
 
   def evaluated(self, state: dict) -> dict[str, tree.Tree]:
     """The EMA of every student."""
@@ -204,7 +204,7 @@ class Pretraining:
   def leaf(self, index: int) -> str:
     """The name of a gradient."""
     return [path if name == sections.ALONE else f'{name} {path}'
-            for name, one in self.recipe.each.items()
+            for name, one in self.method.each.items()
             for path in tree.names(one.student.shapes)][index]
 
 

@@ -14,8 +14,8 @@ import warnings
 from dinojax.core import config as config_lib
 from dinojax.core import errors
 from dinojax.core import paths
-from dinojax.train import agreement
 from dinojax.train import sections
+from dinojax.train import validation
 
 free = config_lib.free
 _MOST_PARTS = 64  # of a batch, in shares
@@ -38,7 +38,7 @@ def read(config: Any, kind: type[Settings] = Settings) -> Settings:
   if not problems.is_readable:
     problems.raise_any()
   settings = _with_groups(settings)
-  agreement.check(settings, problems)
+  validation.check(settings, problems)
   problems.raise_any()
   return settings
 

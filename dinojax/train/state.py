@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from dinojax.engine import trainable
 from dinojax.parallel import sharding
-from dinojax.train import recipe as recipe_lib
+from dinojax.train import method as method_lib
 from dinojax.train import sections
 
 STUDENTS = 'students'
@@ -17,12 +17,12 @@ STUDENTS = 'students'
 sharding.split_by_column(r'^centers/\w+$')
 
 
-def init(recipe: recipe_lib.Recipe, key: jax.Array, *,
+def init(method: method_lib.Method, key: jax.Array, *,
          with_teacher: bool = True) -> dict:
   """A fresh state; call under jit with `shardings` as out_shardings.
 
   Args:
-    recipe: what is trained.
+    method: what is trained.
     key: typed PRNG key; every draw of the run follows from it and the step.
     with_teacher: whether a frozen teacher is part of it; one that is given
       takes no memory twice.
@@ -36,14 +36,14 @@ def init(recipe: recipe_lib.Recipe, key: jax.Array, *,
   counters = {'bad_images': zero()}
   state = {'step': zero(), 'key': key, 'counters': counters,
            STUDENTS: {name: init_student(one, name, key)
-                      for name, one in recipe.each.items()}}
-  if recipe.has_frozen_teacher and with_teacher:
+                      for name, one in method.each.items()}}
+  if method.has_frozen_teacher and with_teacher:
     state[trainable.FROZEN] = {
-        'teacher': recipe.teacher.init(jax.random.fold_in(key, 2))}
-  if recipe.gram:
-    state['gram'] = recipe.gram.init(jax.random.fold_in(key, 3))
+        'teacher': method.teacher.init(jax.random.fold_in(key, 2))}
+  if method.gram:
+    state['gram'] = method.gram.init(jax.random.fold_in(key, 3))
     counters['gram_refreshes'] = zero()
-  settings = recipe.settings
+  settings = method.settings
   if settings.teacher.centering == 'softmax':
     sizes = {term.NAME: term.center_size(settings)
              for term in settings.objectives}
@@ -57,13 +57,13 @@ def zero() -> jax.Array:
   return jnp.zeros((), jnp.int32)
 
 
-def init_student(recipe: recipe_lib.Recipe, name: str,
+def init_student(method: method_lib.Method, name: str,
                  key: jax.Array) -> dict:
   """A fresh student, its EMA, moments, counters, and the step it begins at."""
   key = student_key(key, name)
-  student = recipe.student.init(jax.random.fold_in(key, 0))
+  student = method.student.init(jax.random.fold_in(key, 0))
   return {'student': student, 'ema': jax.tree.map(jnp.copy, student),
-          'opt': recipe.optimizer.init(student),
+          'opt': method.optimizer.init(student),
           'counters': {'skipped_steps': zero(), 'nonfinite_in_row': zero()},
           'begun': zero()}
 
@@ -75,29 +75,29 @@ def student_key(key: jax.Array, name: str) -> jax.Array:
   return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
-def create(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
+def create(method: method_lib.Method, mesh: jax.sharding.Mesh,
            key: int | jax.Array, *, with_teacher: bool = True) -> dict:
   """`init` of a key or a seed, jitted, with every leaf where it belongs."""
   key = jax.random.key(key) if isinstance(key, int) else key
-  make = _init_of(recipe_lib.Same(recipe), with_teacher)
+  make = _init_of(method_lib.Same(method), with_teacher)
   out = sharding.shardings(jax.eval_shape(make, key), mesh)
   return jax.jit(make, out_shardings=out)(key)
 
 
-def abstract(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh, *,
+def abstract(method: method_lib.Method, mesh: jax.sharding.Mesh, *,
              with_teacher: bool = True) -> dict:
   """Shapes, dtypes and shardings of the state."""
   key = jax.eval_shape(lambda: jax.random.key(0))  # the mesh may not be here
   shapes = jax.eval_shape(
-      _init_of(recipe_lib.Same(recipe), with_teacher), key)
+      _init_of(method_lib.Same(method), with_teacher), key)
   return sharding.abstract(shapes, mesh)
 
 
 @functools.lru_cache(maxsize=4)
-def _init_of(same: recipe_lib.Same,
+def _init_of(same: method_lib.Same,
              with_teacher: bool) -> Callable[[jax.Array], dict]:
   """`init`; JAX keeps what it traced of a function, so here is one of each."""
-  return functools.partial(init, same.recipe, with_teacher=with_teacher)
+  return functools.partial(init, same.method, with_teacher=with_teacher)
 
 
 def teacher_of(state: dict) -> dict:

@@ -12,8 +12,8 @@ import optax
 
 from dinojax.engine import optimizer
 from dinojax.parallel import sharding
+from dinojax.train import method as method_lib
 from dinojax.train import monitor
-from dinojax.train import recipe as recipe_lib
 from dinojax.train import state as state_lib
 from dinojax.train import students
 from dinojax.train.objectives import objective
@@ -22,7 +22,7 @@ Array = jax.Array
 
 
 def train_step(state: dict, batch: dict, *,
-               recipe: recipe_lib.Recipe) -> tuple[dict, dict]:
+               method: method_lib.Method) -> tuple[dict, dict]:
   """One step of training.
 
   Args:
@@ -31,18 +31,18 @@ def train_step(state: dict, batch: dict, *,
       crops;
       mask [b, v, p], mask_index and mask_weight [g, m] (see data.masking);
       bad [b]: images that were replaced.
-    recipe: what is trained.
+    method: what is trained.
 
   Returns:
     The next state, and metrics: float32 scalars by name.
   """
-  sched = scheduled(state['step'], recipe)
+  sched = scheduled(state['step'], method)
   rows = network_rows(batch)
-  targets, centers, seen = make_targets(state, rows, sched, recipe)
-  new, metrics = students.learn(state, rows, targets, recipe, _learn)
-  if recipe.gram_refresh:
+  targets, centers, seen = make_targets(state, rows, sched, method)
+  new, metrics = students.learn(state, rows, targets, method, _learn)
+  if method.gram_refresh:
     ema, = state_lib.emas(new).values()
-    new = refresh_gram(new, ema['backbone'], recipe.gram_refresh)
+    new = refresh_gram(new, ema['backbone'], method.gram_refresh)
   if 'bad' in batch:
     new['counters']['bad_images'] += jnp.sum(batch['bad'].astype(jnp.int32))
   if centers:
@@ -51,21 +51,21 @@ def train_step(state: dict, batch: dict, *,
   return new, seen | metrics | {'bad_images': new['counters']['bad_images']}
 
 
-def scheduled(step: Array, recipe: recipe_lib.Recipe) -> dict:
+def scheduled(step: Array, method: method_lib.Method) -> dict:
   """Values of the schedules."""
-  return {name: f(step) for name, f in recipe.schedules.items()}
+  return {name: f(step) for name, f in method.schedules.items()}
 
 
 def _learn(own: dict, rows: dict, targets: dict, sched: dict,
-           recipe: recipe_lib.Recipe) -> tuple[dict, dict]:
+           method: method_lib.Method) -> tuple[dict, dict]:
   """One student's update, and its metrics."""
-  grads, metrics = differentiate(own, rows, targets, sched, recipe)
-  new, said = update(own, grads, metrics['loss'], sched, recipe)
+  grads, metrics = differentiate(own, rows, targets, sched, method)
+  new, said = update(own, grads, metrics['loss'], sched, method)
   return new, metrics | said
 
 
 def differentiate(own: dict, rows: dict, targets: dict, sched: dict,
-                  recipe: recipe_lib.Recipe) -> tuple[dict, dict]:
+                  method: method_lib.Method) -> tuple[dict, dict]:
   """Gradients of a student, and metrics of the losses.
 
   Args:
@@ -73,22 +73,22 @@ def differentiate(own: dict, rows: dict, targets: dict, sched: dict,
     rows: see `network_rows`.
     targets: see `make_targets`.
     sched: values of the schedules at this step.
-    recipe: what is trained.
+    method: what is trained.
   """
   key = jax.random.fold_in(own['key'], own['step'])
-  num_groups = num_images(rows, recipe) // recipe.settings.train.group_images
+  num_groups = num_images(rows, method) // method.settings.train.group_images
   drawn = jax.tree.map(
-      sharding.constrain, recipe.draw(key, num_groups))
+      sharding.constrain, method.draw(key, num_groups))
   grads, metrics = gradients(
-      own['student'], rows | {'draws': drawn}, targets, sched, recipe)
-  for term in recipe.settings.objectives:
+      own['student'], rows | {'draws': drawn}, targets, sched, method)
+  for term in method.settings.objectives:
     metrics |= term.loss_metrics(metrics, targets)
   return grads, metrics
 
 
-def num_images(rows: dict, recipe: recipe_lib.Recipe) -> int:
+def num_images(rows: dict, method: method_lib.Method) -> int:
   """Images whose crops are the rows."""
-  return len(rows['crops']['global']) // recipe.settings.crops.num_global
+  return len(rows['crops']['global']) // method.settings.crops.num_global
 
 
 def network_rows(batch: dict) -> dict:
@@ -106,17 +106,17 @@ def network_rows(batch: dict) -> dict:
 
 
 def make_targets(state: dict, rows: dict, sched: dict,
-                 recipe: recipe_lib.Recipe) -> tuple[dict, dict, dict]:
+                 method: method_lib.Method) -> tuple[dict, dict, dict]:
   """Targets of the whole batch from the teacher's global crops.
 
   Returns:
     targets by term of the loss; the next centers (empty without softmax
     centring); metrics of teacher and targets.
   """
-  settings = recipe.settings
+  settings = method.settings
   taught = objective.Forward(
       settings=settings, schedules=sched, rows=rows,
-      out=teacher_outputs(state, rows, recipe),
+      out=teacher_outputs(state, rows, method),
       centers=state.get('centers', {}))
   targets, centers = {}, {}
   metrics = monitor.feature_metrics(taught.out['cls']['global'])
@@ -129,21 +129,21 @@ def make_targets(state: dict, rows: dict, sched: dict,
 
 
 def teacher_outputs(state: dict, rows: dict,
-                    recipe: recipe_lib.Recipe) -> dict:
+                    method: method_lib.Method) -> dict:
   """What the teacher, and a Gram teacher of its own, say of global crops."""
-  settings = recipe.settings
+  settings = method.settings
   seen = {'crops': {'global': rows['crops']['global']}}
   if 'mask_index' in rows:
     seen['mask_index'] = rows['mask_index']
   wanted = frozenset().union(
       *(term.teacher_wants() for term in settings.objectives))
-  run = lambda some: recipe.teacher.outputs(
+  run = lambda some: method.teacher.outputs(
       state_lib.teacher_of(state), some, train=False,
       patches='patches' in wanted)
   micro = settings.train.num_micro_batches
   out = jax.lax.stop_gradient(map_microbatches(run, seen, micro))
-  if recipe.gram is not None:
-    anchor = lambda crops: recipe.gram.apply(
+  if method.gram is not None:
+    anchor = lambda crops: method.gram.apply(
         state['gram'], {'global': crops},
         lambda net, crops: net(crops)['global']['patches'])
     out |= {'gram_patches': map_microbatches(anchor, rows['gram'], micro)}
@@ -159,15 +159,15 @@ def map_microbatches(function, rows: dict, num_micro_batches: int):
 
 
 def gradients(student: dict, rows: dict, targets: dict, sched: dict,
-              recipe: recipe_lib.Recipe) -> tuple[dict, dict]:
+              method: method_lib.Method) -> tuple[dict, dict]:
   """Gradients of the weighted sum of the loss terms, and the terms.
 
   Micro-batches hold whole groups, so every term is the mean of its values.
   """
-  micro = recipe.settings.train.num_micro_batches
+  micro = method.settings.train.num_micro_batches
 
   def loss(student, rows, targets):
-    values, counts = terms(student, rows, targets, sched, recipe)
+    values, counts = terms(student, rows, targets, sched, method)
     total = sum(weight * value for weight, value in values.values())
     logged = {f'loss/{name}': value for name, (_, value) in values.items()}
     logged |= {f'weighted/{name}': weight * value
@@ -193,17 +193,17 @@ def gradients(student: dict, rows: dict, targets: dict, sched: dict,
 
 
 def terms(student: dict, rows: dict, targets: dict, sched: dict,
-          recipe: recipe_lib.Recipe) -> tuple[dict, dict]:
+          method: method_lib.Method) -> tuple[dict, dict]:
   """(weight, value) of every loss term, and what is counted; by name."""
-  settings = recipe.settings
+  settings = method.settings
   # Whole images are distilled: then masks choose patches and hide none.
-  hide = not recipe.has_frozen_teacher or settings.distillation.hide_masked
+  hide = not method.has_frozen_teacher or settings.distillation.hide_masked
   seen = {k: v for k, v in rows.items() if hide or k != 'masks'}
   wanted = frozenset().union(
       *(term.student_wants() for term in settings.objectives))
   forward = objective.Forward(
       settings=settings, schedules=sched, rows=rows, targets=targets,
-      out=recipe.student.outputs(
+      out=method.student.outputs(
           student, seen, train=True, patches='patches' in wanted))
   values, counts = {}, {}
   for term in settings.objectives:
@@ -214,17 +214,17 @@ def terms(student: dict, rows: dict, targets: dict, sched: dict,
 
 
 def update(own: dict, grads: dict, loss: Array, sched: dict,
-           recipe: recipe_lib.Recipe) -> tuple[dict, dict]:
+           method: method_lib.Method) -> tuple[dict, dict]:
   """Clip, AdamW, EMA of a student; nothing moves if a gradient is not finite.
   """
   finite, first_bad = optimizer.finite_report(grads)
   finite &= jnp.isfinite(loss)
   grads, norms = optimizer.clip_per_part(
-      grads, recipe.settings.optimizer.clip_norm)
-  student, opt = recipe.optimizer.update(
+      grads, method.settings.optimizer.clip_norm)
+  student, opt = method.optimizer.update(
       grads, own['opt'], own['student'],
       {name: sched[name] for name in ('lr', 'weight_decay')},
-      recipe.factors.at(sched))
+      method.factors.at(sched))
   ema = optax.incremental_update(
       student, own['ema'], 1 - sched['momentum'])
   keep = lambda new, old: optimizer.select(finite, new, old)
@@ -241,7 +241,7 @@ def update(own: dict, grads: dict, loss: Array, sched: dict,
 
 
 def refresh_gram(state: dict, backbone: dict,
-                 refresh: recipe_lib.Refresh) -> dict:
+                 refresh: method_lib.Refresh) -> dict:
   """The state with the Gram teacher renewed from the EMA, when it is time."""
   done, next_step = state['counters']['gram_refreshes'], state['step'] + 1
   due = (next_step >= refresh.start) & (next_step % refresh.every == 0)

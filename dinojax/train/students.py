@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from dinojax.parallel import sharding
-from dinojax.train import recipe as recipe_lib
+from dinojax.train import method as method_lib
 from dinojax.train import sections
 from dinojax.train import settings as settings_lib
 from dinojax.train import state as state_lib
@@ -18,7 +18,7 @@ from dinojax.train import state as state_lib
 _SHARED = ('teacher_temperature', 'gram_weight')  # schedules of the teacher
 
 
-def learn(state: dict, rows: dict, targets: dict, recipe: recipe_lib.Recipe,
+def learn(state: dict, rows: dict, targets: dict, method: method_lib.Method,
           one: Callable) -> tuple[dict, dict]:
   """Updates every student.
 
@@ -26,8 +26,8 @@ def learn(state: dict, rows: dict, targets: dict, recipe: recipe_lib.Recipe,
     state: see state.init.
     rows: of the batch, see step.network_rows.
     targets: of the batch, see step.make_targets.
-    recipe: what is trained.
-    one: (entries of a student, rows, targets, schedules, recipe) to its next
+    method: what is trained.
+    one: (entries of a student, rows, targets, schedules, method) to its next
       entries and its metrics.
 
   Returns:
@@ -39,7 +39,7 @@ def learn(state: dict, rows: dict, targets: dict, recipe: recipe_lib.Recipe,
   total = {'loss': jnp.zeros(()), 'first_bad_leaf': jnp.full((), -1),
            'nonfinite_in_row': state_lib.zero(),
            'skipped_steps': state_lib.zero()}
-  for name, own in recipe.each.items():
+  for name, own in method.each.items():
     entries = state[state_lib.STUDENTS][name]
     alone = name == sections.ALONE
     # One program for both where they are the same: alone, it begins at 0.

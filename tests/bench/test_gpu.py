@@ -9,7 +9,7 @@ from bench import attention_gpu
 from bench import repeat
 from bench import step_speed
 from dinojax.core import chips
-from dinojax.planning import pace
+from dinojax.planning import throughput
 
 
 def printed(capsys) -> list[dict]:
@@ -47,10 +47,10 @@ def test_without_a_gpu_it_says_so(monkeypatch, capsys):
 
 def test_speed_is_of_the_changed_config_and_of_all_devices(
     monkeypatch, capsys):
-  program = pace.Program(step=None, peak_gib=1.5, compile_s=2.0)
-  monkeypatch.setattr(pace, 'compiled', lambda *_: program)
-  monkeypatch.setattr(pace, 'step_seconds', lambda *_: 0.5)
-  monkeypatch.setattr(pace, 'step_flops', lambda *_: 989.5e12)
+  program = throughput.Program(step=None, peak_gib=1.5, compile_s=2.0)
+  monkeypatch.setattr(throughput, 'compiled', lambda *_: program)
+  monkeypatch.setattr(throughput, 'step_seconds', lambda *_: 0.5)
+  monkeypatch.setattr(throughput, 'step_flops', lambda *_: 989.5e12)
   monkeypatch.setattr(
       chips, 'of_device_kind', lambda _: chips.CHIPS['H200'])
   monkeypatch.setattr(sys, 'argv', [

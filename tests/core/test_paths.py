@@ -9,9 +9,9 @@ import pytest
 from dinojax.core import errors
 from dinojax.core import paths
 from dinojax.engine import checkpoint
-from dinojax.runs import job
+from dinojax.runs import assemble
+from dinojax.runs import models
 from dinojax.runs import stages
-from dinojax.runs import weights
 from tests.train import tiny
 
 
@@ -49,15 +49,15 @@ def test_all_paths_of_a_config(home):
 def test_what_a_run_writes_down_does_not_depend_on_the_reader(
     home, monkeypatch):
   config = tiny.config() | {'init': {'source': '~/given'}}
-  settings = job.settings_lib.read(config)
+  settings = assemble.settings_lib.read(config)
   assert settings.init.source == f'{home}/given'
-  folder = job.open_workdir('~/runs/x', settings)
+  folder = assemble.open_workdir('~/runs/x', settings)
   assert str(folder) == f'{home}/runs/x'
-  job.write_workdir(folder, config)
+  assemble.write_workdir(folder, config)
   monkeypatch.setenv('HOME', '/elsewhere')
   text = (home / 'runs/x/config.json').read_text()
   assert '~' not in text and f'{home}/given' in text
-  assert weights.read_workdir(str(folder)).init.source == f'{home}/given'
+  assert models.read_workdir(str(folder)).init.source == f'{home}/given'
 
 
 def test_the_folders_of_a_recipe(home):
@@ -80,13 +80,13 @@ def runs(tmp_path, monkeypatch):
                     'latest': lambda self: 1000})())
   for name in ('vits', 'vits@224', 'students'):
     (tmp_path / name / checkpoint.FOLDER).mkdir(parents=True)
-    (tmp_path / name / weights.CONFIG).write_text('{}')
+    (tmp_path / name / models.CONFIG).write_text('{}')
   (tmp_path / 'weights@5').mkdir()
   return str(tmp_path)
 
 
 def test_a_folder_with_an_at_is_that_folder(runs):
-  find = lambda name: weights.find_run(f'{runs}/{name}')
+  find = lambda name: models.find_run(f'{runs}/{name}')
   for name, meant in {
       'vits': ('vits', 'student', None), 'vits@1000': ('vits', 'student', 1000),
       'vits@224': ('vits@224', 'student', None),
@@ -95,20 +95,21 @@ def test_a_folder_with_an_at_is_that_folder(runs):
       'students/a': ('students', 'a', None),
       'students/a@10': ('students', 'a', 10)}.items():
     folder, student, step = meant
-    assert find(name) == weights.Run(f'{runs}/{folder}', student, step), name
+    assert find(name) == models.CheckpointName(
+        f'{runs}/{folder}', student, step), name
   for name in ('weights@5', 'weights@5@5', 'nothing', 'nothing@5', 'a.pth'):
     assert find(name) is None, name
-  assert weights.at_its_last_step(f'{runs}/vits@224') == (
+  assert models.at_its_last_step(f'{runs}/vits@224') == (
       f'{runs}/vits@224@1000')
 
 
 @pytest.mark.parametrize('step', ['last', '', '-1', '1e3', '٣', 'step10'])
 def test_what_is_no_step_is_answered_with_those_there_are(runs, step):
   with pytest.raises(errors.UserError, match='no step of .*of 10, 1000'):
-    weights.find_run(f'{runs}/vits@224@{step}')
+    models.find_run(f'{runs}/vits@224@{step}')
 
 
 @pytest.mark.parametrize('path', ['a\0b', 'x' * 5000, '/dev/null/x'])
 def test_paths_that_no_disk_has(path):
   with pytest.raises(errors.UserError):
-    weights.read(path)
+    models.read(path)

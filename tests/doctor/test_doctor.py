@@ -26,11 +26,11 @@ from dinojax.parallel import hardware
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import platforms
 from dinojax.planning import memory
-from dinojax.planning import pace
+from dinojax.planning import throughput
+from dinojax.runs import assemble
 from dinojax.runs import catalog
-from dinojax.runs import job
-from dinojax.runs import weights as weights_lib
-from dinojax.train import recipe as recipe_lib
+from dinojax.runs import models as models_lib
+from dinojax.train import method as method_lib
 from dinojax.train import settings as settings_lib
 from dinojax.train import state as state_lib
 from tests import forked
@@ -52,7 +52,7 @@ def levels(found):
 
 
 def test_the_demo_is_sane_and_every_check_speaks():
-  s, run = settings(), sanity.Run(1, 2535)
+  s, run = settings(), sanity.Scale(1, 2535)
   found = sanity.findings_of(s, run) + views.settings_findings(s)
   assert levels(found) == {}
   assert {'length', 'warm-ups', 'learning rate', 'teacher', 'batch on devices',
@@ -103,17 +103,17 @@ def test_the_demo_is_sane_and_every_check_speaks():
      ''),
 ])
 def test_settings_that_cannot_learn_well(changes, name, level, fix):
-  found = sanity.findings_of(settings(**changes), sanity.Run(1, 2535))
+  found = sanity.findings_of(settings(**changes), sanity.Scale(1, 2535))
   matching = [f for f in found if f.name == name and f.level == level]
   assert matching, levels(found)
   assert fix in matching[0].fix
 
 
 def test_batches_that_devices_cannot_share():
-  found = sanity.findings_of(settings(), sanity.Run(1, None))
+  found = sanity.findings_of(settings(), sanity.Scale(1, None))
   assert {f.name for f in found if f.level == 'skip'} == {'length'}
   assert not {'teacher', 'learning rate'} & {f.name for f in found}
-  found = sanity.groups(settings(), sanity.Run(8, None))
+  found = sanity.groups(settings(), sanity.Scale(8, None))
   assert levels(found) == {'batch on devices': 'error'}
   assert '512' in found[0].text  # the batch that would work
 
@@ -241,8 +241,9 @@ def test_a_device_that_is_slower_than_its_kind():
 
 def test_the_start_of_the_pipeline_is_not_counted():
   # Three batches come at once, the others one a second.
-  assert pace.rate([9.0, 9.0, 9.0, 9.0, 10.0, 11.0], 4) == pytest.approx(4)
-  assert pace.rate([0.0, 2.0], 4) == pytest.approx(2)
+  assert throughput.rate(
+      [9.0, 9.0, 9.0, 9.0, 10.0, 11.0], 4) == pytest.approx(4)
+  assert throughput.rate([0.0, 2.0], 4) == pytest.approx(2)
 
 
 @pytest.mark.parametrize('need, level', [
@@ -265,9 +266,9 @@ def test_the_memory_of_the_state_is_split_over_devices():
   for fsdp in (1, 4):
     mesh = mesh_lib.make(-1, fsdp)
     with mesh_lib.activate(mesh):
-      recipe = recipe_lib.build(settings(), mesh, 1)
-      state = state_lib.abstract(recipe, mesh)
-      sizes[fsdp] = memory.gib(state), pace.state_gib(recipe, mesh)
+      method = method_lib.build(settings(), mesh, 1)
+      state = state_lib.abstract(method, mesh)
+      sizes[fsdp] = memory.gib(state), throughput.state_gib(method, mesh)
   assert sizes[1][0] == pytest.approx(sizes[1][1], rel=1e-5)
   assert sizes[4][0] < 0.3 * sizes[1][0] and sizes[4][1] == sizes[1][1]
 
@@ -376,7 +377,7 @@ def test_a_config_is_measured_from_end_to_end(tmp_path):
 
 def test_a_workdir_of_another_run(tmp_path):
   old = demo.get_config('smoke')
-  job.write_workdir(job.open_workdir(
+  assemble.write_workdir(assemble.open_workdir(
       str(tmp_path), settings_lib.read(old)), old)
 
   def look(**changes):
@@ -389,9 +390,9 @@ def test_a_workdir_of_another_run(tmp_path):
   found = look(seed=3)
   assert levels(found) == {'workdir': 'error'}
   assert 'seed: 0 → 3' in found[0].text
-  (tmp_path / weights_lib.CONFIG).write_text('{"seed": 3}')
+  (tmp_path / models_lib.CONFIG).write_text('{"seed": 3}')
   assert levels(look()) == {'workdir': 'error'}
-  assert not hardware.is_writable(str(tmp_path / weights_lib.CONFIG))
+  assert not hardware.is_writable(str(tmp_path / models_lib.CONFIG))
   assert hardware.is_writable(str(tmp_path / 'not' / 'there'))
 
 
@@ -414,9 +415,9 @@ def test_what_is_wrong_is_said_before_anything_is_measured(tmp_path, capsys):
 
 
 def test_a_step_that_would_take_for_ever_is_not_tried(monkeypatch, capsys):
-  monkeypatch.setattr(pace, 'matrix_flops', lambda *_: 1e3)
-  monkeypatch.setattr(
-      pace, 'compiled', lambda *_: pytest.fail('was compiled all the same'))
+  monkeypatch.setattr(throughput, 'matrix_flops', lambda *_: 1e3)
+  monkeypatch.setattr(throughput, 'compiled', lambda *_: pytest.fail(
+      'was compiled all the same'))
   config = demo.get_config('smoke')
   config.train.batch_size = 32
   options = report.Options(steps=1, input_s=0.0, num_sampled=1)
@@ -429,9 +430,9 @@ def test_made_up_batches_are_those_of_the_pipeline():
   s = settings(train__batch_size=8, train__group_images=4,
                koleo__group_images=8)
   mesh = mesh_lib.make(devices=mesh_lib.one_device())
-  made = pace._batch(s, mesh)
+  made = throughput._batch(s, mesh)
   training = [(sources.open_source(s.data.train), 1.0)]
-  real = next(job.batches(s, training, [], 0))
+  real = next(assemble.batches(s, training, [], 0))
   real = {k: v for k, v in real.items() if k not in ('problems', 'label')}
   assert made.keys() == real.keys()
   for name, value in real.items():

@@ -169,7 +169,7 @@ def run(workdir, mesh=None, feed=batches, steps=STEPS, **changes):
   """Trains, or continues."""
   mesh = mesh or mesh_lib.make(devices=jax.devices()[:1])
   with mesh_lib.activate(mesh):
-    return loop.run(loop.Run(
+    return loop.run(loop.Job(
         trainable=Heads(mesh), mesh=mesh, workdir=epath.Path(workdir), seed=0,
         total_steps=steps, checkpoint_steps=2, batches=feed, keep=9,
         log=report.Options(batch_size=ROWS, every_steps=1), info={}, **changes))

@@ -21,7 +21,7 @@ from dinojax.engine import loop
 from dinojax.features import backbone as backbone_lib
 from dinojax.interop import files
 from dinojax.interop import store
-from dinojax.runs import job
+from dinojax.runs import assemble
 from tests.fuzz import weights as tiny
 from tests.interop import cases
 
@@ -128,8 +128,8 @@ def test_every_argument_is_explained(function):
 
 def test_training_is_called_by_the_name_of_its_package(monkeypatch, tmp_path):
   calls = []
-  monkeypatch.setattr(job, 'train', lambda *args: calls.append(args))
-  monkeypatch.setattr(job, 'compile_cache', calls.append)
+  monkeypatch.setattr(assemble, 'train', lambda *args: calls.append(args))
+  monkeypatch.setattr(assemble, 'compile_cache', calls.append)
   flags.FLAGS.unparse_flags()  # as in a notebook, where nothing parses them
   dinojax.train({'seed': 1}, pathlib.Path(tmp_path), compile_cache='')
   assert calls == ['', ({'seed': 1}, str(tmp_path))]

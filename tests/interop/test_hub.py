@@ -8,8 +8,8 @@ import pytest
 
 from dinojax.core import errors
 from dinojax.interop import hub
-from dinojax.runs import job
-from dinojax.runs import weights
+from dinojax.runs import assemble
+from dinojax.runs import models
 from tests.fuzz import weights as tiny
 from tests.interop import test_files
 from tests.train import tiny as tiny_config
@@ -50,9 +50,9 @@ def cache(tmp_path, monkeypatch):
     'runs/teacher', 'facebook/dinov2-small', 'weights/mine', 'a/b@main'])
 def test_a_path_that_is_not_here_is_not_a_name(cache, path):
   with pytest.raises(errors.UserError, match=f'not exist.*hf:{path}'):
-    weights.read(path)
+    models.read(path)
   with pytest.raises(errors.UserError, match='is no path'):
-    weights.read(f'https://huggingface.co/{path}')
+    models.read(f'https://huggingface.co/{path}')
   assert not cache.calls
 
 
@@ -60,34 +60,34 @@ def test_a_path_that_is_not_here_is_not_a_name(cache, path):
     'hf:', 'hf:a', 'hf:a/b/c', 'hf:../b', 'hf:a/b@', 'hf:a b/c', 'hf:~/a'])
 def test_names_that_cannot_be(cache, name):
   with pytest.raises(errors.UserError, match='no name of the Hugging Face Hub'):
-    weights.read(name)
+    models.read(name)
   assert not cache.calls
 
 
 def test_it_is_fetched_once_and_its_revision_said(cache, capsys):
-  found = weights.read('hf:owner/name')
+  found = models.read('hf:owner/name')
   assert found.config.embed_dim == tiny.CONFIG.embed_dim
   assert cache.calls == [
       ('owner/name', None, True), ('owner/name', None, False)]
   said = capsys.readouterr().out
   assert 'hf:owner/name is fetched from huggingface.co' in said
   assert f'hf:owner/name is hf:owner/name@{OLD}' in said
-  weights.read(f'hf:owner/name@{OLD}')
+  models.read(f'hf:owner/name@{OLD}')
   assert cache.calls[2:] == [('owner/name', OLD, True)]
   assert 'fetched' not in capsys.readouterr().out
 
 
 def test_a_run_reads_the_revision_of_its_first_start(cache, tmp_path):
   config = tiny_config.config() | {'init': {'source': 'hf:owner/name'}}
-  settings, folder = job.settings_lib.read(config), tmp_path / 'run'
+  settings, folder = assemble.settings_lib.read(config), tmp_path / 'run'
   folder.mkdir()
-  first, pins = job.pinned(settings, folder)
+  first, pins = assemble.pinned(settings, folder)
   assert first.init.source == f'hf:owner/name@{OLD}'
-  job.write_workdir(job.epath.Path(folder), config, pins)
+  assemble.write_workdir(assemble.epath.Path(folder), config, pins)
   assert json.loads((folder / 'sources.json').read_text()) == {
       'hf:owner/name': f'hf:owner/name@{OLD}'}
   cache.newest, before = NEW, len(cache.calls)
-  second, _ = job.pinned(settings, folder)
+  second, _ = assemble.pinned(settings, folder)
   assert second.init.source == first.init.source
   assert len(cache.calls) == before
   assert hub.pinned('hf:owner/name', '/somewhere/else') == 'hf:owner/name'

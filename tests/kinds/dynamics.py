@@ -10,7 +10,7 @@ from dinojax.data import masking
 from dinojax.models import zoo
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
-from dinojax.train import recipe as recipe_lib
+from dinojax.train import method as method_lib
 from dinojax.train import settings as settings_lib
 from dinojax.train import state as state_lib
 from dinojax.train import step as step_lib
@@ -32,12 +32,12 @@ def training_dynamics(case, limit=None):
   mesh = mesh_lib.make(devices=jax.devices()[:1])
   rows = []
   with mesh_lib.activate(mesh):
-    recipe = recipe_lib.build(settings, mesh, epoch_steps=1)
+    method = method_lib.build(settings, mesh, epoch_steps=1)
     names = training.Names(
-        training.network_of(recipe), recipe.student.shapes)
-    state = start(case, recipe, names, mesh)
+        training.network_of(method), method.student.shapes)
+    state = start(case, method, names, mesh)
     step = jax.jit(
-        functools.partial(step_lib.train_step, recipe=recipe),
+        functools.partial(step_lib.train_step, method=method),
         out_shardings=(jax.tree.map(lambda x: x.sharding, state), None))
     for i in range(min(call['steps'], limit or call['steps'])):
       state, metrics = step(
@@ -159,9 +159,9 @@ def batch_of(inputs, step) -> dict:
                 'bad': np.zeros(inputs.BATCH, bool)}
 
 
-def start(case, recipe, names, mesh):
+def start(case, method, names, mesh):
   """The state before the first step: the teacher is the student."""
-  state = state_lib.create(recipe, mesh, 0)
+  state = state_lib.create(method, mesh, 0)
   own = tiny.alone(state)
   for part in ('student', 'ema'):
     own[part] = jax.tree.map(

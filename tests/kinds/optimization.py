@@ -12,8 +12,8 @@ from dinojax.interop import reading
 from dinojax.models import heads
 from dinojax.models import network
 from dinojax.parallel import mesh as mesh_lib
+from dinojax.train import method as recipe
 from dinojax.train import multipliers
-from dinojax.train import recipe
 from dinojax.train import settings
 from tests import golden
 

@@ -15,7 +15,7 @@ from dinojax.interop import translate
 from dinojax.models import network
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
-from dinojax.train import recipe as recipe_lib
+from dinojax.train import method as method_lib
 from dinojax.train import settings as settings_lib
 from dinojax.train import state as state_lib
 from dinojax.train import step as step_lib
@@ -240,7 +240,7 @@ def frozen_teacher(call, settings) -> network.NetworkConfig | None:
       ('ffn_bias', 'ffn_bias'))} | dict(cfg['student'])
   values = backbone(golden.Options(student, 'teacher'), told['arch'],
                     cfg['crops']['global_crops_size'], v2=False)
-  model = recipe_lib.resolve(settings, 'cpu').model
+  model = method_lib.resolve(settings, 'cpu').model
   head = lambda name: dataclasses.replace(
       getattr(settings, name).head, **head_of(cfg[name], False))
   return network.NetworkConfig(
@@ -292,8 +292,8 @@ class Names:
                 params[name], table).items()}
 
 
-def network_of(recipe) -> network.NetworkConfig:
-  return recipe_lib.network_config(recipe.settings)
+def network_of(method) -> network.NetworkConfig:
+  return method_lib.network_config(method.settings)
 
 
 @contextlib.contextmanager
@@ -323,17 +323,17 @@ def training(case):
     teacher = frozen_teacher(call, settings)
     if 'distillation' in case.config:
       case.config['distillation'].only('enabled', teacher is not None)
-    recipe = recipe_lib.build(
+    method = method_lib.build(
         settings, mesh, epoch_steps=1, frozen_teacher=teacher)
-    recipe = dataclasses.replace(recipe, schedules=schedules_of(case, first))
-    names = Names(network_of(recipe), recipe.student.shapes)
-    state = start(case, recipe, teacher, names, first, mesh)
+    method = dataclasses.replace(method, schedules=schedules_of(case, first))
+    names = Names(network_of(method), method.student.shapes)
+    state = start(case, method, teacher, names, first, mesh)
     keep = jax.tree.map(lambda x: x.sharding, state)
 
     @functools.partial(jax.jit, out_shardings=(keep, None, None))
     def step(state, batch):
       with gradients_seen() as seen:
-        out = step_lib.train_step(state, batch, recipe=recipe)
+        out = step_lib.train_step(state, batch, method=method)
       return *out, *seen
 
     count = len(case.inputs['lr'])
@@ -351,17 +351,17 @@ def training(case):
   return out | of_end(case, call, state, names)
 
 
-def start(case, recipe, teacher, names, first, mesh):
+def start(case, method, teacher, names, first, mesh):
   """The state before the first step."""
-  state = state_lib.create(recipe, mesh, 0)
+  state = state_lib.create(method, mesh, 0)
   state['step'] += first
   parts = {part: names.to_ours(case.weights[tag]) for part, tag in (
       ('student', 'student0'), ('ema', 'teacher0'))}
   if teacher:
-    parts['teacher'] = Names(teacher, recipe.teacher.shapes).to_ours(
+    parts['teacher'] = Names(teacher, method.teacher.shapes).to_ours(
         case.weights['distill_teacher'])
-  if recipe.gram:
-    only = Names(network_of(recipe), {'backbone': recipe.gram.shapes})
+  if method.gram:
+    only = Names(network_of(method), {'backbone': method.gram.shapes})
     parts['gram'] = only.to_ours(case.weights['gram_teacher0'])['backbone']
   put = lambda values, old: jax.tree.map(
       lambda x, old: jax.device_put(x, old.sharding), values, old)
@@ -371,7 +371,7 @@ def start(case, recipe, teacher, names, first, mesh):
   if teacher:
     frozen = state['frozen']
     frozen['teacher'] = put(parts['teacher'], frozen['teacher'])
-  if recipe.gram:
+  if method.gram:
     state['gram'] = put(parts['gram'], state['gram'])
   return state
 

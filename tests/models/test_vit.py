@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dinojax.models import draws
 from dinojax.models import network
 from dinojax.models import positions
+from dinojax.models import randomness
 from dinojax.models import vit
 from dinojax.parallel import mesh as mesh_lib
 from tests import close
@@ -32,7 +32,7 @@ def features_and_gradients(config):
     crop = lambda rows, px: np.float32(rng.normal(size=(rows, px, px, 3)))
     rows = {'crops': {'global': crop(4, 16), 'local': crop(6, 8)},
             'masks': {'global': np.arange(64).reshape(4, 16) % 3 == 0},
-            'draws': jax.jit(lambda key: draws.draw(
+            'draws': jax.jit(lambda key: randomness.draw(
                 key, config, num_groups=2, rows={'global': 2, 'local': 3}))(
                     jax.random.key(1))}
     rows = jax.device_put(rows, jax.NamedSharding(mesh, mesh_lib.ROWS))

@@ -1,7 +1,7 @@
 """Memory of a step before it is compiled, against what compilers report.
 
-The recorded figures are `pace.compiled(...).peak_gib` of `settings` below on
-one CPU device, jax 0.10.2: `python -m tests.train.test_memory` makes them
+The recorded figures are `throughput.compiled(...).peak_gib` of `settings` below
+on one CPU device, jax 0.10.2: `python -m tests.planning.test_memory` makes them
 again (a quarter of an hour). Those of the GPU: NVIDIA H200, jax 0.11.2.
 """
 
@@ -22,9 +22,9 @@ from dinojax.parallel import mesh as mesh_lib
 from dinojax.planning import cards
 from dinojax.planning import liveness
 from dinojax.planning import memory
-from dinojax.planning import pace
-from dinojax.runs import job
-from dinojax.train import recipe as recipe_lib
+from dinojax.planning import throughput
+from dinojax.runs import assemble
+from dinojax.train import method as method_lib
 from dinojax.train import settings as settings_lib
 
 # GiB by size, images of a batch and what is kept for the backward pass.
@@ -56,13 +56,13 @@ def mesh_of_one():
 def estimated(s):
   mesh = mesh_of_one()
   with mesh_lib.activate(mesh):
-    return memory.estimate(recipe_lib.build(s, mesh, 1), mesh)
+    return memory.estimate(method_lib.build(s, mesh, 1), mesh)
 
 
 def compiled(s):
   mesh = mesh_of_one()
   with mesh_lib.activate(mesh):
-    return pace.compiled(recipe_lib.build(s, mesh, 1), mesh).peak_gib
+    return throughput.compiled(method_lib.build(s, mesh, 1), mesh).peak_gib
 
 
 @pytest.mark.parametrize('case', [
@@ -82,7 +82,7 @@ def test_a_vit_ti_as_it_is_compiled_here():
 def on_gpu(config):
   mesh = mesh_of_one()
   with mesh_lib.activate(mesh):
-    return memory.estimate(cards.recipe_on_gpu(config, mesh), mesh)
+    return memory.estimate(cards.method_on_gpu(config, mesh), mesh)
 
 
 @pytest.mark.slow
@@ -150,8 +150,8 @@ def test_arrays_are_counted_by_what_a_device_holds():
 @pytest.fixture
 def linear(monkeypatch):
   """A recipe that takes 1 GiB, and a tenth for every image at a time."""
-  def estimate(recipe, mesh):
-    train = recipe.settings.train
+  def estimate(method, mesh):
+    train = method.settings.train
     rows = train.batch_size / mesh.size
     return memory.Estimate(
         0.6, 0.01 * rows, 0.4, 0.09 * rows / train.num_micro_batches)
@@ -168,7 +168,7 @@ def linear(monkeypatch):
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class Method:
   """As far as what fits looks at one."""
 
   settings: settings_lib.Settings
@@ -178,7 +178,7 @@ class Recipe:
 def test_a_step_that_cannot_fit_is_refused_with_values_that_fit(linear):
   mesh, said = mesh_of_one(), []
   check = lambda free, **changes: memory.check(
-      Recipe(linear(**changes)), mesh, free, said.append)
+      Method(linear(**changes)), mesh, free, said.append)
   check(10.0)  # 7.4 of 10
   assert not said
   check(8.0)
@@ -197,26 +197,26 @@ def test_a_step_that_cannot_fit_is_refused_with_values_that_fit(linear):
 
 def test_values_that_fit_are_of_whole_groups(linear):
   mesh = mesh_of_one()
-  recipe = Recipe(linear())
-  assert memory.fitting_batch(recipe, mesh, 3.0) == 8  # 14 images
-  assert memory.fitting_batch(recipe, mesh, 100.0) % 8 == 0
+  method = Method(linear())
+  assert memory.fitting_batch(method, mesh, 3.0) == 8  # 14 images
+  assert memory.fitting_batch(method, mesh, 100.0) % 8 == 0
   # 64 images in 8 parts are groups of 8; in 16 they are none.
-  need = memory.estimate(recipe, mesh)
-  assert memory.fitting_parts(recipe, mesh, 3.0, need) == 8
-  assert memory.fitting_parts(recipe, mesh, 2.0, need) is None
+  need = memory.estimate(method, mesh)
+  assert memory.fitting_parts(method, mesh, 3.0, need) == 8
+  assert memory.fitting_parts(method, mesh, 2.0, need) is None
 
 
 def test_training_stops_before_it_compiles(tmp_path, monkeypatch, linear):
   monkeypatch.setattr(hardware, 'available_gib', lambda _: 0.01)
-  monkeypatch.setattr(job.loop, 'run', lambda _: pytest.fail('has begun'))
+  monkeypatch.setattr(assemble.loop, 'run', lambda _: pytest.fail('has begun'))
   config = demo.get_config('smoke')
   config.train.batch_size = 32  # groups of 4 on each of eight devices
   with pytest.raises(errors.UserError, match='does not fit'):
-    job.train(config, str(tmp_path / 'run'))
+    assemble.train(config, str(tmp_path / 'run'))
   assert not (tmp_path / 'run/config.json').exists()
   config.train.check_memory = False
   with pytest.raises(pytest.fail.Exception, match='has begun'):
-    job.train(config, str(tmp_path / 'run'))
+    assemble.train(config, str(tmp_path / 'run'))
 
 
 def test_memory_that_is_free():

@@ -10,9 +10,9 @@ import numpy as np
 from dinojax.engine import program
 from dinojax.engine import trainable
 from dinojax.evals import online
-from dinojax.runs import job
+from dinojax.runs import assemble
+from dinojax.train import method as method_lib
 from dinojax.train import pretraining
-from dinojax.train import recipe as recipe_lib
 from dinojax.train import state as state_lib
 from tests.train import tiny
 
@@ -64,7 +64,7 @@ def batches(*args, **_):
     number += 1
 
 
-_RECIPES, _BUILD = {}, recipe_lib.build
+_RECIPES, _BUILD = {}, method_lib.build
 
 
 def _build(settings, mesh, epoch_steps, teacher=None):
@@ -85,21 +85,21 @@ def install(monkeypatch, nan_from=10**9):
     def __missing__(self, key):
       return programs
 
-  monkeypatch.setattr(recipe_lib, 'build', _build)
+  monkeypatch.setattr(method_lib, 'build', _build)
   monkeypatch.setattr(program, 'compile_all', lambda *_, **__: All())
   monkeypatch.setattr(
       pretraining.Pretraining, 'create', lambda self, _: fresh(self.mesh))
   monkeypatch.setattr(
-      state_lib, 'abstract', lambda recipe, mesh, **_: trainable.shapes_of(
+      state_lib, 'abstract', lambda method, mesh, **_: trainable.shapes_of(
           fresh(mesh)))
-  monkeypatch.setattr(job, 'batches', batches)
+  monkeypatch.setattr(assemble, 'batches', batches)
   monkeypatch.setattr(online, 'make', lambda *_: (
       lambda step, emas: {'knn/trained': 50.0 + step}))
 
 
 def train(folder, **changes):
   """A start of the run."""
-  return job.train(config(**changes), str(folder))
+  return assemble.train(config(**changes), str(folder))
 
 
 def left(folder: pathlib.Path):

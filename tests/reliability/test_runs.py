@@ -16,7 +16,7 @@ from dinojax.core import errors
 from dinojax.core import log
 from dinojax.evals import online
 from dinojax.parallel import holder
-from dinojax.runs import job
+from dinojax.runs import assemble
 from tests.reliability import fake
 
 
@@ -283,7 +283,7 @@ def test_a_closed_output_stops_nothing(tmp_path, monkeypatch):
   with os.fdopen(writer, 'w') as closed, contextlib.redirect_stdout(
       output.Steady(closed, 'stdout')):
     assert fake.train(tmp_path).finished
-  assert job.train(fake.config(), str(tmp_path)).step == fake.STEPS
+  assert assemble.train(fake.config(), str(tmp_path)).step == fake.STEPS
 
 
 @pytest.mark.parametrize('first, held_steps', [(1, 1), (2, 2)])
@@ -300,7 +300,7 @@ def test_a_profile_holds_its_steps_and_no_evaluation_after_them(
   config = fake.config() | {'knn': {'every_steps': 1}}
   config['log'] |= {
       'profile_start': first, 'profile_steps': 1 if first == 1 else 5}
-  assert job.train(config, str(tmp_path)).finished
+  assert assemble.train(config, str(tmp_path)).finished
   begin = events.index(str(tmp_path / 'profile'))
   assert events[:begin].count('step') == first
   held = events[begin + 1:events.index('end')]

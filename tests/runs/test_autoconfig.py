@@ -10,10 +10,10 @@ import pytest
 from dinojax.core import errors
 from dinojax.data import sources
 from dinojax.planning import memory
-from dinojax.planning import pace
+from dinojax.planning import throughput
 from dinojax.runs import autoconfig
 from dinojax.runs import choices
-from dinojax.train import recipe as recipe_lib
+from dinojax.train import method as method_lib
 from dinojax.train import settings as settings_lib
 
 LAPTOP = choices.Facts(
@@ -26,7 +26,7 @@ GPU = dataclasses.replace(
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class Method:
   """As far as what fits looks at one."""
 
   settings: settings_lib.Settings
@@ -40,12 +40,12 @@ def linear(monkeypatch):
   Nothing is traced: that is for train/test_memory.
   """
   image_gib = [0.01]
-  monkeypatch.setattr(recipe_lib, 'build', lambda s, *_: Recipe(s))
-  monkeypatch.setattr(pace, 'step_flops',
-                      lambda recipe, _: 1e10 * recipe.settings.train.batch_size)
+  monkeypatch.setattr(method_lib, 'build', lambda s, *_: Method(s))
+  monkeypatch.setattr(throughput, 'step_flops',
+                      lambda method, _: 1e10 * method.settings.train.batch_size)
 
-  def estimate(recipe, mesh):
-    train = recipe.settings.train
+  def estimate(method, mesh):
+    train = method.settings.train
     rows = train.batch_size / mesh.size
     return memory.Estimate(
         0.5, 0.0, 0.5, image_gib[0] * rows / train.num_micro_batches)

@@ -8,7 +8,7 @@ import pytest
 from configs import small_images
 from dinojax.core import errors
 from dinojax.engine import checkpoint
-from dinojax.runs import job
+from dinojax.runs import assemble
 
 
 def test_a_start_on_other_data_is_refused_unless_accepted(
@@ -22,15 +22,15 @@ def test_a_start_on_other_data_is_refused_unless_accepted(
   config.data.validation = ''
   config.train.batch_size = 32
   config.train.check_memory = False  # which traces the step
-  monkeypatch.setattr(job.loop, 'run', lambda run: types.SimpleNamespace(
+  monkeypatch.setattr(assemble.loop, 'run', lambda run: types.SimpleNamespace(
       finished=False))
-  start = lambda: job.train(config, str(tmp_path / 'run'))
+  start = lambda: assemble.train(config, str(tmp_path / 'run'))
 
   start()
   assert (tmp_path / 'run' / 'data.json').exists()
   (tmp_path / 'images' / 'a' / '0.png').unlink()
   monkeypatch.setattr(checkpoint.Checkpoints, 'latest', lambda self: 1)
-  monkeypatch.setattr(job.start.Start, 'check', lambda *args: None)
+  monkeypatch.setattr(assemble.start.Start, 'check', lambda *args: None)
   with pytest.raises(errors.UserError, match=r'0 came, 1 went \(a/0\.png'):
     start()
   config.data.accept_changes = True

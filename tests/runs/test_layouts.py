@@ -19,8 +19,8 @@ import pytest
 
 from dinojax.engine import checkpoint
 from dinojax.parallel import mesh as mesh_lib
-from dinojax.runs import job
-from dinojax.runs import weights
+from dinojax.runs import assemble
+from dinojax.runs import models
 from dinojax.train import layouts
 
 KEPT = pathlib.Path(__file__).parent / 'kept'
@@ -50,7 +50,7 @@ def unpacked(tmp_path):
 def train(folder, source):
   """Trains in a folder by the config of another; the losses of the steps."""
   config = json.loads((source / 'config.json').read_text())
-  assert job.train(config, str(folder)).finished
+  assert assemble.train(config, str(folder)).finished
   rows = map(json.loads, (folder / 'metrics.jsonl').read_text().splitlines())
   return [(row['step'], row['loss']) for row in rows if 'loss' in row]
 
@@ -115,7 +115,7 @@ def test_weights_of_former_layouts_are_read(unpacked):
   for path, part in (('teacher', 'ema'), ('teacher/student', 'student'),
                      ('anchored', 'ema'), ('students/a', 'ema'),
                      ('students/b', 'student')):
-    read = weights.read(unpacked / path, part=part)
+    read = models.read(unpacked / path, part=part)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(read.params))
 
 

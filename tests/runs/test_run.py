@@ -180,8 +180,8 @@ def check_what_was_trained(workdir):
   from dinojax.features import backbone as backbone_lib
   from dinojax.interop import reading
   from dinojax.interop import writing
-  from dinojax.runs import weights as weights_lib
-  weights = weights_lib.read(str(workdir))
+  from dinojax.runs import models as models_lib
+  weights = models_lib.read(str(workdir))
   teacher = state(workdir)[1]['ema.student']
   jax.tree.map(np.testing.assert_array_equal, weights.params,
                teacher['backbone'])

@@ -16,7 +16,7 @@ import pytest
 
 from dinojax.core import atomic
 from dinojax.core import errors
-from dinojax.runs import job
+from dinojax.runs import assemble
 from dinojax.runs import stages
 from dinojax.train import settings as settings_lib
 from tests import forked
@@ -40,7 +40,7 @@ def recipe(**changes) -> dict:
 
 
 class Job:
-  """Instead of job.train: writes what it writes, and notes what was asked."""
+  """Instead of assemble.train: writes what that does, and notes its calls."""
 
   def __init__(self):
     self.configs, self.stopped, self.signalled = {}, (), ()
@@ -51,8 +51,8 @@ class Job:
 
   def train(self, config, workdir):
     folder = epath.Path(workdir)
-    job.open_workdir(workdir, settings_lib.read(config))
-    job.write_workdir(folder, config)
+    assemble.open_workdir(workdir, settings_lib.read(config))
+    assemble.write_workdir(folder, config)
     self.configs[folder.name] = config
     finished = folder.name not in self.stopped
     if finished:
@@ -69,7 +69,7 @@ class Job:
 @pytest.fixture
 def trained(monkeypatch):
   instead = Job()
-  monkeypatch.setattr(job, 'train', instead.train)
+  monkeypatch.setattr(assemble, 'train', instead.train)
   return instead
 
 
@@ -264,7 +264,7 @@ def test_an_error_says_in_which_stage(monkeypatch, tmp_path):
   def fail(config, workdir):
     raise errors.UserError('the disk is full')
 
-  monkeypatch.setattr(job, 'train', fail)
+  monkeypatch.setattr(assemble, 'train', fail)
   refused('stage pretrain: the disk is full', recipe=recipe(),
           workdir=str(tmp_path))
 
@@ -341,7 +341,7 @@ def test_what_refers_to_itself_is_given_up_too(
     result.state, result.itself = jax.numpy.ones(10_000), result
     return result
 
-  monkeypatch.setattr(job, 'train', train)
+  monkeypatch.setattr(assemble, 'train', train)
   enabled = gc.isenabled()
   gc.disable()
   try:
@@ -354,7 +354,7 @@ def test_what_refers_to_itself_is_given_up_too(
 
 @pytest.mark.slow
 def test_nothing_of_a_stage_stays_on_the_devices(tmp_path, monkeypatch):
-  held, real = [], job.train
+  held, real = [], assemble.train
 
   def train(config, workdir):
     held.append(sum(x.nbytes for x in jax.live_arrays()))
@@ -362,7 +362,7 @@ def test_nothing_of_a_stage_stays_on_the_devices(tmp_path, monkeypatch):
     assert sum(x.nbytes for x in jax.tree.leaves(result.state)) > 1e5
     return result
 
-  monkeypatch.setattr(job, 'train', train)
+  monkeypatch.setattr(assemble, 'train', train)
   chain = recipe(highres__gram=None)
   for name in chain['stages']:
     chain[name]['train'] |= {'total_steps': 1, 'epoch_steps': 1}

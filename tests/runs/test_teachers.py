@@ -15,11 +15,11 @@ from dinojax.core import errors
 from dinojax.core import tree
 from dinojax.engine import checkpoint
 from dinojax.parallel import mesh as mesh_lib
-from dinojax.runs import job
+from dinojax.runs import assemble
+from dinojax.runs import initial_weights
+from dinojax.runs import models as models_lib
 from dinojax.runs import patch_picture
-from dinojax.runs import start
-from dinojax.runs import weights as weights_lib
-from dinojax.train import recipe as recipe_lib
+from dinojax.train import method as method_lib
 from dinojax.train import settings as settings_lib
 from dinojax.train import state as state_lib
 
@@ -58,13 +58,13 @@ def one_device():
 def run(tmp_path_factory):
   """A finished run."""
   folder = str(tmp_path_factory.mktemp('run'))
-  job.train(config(), folder)
+  assemble.train(config(), folder)
   return folder
 
 
 def part(workdir, name='', which='ema'):
   path = f'{workdir}/{name}' if name else str(workdir)
-  read = weights_lib.read(path, part=which)
+  read = models_lib.read(path, part=which)
   return {'backbone': read.params} | {
       key: head.params for key, head in read.heads.items()}
 
@@ -91,8 +91,9 @@ def begun(**changes):
   settings = settings_lib.read(config(**changes))
   mesh = mesh_lib.make()
   with mesh_lib.activate(mesh):
-    recipe = recipe_lib.build(settings, mesh, epoch_steps=2)
-    state = start.Start(recipe, mesh).begin(state_lib.create(recipe, mesh, 0))
+    method = method_lib.build(settings, mesh, epoch_steps=2)
+    state = initial_weights.InitialWeights(method, mesh).begin(
+        state_lib.create(method, mesh, 0))
   own = state['students']['student']
   return own['ema'], own['student']
 
@@ -114,7 +115,7 @@ def test_a_gram_teacher_comes_from_a_run_and_stays(run, tmp_path, capsys,
                                                    steps):
   anchored = dict(gram__loss_weight=1.0, gram__source=run,
                   gram__start_steps=2.0, crops__gram_px=64)
-  state = job.train(config(**anchored), str(tmp_path)).state
+  state = assemble.train(config(**anchored), str(tmp_path)).state
   assert 'Gram anchoring begins' in capsys.readouterr().err
   assert gap(state['gram'], part(run)['backbone']) == 0
   # A start at the boundary, and one behind it, continue.
@@ -124,7 +125,7 @@ def test_a_gram_teacher_comes_from_a_run_and_stays(run, tmp_path, capsys,
     go_back(copied)
     if step == 2:
       assert checkpoint.Checkpoints(copied).latest() == 2
-    again = job.train(config(**anchored), str(copied)).state
+    again = assemble.train(config(**anchored), str(copied)).state
     for name in ('student', 'gram', 'opt'):
       assert gap(entry(state, name), entry(again, name)) == 0
 
@@ -136,7 +137,7 @@ def test_a_source_that_goes_on_is_read_where_it_was(run, tmp_path, capsys):
   shutil.copytree(run, source)
   go_back(source)
   distilled = dict(distillation__source=str(source))
-  whole = job.train(config(**distilled), str(tmp_path / 'a')).state
+  whole = assemble.train(config(**distilled), str(tmp_path / 'a')).state
   assert 'teacher: backbone' in capsys.readouterr().out
   assert gap(whole['frozen']['teacher'], part(f'{run}@2')) == 0
   saved = {path.name for path in (
@@ -145,7 +146,7 @@ def test_a_source_that_goes_on_is_read_where_it_was(run, tmp_path, capsys):
       'teacher' in name or 'frozen' in name for name in saved)
   shutil.copytree(run + '/checkpoints/4', source / 'checkpoints' / '4')
   go_back(tmp_path / 'a')
-  again = job.train(config(**distilled), str(tmp_path / 'a')).state
+  again = assemble.train(config(**distilled), str(tmp_path / 'a')).state
   assert gap(part(source), part(f'{run}@2')) > 0
   for name in ('frozen', 'student'):
     assert gap(entry(whole, name), entry(again, name)) == 0
@@ -164,14 +165,14 @@ def several(run, *names):
 
 @pytest.mark.slow
 def test_students_come_and_go(run, tmp_path, capsys):
-  job.train(several(run, 'one', 'two'), str(tmp_path))
+  assemble.train(several(run, 'one', 'two'), str(tmp_path))
   before = part(tmp_path, 'one')
   assert set(before) == {'backbone', 'dino_head'}
   two = part(tmp_path, 'two')
   assert two['backbone']['patch_embed']['kernel'].shape == (8, 8, 3, 16)
   go_back(tmp_path)  # two steps are left
   second = several(run, 'late', 'one')
-  state = job.train(second, str(tmp_path)).state
+  state = assemble.train(second, str(tmp_path)).state
   assert gap(before, part(tmp_path, 'one')) == 0  # whoever else learns
   said = capsys.readouterr().out
   assert 'students late begin now' in said
@@ -182,14 +183,14 @@ def test_students_come_and_go(run, tmp_path, capsys):
   with pytest.raises(errors.UserError, match='no student .two.*late'):
     part(tmp_path, 'two')
   with pytest.raises(errors.UserError, match='ended at step 4.*students new'):
-    job.train(several(run, 'late', 'one', 'new'), str(tmp_path))
+    assemble.train(several(run, 'late', 'one', 'new'), str(tmp_path))
   with pytest.raises(errors.UserError, match='none of the students'):
-    job.train(several(run, 'other'), str(tmp_path))
+    assemble.train(several(run, 'other'), str(tmp_path))
   # What a student is cannot change on the way.
   second.students.one.koleo = dict(topk=2)
   with pytest.raises(errors.UserError,
                      match='students.one.koleo.topk: 1 → 2'):
-    job.train(second, str(tmp_path))
+    assemble.train(second, str(tmp_path))
 
 
 @pytest.mark.parametrize('changes, parts', [
@@ -212,11 +213,11 @@ def test_wrong_teachers_answer_before_work_starts(run, tmp_path, changes,
   changes = {key: run if value == 'RUN' else value
              for key, value in changes.items()}
   with pytest.raises(errors.UserError) as caught:
-    job.train(config(**changes), str(tmp_path))
+    assemble.train(config(**changes), str(tmp_path))
   for text in parts:
     assert text in str(caught.value)
   # The workdir is not claimed by a config that could not run.
-  assert not (tmp_path / weights_lib.CONFIG).exists()
+  assert not (tmp_path / models_lib.CONFIG).exists()
 
 
 def test_a_reader_leaves_a_run_that_writes_alone(run):
@@ -234,8 +235,8 @@ def test_a_reader_leaves_a_run_that_writes_alone(run):
 
 def test_a_file_in_the_workdir_is_not_a_student(run):
   (pathlib.Path(run) / 'export').mkdir()
-  assert weights_lib.find_run(f'{run}/export') is None
-  assert weights_lib.find_run(f'{run}/b').student == 'b'
+  assert models_lib.find_run(f'{run}/export') is None
+  assert models_lib.find_run(f'{run}/b').student == 'b'
 
 
 def test_an_earlier_checkpoint_has_a_name(run):
@@ -258,7 +259,7 @@ def test_runs_are_drawn_beside_each_other(run, tmp_path):
 
 
 def test_greys_are_read_as_in_training(run):
-  assert weights_lib.read(run).value_range == (0, 4095)
+  assert models_lib.read(run).value_range == (0, 4095)
 
 
 def test_a_teacher_keeps_its_precision(run):

@@ -12,7 +12,7 @@ from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import topologies
 from dinojax.planning import collectives
 from dinojax.planning import plan
-from dinojax.train import recipe as recipe_lib
+from dinojax.train import method as method_lib
 from dinojax.train import settings as settings_lib
 from tests.train import tiny
 
@@ -35,7 +35,7 @@ def text():
   mesh = mesh_lib.make(2, 4, devices=topologies.devices('v5e:2x4'))
   with mesh_lib.activate(mesh):
     lowered = plan.lower(
-        recipe_lib.build(settings, mesh, epoch_steps=100), mesh)
+        method_lib.build(settings, mesh, epoch_steps=100), mesh)
   # A program of devices that are not here cannot be kept.
   jax.config.update('jax_enable_compilation_cache', False)
   try:

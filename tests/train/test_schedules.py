@@ -7,7 +7,7 @@ import pytest
 
 from dinojax.core import errors
 from dinojax.engine import schedules
-from dinojax.train import recipe as recipe_lib
+from dinojax.train import method as method_lib
 from dinojax.train import settings as settings_lib
 from tests.train import tiny
 
@@ -141,11 +141,11 @@ def test_more_steps_than_a_counter_holds_are_refused():
   with pytest.raises(errors.UserError, match=(
       r'train\.total_epochs=1e\+08 is 5e\+09 steps, and a run has at most '
       r'2147483646')):
-    recipe_lib.total_steps(settings, epoch_steps=50)
+    method_lib.total_steps(settings, epoch_steps=50)
 
 
 def test_the_highest_rate_of_a_long_run_is_found_in_few_steps():
   settings = settings_lib.read(tiny.config(
       train__total_steps=1e8, schedules__lr=dict(
           start=0.0, peak=1e-3, end=1e-6, warmup_steps=12_345_678.0)))
-  assert recipe_lib.peak_lr(settings, 1) == pytest.approx(1e-3, rel=1e-4)
+  assert method_lib.peak_lr(settings, 1) == pytest.approx(1e-3, rel=1e-4)

@@ -11,7 +11,7 @@ from dinojax.core import errors
 from dinojax.core import tree
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
-from dinojax.train import recipe as recipe_lib
+from dinojax.train import method as method_lib
 from dinojax.train import settings as settings_lib
 from tests.train import tiny
 
@@ -132,8 +132,8 @@ def test_the_program_of_one_device_has_whole_columns():
   settings = settings_lib.read(tiny.config(**SMALL))
   mesh = mesh_lib.make(devices=jax.devices()[:1])
   with mesh_lib.activate(mesh):
-    recipe = recipe_lib.build(settings, mesh, epoch_steps=1)
-    init = recipe.student.init
+    method = method_lib.build(settings, mesh, epoch_steps=1)
+    init = method.student.init
     text = jax.jit(init).lower(jax.random.key(0)).compile().as_text()
   with pytest.raises(AssertionError):
     assert_columns_are_split(text)
@@ -144,7 +144,7 @@ def test_prototypes_that_cannot_be_split_are_refused():
   mesh = mesh_lib.make(2, 4)
   with mesh_lib.activate(mesh):
     with pytest.raises(errors.UserError, match='130 prototypes .* of 4'):
-      recipe_lib.build(settings, mesh, epoch_steps=1)
+      method_lib.build(settings, mesh, epoch_steps=1)
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def test_a_non_finite_gradient_changes_nothing_but_the_counters(started):
 
 
 def test_the_teacher_follows_the_student(started):
-  settings, mesh, recipe, state, step = started
+  settings, mesh, method, state, step = started
   new, metrics = step(
       state, processes.to_devices(tiny.batch(settings, 0), mesh))
   momentum = float(metrics['schedule/momentum'])

@@ -9,7 +9,7 @@ import numpy as np
 from dinojax.data import masking
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
-from dinojax.train import recipe as recipe_lib
+from dinojax.train import method as method_lib
 from dinojax.train import settings as settings_lib
 from dinojax.train import state as state_lib
 from dinojax.train import step as step_lib
@@ -84,20 +84,20 @@ def share(rows: dict, index: int, count: int) -> dict:
 
 def program(settings, mesh):
   """The recipe, its fresh state and the compiled step."""
-  recipe = recipe_lib.build(settings, mesh, epoch_steps=100)
-  state = state_lib.create(recipe, mesh, settings.seed)
+  method = method_lib.build(settings, mesh, epoch_steps=100)
+  state = state_lib.create(method, mesh, settings.seed)
   keep = jax.tree.map(lambda x: x.sharding, state)
-  step = jax.jit(functools.partial(step_lib.train_step, recipe=recipe),
+  step = jax.jit(functools.partial(step_lib.train_step, method=method),
                  out_shardings=(keep, None))
-  return recipe, state, step
+  return method, state, step
 
 
 def compiled(settings, mesh):
   """As `program`, with a step that is compiled and takes no other shapes."""
-  recipe, state, step = program(settings, mesh)
+  method, state, step = program(settings, mesh)
   rows = share(batch(settings, 0), jax.process_index(), jax.process_count())
   rows = processes.to_devices(rows, mesh)
-  return recipe, state, step.lower(state, rows).compile()
+  return method, state, step.lower(state, rows).compile()
 
 
 def run(shape: tuple[int, int], steps: int = 5,

@@ -14,8 +14,8 @@ from dinojax.interop import store
 from dinojax.kernels import resample
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
-from dinojax.runs import start
-from dinojax.train import recipe as recipe_lib
+from dinojax.runs import initial_weights
+from dinojax.train import method as method_lib
 from dinojax.train import settings as settings_lib
 from dinojax.train import state as state_lib
 from tests.train import tiny
@@ -36,15 +36,15 @@ def settings_of(**changes):
 def on_mesh(settings, work, shape=(1, 1)):
   mesh = mesh_lib.make(*shape, devices=jax.devices()[:shape[0] * shape[1]])
   with mesh_lib.activate(mesh):
-    return work(recipe_lib.build(settings, mesh, epoch_steps=100), mesh)
+    return work(method_lib.build(settings, mesh, epoch_steps=100), mesh)
 
 
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory):
   """A backbone with its DINO head in our own format."""
-  def make(recipe, mesh):
-    params = jax.device_get(recipe.student.init(jax.random.key(7)))
-    settings = recipe.settings
+  def make(method, mesh):
+    params = jax.device_get(method.student.init(jax.random.key(7)))
+    settings = method.settings
     return reading.Weights(
         settings.model.inference(), params['backbone'], {}, 'dinojax',
         {'dino_head': reading.Head(
@@ -56,10 +56,10 @@ def saved(tmp_path_factory):
   return str(path), weights
 
 
-def begun(recipe, mesh):
-  state = state_lib.create(recipe, mesh, 0)
+def begun(method, mesh):
+  state = state_lib.create(method, mesh, 0)
   fresh = jax.device_get(state)
-  state = start.Start(recipe, mesh).begin(state)
+  state = initial_weights.InitialWeights(method, mesh).begin(state)
   return tuple(map(tiny.alone, (jax.device_get(state), fresh)))
 
 
@@ -119,7 +119,7 @@ def test_another_architecture_is_refused_with_both_values(saved):
                      '2.*depth=3|depth=3.*num_registers=0, the source has 2'):
     on_mesh(settings_of(init__source=path, model__depth=3,
                         model__num_registers=0),
-            lambda recipe, mesh: start.Start(recipe, mesh).check(None))
+            lambda *made: initial_weights.InitialWeights(*made).check(None))
 
 
 def test_the_backbone_waits_and_then_trains(saved):
@@ -127,9 +127,9 @@ def test_the_backbone_waits_and_then_trains(saved):
       init__source=saved[0], init__freeze_backbone_steps=2,
       ibot__loss_weight=0.0, koleo__loss_weight=0.0)  # less to compile
 
-  def work(recipe, mesh):
+  def work(method, mesh):
     _, state, step = tiny.program(settings, mesh)
-    state = start.Start(recipe, mesh).begin(state)
+    state = initial_weights.InitialWeights(method, mesh).begin(state)
     seen = [jax.device_get(tiny.alone(state)['student'])]
     for i in range(3):
       rows = processes.to_devices(tiny.batch(settings, i), mesh)
@@ -168,9 +168,9 @@ def test_nothing_there_is_a_sentence(tmp_path):
 
 
 def test_every_leaf_of_a_state_keeps_its_place(saved):
-  def work(recipe, mesh):
-    state = state_lib.create(recipe, mesh, 0)
-    new = start.Start(recipe, mesh).begin(state)
+  def work(method, mesh):
+    state = state_lib.create(method, mesh, 0)
+    new = initial_weights.InitialWeights(method, mesh).begin(state)
     return [(name, a.sharding == b.sharding) for (name, a), b in zip(
         tree.items(tiny.alone(state)['student']),
         jax.tree.leaves(tiny.alone(new)['student']), strict=True)]

@@ -10,29 +10,29 @@ from dinojax.interop import adapt
 from dinojax.interop import reading
 from dinojax.parallel import processes
 from dinojax.parallel import sharding
-from dinojax.runs import weights as weights_lib
+from dinojax.runs import models as models_lib
+from dinojax.train import method as method_lib
 from dinojax.train import pretraining
-from dinojax.train import recipe as recipe_lib
 from dinojax.train import sections
 from dinojax.train import state as state_lib
 
 
-class Start(pretraining.InitialWeights):
-  """The weights that a config names, for networks of a recipe."""
+class InitialWeights(pretraining.InitialWeights):
+  """The weights that a config names, for networks of a method."""
 
-  def __init__(self, recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh,
-               teacher: weights_lib.Teacher | None = None):
+  def __init__(self, method: method_lib.Method, mesh: jax.sharding.Mesh,
+               teacher: models_lib.FrozenTeacher | None = None):
     """Weights are read when they are needed.
 
     Args:
-      recipe: what is trained.
+      method: what is trained.
       mesh: the devices.
       teacher: that is distilled.
     """
-    self._recipe, self._mesh, self._teacher = recipe, mesh, teacher
+    self._method, self._mesh, self._teacher = method, mesh, teacher
     self._found: dict[str, tuple[tree.Tree, tree.Tree] | None] = {}
     self._gram: tree.Tree | None = None
-    gram = recipe.settings.gram
+    gram = method.settings.gram
     self._has_gram = bool(gram.has_backbone and gram.source)
 
   def release(self):
@@ -50,10 +50,10 @@ class Start(pretraining.InitialWeights):
       UserError: no such weights, or those of another architecture.
     """
     if latest is None:
-      for name in self._recipe.each:
+      for name in self._method.each:
         self._parts(name)
     if self._has_gram and (
-        latest is None or latest < self._recipe.gram_start):
+        latest is None or latest < self._method.gram_start):
       self._gram = self._read_gram()
 
   def begin(self, state: dict) -> dict:
@@ -70,9 +70,9 @@ class Start(pretraining.InitialWeights):
     """The parameters of the frozen teacher, once."""
     if self._teacher is None:
       return None
-    shapes = sharding.abstract(self._recipe.teacher.shapes, self._mesh)
+    shapes = sharding.abstract(self._method.teacher.shapes, self._mesh)
     params = {part: self._teacher.params[part] for part in shapes}
-    source = self._recipe.settings.distillation.source
+    source = self._method.settings.distillation.source
     _check_whole(params, shapes, f'distillation.source={source}')
     self._teacher = None  # of the host's memory
     return self._fill(shapes, params)
@@ -91,13 +91,13 @@ class Start(pretraining.InitialWeights):
     return self._fill(ema, params)
 
   def _read_gram(self) -> tree.Tree:
-    s = self._recipe.settings
+    s = self._method.settings
     read = _read('gram.source', s.gram.source)
     params, said = adapt.backbone(
-        read, s.model, self._recipe.gram.shapes, f'gram.source={s.gram.source}')
-    weights_lib.check_colours(read, s, f'gram.source={s.gram.source}')
+        read, s.model, self._method.gram.shapes, f'gram.source={s.gram.source}')
+    models_lib.check_colours(read, s, f'gram.source={s.gram.source}')
     _say(f'the Gram teacher is {s.gram.source}', said)
-    _check_whole(params, self._recipe.gram.shapes,
+    _check_whole(params, self._method.gram.shapes,
                  f'gram.source={s.gram.source}')
     return params
 
@@ -108,15 +108,15 @@ class Start(pretraining.InitialWeights):
     return self._found[name]
 
   def _read_parts(self, name: str) -> tuple[tree.Tree, tree.Tree] | None:
-    one = self._recipe.each[name]
+    one = self._method.each[name]
     init = one.settings.init
     if init.source is None:
       return None
-    student, said = parts(
+    student, said = of_student(
         one, 'student' if init.part in ('student', 'both') else 'ema')
     ema = student
     if init.part == 'both':
-      ema, _ = parts(one, 'ema')
+      ema, _ = of_student(one, 'ema')
     who = '' if name == sections.ALONE else f'{name} '
     _say(f'{who}starts from {init.source}', said)
     return student, ema
@@ -158,26 +158,26 @@ def _say(what: str, details: list[str]):
 
 def _read(key: str, source: str, part: str = 'ema') -> reading.Weights:
   try:
-    return weights_lib.read(source, part=part)
+    return models_lib.read(source, part=part)
   except errors.UserError as error:
     raise errors.UserError(f'{key}={source}: {error}') from error
 
 
-def parts(recipe: recipe_lib.Recipe,
+def of_student(method: method_lib.Method,
           part: str = 'ema') -> tuple[dict, list[str]]:
   """What init.source has for a student: backbone and heads; and on that.
 
   Args:
-    recipe: of one student.
+    method: of one student.
     part: of a run: 'ema' or 'student'.
 
   Raises:
     UserError: no such weights, or those of another architecture.
   """
-  settings, shapes = recipe.settings, recipe.student.shapes
+  settings, shapes = method.settings, method.student.shapes
   source = settings.init.source
   read = _read('init.source', source, part)
-  weights_lib.check_colours(read, settings, f'init.source={source}')
+  models_lib.check_colours(read, settings, f'init.source={source}')
   params, said = adapt.backbone(
       read, settings.model, shapes['backbone'], f'init.source={source}')
   found = {'backbone': params}

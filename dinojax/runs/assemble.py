@@ -33,13 +33,13 @@ from dinojax.parallel import holder as holder_lib
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
 from dinojax.planning import memory
+from dinojax.runs import initial_weights
+from dinojax.runs import models as models_lib
 from dinojax.runs import results
-from dinojax.runs import start
-from dinojax.runs import weights as weights_lib
 from dinojax.runs import workdir as workdir_lib
 from dinojax.train import layouts
+from dinojax.train import method as method_lib
 from dinojax.train import pretraining
-from dinojax.train import recipe as recipe_lib
 from dinojax.train import rescue
 from dinojax.train import sections
 from dinojax.train import settings as settings_lib
@@ -90,46 +90,46 @@ def _train(config: Any, settings: settings_lib.Settings, folder: epath.Path,
       num_images // settings.train.batch_size, 1)
   steps = lambda d: d and d.steps(
       batch_size=settings.train.batch_size, epoch_steps=epoch_steps)
-  total = recipe_lib.total_steps(settings, epoch_steps)
+  total = method_lib.total_steps(settings, epoch_steps)
   every = max(steps(settings.checkpoint.every), 1)
-  before = (weights_lib.read_workdir(str(folder))
-            if (folder / weights_lib.CONFIG).exists() else settings)
+  before = (models_lib.read_workdir(str(folder))
+            if (folder / models_lib.CONFIG).exists() else settings)
   holder = _hold(folder, total, max(every, steps(before.checkpoint.every)),
                  stack)
   with mesh_lib.activate(mesh):
-    teacher = weights_lib.read_frozen_teacher(settings)
-    recipe = recipe_lib.build(
+    teacher = models_lib.read_frozen_teacher(settings)
+    method = method_lib.build(
         settings, mesh, epoch_steps, teacher and teacher.config)
-    given = start.Start(recipe, mesh, teacher)
+    given = initial_weights.InitialWeights(method, mesh, teacher)
     stack.callback(given.release)
     del teacher  # the host's copy goes when it is on the devices
     saved = checkpoint.Checkpoints(folder)
     _check_students(saved, settings, folder)
-    if (saved.latest() or 0) < recipe_lib.total_steps(settings, epoch_steps):
-      _check_memory(recipe, mesh)
+    if (saved.latest() or 0) < method_lib.total_steps(settings, epoch_steps):
+      _check_memory(method, mesh)
     given.check(saved.latest())
     data = identity.Data([source for source, _ in training + homogeneous])
     if saved.latest() is not None:
       _check_data(folder, data, settings)
-    evaluator = online.make(recipe, mesh, given.fill, folder)
+    evaluator = online.make(method, mesh, given.fill, folder)
     if holder:
       write_workdir(folder, config, pins)
       keep_data(folder, data)
-      describe(recipe, mesh, num_images, epoch_steps)
+      describe(method, mesh, num_images, epoch_steps)
       _check_shared_memory(settings)
-    run = loop.Run(
+    job = loop.Job(
         trainable=pretraining.Pretraining(
-            recipe, mesh, given, total_steps=total),
+            method, mesh, given, total_steps=total),
         mesh=mesh, workdir=folder, total_steps=total, checkpoint_steps=every,
         archive_steps=steps(settings.checkpoint.archive_every),
         evaluation_steps=steps(settings.knn.every), evaluate=evaluator,
         batches=lambda step: batches(
-            settings, training, homogeneous, step, recipe.gram_start),
+            settings, training, homogeneous, step, method.gram_start),
         is_lost=holder.is_lost if holder else lambda: False,
         **_options(settings))
     if not holder:
-      return results.tell_ended(loop.ended(run), folder)
-    result = loop.run(run)
+      return results.tell_ended(loop.ended(job), folder)
+    result = loop.run(job)
     if result.finished and processes.is_first():
       with workdir_lib.writable(folder):
         results.write(folder, result)
@@ -138,7 +138,7 @@ def _train(config: Any, settings: settings_lib.Settings, folder: epath.Path,
 
 
 def _options(settings: settings_lib.Settings) -> dict[str, Any]:
-  """Fields of loop.Run that a config holds as they are."""
+  """Fields of loop.Job that a config holds as they are."""
   log = settings.log
   return {
       'seed': settings.seed, 'info': versions(),
@@ -212,13 +212,13 @@ def keep_data(folder: epath.Path, data: identity.Data):
       data.keep(folder)
 
 
-def _check_memory(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh):
+def _check_memory(method: method_lib.Method, mesh: jax.sharding.Mesh):
   """Whether the step will fit; said, or refused, before it is compiled."""
-  if not recipe.settings.train.check_memory:
+  if not method.settings.train.check_memory:
     return
   free = hardware.available_gib(mesh.local_devices[0])
   say = lambda text: processes.is_first() and output.warn(text)
-  memory.check(recipe, mesh, float(processes.of_first(str(free))), say)
+  memory.check(method, mesh, float(processes.of_first(str(free))), say)
 
 
 def _check_students(saved: checkpoint.Checkpoints,
@@ -270,11 +270,11 @@ def open_workdir(workdir: str, settings: settings_lib.Settings) -> epath.Path:
   """
   workdir = paths.expand(workdir)
   folder = epath.Path(workdir)
-  path = folder / weights_lib.CONFIG
+  path = folder / models_lib.CONFIG
   with workdir_lib.writable(workdir):
     folder.mkdir(parents=True, exist_ok=True)
     if path.exists():
-      old = weights_lib.read_workdir(workdir)
+      old = models_lib.read_workdir(workdir)
       lines = changes(old, settings)
       if lines:
         text = '\n  '.join(lines)
@@ -314,7 +314,7 @@ def pinned(settings: settings_lib.Settings, folder: epath.Path
 
   for source in _sources(settings):
     if source not in pins:
-      pins[source] = weights_lib.at_its_last_step(source)
+      pins[source] = models_lib.at_its_last_step(source)
   if pins:
     pins = json.loads(processes.of_first(json.dumps(pins)))
   pin = lambda section: dataclasses.replace(
@@ -342,7 +342,7 @@ def write_workdir(folder: epath.Path, config: Any,
   """Puts the config into the workdir, which is then a run of it."""
   if processes.is_first():
     with workdir_lib.writable(folder):
-      atomic.write_text(folder / weights_lib.CONFIG,
+      atomic.write_text(folder / models_lib.CONFIG,
                  json.dumps(paths.expand_all(config_lib.plain(config)),
                             indent=1))
       if pins:
@@ -359,20 +359,20 @@ def versions() -> dict[str, str]:
 _version = functools.cache(importlib.metadata.version)  # 5 ms each
 
 
-def describe(recipe: recipe_lib.Recipe, mesh, num_images: int,
+def describe(method: method_lib.Method, mesh, num_images: int,
              epoch_steps: int):
   """Says what is about to be trained."""
   if not processes.is_first():
     return
-  s = recipe.settings
-  total = recipe_lib.total_steps(s, epoch_steps)
+  s = method.settings
+  total = method_lib.total_steps(s, epoch_steps)
   lines = [
       f'{num_images} images · batch {s.train.batch_size} · {epoch_steps} '
       f'steps an epoch · {total} steps · '
       f'{mesh.size} × {mesh_lib.platform(mesh)} · {s.model.dtype}']
-  if recipe.has_frozen_teacher:
-    lines.append(f'teacher: {_sizes(recipe.teacher)} · frozen')
-  for name, one in recipe.each.items():
+  if method.has_frozen_teacher:
+    lines.append(f'teacher: {_sizes(method.teacher)} · frozen')
+  for name, one in method.each.items():
     plan = one.settings.schedules
     model = one.settings.model
     kernel = model.attention if model.has_attention else None
@@ -380,7 +380,7 @@ def describe(recipe: recipe_lib.Recipe, mesh, num_images: int,
         f'{"parameters" if name == sections.ALONE else name}: '
         f'{_sizes(one.student)}'
         + (f' · attention {kernel}' if kernel else '')
-        + f' · peak lr {recipe_lib.peak_lr(one.settings, epoch_steps):.3g} '
+        + f' · peak lr {method_lib.peak_lr(one.settings, epoch_steps):.3g} '
         '(schedules.lr.'
         f'{"end" if plan.lr.end > plan.lr.peak else "peak"}='
         f'{max(plan.lr.peak, plan.lr.end)} by rule {plan.lr_rule})')

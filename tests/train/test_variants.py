@@ -11,13 +11,13 @@ from dinojax.engine import program
 from dinojax.engine import trainable
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
-from dinojax.runs import job
+from dinojax.runs import assemble
+from dinojax.train import method as method_lib
 from dinojax.train import pretraining
-from dinojax.train import recipe as recipe_lib
-from dinojax.train import segments
 from dinojax.train import settings as settings_lib
 from dinojax.train import state as state_lib
 from dinojax.train import step as step_lib
+from dinojax.train import variants
 from tests.train import tiny
 
 SMALL = dict(model__depth=1, model__drop_path_rate=0.0, crops__num_local=0,
@@ -38,19 +38,19 @@ def mesh():
     yield mesh
 
 
-def text(recipe, mesh):
-  one = pretraining.Pretraining(recipe, mesh)
-  variant = segments.heaviest(recipe)
+def text(method, mesh):
+  one = pretraining.Pretraining(method, mesh)
+  variant = variants.heaviest(method)
   return program.lower(
-      one, variant, state_lib.abstract(recipe, mesh),
+      one, variant, state_lib.abstract(method, mesh),
       program.prepared(one, variant, mesh)).as_text()
 
 
 def test_before_its_start_anchoring_costs_nothing(mesh):
-  anchored = recipe_lib.build(settings_of(**GRAM), mesh, epoch_steps=10)
-  plain = recipe_lib.build(settings_of(**SMALL), mesh, epoch_steps=10)
-  before = segments.recipe_of(anchored, segments.at(anchored, 2))
-  after = segments.recipe_of(anchored, segments.at(anchored, 3))
+  anchored = method_lib.build(settings_of(**GRAM), mesh, epoch_steps=10)
+  plain = method_lib.build(settings_of(**SMALL), mesh, epoch_steps=10)
+  before = variants.method_of(anchored, variants.at(anchored, 2))
+  after = variants.method_of(anchored, variants.at(anchored, 3))
   assert 'gram' not in state_lib.abstract(before, mesh)
   # The value of the gram weight is logged in both.
   assert text(before, mesh) == text(plain, mesh)
@@ -59,7 +59,7 @@ def test_before_its_start_anchoring_costs_nothing(mesh):
 
 def test_shapes_of_a_state_touch_no_device(mesh, monkeypatch):
   """Those of the mesh may not be here: `dinojax compile` plans for others."""
-  recipe = recipe_lib.build(settings_of(**SMALL), mesh, epoch_steps=10)
+  method = method_lib.build(settings_of(**SMALL), mesh, epoch_steps=10)
 
   def refuse(*_):
     raise AssertionError('something was computed')
@@ -67,11 +67,11 @@ def test_shapes_of_a_state_touch_no_device(mesh, monkeypatch):
   monkeypatch.setattr(core.EvalTrace, 'process_primitive', refuse)
   with pytest.raises(AssertionError, match='was computed'):
     jax.random.key(0)
-  assert state_lib.abstract(recipe, mesh)['key'].shape == ()
+  assert state_lib.abstract(method, mesh)['key'].shape == ()
 
 
 def test_the_gram_teacher_is_the_ema_of_its_first_step(mesh):
-  whole = recipe_lib.build(settings_of(**GRAM), mesh, epoch_steps=10)
+  whole = method_lib.build(settings_of(**GRAM), mesh, epoch_steps=10)
   one = pretraining.Pretraining(whole, mesh)
   before, after = map(one.variant, (2, 3))
   state = one.create(jax.random.key(0))
@@ -98,20 +98,20 @@ def test_the_gram_teacher_is_the_ema_of_its_first_step(mesh):
 @pytest.mark.slow  # of the reference in make test: test_goldens.py, v3_gram
 def test_anchoring_begins_in_the_step(mesh):
   settings = settings_of(**GRAM)
-  whole = recipe_lib.build(settings, mesh, epoch_steps=10)
+  whole = method_lib.build(settings, mesh, epoch_steps=10)
   one = pretraining.Pretraining(whole, mesh)
   before, after = (one.of(one.variant(s)) for s in (2, 3))
   state = one.create(jax.random.key(0))
   batch = processes.to_devices(tiny.batch(settings, 0), mesh)
   state, metrics = jax.jit(
-      lambda s, b: step_lib.train_step(s, b, recipe=before))(state, batch)
+      lambda s, b: step_lib.train_step(s, b, method=before))(state, batch)
   assert 'loss/gram' not in metrics
   entered = one.enter(state, one.variant(3))
   rng = np.random.default_rng(0)
   crops = rng.normal(size=(16, 2, 32, 32, 3)).astype(np.float32)
   rows = batch | processes.to_devices({'gram': crops}, mesh)
   new, metrics = jax.jit(
-      lambda s, b: step_lib.train_step(s, b, recipe=after))(entered, rows)
+      lambda s, b: step_lib.train_step(s, b, method=after))(entered, rows)
   assert float(metrics['loss/gram']) > 0
   jax.tree.map(np.testing.assert_array_equal, new['gram'], entered['gram'])
 
@@ -122,10 +122,11 @@ def test_batches_have_what_their_program_takes(mesh):
       data__train='photos:train',
       crops__sizes=((16, 8, None, 0.5), (32, 8, 48, 0.5)))
   settings = settings_of(**changes)
-  whole = recipe_lib.build(settings, mesh, epoch_steps=10)
+  whole = method_lib.build(settings, mesh, epoch_steps=10)
   training = [(sources.open_source('photos:train'), 1.0)]
   for step in range(6):
-    batch = next(job.batches(settings, training, [], step, whole.gram_start))
+    batch = next(assemble.batches(
+        settings, training, [], step, whole.gram_start))
     for name in ('problems', 'label'):  # the loop keeps them to itself
       batch.pop(name)
     one = pretraining.Pretraining(whole, mesh)
@@ -137,17 +138,17 @@ def test_batches_have_what_their_program_takes(mesh):
 def test_all_segments_that_will_come_are_known_before(mesh):
   sizes = ((16, 8, 32, 0.5), (32, 8, 48, 0.5), (48, 8, 48, 0.0))
   changes = {k: v for k, v in GRAM.items() if k != 'crops__gram_px'}
-  whole = recipe_lib.build(
+  whole = method_lib.build(
       settings_of(**changes, crops__sizes=sizes), mesh, epoch_steps=10)
   find = lambda start, end: {
-      (s.is_anchored, s.size) for s in segments.between(whole, start, end)}
+      (s.is_anchored, s.size) for s in variants.between(whole, start, end)}
   assert find(0, 3) == {(False, 0), (False, 1)}
   assert find(0, 4) == {(False, 0), (False, 1), (True, 0), (True, 1)}
   assert find(3, 9) == {(True, 0), (True, 1)}
-  assert {segments.at(whole, s) for s in range(40)} == set(
-      segments.between(whole, 0, 40))
-  assert segments.heaviest(whole) == segments.Segment(True, 2)
-  seen = segments.recipe_of(whole, segments.Segment(True, 1)).settings
+  assert {variants.at(whole, s) for s in range(40)} == set(
+      variants.between(whole, 0, 40))
+  assert variants.heaviest(whole) == variants.Variant(True, 2)
+  seen = variants.method_of(whole, variants.Variant(True, 1)).settings
   assert (seen.crops.global_px, seen.gram_px, seen.num_patches) == (32, 48, 64)
 
 

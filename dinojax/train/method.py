@@ -1,6 +1,6 @@
 """What is trained: networks, schedules, loss terms. The step only runs it.
 
-Pretraining of either generation is a value of `Recipe`; later stages add
+Pretraining of either generation is a value of `Method`; later stages add
 entries to its targets and terms, never another step.
 """
 
@@ -15,10 +15,10 @@ from dinojax.augment import photometric
 from dinojax.core import errors
 from dinojax.engine import optimizer
 from dinojax.engine import schedules
-from dinojax.models import draws
 from dinojax.models import network
+from dinojax.models import randomness
 from dinojax.parallel import mesh as mesh_lib
-from dinojax.train import distilled
+from dinojax.train import frozen_teacher as frozen_teacher_lib
 from dinojax.train import multipliers
 from dinojax.train import sections
 from dinojax.train import settings as settings_lib
@@ -28,7 +28,7 @@ _MOST_STEPS = 2**31 - 2  # the step is an int32
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class Method:
   """The fixed parts of a training step.
 
   Attributes:
@@ -59,34 +59,34 @@ class Recipe:
   gram: network.Functional | None = None
   gram_start: int = 0
   gram_refresh: 'Refresh | None' = None
-  students: Mapping[str, 'Recipe'] = dataclasses.field(default_factory=dict)
+  students: Mapping[str, 'Method'] = dataclasses.field(default_factory=dict)
 
   @property
-  def each(self) -> Mapping[str, 'Recipe']:
+  def each(self) -> Mapping[str, 'Method']:
     """The students by name; one alone is sections.ALONE."""
     return self.students or {sections.ALONE: self}
 
-  def draw(self, key: jax.Array, num_groups: int) -> draws.Draws:
+  def draw(self, key: jax.Array, num_groups: int) -> randomness.Draws:
     """What the student draws in one step."""
     s = self.settings
     group = s.train.group_images
     rows = {'global': group * s.crops.num_global}
     if s.crops.num_local:
       rows['local'] = group * s.crops.num_local
-    return draws.draw(key, s.model, num_groups=num_groups, rows=rows)
+    return randomness.draw(key, s.model, num_groups=num_groups, rows=rows)
 
 
 @dataclasses.dataclass(frozen=True)
 class Same:
-  """A recipe that is equal to itself alone: for what is kept beside it."""
+  """A method that is equal to itself alone: for what is kept beside it."""
 
-  recipe: Recipe
+  method: Method
 
   def __hash__(self):
-    return id(self.recipe)
+    return id(self.method)
 
   def __eq__(self, other):
-    return isinstance(other, Same) and self.recipe is other.recipe
+    return isinstance(other, Same) and self.method is other.method
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +121,7 @@ def prepare(settings: settings_lib.Settings, batch: dict,
 
 def build(settings: settings_lib.Settings, mesh: jax.sharding.Mesh,
           epoch_steps: int,
-          frozen_teacher: network.NetworkConfig | None = None) -> Recipe:
+          frozen_teacher: network.NetworkConfig | None = None) -> Method:
   """Resolves platform choices and builds networks, schedules, optimizer.
 
   Args:
@@ -136,11 +136,11 @@ def build(settings: settings_lib.Settings, mesh: jax.sharding.Mesh,
   """
   platform = mesh_lib.platform(mesh)
   settings = resolve(settings, platform)
-  frozen_teacher = frozen_teacher or distilled.from_settings(settings)
+  frozen_teacher = frozen_teacher or frozen_teacher_lib.from_settings(settings)
   make = lambda config: network.functional(network.Network, config, mesh)
   teacher = None
   if frozen_teacher:
-    frozen_teacher = distilled.fitted(frozen_teacher, settings)
+    frozen_teacher = frozen_teacher_lib.fitted(frozen_teacher, settings)
     teacher = make(dataclasses.replace(
         frozen_teacher,
         backbone=frozen_teacher.backbone.inference().for_platform(platform)))
@@ -149,7 +149,7 @@ def build(settings: settings_lib.Settings, mesh: jax.sharding.Mesh,
         name: _one(own, mesh, epoch_steps, make, teacher,
                    crops_token_px=settings.model.token_px)
         for name, own in settings.students.items()}
-    return Recipe(
+    return Method(
         settings=settings, student=None, teacher=teacher,
         has_frozen_teacher=True, optimizer=None, factors=None,
         students=students,
@@ -159,8 +159,8 @@ def build(settings: settings_lib.Settings, mesh: jax.sharding.Mesh,
 
 def _one(settings: settings_lib.Settings, mesh: jax.sharding.Mesh,
          epoch_steps: int, make: Callable, frozen: network.Functional | None,
-         crops_token_px: int | None = None) -> Recipe:
-  """The recipe of one student."""
+         crops_token_px: int | None = None) -> Method:
+  """The method of one student."""
   settings = resolve(settings, mesh_lib.platform(mesh))
   config = dataclasses.replace(
       network_config(settings), crops_token_px=crops_token_px)
@@ -169,7 +169,7 @@ def _one(settings: settings_lib.Settings, mesh: jax.sharding.Mesh,
   gram = None
   if settings.gram.has_backbone:
     gram = network.functional(network.make_backbone, quiet, mesh)
-  return Recipe(
+  return Method(
       settings=settings, student=student,
       teacher=frozen or make(dataclasses.replace(config, backbone=quiet)),
       has_frozen_teacher=frozen is not None,

@@ -14,8 +14,8 @@ from dinojax.models import network
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
 from dinojax.parallel import sharding
+from dinojax.train import method as method_lib
 from dinojax.train import pretraining
-from dinojax.train import recipe as recipe_lib
 from dinojax.train import settings as settings_lib
 from dinojax.train import state as state_lib
 from dinojax.train import step as step_lib
@@ -39,7 +39,7 @@ def settings_of(students=None, **changes):
 
 
 def teacher_of(settings):
-  config = recipe_lib.network_config(settings_lib.read(tiny.config()))
+  config = method_lib.network_config(settings_lib.read(tiny.config()))
   return dataclasses.replace(config, backbone=dataclasses.replace(
       config.backbone, depth=2))
 
@@ -59,11 +59,11 @@ def run_anew(settings, shape, steps):
   mesh = mesh_lib.make(*shape, devices=jax.devices()[:shape[0] * shape[1]])
   settings_lib.check_devices(settings, mesh.size)
   with mesh_lib.activate(mesh):
-    recipe = recipe_lib.build(
+    method = method_lib.build(
         settings, mesh, 100, teacher_of(settings))
-    state = state_lib.create(recipe, mesh, 0)
+    state = state_lib.create(method, mesh, 0)
     keep = jax.tree.map(lambda x: x.sharding, state)
-    step = jax.jit(functools.partial(step_lib.train_step, recipe=recipe),
+    step = jax.jit(functools.partial(step_lib.train_step, method=method),
                    out_shardings=(keep, None))
     start, metrics, moments = state, [], None
     for i in range(steps):
@@ -135,9 +135,9 @@ def test_a_share_is_of_the_groups_of_images():
     assert half.tolist() == [0, 1, 4, 5, 8, 9, 12, 13]
   settings = settings_of(dict(half=dict(train=dict(share=0.5))))
   halves = settings_of()
-  assert (recipe_lib.make_schedules(
+  assert (method_lib.make_schedules(
       settings.students['half'], 1)['lr'](0) == tiny.LR)
-  rule = lambda s: recipe_lib.make_schedules(dataclasses.replace(
+  rule = lambda s: method_lib.make_schedules(dataclasses.replace(
       s, schedules=dataclasses.replace(
           s.schedules, lr_rule='linear_256')), 1)['lr'](0)
   assert rule(settings.students['half']) == rule(halves) / 2
@@ -257,21 +257,21 @@ def test_a_teacher_with_other_prototypes_or_no_heads_is_refused():
   settings = settings_of(dino__num_prototypes=64)
   with mesh_lib.activate(mesh):
     with pytest.raises(errors.UserError, match='64, but the teacher.*128'):
-      recipe_lib.build(settings, mesh, 1, teacher_of(settings))
+      method_lib.build(settings, mesh, 1, teacher_of(settings))
     bare = dataclasses.replace(teacher_of(settings), dino_head=None)
     with pytest.raises(errors.UserError, match='no dino head.*freeze_backbone'):
-      recipe_lib.build(settings, mesh, 1, bare)
+      method_lib.build(settings, mesh, 1, bare)
     with pytest.raises(errors.UserError, match='distillation.model'):
-      recipe_lib.build(settings, mesh, 1)
+      method_lib.build(settings, mesh, 1)
 
 
 def test_a_teacher_without_weights_is_never_random():
   settings = two_students()
   mesh = mesh_lib.make(devices=jax.devices()[:1])
   with mesh_lib.activate(mesh):
-    recipe = recipe_lib.build(settings, mesh, 100, teacher_of(settings))
-    one = pretraining.Pretraining(recipe, mesh)
-    shapes = state_lib.abstract(recipe, mesh, with_teacher=False)
+    method = method_lib.build(settings, mesh, 100, teacher_of(settings))
+    one = pretraining.Pretraining(method, mesh)
+    shapes = state_lib.abstract(method, mesh, with_teacher=False)
     assert 'teacher' in one.enter(shapes, one.variant(0))['frozen']
     state = {'step': 0, 'students': shapes['students']}
     with pytest.raises(ValueError, match='its weights were not given'):

@@ -22,9 +22,9 @@ from dinojax.models import network
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
 from dinojax.parallel import sharding
-from dinojax.train import distilled
+from dinojax.train import frozen_teacher as frozen_teacher_lib
 from dinojax.train import layouts
-from dinojax.train import recipe as recipe_lib
+from dinojax.train import method as method_lib
 from dinojax.train import sections
 from dinojax.train import settings as settings_lib
 
@@ -111,7 +111,7 @@ def read_workdir(workdir: str) -> settings_lib.Settings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class CheckpointName:
   """A checkpoint of a run: of which student, of which step (None: the last)."""
 
   workdir: str
@@ -119,7 +119,7 @@ class Run:
   step: int | None = None
 
 
-def find_run(path: str) -> Run | None:
+def find_run(path: str) -> CheckpointName | None:
   """What DIR, DIR/STUDENT, or either with @STEP, means; None: no run.
 
   A folder that exists under the whole name is that folder; '@' is looked for
@@ -142,18 +142,18 @@ def find_run(path: str) -> Run | None:
   return dataclasses.replace(run, step=int(step))
 
 
-def _run_at(path: str) -> Run | None:
+def _run_at(path: str) -> CheckpointName | None:
   """The run in a folder, or of a student, which has no folder of its own."""
   place = epath.Path(path)
   for folder, name in ((place, sections.ALONE), (place.parent, place.name)):
     if (folder / CONFIG).exists() and (folder / checkpoint.FOLDER).exists():
-      return Run(str(folder), name)
+      return CheckpointName(str(folder), name)
     if place.exists():
       return None
   return None
 
 
-def _known_steps(run: Run) -> str:
+def _known_steps(run: CheckpointName) -> str:
   steps = checkpoint.Checkpoints(run.workdir).steps()
   return ', '.join(map(str, steps)) or 'no step yet'
 
@@ -171,7 +171,7 @@ def at_its_last_step(source: str) -> str:
   return source if step is None else f'{source}@{step}'
 
 
-def read_run(run: Run, part: str = 'ema') -> reading.Weights:
+def read_run(run: CheckpointName, part: str = 'ema') -> reading.Weights:
   """The EMA of a run, heads included, into host memory.
 
   Args:
@@ -198,7 +198,7 @@ def read_run(run: Run, part: str = 'ema') -> reading.Weights:
   item = layouts.item(
       _info(saved, run.step), part, run.student, whole.distillation.is_on)
   with mesh_lib.activate(mesh):
-    shapes = recipe_lib.student_network(settings, mesh).shapes
+    shapes = method_lib.student_network(settings, mesh).shapes
     params = jax.device_get(saved.restore_item(
         item, sharding.abstract(shapes, mesh), run.step))
   platform = mesh_lib.platform(mesh_lib.make(devices=mesh_lib.one_device()))
@@ -237,7 +237,7 @@ def _student(settings: settings_lib.Settings, name: str,
 
 
 @dataclasses.dataclass(frozen=True)
-class Teacher:
+class FrozenTeacher:
   """A network that is distilled, as read."""
 
   config: network.NetworkConfig
@@ -260,7 +260,8 @@ def check_colours(weights: reading.Weights, settings: settings_lib.Settings,
         'these')
 
 
-def read_frozen_teacher(settings: settings_lib.Settings) -> Teacher | None:
+def read_frozen_teacher(
+    settings: settings_lib.Settings) -> FrozenTeacher | None:
   """What distillation.source names; None: the EMA teaches.
 
   Raises:
@@ -284,8 +285,8 @@ def read_frozen_teacher(settings: settings_lib.Settings) -> Teacher | None:
   config = network.NetworkConfig(
       found.config, head('dino_head'), head('ibot_head'))
   if d.model is not None:
-    distilled.check(
-        distilled.from_settings(settings), config, settings, d.source)
+    frozen_teacher_lib.check(
+        frozen_teacher_lib.from_settings(settings), config, settings, d.source)
   params = {'backbone': found.params} | {
       name: one.params for name, one in found.heads.items()}
-  return Teacher(config, params)
+  return FrozenTeacher(config, params)

@@ -18,11 +18,11 @@ from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
 from dinojax.planning import flops
 from dinojax.train import batch as batch_lib
+from dinojax.train import method as method_lib
 from dinojax.train import pretraining
-from dinojax.train import recipe as recipe_lib
-from dinojax.train import segments
 from dinojax.train import settings as settings_lib
 from dinojax.train import state as state_lib
+from dinojax.train import variants
 
 _GIB = 2**30
 # Batches that are not counted: workers start, and what they made meanwhile
@@ -76,19 +76,19 @@ def rate(times: Sequence[float], images: int) -> float:
   return (len(times) - 1) * images / max(times[-1] - times[0], 1e-9)
 
 
-def state_gib(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh) -> float:
+def state_gib(method: method_lib.Method, mesh: jax.sharding.Mesh) -> float:
   """Of the whole state: what a checkpoint holds."""
-  state = state_lib.abstract(recipe, mesh)
+  state = state_lib.abstract(method, mesh)
   return 4 * tree.num_elements(state) / _GIB
 
 
-def step_flops(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh) -> float:
+def step_flops(method: method_lib.Method, mesh: jax.sharding.Mesh) -> float:
   """That a step needs, by formula."""
-  rows = batch_lib.abstract(recipe.settings, mesh)
+  rows = batch_lib.abstract(method.settings, mesh)
   masked = math.prod(rows['mask_index'].shape) if 'mask_index' in rows else 0
   return flops.step(
-      recipe.settings, masked,
-      recipe.teacher.config if recipe.has_frozen_teacher else None)
+      method.settings, masked,
+      method.teacher.config if method.has_frozen_teacher else None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,21 +100,21 @@ class Program:
   compile_s: float
 
 
-def compiled(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh) -> Program:
+def compiled(method: method_lib.Method, mesh: jax.sharding.Mesh) -> Program:
   """The step that training runs, as it runs it.
 
   Raises:
     UserError: the compiler finds that it does not fit.
   """
   began = time.monotonic()
-  trainable = pretraining.Pretraining(recipe, mesh)
-  variant = segments.heaviest(recipe)
+  trainable = pretraining.Pretraining(method, mesh)
+  variant = variants.heaviest(method)
   lowered = program.lower(
       trainable, variant, state_lib.abstract(trainable.of(variant), mesh),
       program.prepared(trainable, variant, mesh))
   try:
     step = lowered.compile(mesh_lib.compiler_options(
-        mesh, deterministic=recipe.settings.train.deterministic))
+        mesh, deterministic=method.settings.train.deterministic))
   except jax.errors.JaxRuntimeError as error:
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
@@ -128,7 +128,7 @@ def compiled(recipe: recipe_lib.Recipe, mesh: jax.sharding.Mesh) -> Program:
   return Program(step, peak / _GIB, time.monotonic() - began)
 
 
-def step_seconds(step: Program, recipe: recipe_lib.Recipe,
+def step_seconds(step: Program, method: method_lib.Method,
                  mesh: jax.sharding.Mesh, steps: int,
                  clock: Callable[[], float] = time.monotonic) -> float:
   """Of a step on made-up images, augmentation included; the mean of `steps`.
@@ -136,11 +136,11 @@ def step_seconds(step: Program, recipe: recipe_lib.Recipe,
   Raises:
     UserError: it does not fit into the memory of a device.
   """
-  settings = recipe.settings
+  settings = method.settings
   batch = processes.to_devices(_batch(settings, mesh), mesh)
-  prepare = jax.jit(functools.partial(recipe_lib.prepare, settings))
+  prepare = jax.jit(functools.partial(method_lib.prepare, settings))
   try:
-    state = state_lib.create(recipe, mesh, settings.seed)
+    state = state_lib.create(method, mesh, settings.seed)
     # The first one is not counted: it also fills caches.
     for i in range(steps + 1):
       state, metrics = step.step(state, prepare(batch, np.int32(i)))
