@@ -19,7 +19,7 @@ from dinojax.train import monitor
 from dinojax.train import sections
 from dinojax.train import state as state_lib
 from dinojax.train import step as step_lib
-from dinojax.train import variants
+from dinojax.train import variants as variants_lib
 
 
 class InitialWeights:
@@ -64,7 +64,7 @@ class Pretraining:
     self._monitors = {
         name: monitor.Monitor(method.settings.dino.num_prototypes)
         for name in method.each}
-    self._methods: dict[variants.Variant, method_lib.Method] = {}
+    self._methods: dict[variants_lib.Variant, method_lib.Method] = {}
 
   def __hash__(self):
     return id(self.method)
@@ -73,26 +73,26 @@ class Pretraining:
     return (isinstance(other, Pretraining) and self.method is other.method
             and self.mesh == other.mesh)
 
-  def of(self, variant: variants.Variant) -> method_lib.Method:
+  def of(self, variant: variants_lib.Variant) -> method_lib.Method:
     """What is trained in a variant; the same object at every call."""
     if variant not in self._methods:
-      self._methods[variant] = variants.method_of(self.method, variant)
+      self._methods[variant] = variants_lib.method_of(self.method, variant)
     return self._methods[variant]
 
-  def variant(self, step: int) -> variants.Variant:
+  def variant(self, step: int) -> variants_lib.Variant:
     """The variant of a step."""
-    return variants.at(self.method, step)
+    return variants_lib.at(self.method, step)
 
-  def variants(self, start: int, end: int) -> list[variants.Variant]:
+  def variants(self, start: int, end: int) -> list[variants_lib.Variant]:
     """The variants of steps."""
-    return variants.between(self.method, start, end)
+    return variants_lib.between(self.method, start, end)
 
-  def batch(self, variant: variants.Variant) -> dict:
+  def batch(self, variant: variants_lib.Variant) -> dict:
     """Shapes and shardings of a batch, see data.pipeline."""
     return batch_lib.abstract(self.of(variant).settings, self.mesh)
 
   def prepare(self, batch: dict, step: jax.Array, *,
-              variant: variants.Variant) -> dict:
+              variant: variants_lib.Variant) -> dict:
     """Crops with photometric augmentation, normalised."""
     return method_lib.prepare(self.of(variant).settings, batch, step)
 
@@ -128,7 +128,7 @@ class Pretraining:
         name: one for name, one in method.students.items()
         if name not in names})
 
-  def enter(self, state: dict, variant: variants.Variant) -> dict:
+  def enter(self, state: dict, variant: variants_lib.Variant) -> dict:
     """The state with frozen teacher, new students and Gram teacher."""
     method = self.of(variant)
     if method.has_frozen_teacher and trainable.FROZEN not in state:
@@ -180,7 +180,7 @@ class Pretraining:
         'gram_refreshes': zero}}
 
   def step(self, state: dict, batch: dict, *,
-           variant: variants.Variant) -> tuple[dict, dict]:
+           variant: variants_lib.Variant) -> tuple[dict, dict]:
     """One update, see step.train_step."""
     return step_lib.train_step(state, batch, method=self.of(variant))
 
