@@ -85,9 +85,9 @@ class Jax:
       method = method_lib.build(settings, mesh, epoch_steps=1000)
       one = pretraining.Pretraining(method, mesh)
       self.state = one.create(jax.random.key(0))
-      self.compiled = program.lower(
+      self.compiled = program.trace(
           one, one.variant(0), self.state,
-          self.put(make_batch(batch, 0))).compile(
+          self.put(make_batch(batch, 0))).lower().compile(
               mesh_lib.compiler_options(mesh))
 
   def weights(self) -> dict:

@@ -121,7 +121,14 @@ def run(job: Job) -> Result:
   seconds = saved.info(start).get('seconds', 0.0) if start else 0.0
   try:
     with _Session(job, saved, start, seconds) as session:
-      return session.train(state)
+      state = session.begin(state)
+      if start >= job.total_steps:
+        return session.ended(state)
+      batch = session.next_batch()
+      programs = program.compile_all(
+          job.trainable, job.mesh, state, start, job.total_steps,
+          session.report.say, deterministic=job.deterministic)
+      return session.train(state, batch, programs)
   except OSError as error:
     raise rescue.disk(error, job.workdir, saved.latest()) from error
 
@@ -205,29 +212,33 @@ class _Session:
     """Seconds of training, all starts together."""
     return time.monotonic() - self.clock
 
-  def train(self, state: dict) -> Result:
-    """Gets everything ready, and trains; errors as of `run`."""
-    job, step, say = self.job, self.start, self.report.say
-    if step:
-      say(f'resumed from step {step} of {job.workdir}')
-    state = self.enter(step, state)
-    if step >= job.total_steps:
-      self.evaluate_at_the_end(step, state)
-      return Result(state, step, True, False, self.seconds, self.evaluation)
-    self.batches = job.batches(step)
-    batch = self.next_batch()
-    programs = program.compile_all(
-        job.trainable, job.mesh, state, step, job.total_steps, say,
-        deterministic=job.deterministic)
-    self.report.begin(step)
+  def begin(self, state: dict) -> dict:
+    """The state with what its next step needs; batches begin to be made."""
+    if self.start:
+      self.report.say(f'resumed from step {self.start} of {self.job.workdir}')
+    state = self.enter(self.start, state)
+    if self.start < self.job.total_steps:
+      self.batches = self.job.batches(self.start)
+    return state
+
+  def ended(self, state: dict) -> Result:
+    """The result of a run that has no step left."""
+    self.evaluate_at_the_end(self.start, state)
+    return Result(
+        state, self.start, True, False, self.seconds, self.evaluation)
+
+  def train(self, state: dict, batch: dict,
+            programs: Mapping[Hashable, program.Programs]) -> Result:
+    """Trains, where all is ready; errors as of `run`."""
+    self.report.begin(self.start)
     try:
       # Until here, a signal ends the program at once: nothing is lost.
       with processes.StopSignal() as stop:
         return self.steps(state, batch, programs, stop)
     except report.NonFinite as error:
       self.saved.wait()
-      raise job.advice.nonfinite(
-          error, job.workdir, self.saved.steps()) from error
+      raise self.job.advice.nonfinite(
+          error, self.job.workdir, self.saved.steps()) from error
 
   def steps(self, state: dict, batch: dict,
             programs: Mapping[Hashable, program.Programs],

@@ -53,12 +53,6 @@ def _step_of(trainable: Trainable, variant: Hashable) -> Callable:
   return functools.partial(trainable.step, variant=variant)
 
 
-def lower(trainable: Trainable, variant: Hashable, state: tree.Tree,
-          rows: tree.Tree) -> jax.stages.Lowered:
-  """The step, to be compiled; arguments as of `trace`."""
-  return trace(trainable, variant, state, rows).lower()
-
-
 def prepared(trainable: Trainable, variant: Hashable,
              mesh: jax.sharding.Mesh) -> tree.Tree:
   """Shapes and shardings of what the step takes of a batch."""
@@ -92,8 +86,8 @@ def compile_all(trainable: Trainable, mesh: jax.sharding.Mesh,
         f': {variant}' if len(variants) > 1 else '')
     say(f'compiling {what} …')
     began = time.monotonic()
-    step = lower(trainable, variant, trainable.enter(shapes, variant),
-                 prepared(trainable, variant, mesh))
+    step = trace(trainable, variant, trainable.enter(shapes, variant),
+                 prepared(trainable, variant, mesh)).lower()
     prepare = jax.jit(functools.partial(trainable.prepare, variant=variant))
     out[variant] = Programs(
         prepare.lower(trainable.batch(variant), np.int32(0)).compile(),

@@ -164,13 +164,19 @@ class Functional:
       rows: tree of arrays whose leading axis is split over all devices.
       call: what to run; gets the module with the device's parts of the
         parameters (see sharding.gather) and its rows.
-      out_specs: how what it returns is split, see sharding.on_rows.
+      out_specs: a prefix of how what it returns is split: ROWS, or
+        sharding.columns.
 
     Returns:
       A tree of arrays with rows leading.
     """
-    run = lambda params, rows: call(nnx.merge(self._graphdef, params), rows)
-    return sharding.on_rows(run, self.specs, out_specs)(params, rows)
+    def local(params, rows):
+      return call(
+          nnx.merge(self._graphdef, sharding.varying(params)), rows)
+
+    return jax.shard_map(
+        local, in_specs=(self.specs, sharding.ROWS),
+        out_specs=out_specs)(params, rows)
 
   def program(self, name: Hashable, call: Callable[
       [nnx.Module, tree.Tree], tree.Tree]) -> Callable[..., tree.Tree]:
@@ -190,5 +196,5 @@ class Functional:
     """What a `Network` gives for global rows, see there."""
     return self.apply(
         params, rows,
-        lambda net, rows: net(rows, train=train, patches=patches),
+        functools.partial(Network.__call__, train=train, patches=patches),
         output_specs(self.config, rows, patches))

@@ -199,7 +199,8 @@ class ViT(nnx.Module):
     """
     masks, draws = masks or {}, draws or {}
     kinds = list(crops)
-    tokens = [self.embed(crops[kind], masks.get(kind)) for kind in kinds]
+    tokens = list(map(
+        self.embed, crops.values(), (masks.get(kind) for kind in kinds)))
     grids = [self.config.grid(crops[kind].shape[1:3]) for kind in kinds]
     fixed = [self._rope(grid, None) for grid in grids]
     # [g, l, …] to [l, g, …]: the scan walks over layers.

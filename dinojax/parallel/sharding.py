@@ -8,7 +8,6 @@ backward scatters gradients in float32. Prototypes are never brought together:
 Nothing else names a mesh axis.
 """
 
-from collections.abc import Callable
 import math
 import re
 
@@ -110,13 +109,13 @@ def annotate(module: nnx.Module, mesh: jax.sharding.Mesh) -> nnx.Module:
 
 
 def gather(module: nnx.Module, dtype: jnp.dtype) -> nnx.Module:
-  """The module with whole parameters in `dtype`; inside `on_rows` only.
+  """The module with whole parameters in `dtype`; inside `shard_map` only.
 
   Vectors (biases, scales) stay as they are, float32: their gradients are sums
   over rows, and are added up and sent in float32 (see models.vectors).
   Forward: an all-gather of the cast parts over `fsdp`. Backward: the
   gradient, cast to float32, is summed and scattered over `fsdp` and nothing
-  else; the sum over `data` happens once, outside the scan (see `on_rows`).
+  else; the sum over `data` happens once, outside the scan (see `varying`).
   """
   def whole(variable):
     axis, part = variable.get_metadata()[_AXIS], variable.get_value()
@@ -155,7 +154,7 @@ def _gather_leaf(part: jax.Array, axis: int | None, dtype) -> jax.Array:
 def gather_rows(x: jax.Array, columns: nnx.Variable) -> jax.Array:
   """The rows that meet this device's columns: those of all its fsdp peers.
 
-  Inside `on_rows` only. Backward: each row's gradients, one for each part of
+  Inside `shard_map` only. Backward: each row's gradients, one for each part of
   the columns, are summed in float32 and go back to its device.
 
   Args:
@@ -190,34 +189,19 @@ def _cast(part: jax.Array, dtype) -> jax.Array:
       part.dtype, jnp.floating) else part
 
 
-def on_rows(function: Callable, params_specs: tree.Tree,
-            out_specs: tree.Tree = ROWS) -> Callable:
-  """Runs `function(params, rows)` on each device's own rows.
+def varying(params: tree.Tree) -> tree.Tree:
+  """A device's parts of the parameters, as `shard_map` is to sum gradients.
 
-  Args:
-    function: takes the local parts of the parameters and a tree of arrays
-      whose leading axis is rows (images, groups, or anything batch-major);
-      returns such a tree.
-    params_specs: `specs` of the parameters.
-    out_specs: a prefix of what is returned: ROWS, or `columns`.
-
-  Returns:
-    The function over global arrays.
+  Parts vary over the axes they are replicated on from here: so the sum of
+  their gradients over these axes happens once a step, on float32 parts, and
+  not for every block inside the scan.
   """
-  def local(params, rows):
-    # Parts vary over the axes they are replicated on from here: so the sum of
-    # their gradients over these axes happens once a step, on float32 parts,
-    # and not for every block inside the scan.
-    params = jax.tree.map(_vary, params)
-    return function(params, rows)
-
-  return lambda params, rows: jax.shard_map(
-      local, in_specs=(params_specs, ROWS), out_specs=out_specs)(params, rows)
+  return jax.tree.map(_vary, params)
 
 
 def _vary(part: jax.Array) -> jax.Array:
-  varying = jax.typeof(part).manual_axis_type.varying
-  missing = tuple(a for a in mesh_lib.AXES if a not in varying)
+  axes = jax.typeof(part).manual_axis_type.varying
+  missing = tuple(a for a in mesh_lib.AXES if a not in axes)
   return jax.lax.pcast(part, missing, to='varying') if missing else part
 
 

@@ -1,4 +1,4 @@
-"""What a config needs on a machine, before there is one."""
+"""Plan of a config for a topology: its step is compiled, but not run."""
 
 import re
 from typing import Any
@@ -78,13 +78,14 @@ def lower(method: method_lib.Method,
   trainable = pretraining.Pretraining(method, mesh)
   variant = variants.heaviest(method)
   state = state_lib.abstract(trainable.of(variant), mesh)
-  return program.lower(
-      trainable, variant, state, program.prepared(trainable, variant, mesh))
+  return program.trace(
+      trainable, variant, state,
+      program.prepared(trainable, variant, mesh)).lower()
 
 
 def _steps(settings: settings_lib.Settings, method: method_lib.Method,
            epoch_steps: int) -> str | None:
-  """Which steps of a run the program is of; None: all are alike."""
+  """Describes the steps that were compiled; None: all steps are alike."""
   total = method_lib.total_steps(settings, epoch_steps)
   if not settings.crops.sizes and not 0 < method.gram_start < total:
     return None
@@ -130,7 +131,7 @@ class DoesNotFit(errors.UserError):
 
 
 def _memory(step: jax.stages.Compiled) -> dict:
-  """Of one device, as the compiler plans it."""
+  """GiB of one device, as the compiler plans them."""
   m = step.memory_analysis()
   arguments, temporaries = m.argument_size_in_bytes, m.temp_size_in_bytes
   new = m.output_size_in_bytes - m.alias_size_in_bytes
@@ -157,7 +158,7 @@ def _work(method: method_lib.Method, mesh: jax.sharding.Mesh,
 
 
 def _collectives(sent: list[collectives.Collective]) -> dict:
-  """By kind and type: how many a step, and bytes that a device sends."""
+  """Sums counts and bytes sent by a device in a step, by kind and type."""
   out: dict[str, dict] = {}
   for one in sent:
     entry = out.setdefault(

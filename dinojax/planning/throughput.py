@@ -54,9 +54,9 @@ def input_rate(batches: Iterator[dict], seconds: float) -> float:
   """Images a second of this process's pipeline, its cold start excluded.
 
   Args:
-    batches: fresh from the pipeline; closed afterwards. Small ones are as
-      fast, and soon measured.
-    seconds: of measuring, about.
+    batches: fresh from the pipeline; closed afterwards. Small ones give
+      the same rate sooner.
+    seconds: length of the measurement, about.
   """
   times, images = [], 0
   with contextlib.closing(batches):
@@ -77,13 +77,13 @@ def rate(times: Sequence[float], images: int) -> float:
 
 
 def state_gib(method: method_lib.Method, mesh: jax.sharding.Mesh) -> float:
-  """Of the whole state: what a checkpoint holds."""
+  """GiB of the whole training state, as a checkpoint holds it."""
   state = state_lib.abstract(method, mesh)
   return 4 * tree.num_elements(state) / _GIB
 
 
 def step_flops(method: method_lib.Method, mesh: jax.sharding.Mesh) -> float:
-  """That a step needs, by formula."""
+  """FLOPs that a step needs, by formula."""
   rows = batch_lib.abstract(method.settings, mesh)
   masked = math.prod(rows['mask_index'].shape) if 'mask_index' in rows else 0
   return flops.step(
@@ -109,9 +109,9 @@ def compiled(method: method_lib.Method, mesh: jax.sharding.Mesh) -> Program:
   began = time.monotonic()
   trainable = pretraining.Pretraining(method, mesh)
   variant = variants.heaviest(method)
-  lowered = program.lower(
+  lowered = program.trace(
       trainable, variant, state_lib.abstract(trainable.of(variant), mesh),
-      program.prepared(trainable, variant, mesh))
+      program.prepared(trainable, variant, mesh)).lower()
   try:
     step = lowered.compile(mesh_lib.compiler_options(
         mesh, deterministic=method.settings.train.deterministic))
@@ -131,7 +131,7 @@ def compiled(method: method_lib.Method, mesh: jax.sharding.Mesh) -> Program:
 def step_seconds(step: Program, method: method_lib.Method,
                  mesh: jax.sharding.Mesh, steps: int,
                  clock: Callable[[], float] = time.monotonic) -> float:
-  """Of a step on made-up images, augmentation included; the mean of `steps`.
+  """Mean seconds of `steps` steps on made-up images, augmentation included.
 
   Raises:
     UserError: it does not fit into the memory of a device.

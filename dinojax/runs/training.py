@@ -15,7 +15,7 @@ from dinojax.runs import stages
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-  """What is to be trained; one of config, recipe and data is given.
+  """Request to train; exactly one of config, recipe and data is given.
 
   Attributes:
     workdir: folder of the run, local or gs://.
@@ -24,7 +24,7 @@ class Request:
     data: folder or source of images, for which a config is chosen.
     validation: labelled images, with `data`.
     model: name of a model, with `data`.
-    stages: only these, with `recipe`.
+    stages: names of the stages to run, with `recipe`; empty: all.
     compile_cache: folder of compiled programs; empty: none.
   """
 
@@ -47,7 +47,12 @@ def train(request: Request) -> bool:
   what = _check(request)
   assemble.compile_cache(request.compile_cache)
   processes.initialize()
-  finished = _train(request, what)
+  if what == 'recipe':
+    finished = stages.train(request.recipe, request.workdir, request.stages)
+  else:
+    config = request.config if what == 'config' else autoconfig.config_for(
+        request.data, request.validation, request.model, request.workdir, _say)
+    finished = assemble.train(config, request.workdir).finished
   # After an error jax does this at exit, where a process whose error the
   # others do not share waits for them: only after it has said what is wrong.
   if jax.distributed.is_initialized():
@@ -56,7 +61,7 @@ def train(request: Request) -> bool:
 
 
 def _check(request: Request) -> str:
-  """Which of config, recipe and data is given."""
+  """Checks a request; returns which of config, recipe and data is given."""
   given = [name for name in ('config', 'recipe', 'data')
            if getattr(request, name) is not None]
   if len(given) != 1:
@@ -75,14 +80,6 @@ def _check(request: Request) -> str:
           f'--{name}={value} belongs to --{owner}, but --{given[0]} is '
           'given: leave it out')
   return given[0]
-
-
-def _train(request: Request, what: str) -> bool:
-  if what == 'recipe':
-    return stages.train(request.recipe, request.workdir, request.stages)
-  config = request.config if what == 'config' else autoconfig.config_for(
-      request.data, request.validation, request.model, request.workdir, _say)
-  return assemble.train(config, request.workdir).finished
 
 
 def _say(text: str):

@@ -6,6 +6,8 @@
   4. clip each part, AdamW, EMA of the teacher; skipped if not finite
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -114,12 +116,22 @@ def make_targets(state: dict, rows: dict, sched: dict,
     centring); metrics of teacher and targets.
   """
   settings = method.settings
+  micro = settings.train.num_micro_batches
+  seen = {'crops': {'global': rows['crops']['global']}}
+  if 'mask_index' in rows:
+    seen['mask_index'] = rows['mask_index']
+  out = by_microbatch(functools.partial(
+      method.teacher.outputs, state_lib.teacher_of(state), train=False,
+      patches='patches' in wanted(settings, 'teacher_wants')), micro)(seen)
+  out = jax.lax.stop_gradient(out)
+  if method.gram is not None:
+    out |= {'gram_patches': by_microbatch(functools.partial(
+        gram_patches, method, state['gram']), micro)(rows['gram'])}
   taught = objective.Forward(
-      settings=settings, schedules=sched, rows=rows,
-      out=teacher_outputs(state, rows, method),
+      settings=settings, schedules=sched, rows=rows, out=out,
       centers=state.get('centers', {}))
   targets, centers = {}, {}
-  metrics = monitor.feature_metrics(taught.out['cls']['global'])
+  metrics = monitor.feature_metrics(out['cls']['global'])
   for term in settings.objectives:
     target, center = term.targets(taught)
     if target is not None:
@@ -128,34 +140,26 @@ def make_targets(state: dict, rows: dict, sched: dict,
   return targets, centers if 'centers' in state else {}, metrics
 
 
-def teacher_outputs(state: dict, rows: dict,
-                    method: method_lib.Method) -> dict:
-  """What the teacher, and a Gram teacher of its own, say of global crops."""
-  settings = method.settings
-  seen = {'crops': {'global': rows['crops']['global']}}
-  if 'mask_index' in rows:
-    seen['mask_index'] = rows['mask_index']
-  wanted = frozenset().union(
-      *(term.teacher_wants() for term in settings.objectives))
-  run = lambda some: method.teacher.outputs(
-      state_lib.teacher_of(state), some, train=False,
-      patches='patches' in wanted)
-  micro = settings.train.num_micro_batches
-  out = jax.lax.stop_gradient(map_microbatches(run, seen, micro))
-  if method.gram is not None:
-    anchor = lambda crops: method.gram.apply(
-        state['gram'], {'global': crops},
-        lambda net, crops: net(crops)['global']['patches'])
-    out |= {'gram_patches': map_microbatches(anchor, rows['gram'], micro)}
-  return out
+def gram_patches(method: method_lib.Method, params: dict,
+                 crops: Array) -> Array:
+  """[r, p, d] patches of [r, y, x, c] crops by the Gram teacher."""
+  return method.gram.apply(
+      params, {'global': crops},
+      lambda net, crops: net(crops)['global']['patches'])
 
 
-def map_microbatches(function, rows: dict, num_micro_batches: int):
-  """`function` over the rows, micro-batch by micro-batch."""
+def wanted(settings, whose: str) -> frozenset[str]:
+  """Outputs beyond the heads' that the terms of the loss want."""
+  return frozenset().union(
+      *(getattr(term, whose)() for term in settings.objectives))
+
+
+def by_microbatch(function, num_micro_batches: int):
+  """The function of rows, taken micro-batch by micro-batch."""
   if num_micro_batches == 1:
-    return function(rows)
-  split = sharding.split_rows(rows, num_micro_batches)
-  return sharding.merge_rows(jax.lax.map(function, split))
+    return function
+  return lambda rows: sharding.merge_rows(jax.lax.map(
+      function, sharding.split_rows(rows, num_micro_batches)))
 
 
 def gradients(student: dict, rows: dict, targets: dict, sched: dict,
@@ -199,12 +203,11 @@ def terms(student: dict, rows: dict, targets: dict, sched: dict,
   # Whole images are distilled: then masks choose patches and hide none.
   hide = not method.has_frozen_teacher or settings.distillation.hide_masked
   seen = {k: v for k, v in rows.items() if hide or k != 'masks'}
-  wanted = frozenset().union(
-      *(term.student_wants() for term in settings.objectives))
   forward = objective.Forward(
       settings=settings, schedules=sched, rows=rows, targets=targets,
       out=method.student.outputs(
-          student, seen, train=True, patches='patches' in wanted))
+          student, seen, train=True,
+          patches='patches' in wanted(settings, 'student_wants')))
   values, counts = {}, {}
   for term in settings.objectives:
     found, counted = term.terms(forward)

@@ -41,9 +41,9 @@ def mesh():
 def text(method, mesh):
   one = pretraining.Pretraining(method, mesh)
   variant = variants.heaviest(method)
-  return program.lower(
+  return program.trace(
       one, variant, state_lib.abstract(method, mesh),
-      program.prepared(one, variant, mesh)).as_text()
+      program.prepared(one, variant, mesh)).lower().as_text()
 
 
 def test_before_its_start_anchoring_costs_nothing(mesh):
