@@ -1,4 +1,4 @@
-"""What every config starts from, and how small batches are handled.
+"""Base of every config, and its changes for small batches and smoke tests.
 
 A config file builds on `base` by assignments, one value a line. `:smoke`
 makes any of them end in seconds on a laptop: the same code, tiny numbers.
@@ -13,17 +13,18 @@ from ml_collections import config_dict
 from dinojax.core import config as config_lib
 from dinojax.core import errors
 from dinojax.models import convnext
+from dinojax.models import families
 from dinojax.models import vit
 from dinojax.train import sections
 
 
 def words(arg: str, known: tuple[str, ...], *,
           one_of: tuple[tuple[str, ...], ...] = ()) -> tuple[str, ...]:
-  """The words of an argument, 'a,b'; every file checks its own.
+  """Splits an argument, 'a,b', into words, and refuses unknown ones.
 
   Args:
-    arg: of get_config.
-    known: that the file understands.
+    arg: argument of get_config.
+    known: words that the config file understands.
     one_of: sets of words of which at most one may be given.
 
   Raises:
@@ -98,7 +99,7 @@ def set_duration(c, name: str, **length):
 
 
 def _placeholder(value, kind):
-  """What is or may become None can be overridden only if it has a type."""
+  """Gives a value that is or may become None a type, so flags can set it."""
   kinds = [_without_range(k) for k in typing.get_args(kind) or (kind,)]
   if value is not None and type(None) not in kinds:
     return value
@@ -137,7 +138,7 @@ def set_model(c: config_dict.ConfigDict, model: vit.ViTConfig):
       c.model[field.name] = getattr(model, field.name)
 
 
-def model(config: vit.ViTConfig | convnext.ConvNeXtConfig) -> dict:
+def model(config: families.Config) -> dict:
   """A model of any family as a section, platform choices left open."""
   out = {'family': config.FAMILY}
   for field in dataclasses.fields(config):
@@ -146,7 +147,7 @@ def model(config: vit.ViTConfig | convnext.ConvNeXtConfig) -> dict:
                 if name in out}
 
 
-def student(config: vit.ViTConfig | convnext.ConvNeXtConfig) -> dict:
+def student(config: families.Config) -> dict:
   """One of several students: what a command line may want to set."""
   return {'model': model(config), 'dino': {}, 'ibot': {},
           'schedules': {'lr': {}}, 'optimizer': {},

@@ -144,7 +144,7 @@ def _update(section, values):
 
 
 def student(name: str, late: bool = False) -> dict:
-  """What one student has of its own."""
+  """Settings that one student does not share with the others."""
   if name.startswith('convnext'):
     own = common.student(zoo.convnext_config(f'dinov3_{name}'))
     for head in ('dino', 'ibot'):

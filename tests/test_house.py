@@ -142,3 +142,16 @@ def test_nothing_unfinished():
   for path, _ in modules():
     assert not re.search(
         'TODO|FIXME|XXX|raise NotImplementedError', path.read_text()), path
+
+
+def test_nobody_asks_which_family_a_backbone_is_of():
+  """A family is its file, a line of models/families.py, its names in interop.
+  """
+  words = re.compile(r'\bViTConfig\b|\bConvNeXtConfig\b|\bis_?convnext\b')
+  for path, tree in modules():
+    if room(name_of(path)) in ('models', 'interop', 'configs'):
+      continue
+    for node in ast.walk(tree):
+      if isinstance(node, ast.Name | ast.Attribute):
+        text = node.id if isinstance(node, ast.Name) else node.attr
+        assert not words.search(text), f'{path}:{node.lineno}: {text}'

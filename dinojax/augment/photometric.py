@@ -71,12 +71,12 @@ def augment(images: jax.Array, key: jax.Array, step: jax.Array,
 
   Args:
     images: [b, v, y, x, c] uint8.
-    key: of the run.
-    step: of training.
+    key: PRNG key of the run.
+    step: number of the training step.
     row: [b] int32 place in the global batch.
     kind: 'global' or 'local'.
     spec: ranges and probabilities.
-    dtype: of the result.
+    dtype: dtype of the result.
 
   Returns:
     [b, v, y, x, c] normalised.
@@ -90,15 +90,15 @@ def augment(images: jax.Array, key: jax.Array, step: jax.Array,
 
 def draw(key: jax.Array, row: jax.Array, views: int, spec: Photometric,
          blur_probability: tuple, solarize_probability: tuple) -> dict:
-  """What happens to each crop; leaves are [b, v, …].
+  """Draws how each crop is changed; leaves are [b, v, …].
 
   Args:
-    key: of the step and kind.
+    key: PRNG key of the step and the kind of crops.
     row: [b] place in the global batch.
-    views: v.
-    spec: ranges.
-    blur_probability: per view.
-    solarize_probability: per view.
+    views: v, crops of an image.
+    spec: ranges, and probabilities of jitter and greyscale.
+    blur_probability: probability of blur, for each view.
+    solarize_probability: probability of solarisation, for each view.
   """
   def uniforms(row, view):
     return jax.random.uniform(

@@ -25,7 +25,7 @@ def run(name: str, argv: Sequence[str]) -> int:
   """Runs a command of COMMANDS; a mistake is a sentence on stderr.
 
   Args:
-    name: of the command.
+    name: name of the command.
     argv: its flags and words, without program and command.
 
   Returns:
@@ -37,4 +37,13 @@ def run(name: str, argv: Sequence[str]) -> int:
   if early is not None:
     return early
   call = importlib.import_module('dinojax.commands.call')
-  return call.call(module, name, argv)
+  guard = importlib.import_module('dinojax.commands.guard')
+  parsed = call.parse(module, name, argv)
+  if isinstance(parsed, int):
+    return parsed
+  values, words = parsed
+  stopped = getattr(module, 'stopped_exit_code', lambda values: None)
+  with guard.guarded(getattr(module, 'ADVICE', guard.AGAIN),
+                     stopped(values)) as ended:
+    ended.code = module.main(values, words)
+  return ended.code

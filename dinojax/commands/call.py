@@ -18,7 +18,6 @@ from absl import logging as absl_logging
 from ml_collections import config_dict
 from ml_collections import config_flags
 
-from dinojax.commands import guard
 from dinojax.core import config as config_lib
 from dinojax.core import errors
 from dinojax.runs import catalog
@@ -125,10 +124,10 @@ def _overrides(name: str, argv: Sequence[str]) -> Iterator[str]:
 
 
 def _check_field(config: config_dict.ConfigDict, flag: str, key: str):
-  """Whether a config has a field.
+  """Checks that a config has a field.
 
   Raises:
-    UserError: it has not, with the fields that may be meant.
+    UserError: it does not; the message names fields that may be meant.
   """
   known = set(_keys(config))
   if (name := key.partition('[')[0]) in known:
@@ -166,8 +165,15 @@ def _keys(config: config_dict.ConfigDict, path: str = '') -> Iterator[str]:
       yield from _keys(config[name], f'{path}{name}.')
 
 
-def call(module: types.ModuleType, command: str, argv: Sequence[str]) -> int:
-  """Runs the command of a module, see dinojax.commands."""
+def parse(module: types.ModuleType, command: str, argv: Sequence[str]
+          ) -> tuple[flags.FlagValues, list[str]] | int:
+  """The flags and words of a call; or its exit code, where that is all.
+
+  Args:
+    module: the command, see dinojax.commands.
+    command: its name.
+    argv: its flags and words.
+  """
   argv = configs_first([f'dinojax {command}', *argv])
   section = _asked_for_help(argv)
   values = flags.FlagValues()
@@ -179,6 +185,7 @@ def call(module: types.ModuleType, command: str, argv: Sequence[str]) -> int:
     for name in getattr(module, 'REQUIRED', ()):
       if values[name].value is None:
         raise errors.UserError(f'--{name} is missing: {values[name].help}')
+    _check_words(words, getattr(module, 'WORDS', ()))
   except (flags.Error, errors.UserError) as error:
     print(f'error: {_sentence(error, values, command, argv)}',
           file=sys.stderr)
@@ -186,22 +193,17 @@ def call(module: types.ModuleType, command: str, argv: Sequence[str]) -> int:
   if 'jax' in sys.modules:
     from dinojax.parallel import platforms
     platforms.leave_out_tpus()
-  stopped = getattr(module, 'stopped_exit_code', lambda values: None)
-  return guard.guarded(
-      lambda: _main(module, values, words),
-      getattr(module, 'ADVICE', guard.AGAIN), stopped(values))
+  return values, words
 
 
-def _main(module: types.ModuleType, values: flags.FlagValues,
-          words: list[str]) -> int:
-  known = getattr(module, 'WORDS', ())
+def _check_words(words: list[str], known: Sequence[str]):
+  """Refuses words that are not known, or not as many as needed."""
   if len(words) != bool(known) or set(words) - set(known):
     raise errors.UserError(
         f'{" ".join(words) or "nothing"} is not what is to be done: give one '
         f'of {", ".join(known)}' if known else
         f'unexpected arguments {" ".join(words)}: flags are written as '
         '--name=value')
-  return module.main(values, words)
 
 
 def _parsed(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
@@ -229,7 +231,7 @@ def configs_first(argv: Sequence[str]) -> list[str]:
 
 def _sentence(error: Exception, values: flags.FlagValues, command: str,
               argv: Sequence[str]) -> str:
-  """What is wrong, and what may be meant."""
+  """Says what is wrong with a command line, and what may be meant."""
   if isinstance(error, flags.UnrecognizedFlagError):
     name = error.flagname
     near = difflib.get_close_matches(
@@ -253,7 +255,7 @@ def _sentence(error: Exception, values: flags.FlagValues, command: str,
 
 
 def _asked_for_help(argv: Sequence[str]) -> str | None:
-  """What help was asked about: '' is everything; None: it was not."""
+  """Section that --help asks about; '': everything; None: no --help."""
   for word in argv[1:]:
     if word == '--':
       break

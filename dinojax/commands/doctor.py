@@ -12,9 +12,9 @@ from dinojax.doctor import versions
 
 
 def early() -> int | None:
-  """What is said where the rest of dinojax cannot be imported; else None.
+  """Prints findings and returns 1 if dinojax cannot be imported; else None.
 
-  Packages that do not fit each other raise anything while they are imported.
+  Packages whose versions do not match may raise any exception on import.
   """
   try:
     from dinojax.commands import call  # noqa: F401

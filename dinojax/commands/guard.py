@@ -1,6 +1,8 @@
 """The end of a command: a sentence, whatever happens."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
+import contextlib
+import dataclasses
 import os
 import sys
 
@@ -11,28 +13,36 @@ from dinojax.core import signals
 AGAIN = 'the same command begins again'
 
 
-def guarded(main: Callable[[], int], advice: str = AGAIN,
-            code: int | None = None) -> int:
-  """Runs a main function to an end with a sentence.
+@dataclasses.dataclass
+class Ended:
+  """The exit code of a command, once it has one."""
+
+  code: int = 2
+
+
+@contextlib.contextmanager
+def guarded(advice: str = AGAIN, code: int | None = None) -> Iterator[Ended]:
+  """A command inside it ends with a sentence, whatever happens.
 
   Errors of the user's to mend are a sentence and exit code 2, a signal is a
   sentence too, a terminal that goes away ends nothing, and a JAX that does
   not start is what `dinojax doctor` says of it.
 
   Args:
-    main: returns the exit code.
-    advice: what to do after a signal.
+    advice: what the user can do after a signal.
     code: exit code after a signal; None: 128 and its number.
   """
   output.install()
-  unwatch = signals.watch(advice, code)
+  unwatch, ended = signals.watch(advice, code), Ended()
   try:
-    return main()
+    yield ended
+    return
   except errors.UserError as error:
     text = str(error)
   except KeyboardInterrupt:
     print(f'stopped: {advice}', file=sys.stderr)
-    return 130
+    ended.code = 130
+    return
   except Exception as error:  # noqa: BLE001 (raised again if unknown)
     text = _reason(error)
     if not text:
@@ -40,7 +50,6 @@ def guarded(main: Callable[[], int], advice: str = AGAIN,
   finally:
     unwatch()
   print(f'error: {text}', file=sys.stderr, flush=True)
-  return 2
 
 
 def _reason(error: Exception) -> str:

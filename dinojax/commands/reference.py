@@ -25,10 +25,10 @@ class Field:
   """One field.
 
   Attributes:
-    name: its key; of a length without the unit.
-    default: as a command line writes it; '': it must be given.
+    name: its key; without the unit if it is a length.
+    default: text that a command line would write; '': it must be given.
     text: its meaning.
-    allowed: what it takes, '' for anything of its type.
+    allowed: choices or range of its values; '': anything of its type.
   """
 
   name: str
@@ -54,7 +54,7 @@ def sections() -> dict[str, tuple[str, list[Field]]]:
 
 
 def _fields(cls: type, prefix: str = '') -> Iterator[Field]:
-  """Those of a section, and of sections inside it."""
+  """Yields the fields of a section, and of sections inside it."""
   hints, meanings = _hints(cls), fields.texts(cls)
   for field in dataclasses.fields(cls):
     inner = config_lib.families_of(hints[field.name])
@@ -121,7 +121,7 @@ def text(section: str = '') -> str:
 
 
 def _names(field: Field, key: str) -> bool:
-  """Whether a key, with its unit or without, is of this field."""
+  """Tells whether a key, with or without a unit, names this field."""
   return key in (field.name, *(f'{field.name}_{u}' for u in config_lib.UNITS))
 
 

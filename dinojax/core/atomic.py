@@ -75,16 +75,16 @@ def sync(path: epath.PathLike):
 
 
 def is_local(path: epath.PathLike) -> bool:
-  """Whether it is a path of this machine, not one of an object store."""
+  """Tells whether a path is on this machine, not in an object store."""
   return '://' not in os.fspath(path)
 
 
 def read_json(path: epath.PathLike, fix: str) -> dict[str, Any]:
-  """The object in a small JSON file.
+  """Reads the object in a small JSON file.
 
   Args:
     path: an existing file.
-    fix: what to do when it cannot be read, as the end of a sentence.
+    fix: end of the sentence when it cannot be read: the remedy.
 
   Raises:
     UserError: it is empty, cut short, or no JSON object.

@@ -1,4 +1,4 @@
-"""What accelerators can do, for estimates before one is rented."""
+"""Published peaks of accelerators, for estimates before one is rented."""
 
 import dataclasses
 
@@ -10,19 +10,19 @@ class Chip:
   """Published peaks of one chip.
 
   Attributes:
-    name: as topologies are named, or as the chip is sold.
+    name: name in topologies, or the name that the chip is sold by.
     kinds: names that JAX's device_kind has for it, in lower case.
-    bf16_flops: a second, dense.
-    hbm_gib: memory, as sold; programs get a little less.
-    hbm_bytes: a second.
-    link_bytes: a second, one way: of one link of a TPU's torus, of all links
-      of a GPU together; 0 where there is none.
-    links: of a chip.
-    wrap: an axis of a TPU's torus closes to a ring in multiples of it.
-    matrix_side: of the tiles that a TPU's matrix unit multiplies.
+    bf16_flops: dense bfloat16 FLOPs a second.
+    hbm_gib: GiB of memory, as sold; programs get a little less.
+    hbm_bytes: bytes a second from and to the memory.
+    link_bytes: bytes a second, one way, of one link of a TPU's torus, or of
+      all links of a GPU together; 0 without links.
+    links: number of links of a TPU.
+    wrap: a TPU's torus is a ring along axes whose length is a multiple of it.
+    matrix_side: side of the tiles that a TPU's matrix unit multiplies.
     cores: devices that JAX shows for a chip.
-    clock_hz: of a TPU's cores, or 0 where it is not known.
-    host_bytes: a second, between a TPU and its host's memory, one way.
+    clock_hz: clock rate of a TPU's cores, 0 if unknown.
+    host_bytes: bytes a second, one way, between a TPU and its host's memory.
   """
 
   name: str

@@ -88,12 +88,12 @@ def section(cls: type, values: Any, *, path: str, problems: Errors) -> Any:
 
   A field of type Duration is written with its unit in the key: field
   `warmup` is one of `warmup_steps`, `warmup_epochs`, `warmup_images`. A field
-  that may be one of several dataclasses has a key `family` for which.
+  that may be one of several dataclasses has a key `family` to choose by.
 
   Args:
     cls: frozen dataclass.
     values: the section.
-    path: of the section, for messages ('optimizer').
+    path: keys down to the section ('optimizer'), for messages.
     problems: receives unknown keys and wrong values.
 
   Returns:
@@ -147,7 +147,7 @@ def keys(cls: type) -> dict[str, dataclasses.Field]:
 
 
 def meant(name: str, known: Iterable[str]) -> str:
-  """What somebody who wrote `name` may have meant."""
+  """Suggests the known names close to a wrong one, or else lists all."""
   known = sorted(known)
   close = difflib.get_close_matches(name, known, 3, 0.6)
   return (f'did you mean {" or ".join(close)}?' if close
@@ -165,7 +165,7 @@ def shown(value: Any) -> str:
 
 @functools.cache
 def is_duration(hint: Any) -> bool:
-  """Whether a field is a length of training, or none."""
+  """Tells whether a type is Duration, or Duration or None."""
   return Duration in (hint, *typing.get_args(hint))
 
 
@@ -226,7 +226,7 @@ def _duration(field, key: str, hint, values, problems: Errors):
 
 
 def _is_none(value: Any) -> bool:
-  """Whether a value stands for none: a command line can only write text."""
+  """Tells whether a value is None, or the text that a flag has for it."""
   return value is None or isinstance(value, str) and value in ('', 'None')
 
 

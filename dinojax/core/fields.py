@@ -27,7 +27,7 @@ class Range:
   is_open_high: bool = False
 
   def holds(self, value: float) -> bool:
-    """Whether a number is in it; nan is in none."""
+    """Tells whether a number lies in the range; nan lies in no range."""
     above = value > self.low if self.is_open_low else value >= self.low
     below = value < self.high if self.is_open_high else value <= self.high
     return above and below
@@ -57,7 +57,7 @@ def free(default: Any = dataclasses.MISSING, **kwargs) -> Any:
 
 @functools.cache
 def texts(cls: type) -> dict[str, str]:
-  """What the fields of a dataclass mean, inherited ones included."""
+  """Meanings of a dataclass's fields, inherited ones included."""
   found: dict[str, str] = {}
   for base in reversed(cls.__mro__):
     if dataclasses.is_dataclass(base):

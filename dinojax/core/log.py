@@ -161,9 +161,9 @@ class Progress:
     """Prints a line: step, the given parts, and the time left.
 
     Args:
-      step: that was made.
-      parts: by name, the most important first; what does not fit into the
-        line is left out from the end.
+      step: number of the step that was made.
+      parts: texts by name, the most important first; those that do not fit
+        into the line are left out, from the end.
     """
     self._parts = dict(parts)
     self._count(step)

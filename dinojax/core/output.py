@@ -123,11 +123,11 @@ def warn(sentence: str):
 
 
 def fitted(parts: list[tuple[int, str]], columns: int = COLUMNS) -> str:
-  """Parts of a line in order, without the least important if it is long.
+  """Joins parts of a line, without the least important if it is too long.
 
   Args:
-    parts: (importance, text); 0 is always there.
-    columns: of the terminal.
+    parts: (rank, text) in order; the highest ranks go first, 0 always stays.
+    columns: width of the terminal.
   """
   parts = list(parts)
   join = lambda: ' · '.join(text for _, text in parts)

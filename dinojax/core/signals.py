@@ -23,7 +23,7 @@ _FLAG = '--stopped_exit_code'
 
 
 def stopped_exit_code(argv: Sequence[str]) -> int:
-  """What --stopped_exit_code is, before flags are parsed."""
+  """Reads --stopped_exit_code before flags are parsed; 0 without it."""
   for word, after in zip(argv, (*argv[1:], ''), strict=True):
     name, _, value = word.partition('=')
     value = value or after
@@ -117,12 +117,13 @@ def watch(advice: str, code: int | None = None) -> Callable[[], None]:
   """From now on a signal ends this program with a sentence.
 
   Args:
-    advice: what to do afterwards.
-    code: exit code; None: 128 and the signal's number.
+    advice: end of the sentence: how to go on.
+    code: exit code; None: 128 plus the signal's number.
 
   Returns:
-    What ends it; nothing in another thread than the main one. If a watch is
-    on already, only its sentence changes.
+    A function that ends the watch. It does nothing where none was begun:
+    outside the main thread, or with a watch on already, of which only advice
+    and code change.
   """
   global _active
   if threading.current_thread() is not threading.main_thread():
@@ -143,7 +144,7 @@ def _unwatch():
 
 
 def is_watched() -> bool:
-  """Whether a second Ctrl-C is somebody else's to obey."""
+  """True while a watch is on, which then obeys a second Ctrl-C itself."""
   return _active is not None
 
 

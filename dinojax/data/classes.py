@@ -49,10 +49,10 @@ def match(train: Labelled, test: Labelled, *, train_key: str = 'training',
   """Finds the classes of one source in another.
 
   Args:
-    train: whose numbers are kept.
-    test: whose images are classified.
+    train: source whose class numbers are kept.
+    test: source whose images are classified.
     train_key: config key or flag of the first, for messages.
-    test_key: of the second.
+    test_key: config key or flag of the second.
 
   Raises:
     UserError: no class in common.

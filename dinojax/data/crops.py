@@ -196,17 +196,17 @@ def center_crop(image: images.Image, *, resize_px: int = 256,
 
 def whole_size(size: tuple[int, int], *, short_px: int,
                patch_px: int) -> tuple[int, int]:
-  """Pixels of an image resized as a whole, in whole patches.
+  """Size of a whole image that is resized to whole patches.
 
   Args:
     size: (width, height) of the image.
-    short_px: of the short side, rounded to patches.
-    patch_px: of a patch.
+    short_px: length of the short side in pixels, rounded to patches.
+    patch_px: side of a patch, in pixels.
 
   Returns:
-    (width, height). Of images longer than MAX_ASPECT the long side is
-    MAX_ASPECT times the short side of the others, so that the number of
-    sizes is bounded.
+    (width, height) in pixels. The long side is at most MAX_ASPECT times
+    the rounded `short_px`: longer images get a shorter short side, so that
+    the number of sizes is bounded.
   """
   short, long = sorted(size)
   rows = max(round(short_px / patch_px), 1)

@@ -1,9 +1,9 @@
-"""Which data a run, a table or shards were made of, to be compared later.
+"""Digests of the data that a run, a table or shards were made of.
 
 A sample is a function of its number and of the sorted list of records: one
-file more moves every later record. So what decides that order is kept. A
-source may say it with `order(sizes)`: lines such as the names in order, with
-sizes in bytes where they are asked for. Without, its length decides.
+more file moves every later record. So what decides that order is kept. A
+source may state it with `order(sizes)`: lines such as the names in order, with
+sizes in bytes where they are asked for. Without that, its length decides.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,13 +26,13 @@ _MAX_NAMES = 4_000_000
 
 
 def lines(source: record_lib.Source, *, sizes: bool = False) -> list[str]:
-  """What decides which record has which number."""
+  """Lines that decide which record has which number."""
   order = getattr(source, 'order', None)
   return list(order(sizes)) if order else [str(len(source))]
 
 
 def digest(text_lines: Iterable[str]) -> str:
-  """Of lines in their order, 16 hexadecimal digits."""
+  """Hash of lines in their order, 16 hexadecimal digits."""
   out = hashlib.sha256()
   for line in text_lines:
     raw = line.encode('utf-8', 'surrogatepass')
@@ -110,19 +110,19 @@ def compared(before: Sequence[str], after: Sequence[str]) -> str:
 
 def check(folder: epath.Path, data: Data, *, accept: bool,
           same: Callable[[str], str]) -> str:
-  """Whether a run that goes on would go on with the same data.
+  """Checks that a resumed run goes on with the same data.
 
   Args:
     folder: workdir.
-    data: as it is now.
-    accept: other data are taken as they are.
-    same: a text to that of the first process.
+    data: the data as they are now.
+    accept: goes on with data that changed.
+    same: takes a text, returns that of the first process.
 
   Returns:
     A sentence about data that changed and were accepted, or ''.
 
   Raises:
-    UserError: they changed, or processes of a run see different data.
+    UserError: data changed, or differ between the processes of the run.
   """
   mine = json.dumps(data.summary)
   if same(mine) != mine:

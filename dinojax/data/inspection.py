@@ -18,13 +18,13 @@ _FLAT, _DARK = 3, 16
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-  """What was seen of a source.
+  """Findings of a look at a few images of a source.
 
   Attributes:
-    spec: of the source.
-    num_images: of the whole source.
+    spec: spec of the source, as `open_source` reads it.
+    num_images: number of images of the whole source.
     sides: [r, 2] width and height of the readable images, pixels.
-    problems: names of the others, and why.
+    problems: names of unreadable images, and why they are.
     empty: names of readable images with next to nothing to see, and whether
       they are 'black', 'white' or 'of one value'.
   """
@@ -79,9 +79,9 @@ def readable(source: record_lib.Source, count: int, *,
 
   Args:
     source: records.
-    count: how many, fewer where there are not so many.
-    max_pixels: larger images cannot be read.
-    value_range: of deep greys, see data.images.
+    count: number of images; fewer are returned if fewer can be read.
+    max_pixels: pixels of the largest image that is read.
+    value_range: black and white of deep greys, see data.images.
     say: gets a line for every image that is left out.
 
   Raises:

@@ -1,7 +1,7 @@
-"""Which files of a folder are images, and what of it is left out.
+"""Lists the images of a folder, and says what is left out.
 
-One entry that cannot be looked at never ends a folder of millions: it is an
-image that cannot be read, or a folder that is passed over with a line.
+An entry that cannot be looked at never ends the listing of millions: it counts
+as an image that cannot be read, or as a folder that is passed over with a line.
 """
 
 import collections
@@ -59,10 +59,10 @@ _QUIET = frozenset(
 
 @dataclasses.dataclass
 class Listing:
-  """What was found below a folder.
+  """Contents of a folder and the folders below it.
 
   Attributes:
-    paths: of images, relative, sorted.
+    paths: paths of images, relative to the folder, sorted.
     others: number of other files by ending.
     passed: folders that were not entered, and why.
     lost: links that lead nowhere.
@@ -96,7 +96,7 @@ class Listing:
     return said
 
   def advice(self) -> list[str]:
-    """What to do about images that cannot be read here."""
+    """Sentences on how to convert images that cannot be read here."""
     groups = collections.defaultdict(collections.Counter)
     for suffix, count in self.others.items():
       if suffix in _FOREIGN_BY_SUFFIX:

@@ -1,11 +1,11 @@
-"""Which patches the student does not see: blocks, exact in number.
+"""Masks of the patches that the student does not see, made of blocks.
 
 The references spread mask sizes over the images of a rank, 16 to 128: the
 range of ratios is cut into bins, one a masked row. A group may be smaller, and
-few bins, each with its upper edge, would hide more. So the bins are those of
-several groups, dealt out so that all hide nearly as much: the lists of masked
-patches have one length, and what a few groups hide less is padding, as it is
-of DINOv2's undershooting masks.
+few bins, each with its upper edge, would hide more. So the bins are cut for
+several groups together, and dealt out so that all hide nearly as much. The
+lists of masked patches have one length: groups that hide a little less are
+padded, and so are DINOv2's undershooting masks.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from dinojax.core import fields
 
 
 class Rng(Protocol):
-  """What the block generator draws: numpy's, or Python's random module."""
+  """Source of the block generator's draws: numpy, or Python's random."""
 
   def uniform(self, low: float, high: float) -> float:
     """A float in [low, high)."""
@@ -114,11 +114,11 @@ def _level(a: list[int], b: list[int]) -> bool:
 
 
 def num_masked(rows: int, patches: int, spec: Masks, groups: int) -> int:
-  """Entries of every group's list of masked patches.
+  """Length of every group's list of masked patches.
 
   Args:
-    rows: of a group: its images times their global crops.
-    patches: of a row.
+    rows: rows of a group: its images times their global crops.
+    patches: number of patches of a row.
     spec: how much is masked.
     groups: see `num_groups`.
   """
@@ -133,12 +133,12 @@ def row_counts(rows: int, patches: int, spec: Masks,
   """Requested mask size of every row of a group, shuffled; [r] int.
 
   Args:
-    rows: of the group.
-    patches: of a row.
+    rows: number of rows of the group.
+    patches: number of patches of a row.
     spec: how much is masked.
     rng: randomness.
-    groups: over which the ratios are spread.
-    hand: which of their shares this group has.
+    groups: number of groups over which the ratios are spread.
+    hand: index of the group's bins in `hands`.
   """
   bounds = edges(rows * groups, spec)
   dealt = hands(len(bounds) - 1, groups)[hand]

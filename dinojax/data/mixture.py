@@ -1,4 +1,4 @@
-"""Which record a row of training reads: a function of the row's number.
+"""Chooses the record of a row of training by the row's number alone.
 
 Nothing depends on history, so a run continues at any step, in any number of
 processes.
@@ -38,7 +38,7 @@ class Mixture:
       weights: shares of the mixed sources, any scale.
       homogeneous: (source index, probability): steps whose whole batch comes
         from that source.
-      seed: of the run.
+      seed: seed of the run.
       batch_size: rows of a step.
 
     Raises:

@@ -28,7 +28,7 @@ _ENDLESS = 2**48  # rows; more than any run sees
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """What a row of training is a function of; travels to the workers.
+  """Everything that a row of training depends on; travels to the workers.
 
   Attributes:
     mixed: sources, with their weights.
@@ -157,7 +157,7 @@ class Plan:
 
 
 def size_at(crops: crops_lib.Crops, seed: int, step: int) -> int:
-  """Which of `crops.sizes` the images of a step have; 0 without."""
+  """Index into `crops.sizes` that a step draws; 0 if there are none."""
   if not crops.sizes:
     return 0
   edges = np.cumsum([entry[3] for entry in crops.sizes])
@@ -186,7 +186,7 @@ def _read_ahead(rows: grain.MapDataset, count: int, num_threads: int,
 
 
 def _ignore_signals(*_):
-  """Of a worker: the training process is told, and still needs its rows."""
+  """Makes a worker ignore signals: training that stops needs its rows."""
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, signal.SIG_IGN)
 
@@ -216,8 +216,8 @@ def train_batches(plan: Plan, start_step: int = 0, *, process_index: int = 0,
   """This process's share of every global batch from `start_step` on.
 
   Args:
-    plan: what the rows are.
-    start_step: the first step.
+    plan: sources, crops and masks of the rows.
+    start_step: number of the first step.
     process_index: number of this process.
     process_count: number of processes.
     num_workers: processes that decode; 0: threads of this one.
@@ -229,7 +229,7 @@ def train_batches(plan: Plan, start_step: int = 0, *, process_index: int = 0,
   list of what could not be read.
 
   Raises:
-    UserError: batch, processes and groups do not divide.
+    UserError: the batch does not divide into processes and groups.
   """
   unit = process_count * plan.group_images
   if plan.batch_size % unit:

@@ -62,9 +62,9 @@ def write(source: record_lib.Source, folder: str, *, num_shards: int,
 
   Args:
     source: records to write, in order.
-    folder: of the shards; made when missing.
-    num_shards: files.
-    progress: called with records done and in all.
+    folder: folder of the shards; made when missing.
+    num_shards: number of files.
+    progress: called with the numbers of records done and in all.
 
   A record that cannot be read is logged and stored empty, so that the others
   keep their numbers; training counts it as a bad image.
@@ -132,7 +132,7 @@ def _compare(old: dict, new: dict, folder: str):
 
 
 def _read_manifest(path: epath.Path) -> dict:
-  """What `write` noted.
+  """Reads the manifest that `write` left.
 
   Raises:
     UserError: the file is damaged.

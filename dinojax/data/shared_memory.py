@@ -12,7 +12,7 @@ _SIGKILL = -9
 
 
 def free_gib() -> float | None:
-  """Free in it; None: this system has no such folder."""
+  """GiB that are free in it; None: this system has no such folder."""
   if not os.path.isdir(_FOLDER):
     return None
   return shutil.disk_usage(_FOLDER).free / 2**30
@@ -20,12 +20,12 @@ def free_gib() -> float | None:
 
 def need_gib(crops: crops_lib.Crops, num_channels: int, rows: int,
              num_workers: int) -> float:
-  """Of the rows that are made in advance, until their batch is together.
+  """GiB of the rows that are made in advance of their batch.
 
   Args:
-    crops: of an image.
-    num_channels: of a crop.
-    rows: of a batch that this process makes.
+    crops: numbers and sizes of an image's crops.
+    num_channels: channels of a crop.
+    rows: rows of a batch that this process makes.
     num_workers: processes that make them.
   """
   row = num_channels * (crops.num_global * crops.global_px ** 2

@@ -65,7 +65,7 @@ def open_training(spec: str) -> record.Source:
 
 
 def no_classes(source: record.Source) -> tuple[str, str]:
-  """What is odd of sub-folders train and test, and the remedy; else ''."""
+  """Problem and remedy if sub-folders are splits, not classes; else ''."""
   names = listing.splits(source.classes)
   if not names or not isinstance(source, folders.Folder):
     return '', ''

@@ -84,7 +84,7 @@ class Tfds:
     return self._source
 
   def _command(self) -> str:
-    """What makes files that can be read here; the old ones stay."""
+    """Command for files that can be read here; the old ones stay."""
     place = f'{self._data_dir or "~/tensorflow_datasets"}_array_record'
     return (f'`tfds build {self._name} --file_format=array_record '
             f'--data_dir={place}`, and set tfds:{self._name}/{self._split}'

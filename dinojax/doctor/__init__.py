@@ -1,1 +1,1 @@
-"""What `dinojax doctor` says about a machine, a config and its images."""
+"""Checks of `dinojax doctor`: a machine, a config and its images."""

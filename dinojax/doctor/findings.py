@@ -1,4 +1,4 @@
-"""What a check found: how bad it is, in words, and what to do about it."""
+"""Findings of checks: how bad things are, in words, and what to do."""
 
 from collections.abc import Iterable, Sequence
 import dataclasses
@@ -18,9 +18,9 @@ class Finding:
 
   Attributes:
     level: one of LEVELS; 'skip' is what was not looked at, and why.
-    name: of the check.
-    text: what was found.
-    fix: what to do, empty where nothing is wrong.
+    name: name of the check.
+    text: result of the check, in words.
+    fix: advice on what to do, empty where nothing is wrong.
   """
 
   level: str

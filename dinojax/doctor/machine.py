@@ -25,7 +25,7 @@ def look(folder: str, compile_cache: str) -> Found:
   """Everything about this machine that needs no config.
 
   Args:
-    folder: on the disk that a run would write to.
+    folder: folder on the disk that a run would write to.
     compile_cache: folder of compiled programs; empty: none.
   """
   return [
@@ -44,7 +44,7 @@ def look(folder: str, compile_cache: str) -> Found:
 
 
 def devices() -> Found:
-  """What JAX computes on."""
+  """Devices that JAX computes on, or why it does not start."""
   reason = hardware.failure()
   if reason:
     forced = os.environ.get('JAX_PLATFORMS', '')
@@ -83,9 +83,9 @@ def accelerators(*, seen: Collection[str], forced: str, nvidia: bool,
   Args:
     seen: platforms of JAX's devices.
     forced: the environment's JAX_PLATFORMS.
-    nvidia: whether its driver is there.
-    tpu: whether a TPU is there.
-    plugins: packages by which JAX would reach them.
+    nvidia: True if the machine has NVIDIA's driver.
+    tpu: True if the machine has a TPU.
+    plugins: packages by which JAX would reach accelerators.
   """
   found = []
   for name, there, kind, extra in (

@@ -1,4 +1,4 @@
-"""What `dinojax doctor` looks at, in order: machine, config, data, speed.
+"""Report of `dinojax doctor`, in order: machine, config, data, speed.
 
 Each part is a title and findings, made when it is asked for, so that a report
 grows while the slow parts still run.
@@ -49,13 +49,13 @@ _FEW_IMAGES = 50  # whose k-NN is a matter of luck
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """How much is looked at.
+  """Extent of a report.
 
   Attributes:
-    workdir: of the run that is planned, or None.
+    workdir: folder of the run that is planned, or None.
     compile_cache: folder of compiled programs; empty: none.
-    steps: timed; 0: none, and nothing is compiled.
-    input_s: how long the input pipeline is timed; 0: not.
+    steps: number of steps that are timed; 0: none, and nothing is compiled.
+    input_s: seconds that the input pipeline is timed; 0: not at all.
     num_sampled: images of a source that are opened.
   """
 
@@ -76,7 +76,7 @@ class _Data:
 
   @property
   def num_images(self) -> int | None:
-    """Of the training sources; None: not all could be opened."""
+    """Images of the training sources; None: not all could be opened."""
     return sum(len(s) for s, _ in self.training) or None
 
 
@@ -256,7 +256,7 @@ def _network(settings: settings_lib.Settings, run: sanity.Scale
 
 def _memory(method: method_lib.Method, mesh: jax.sharding.Mesh
             ) -> findings.Finding:
-  """What training says before it compiles."""
+  """Checks the estimated memory as training does before it compiles."""
   try:
     settings_lib.check_devices(method.settings, mesh.size)
   except errors.UserError:
@@ -269,7 +269,7 @@ def _memory(method: method_lib.Method, mesh: jax.sharding.Mesh
 
 
 def _parameters(method: method_lib.Method) -> Found:
-  """Of a frozen teacher, and of every student."""
+  """Counts the parameters of a frozen teacher and of every student."""
   networks = {'teacher': method.teacher} if method.has_frozen_teacher else {}
   networks |= {'parameters' if name == sections.ALONE else name: one.student
                for name, one in method.each.items()}
@@ -325,7 +325,7 @@ def _num_checkpoints(workdir: str) -> int:
 
 def _continues(workdir: str, settings: settings_lib.Settings
                ) -> findings.Finding:
-  """Whether a run is there, and whether it is this one."""
+  """Tells whether the workdir holds a run, and whether it is this one."""
   if not (epath.Path(workdir) / models_lib.CONFIG).exists():
     return findings.ok('workdir', f'{workdir}: a new run')
   try:

@@ -1,4 +1,4 @@
-"""Whether a config is wise: what would run, and could not learn well.
+"""Checks for configs that would run, but could not learn well.
 
 `settings.read` refuses what cannot run at all. Here each check is a function
 of settings and numbers, and each threshold has its source beside it.
@@ -31,18 +31,18 @@ _HIGHEST_LR = 5.66e-3
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-  """What a config meets.
+  """Devices and images that a config meets.
 
   Attributes:
-    num_devices: of all processes.
-    num_images: to train on; None: unknown.
+    num_devices: devices of all processes.
+    num_images: images to train on; None: unknown.
   """
 
   num_devices: int
   num_images: int | None
 
   def epoch_steps(self, s: Settings) -> int:
-    """As training counts them."""
+    """Steps of an epoch, as training counts them."""
     return s.train.epoch_steps or max(
         (self.num_images or 0) // s.train.batch_size, 1)
 
@@ -52,7 +52,7 @@ class Scale:
                         epoch_steps=self.epoch_steps(s))
 
   def total_steps(self, s: Settings) -> int:
-    """Of training."""
+    """Steps of the whole training."""
     return method_lib.total_steps(s, self.epoch_steps(s))
 
 
@@ -163,7 +163,7 @@ def groups(s: Settings, scale: Scale) -> Found:
 
 
 def _halves(message: str) -> tuple[str, str]:
-  """What is wrong, and what to do."""
+  """Splits a warning into what is wrong and what to do."""
   text, _, fix = message.partition(': ')
   return text, fix
 

@@ -37,16 +37,16 @@ def of_machine() -> Found:
 def of_run(method: method_lib.Method, mesh: jax.sharding.Mesh,
            training: list, homogeneous: list, *, total_steps: int, steps: int,
            input_s: float, say: Say) -> Found:
-  """The step's appetite, and what the input pipeline brings.
+  """Findings on the step, the input pipeline, and which limits training.
 
   Args:
-    method: what is trained, on the devices of `mesh`.
-    mesh: see `method`.
-    training: sources and weights; empty: could not be opened.
-    homogeneous: the same, with probabilities.
-    total_steps: of the run.
-    steps: that are timed, or 0.
-    input_s: how long the pipeline is timed, or 0.
+    method: training method whose step is timed.
+    mesh: devices that the step runs on.
+    training: sources and weights; empty: they could not be opened.
+    homogeneous: sources of whole batches, with their probabilities.
+    total_steps: length of the run, in steps.
+    steps: number of steps that are timed, or 0.
+    input_s: seconds that the pipeline is timed, or 0.
     say: gets a line before anything slow.
   """
   found, flops = _matrices(mesh_lib.one_device()[0],

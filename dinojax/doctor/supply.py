@@ -1,4 +1,4 @@
-"""Whether machine, disk and data keep up with a run: checks of numbers."""
+"""Checks by numbers that machine, disk and data keep up with a run."""
 
 import math
 
@@ -41,10 +41,10 @@ def workers(settings: Settings, cores: int,
   """Are there cores, and shared memory, for the workers?
 
   Args:
-    settings: of the run.
-    cores: that may be used.
-    shared_gib: free in /dev/shm; None: no such thing.
-    rows: of a batch that this process makes.
+    settings: settings of the run.
+    cores: number of cores that may be used.
+    shared_gib: GiB free in /dev/shm; None: there is no such folder.
+    rows: images of a batch that this process makes.
   """
   count, c = settings.data.num_workers, settings.crops
   if not count:
@@ -73,8 +73,8 @@ def estimated(need: memory_lib.Estimate, free: float,
   """Will a step fit, before it is compiled?
 
   Args:
-    need: of a device.
-    free: GiB of a device.
+    need: estimated memory of a device.
+    free: free memory of a device, in GiB.
     fix: values that would fit.
   """
   text = memory_lib.sentence(need, free)
@@ -115,9 +115,9 @@ def products(speed: float, dtype: str, peak: float | None
   """Is a device as fast as its kind?
 
   Args:
-    speed: of matrix products in `dtype`, FLOPs a second.
-    dtype: of the products.
-    peak: as published, or None.
+    speed: speed of matrix products in `dtype`, in FLOPs a second.
+    dtype: name of the dtype of the products.
+    peak: published speed of such a device, or None.
   """
   text = f'{speed / 1e12:.3g} TFLOP/s in {dtype} on one device'
   if peak is None:
@@ -147,14 +147,14 @@ def space(state_gib: float, free_gib: float | None, keep: int,
 
 def balance(brought: float, taken: float, settings: Settings, *,
             cores: int, platform: str) -> findings.Finding:
-  """Which of the two limits training, and what to change.
+  """Tells whether images or the step limit training, and what to change.
 
   Args:
     brought: images a second of the input pipeline.
-    taken: of the step, its input ready.
-    settings: of the run.
-    cores: that may be used.
-    platform: of the devices; a CPU's step and pipeline share the cores.
+    taken: images a second of the step, its input ready.
+    settings: settings of the run.
+    cores: number of cores that may be used.
+    platform: platform of the devices; on a CPU, step and pipeline share cores.
   """
   if platform == 'cpu':
     return _shared(brought, taken)

@@ -66,7 +66,7 @@ def _pythons() -> list[str]:
 
 
 def python(have: str, tested: Iterable[str]) -> Found:
-  """Whether this Python is among those that were tested, '3.11' and so on."""
+  """Warns if this Python is not among those tested, '3.11' and so on."""
   tested = list(tested)
   if not tested or have.rpartition('.')[0] in tested:
     return []
@@ -76,11 +76,11 @@ def python(have: str, tested: Iterable[str]) -> Found:
 
 
 def packages(wanted: Iterable[str], installed: Mapping[str, str]) -> Found:
-  """Which requirements differ.
+  """Compares installed packages with the requirements.
 
   Args:
-    wanted: as in requirements.txt; those of extras are left out.
-    installed: versions by the same names.
+    wanted: lines of requirements.txt; those of extras are left out.
+    installed: versions of installed packages, by name.
   """
   found = []
   for text in wanted:

@@ -1,4 +1,4 @@
-"""Whether images, crops and masks leave the student something to see."""
+"""Checks that images, crops and masks leave the student something to see."""
 
 import math
 

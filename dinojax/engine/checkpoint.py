@@ -47,17 +47,17 @@ class Checkpoints:
 
   def __init__(self, workdir: epath.PathLike, *, keep: int = 2,
                archive_every: int | None = None, writes: bool = False):
-    """Opens `workdir`/checkpoints; creates it if it writes.
+    """Opens `workdir`/checkpoints; creates it if `writes`.
 
     Args:
-      workdir: of the run; local or gs://.
-      keep: how many of the latest are kept.
+      workdir: folder of the run; local or gs://.
+      keep: number of the latest checkpoints that are kept.
       archive_every: steps whose multiples are kept for ever.
-      writes: whether it is the run itself, which alone may remove what an
-        earlier start left half-written; another reads a run that goes on.
+      writes: True for the run itself, which alone may remove what an earlier
+        start left half-written; False reads a run that may still go on.
 
     Raises:
-      UserError: it is a file.
+      UserError: the folder is a file.
     """
     absl = logging.getLogger('absl')
     if _not_orbax not in absl.filters:
@@ -98,8 +98,8 @@ class Checkpoints:
     """Starts writing a state; the previous write must have ended well.
 
     Args:
-      step: updates made so far.
-      items: of the state, see Layout.split.
+      step: number of updates made so far.
+      items: parts of the state, see Layout.split.
       info: JSON-able facts beside it (seconds of training, versions).
 
     Raises:
@@ -141,8 +141,8 @@ class Checkpoints:
     """All items of a state at `step`.
 
     Args:
-      items: their shapes and shardings, 'meta' with the step among them.
-      step: which.
+      items: shapes and shardings of all items; 'meta' holds the step.
+      step: number of the saved step.
 
     Raises:
       UserError: it is of another architecture; Damaged: not what was saved.
@@ -262,7 +262,7 @@ class Checkpoints:
         f'{reason}')
 
   def instead(self, items: items_lib.Items, before: int) -> str:
-    """What else can be read: earlier steps whose items are whole."""
+    """Advises what to read instead: an earlier step whose items are whole."""
     whole = [str(step) for step in self.steps()
              if step < before and self._is_whole(step, items)]
     if not whole:
@@ -304,7 +304,7 @@ class Checkpoints:
     return place
 
   def info(self, step: int | None = None) -> dict:
-    """What was saved beside the state at `step`.
+    """Facts that were saved beside the state at `step`.
 
     Raises:
       Damaged: it cannot be read.
@@ -337,9 +337,9 @@ class Checkpoints:
 
 
 def _alone():
-  """What a process reads it reads by itself.
+  """Context of orbax in which each process reads by itself.
 
-  Else one that finds damage would leave the others at a barrier.
+  Otherwise a process that finds damage would leave the others at a barrier.
   """
   index = jax.process_index()
   return ocp.Context(multiprocessing_options=ocp.options.MultiprocessingOptions(

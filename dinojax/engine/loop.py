@@ -35,28 +35,28 @@ Batches = Callable[[int], Iterator[dict]]
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """What the entry point hands to the loop.
+  """Everything that the entry point hands to the loop.
 
   Attributes:
-    trainable: what is trained.
-    mesh: the devices.
-    workdir: the state of the run; the same command resumes from it.
-    seed: start of all random numbers.
+    trainable: training method with its networks.
+    mesh: devices that train.
+    workdir: folder of the run; the same command resumes from it.
+    seed: seed of all random numbers.
     total_steps: length of training.
-    checkpoint_steps: between checkpoints.
+    checkpoint_steps: steps between checkpoints.
     batches: numpy batches from a step on.
-    log: what is logged, and when a run stops by what it reads.
-    info: facts saved beside the checkpoints and metrics.
-    keep: how many of the latest checkpoints are kept.
-    archive_steps: multiples that are kept for ever, or None.
+    log: options of the log, and limits at which the run stops.
+    info: facts saved beside the checkpoints.
+    keep: number of the latest checkpoints that are kept.
+    archive_steps: steps whose multiples are kept for ever, or None.
     evaluate: k-NN and what else is measured; None to leave out.
-    evaluation_steps: between evaluations, or None for the end only.
+    evaluation_steps: steps between evaluations, or None for the end only.
     profile: first step and number of steps that are profiled, or None.
     deterministic: see mesh.compiler_options.
-    layout: of a checkpoint, by its info; None: the layout of now.
-    advice: what helps against errors.
-    is_lost: whether the workdir was removed or replaced meanwhile; asked at
-      each save, of the first process.
+    layout: gives the layout of a checkpoint by its info; None: `current`.
+    advice: words for errors of the input pipeline and of gradients.
+    is_lost: tells whether the workdir was removed or replaced meanwhile;
+      asked at each save, on the first process.
   """
 
   trainable: trainable_lib.Trainable
@@ -89,12 +89,12 @@ class Result:
   """How a run ended.
 
   Attributes:
-    state: at the last step.
+    state: state at the last step.
     step: the last step.
     finished: False after a preemption.
-    stopped: whether a signal was seen, at the very end too.
-    seconds: of training, all starts together.
-    evaluation: of the last step, empty after a preemption.
+    stopped: True if a signal was seen, at the very end too.
+    seconds: seconds of training, all starts together.
+    evaluation: numbers measured at the last step, empty after a preemption.
   """
 
   state: dict

@@ -22,8 +22,8 @@ class Multipliers:
   """Factors of every parameter: trees like the parameters, of numbers.
 
   Attributes:
-    lr: of the learning rate.
-    weight_decay: of the weight decay.
+    lr: factors of the learning rate.
+    weight_decay: factors of the weight decay.
   """
 
   lr: Tree
@@ -112,7 +112,7 @@ def clip_per_part(grads: dict, max_norm: float | None) -> tuple[dict, dict]:
 
 
 def finite_report(grads: Tree) -> tuple[jax.Array, jax.Array]:
-  """Whether all gradients are finite, and the first leaf that is not.
+  """Tells whether all gradients are finite, and the first leaf that is not.
 
   Returns:
     bool scalar, and the leaf's index in jax.tree.leaves order, −1 for none.

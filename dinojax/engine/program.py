@@ -38,10 +38,10 @@ def trace(trainable: Trainable, variant: Hashable, state: tree.Tree,
   the same variant: a step that was traced for its memory is lowered at once.
 
   Args:
-    trainable: what is trained.
-    variant: which of its programs.
-    state: donated; its shardings are kept.
-    rows: what `prepare` makes of a batch.
+    trainable: method whose step is traced.
+    variant: program of the step, see Trainable.variant.
+    state: arrays or shapes; donated, and their shardings are kept.
+    rows: a batch as `prepare` returns it.
   """
   keep = jax.tree.map(lambda x: x.sharding, state)
   return jax.jit(_step_of(trainable, variant), donate_argnums=0,
@@ -69,11 +69,11 @@ def compile_all(trainable: Trainable, mesh: jax.sharding.Mesh,
   """Compiles all programs of steps `start` to `end` before the first of them.
 
   Args:
-    trainable: what is trained.
-    mesh: the devices.
-    state: before step `start`.
-    start: the step that is next.
-    end: the last step.
+    trainable: method whose programs are compiled.
+    mesh: devices that the programs run on.
+    state: state before step `start`.
+    start: number of the next step.
+    end: number of the step before which training ends.
     say: tells the user how long it took.
     deterministic: see mesh.compiler_options.
   """

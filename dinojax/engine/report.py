@@ -1,4 +1,4 @@
-"""What a run says: rows of metrics, the progress line, warnings, and stops."""
+"""Output of a run: rows of metrics, the progress line, warnings, and stops."""
 
 from collections.abc import Callable, Iterable, Mapping
 import dataclasses
@@ -33,16 +33,16 @@ class NonFinite(errors.UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """What is logged, and when a run stops by what it reads.
+  """Options of the log, and limits at which a run stops.
 
   Attributes:
     batch_size: images of a step.
-    every_steps: between logged rows.
-    tensorboard: whether rows are written for it too.
-    max_nonfinite_steps: in a row, then the run stops.
-    max_bad_fraction: of the images; more that cannot be read stop the run.
-    line: parts of the progress line behind loss and images a second, of a row
-      and of the last evaluation, the most important first.
+    every_steps: steps between logged rows.
+    tensorboard: True writes rows for TensorBoard too.
+    max_nonfinite_steps: non-finite steps in a row at which the run stops.
+    max_bad_fraction: share of unreadable images above which the run stops.
+    line: makes the parts of the progress line behind loss and images a second
+      from a row and the last evaluation, the most important first.
   """
 
   batch_size: int
@@ -66,7 +66,7 @@ class Report:
     waited: seconds that devices were idle for want of data since the last
       row, at most.
     rested: seconds spent on other things than training since the last row.
-    is_finite: whether the last step that was read had a finite gradient.
+    is_finite: True if the last step that was read was finite.
   """
 
   def __init__(self, trainable: trainable_lib.Trainable, options: Options,
@@ -118,9 +118,9 @@ class Report:
     """Checks the metrics of a step, and logs them when it is time.
 
     Args:
-      step: whose metrics these are.
-      metrics: on the devices; fetched whole only when logged.
-      seconds: of training so far.
+      step: number of the step that gave the metrics.
+      metrics: scalars on the devices; fetched whole only when needed.
+      seconds: seconds of training so far.
 
     Raises:
       UserError: non-finite gradients in a row, too many unreadable images.
@@ -216,9 +216,9 @@ def _three_digits(value: float) -> str:
 
 
 def evaluation(workdir: epath.Path, step: int) -> dict[str, float] | None:
-  """What was logged of the evaluation of a step; None: it was not.
+  """Reads the logged evaluation of a step; None: there is none.
 
-  The first process looks, and all hear it: they evaluate together or not.
+  The first process reads and tells all: they evaluate together or not at all.
   """
   found = [row for row in log.rows(workdir / LOG)
            if row.get('step') == step and 'time/evaluation_s' in row

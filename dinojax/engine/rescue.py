@@ -1,4 +1,4 @@
-"""What is wrong when a run cannot go on, whose fault it is, and what helps."""
+"""Words for errors that end a run: what is wrong, and what helps."""
 
 from collections.abc import Sequence
 import errno
@@ -17,7 +17,7 @@ _WORKDIR = FULL | {errno.EROFS}
 
 
 class Advice(Protocol):
-  """What helps against errors that hang on what is trained."""
+  """Advice on errors whose cause depends on the training method."""
 
   def batches(self, error: OSError | RuntimeError) -> errors.UserError | None:
     """The words of an error of the input pipeline; None: it is not known."""
@@ -27,9 +27,9 @@ class Advice(Protocol):
     """The words of a stop for gradients that are not finite.
 
     Args:
-      error: what was seen.
-      workdir: of the run.
-      steps: of its checkpoints.
+      error: the stop, with the first non-finite step.
+      workdir: folder of the run.
+      steps: steps of the checkpoints there.
     """
 
 
@@ -47,11 +47,11 @@ class NoAdvice:
 
 def disk(error: OSError, workdir: epath.Path,
          latest: int | None) -> errors.UserError:
-  """An error of the operating system while training: of which file?
+  """Words for an error of the operating system, by the file it is about.
 
   Args:
-    error: its path is of the workdir, of something else, or missing.
-    workdir: of the run.
+    error: error whose path is in the workdir, elsewhere, or missing.
+    workdir: folder of the run.
     latest: step of the last checkpoint.
   """
   again = f'start the same command again: it resumes from step {latest or 0}'

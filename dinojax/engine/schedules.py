@@ -187,7 +187,7 @@ def scale_lr(lr: float, batch_size: int, rule: str) -> float:
   """The learning rate for a batch size.
 
   Args:
-    lr: of the config.
+    lr: learning rate of the config.
     batch_size: global images per step.
     rule: 'sqrt_1024' (DINOv2's sqrt_wrt_1024), 'sqrt_1024_x4' (DINOv3's:
       four times that), 'linear_256' or 'none'.

@@ -1,4 +1,4 @@
-"""What can be trained: all that the loop, checkpoints and planning know of it.
+"""Interface of a training method to the loop, checkpoints and planning.
 
 A state is a dict: `step` and `key`; `counters`; one entry, `named`, whose
 entries are what is trained, by name; `frozen`, which is never saved; and what
@@ -24,7 +24,7 @@ class Trainable(Protocol):
 
   Attributes:
     named: entry of the state whose entries are trained, such as 'students'.
-    words: what an entry that a state gains on the way is called in the log.
+    words: names in the log of entries that a state gains on the way.
   """
 
   named: str
@@ -41,7 +41,7 @@ class Trainable(Protocol):
 
   def prepare(self, batch: tree.Tree, step: jax.Array, *,
               variant: Hashable) -> tree.Tree:
-    """What the step takes, of what the host sends: a program of its own."""
+    """Makes the input of the step from what the host sends; compiled apart."""
 
   def create(self, key: jax.Array) -> State:
     """The state before step 0, given weights included."""
@@ -65,7 +65,7 @@ class Trainable(Protocol):
     """The next state; pure, and the state is donated."""
 
   def evaluated(self, state: State) -> dict[str, tree.Tree]:
-    """What is evaluated, by name; the next step donates these buffers."""
+    """Parameters to evaluate, by name; the next step donates these buffers."""
 
   def watch(self, row: Mapping[str, float]) -> str | None:
     """A warning about a logged row of metrics; earlier rows are remembered."""
@@ -75,7 +75,7 @@ class Trainable(Protocol):
 
 
 def is_abstract(state: State) -> bool:
-  """Whether a state is one of shapes."""
+  """Tells whether a state holds shapes instead of arrays."""
   return isinstance(state['step'], jax.ShapeDtypeStruct)
 
 

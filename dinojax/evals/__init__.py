@@ -1,1 +1,1 @@
-"""What frozen features are worth, and pictures of them."""
+"""Evaluations of frozen features: k-NN, linear, segmentation, depth."""

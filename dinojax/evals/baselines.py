@@ -1,6 +1,7 @@
-"""What k-NN is compared with, kept from start to start of a run.
+"""Baseline scores of k-NN, kept over restarts of a run.
 
-A cache: what cannot be read, or is of other images, is measured again.
+A cache: scores that cannot be read, or are of other images, are measured
+again.
 """
 
 from collections.abc import Mapping, Sequence

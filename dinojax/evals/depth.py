@@ -39,7 +39,7 @@ def expected_depth(logits: Array, depths: Array, *,
   """[b, y, x] mean of `depths` [k] by the logits [b, y, x, k], float32.
 
   Args:
-    logits: of the classes.
+    logits: scores of the classes, one class for each depth.
     depths: see `bins`.
     normalize: how logits become shares: 'linear' (relu, plus 0.1), 'softmax'
       or 'sigmoid'.

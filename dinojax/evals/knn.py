@@ -52,7 +52,7 @@ def scores(train: np.ndarray, labels: np.ndarray, test: np.ndarray, *,
       of each class a feature is (several labels, or soft ones).
     test: [q, d] features.
     ks: neighbours; each is cut to the number of train features.
-    temperature: of the softmax over the neighbours' cosine similarities.
+    temperature: divisor of cosine similarities before the softmax.
     num_classes: classes.
     skip_first: leaves the nearest out, which is the row itself when `test` is
       part of `train`.

@@ -23,9 +23,9 @@ def grid(generation: str, batch_size: int,
   """The classifiers that are trained side by side.
 
   Args:
-    generation: 'v2' varies layers and mean patches; 'v3' takes one layer
-      with them.
-    batch_size: of all devices together.
+    generation: 'v2' trains with and without the mean patch, 'v3' only with
+      it.
+    batch_size: images of a step, on all devices together.
     learning_rates: for a batch of 256.
     layers: how many of the last blocks are joined, one after the other.
 

@@ -37,11 +37,11 @@ def make(method: method_lib.Method, mesh: jax.sharding.Mesh,
   """The evaluator of a run, or None without labelled validation images.
 
   Args:
-    method: what is trained.
+    method: networks and settings of the run.
     mesh: the devices.
     given: puts the weights that a student starts from into its fresh
       parameters; None where it starts at random.
-    folder: of the run, which keeps the baselines from start to start.
+    folder: workdir, which keeps baselines over restarts; None: not kept.
 
   Returns:
     (step, EMA by student) to knn/trained, knn/untrained, knn/raw_pixels and

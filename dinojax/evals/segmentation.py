@@ -72,13 +72,13 @@ def linear_head(maps: list[jax.Array], *, mean, variance, scale, bias, kernel,
 
   Args:
     maps: [b, y_i, x_i, d_i]; resized to the first one's grid.
-    mean: [Σ d_i] running statistics of the batch norm, with
-    variance: the other one.
-    scale: [Σ d_i] of the batch norm, with
-    bias: its shift.
-    kernel: [Σ d_i, k] of the 1 × 1 convolution, with
-    kernel_bias: [k].
-    epsilon: of the batch norm.
+    mean: [Σ d_i] running mean of the batch norm.
+    variance: [Σ d_i] running variance of the batch norm.
+    scale: [Σ d_i] scale of the batch norm.
+    bias: [Σ d_i] shift of the batch norm.
+    kernel: [Σ d_i, k] weights of the 1 × 1 convolution.
+    kernel_bias: [k] bias of the 1 × 1 convolution.
+    epsilon: constant added to the variance.
 
   Source: DINOv3's LinearHead.
   """

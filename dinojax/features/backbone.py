@@ -17,6 +17,7 @@ from dinojax.core import errors
 from dinojax.core import tree
 from dinojax.features import preprocessing
 from dinojax.features import spec as spec_lib
+from dinojax.models import families
 from dinojax.models import network
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
@@ -86,7 +87,7 @@ class Backbone:
     self.value_range = tuple(value_range)
     self.source, self.family = source, family
     with mesh_lib.activate(mesh):
-      self.net = network.functional(network.make_backbone, config, mesh)
+      self.net = network.functional(families.make, config, mesh)
       self.params = jax.device_put(params, jax.tree.map(
           lambda spec: jax.NamedSharding(mesh, spec), self.net.specs,
           is_leaf=lambda x: isinstance(x, jax.P)))
@@ -176,7 +177,7 @@ class Backbone:
 
     Args:
       images: [b, y, x, c] normalised, as of a call.
-      spec: what is read.
+      spec: outputs and layers to read.
 
     Returns:
       For each layer, in the order of depth, arrays by output.
@@ -194,11 +195,11 @@ class Backbone:
 
     Args:
       images: [b, y, x, c], this process's; b is divisible by its devices.
-      specs: what is read, by name.
+      specs: outputs and layers to read, by name.
       pixels: images are uint8, and normalised on the device.
-      reduce: makes what is given of `spec.compute`'s result; a function of a
-        module or a frozen dataclass: it is part of the program's name, and
-        equal arguments compile nothing again.
+      reduce: turns `spec.compute`'s result into the one returned; a function
+        of a module or a frozen dataclass: it is part of the program's name,
+        and equal arguments compile nothing again.
     """
     with mesh_lib.activate(self.mesh):
       rows = processes.to_devices(images, self.mesh)

@@ -56,7 +56,7 @@ class Choice:
 
   @property
   def spec(self) -> spec_lib.FeatureSpec:
-    """What is read of the backbone."""
+    """Outputs and layers of the backbone that are read."""
     outputs = {'cls': ('cls',), 'patches': ('patches',),
                'cls+mean': ('cls', 'mean')}
     return spec_lib.FeatureSpec(outputs[self.features], self.layers)
@@ -110,7 +110,7 @@ class _Joined:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """What was done: rows in the table, [name, reason] of every bad image."""
+  """Outcome of `embed`: rows in the table, [name, reason] of bad images."""
 
   num_rows: int
   bad: list[list[str]]

@@ -1,4 +1,4 @@
-"""What is read of a backbone, as a value, and the pass that computes it."""
+"""Specs of features of a backbone, and the pass that computes them."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -84,7 +84,7 @@ def compute(net: nnx.Module, images: Array,
   Args:
     net: the backbone, as a call of network.Functional.apply gets it.
     images: [b, y, x, c] normalised.
-    specs: what is read, by name; see FeatureSpec.check.
+    specs: outputs and layers to read, by name; see FeatureSpec.check.
 
   Returns:
     By name, for every layer in the order of its depth, arrays by output.
@@ -132,7 +132,7 @@ def probe_input(layers: Sequence[Outputs], num_layers: int,
     layers: outputs of the last blocks, oldest first: cls [b, d], and mean
       [b, d] or patches [b, p, d].
     num_layers: how many of the last are joined, n.
-    average_patches: whether the mean patch of the last block is appended.
+    average_patches: appends the mean patch of the last block.
   """
   columns = [layer['cls'] for layer in layers[-num_layers:]]
   if average_patches:

@@ -88,24 +88,24 @@ class Store:
   """The shards of one result.
 
   Attributes:
-    folder: where they are.
-    count: how many.
-    num_done: finished ones, from the first on; known once it is held.
-    is_finished: whether the result itself is there.
+    folder: folder of the shards.
+    count: number of shards.
+    num_done: number of finished shards, from the first on; counted by `held`.
+    is_finished: True if the result itself is there.
   """
 
   def __init__(self, out: str, settings: dict, *, num_rows: int,
                rows_per_shard: int):
-    """Looks at what is there.
+    """Compares a result that is there with the settings.
 
     Args:
-      out: .npz or .parquet.
-      settings: that change the result, as JSON; another run's are refused.
-      num_rows: of the source.
-      rows_per_shard: but for the last.
+      out: path of the result, .npz, .parquet or .csv.
+      settings: values that change the result, as JSON.
+      num_rows: number of rows of the source.
+      rows_per_shard: rows of every shard but the last.
 
     Raises:
-      UserError: the result, or shards, are there with other settings.
+      UserError: a result is there, of other settings or other images.
     """
     self._out = pathlib.Path(paths.expand(out))
     self.folder = self._out.with_name(f'{self._out.name}.shards')
@@ -219,7 +219,7 @@ def _read_note(path: pathlib.Path) -> dict | None:
 
 
 def _is_whole(path: pathlib.Path) -> bool:
-  """Whether a shard is there and its table of contents is in order."""
+  """Tells whether a shard is there with its table of contents in order."""
   try:
     with zipfile.ZipFile(path) as file:
       return bool(file.namelist())

@@ -64,7 +64,7 @@ class Batch:
     bad: records that could not be read, with `problem`.
     images: [r, y, x, c] uint8, followed by black ones that fill the batch.
     features: tree of arrays [b, …] over all processes; None: no image.
-    ends_section: whether the next batch is of another section.
+    ends_section: True for the last batch of a section.
   """
 
   rows: list[dict]
@@ -88,17 +88,17 @@ def read(model: backbone_lib.Backbone,
          section_rows: int | None = None,
          reduce: Callable[[dict], tree.Tree] | None = None
          ) -> Iterator[Batch]:
-  """Features of records in order; every process gets as many batches.
+  """Features of records in order; all processes get as many batches.
 
   Args:
     model: the backbone.
-    specs: what is read, by name.
+    specs: outputs and layers to read, by name.
     source: records.
     preprocessing: sizes of the images.
     reading: how images are read.
     indices: records to read; None: all.
     section_rows: records after which batches begin anew, so that the features
-      of a section hang on nothing before it; None: never.
+      of a section depend on nothing before it; None: never.
     reduce: see Backbone.run.
 
   Raises:

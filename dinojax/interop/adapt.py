@@ -24,8 +24,8 @@ def backbone(weights: reading.Weights, config: reading.Config,
   """Parameters of `weights` in the shapes of `config`.
 
   Args:
-    weights: as read.
-    config: of the backbone that is trained.
+    weights: backbone as read.
+    config: configuration of the backbone that is trained.
     shapes: its abstract parameters.
     source: where the weights are from, for messages: 'init.source=DIR'.
 

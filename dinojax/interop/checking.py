@@ -1,8 +1,8 @@
-"""What was written, run by what it was written for.
+"""Checks of exports, each run by the library that it was written for.
 
 The features of one small batch are compared with ours, right after an export
-and on the machine that wrote it. A package that is missing or cannot be
-imported leaves the check out, and the sentence says so.
+and on the machine that wrote it. If a package is missing or cannot be imported,
+the check is left out, and the returned sentence says so.
 """
 
 from collections.abc import Callable
@@ -43,17 +43,17 @@ def check(folder: str, weights: reading.Weights, kind: str,
   """Runs what `writing.write` wrote on two images, and compares features.
 
   Args:
-    folder: what was written to.
-    weights: what was written.
-    kind: of the format.
-    features: gives our features of images.
+    folder: folder that was written to.
+    weights: backbone that was written.
+    kind: name of the format, one of `writing.FORMATS`.
+    features: computes our features of images.
     lossy: features may differ, as something was left out on purpose.
 
   Returns:
     A sentence with the largest absolute difference, or why there is none.
 
   Raises:
-    UserError: it does not load, or features differ by more than `LIMIT`.
+    UserError: it does not run, or its features differ by too much.
   """
   place = pathlib.Path(folder)
   try:

@@ -41,7 +41,7 @@ def image_px(config: reading.Config, wanted: int | None = None) -> int:
   """The side of square images of a program.
 
   Args:
-    config: of the backbone.
+    config: configuration of the backbone.
     wanted: None takes 224, or the side of the learned positions where that
       is smaller, cut to whole patches.
 
@@ -88,7 +88,7 @@ def forward(config: reading.Config) -> Callable[[tree.Tree, jax.Array], dict]:
 
 
 def outputs(config: reading.Config) -> list[str]:
-  """What a program returns, in this order."""
+  """Names of the outputs of a program, in order."""
   return ['cls', *['registers'] * bool(getattr(config, 'num_registers', 0)),
           'patches']
 
@@ -216,12 +216,12 @@ def _known(closed) -> dict:
 
 
 def _is_literal(var) -> bool:
-  """Whether it carries its value."""
+  """Tells whether an operand is a literal, which carries its value."""
   return hasattr(var, 'val')
 
 
 def _has_sizes(equation) -> bool:
-  """Whether no size of a result is a name, such as that of the batch."""
+  """Tells whether all sizes of the results are integers, none symbolic."""
   return all(isinstance(n, int)
              for var in equation.outvars for n in var.aval.shape)
 
@@ -264,7 +264,7 @@ def _run(equation, inputs: list) -> list:
 
 
 def _is_linear(params: dict, inputs: list) -> bool:
-  """Whether a product is [..., d] @ [d, e]."""
+  """Tells whether a product is [..., d] @ [d, e]."""
   return inputs[1].ndim == 2 and params['dimension_numbers'] == (
       ((inputs[0].ndim - 1,), (0,)), ((), ()))
 

@@ -39,13 +39,13 @@ _MODELS = {'dinov2': 'Dinov2Model',
 
 
 def recognises(state: State) -> bool:
-  """Whether the names are those of transformers."""
+  """Tells whether the names are those of transformers."""
   return any('embeddings.cls_token' in key
              or 'stages.0.downsample_layers.0.weight' in key for key in state)
 
 
 def table(config: Config) -> names.Table:
-  """Which tensor is which, in the newer names without `model.`."""
+  """Rules from our parameters to the newer names, without `model.`."""
   if isinstance(config, convnext.ConvNeXtConfig):
     return names.hf_convnext(config)
   return names.vit_table(
@@ -79,13 +79,14 @@ def complete(state: State) -> State:
 
 def reduce(state: State, config: Config, *,
            lossy: bool = False) -> tuple[State, list[str]]:
-  """What the format can hold of a state dict that `table` wrote.
+  """Reduces a state dict that `table` wrote to what the format can hold.
 
   Returns:
-    The state dict of a file, and a sentence for everything left out.
+    The state dict of a file, and the names of what is left out.
 
   Raises:
-    UserError: what is left out is not zero, unless `lossy`.
+    UserError: a bias of keys that is not zero, or a norm of local crops,
+      would be left out, unless `lossy`.
   """
   if isinstance(config, convnext.ConvNeXtConfig):
     # Only this class keeps its stages under `model.`.

@@ -1,4 +1,4 @@
-"""What a file of weights is, and is not, by its first bytes."""
+"""Kinds of files that pass for weights, told by their first bytes."""
 
 import pathlib
 import re
@@ -21,7 +21,7 @@ _KNOWN = (  # first bytes of what is often found under another name
 
 
 def mistaken(place: pathlib.Path) -> str | None:
-  """What a file is by its first bytes, where it is no weight file.
+  """Names the kind of a file by its first bytes.
 
   Returns:
     A phrase such as 'a web page'; None: nothing that is known.
@@ -50,6 +50,6 @@ def mistaken(place: pathlib.Path) -> str | None:
 
 
 def first_line(error: Exception) -> str:
-  """What a library says, as far as it fits a sentence."""
+  """First line of an error, at most 200 characters; without one, its type."""
   lines = str(error).splitlines()
   return (lines[0] if lines else type(error).__name__)[:200]

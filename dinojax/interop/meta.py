@@ -13,6 +13,7 @@ import numpy as np
 from dinojax.core import errors
 from dinojax.interop import names
 from dinojax.models import convnext
+from dinojax.models import families
 from dinojax.models import heads
 from dinojax.models import positions
 from dinojax.models import vit
@@ -28,7 +29,7 @@ _HEADS = ('dino_head', 'ibot_head')
 
 
 def recognises(state: State) -> bool:
-  """Whether the names are those of DINOv2's or DINOv3's own files."""
+  """Tells whether the names are those of DINOv2's or DINOv3's own files."""
   state = unprefixed(state)
   return ('mask_token' in state and 'patch_embed.proj.weight' in state) or (
       'downsample_layers.0.0.weight' in state)
@@ -44,8 +45,8 @@ def unprefixed(state: State) -> State:
           for key, value in state.items()}
 
 
-def table(config: vit.ViTConfig | convnext.ConvNeXtConfig) -> names.Table:
-  """Which tensor of a backbone is which."""
+def table(config: families.Config) -> names.Table:
+  """Rules from our parameters of a backbone to the names of these files."""
   if isinstance(config, convnext.ConvNeXtConfig):
     return names.meta_convnext(config)
   return names.vit_table(
@@ -82,13 +83,13 @@ def complete(state: State) -> tuple[State, State]:
 
 
 def config(state: State, entries: State, num_heads: int | None = None
-           ) -> vit.ViTConfig | convnext.ConvNeXtConfig:
-  """What a backbone's tensors say about its configuration.
+           ) -> families.Config:
+  """Infers a backbone's configuration from its tensors.
 
   Args:
     state: parameters as `complete` returns them.
-    entries: what it returns beside them.
-    num_heads: for sizes that were never published.
+    entries: buffers and biases that it returns beside them.
+    num_heads: attention heads, for sizes that were never published.
 
   Raises:
     UserError: the number of heads is not known.
@@ -172,14 +173,14 @@ def _convnext_config(state: State) -> convnext.ConvNeXtConfig:
 
 
 def restore(state: State, entries: State,
-            config: vit.ViTConfig | convnext.ConvNeXtConfig) -> State:
-  """A whole file again: parameters, buffers and what appears twice.
+            config: families.Config) -> State:
+  """Restores a whole file: parameters, buffers and norms that appear twice.
 
   Args:
-    state: as the table writes it.
-    entries: as `complete` returned them; empty for a model of our own, whose
-      buffers follow from its configuration.
-    config: of the backbone.
+    state: parameters as the table writes them.
+    entries: entries as `complete` returned them; empty for a model of our own,
+      whose buffers follow from its configuration.
+    config: configuration of the backbone.
   """
   if isinstance(config, convnext.ConvNeXtConfig):
     return state | {_TWICE + end: state[f'norm.{end}']
@@ -210,7 +211,7 @@ def split_heads(state: State) -> dict[str, State]:
 
 
 def head_config(state: State) -> heads.HeadConfig:
-  """What a head's tensors say about its configuration.
+  """Infers a head's configuration from its tensors.
 
   Raises:
     UserError: it is not a whole head.
@@ -235,7 +236,7 @@ def head_config(state: State) -> heads.HeadConfig:
 
 
 def head_table(config: heads.HeadConfig) -> names.Table:
-  """Which tensor of a head is which."""
+  """Rules from our parameters of a head to the names of these files."""
   table = []
   for i in range(config.num_layers):
     theirs = 'mlp' if config.num_layers == 1 else f'mlp.{2 * i}'

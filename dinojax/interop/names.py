@@ -1,4 +1,4 @@
-"""Which tensor is which: one table per family, used in both directions.
+"""Tables of tensor names: one per family, used in both directions.
 
 A table is a list of rules; a rule ties one of our leaves, or one layer of a
 stacked one, to one tensor of a file, or to several that are joined.
@@ -36,10 +36,11 @@ class Rule:
   """One leaf of ours and its tensors in a file.
 
   Attributes:
-    path: of our leaf, 'blocks/attn/qkv/kernel'.
-    keys: of the file; several are joined along our last axis, in order.
-    layout: of every single tensor.
-    layer: which layer of a stacked leaf.
+    path: name of our leaf, 'blocks/attn/qkv/kernel'.
+    keys: names in the file; several tensors are joined along our last axis, in
+      order.
+    layout: conversion of each of these tensors.
+    layer: index of the layer in a stacked leaf; None: it is not stacked.
   """
 
   path: str

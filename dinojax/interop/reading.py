@@ -24,14 +24,14 @@ from dinojax.interop import told
 from dinojax.interop import translate
 from dinojax.interop import wrappers
 from dinojax.kernels import resample as resample_lib
-from dinojax.models import convnext
+from dinojax.models import families
 from dinojax.models import heads as heads_lib
 from dinojax.models import network
 from dinojax.models import positions
 from dinojax.models import vit
 from dinojax.parallel import mesh as mesh_lib
 
-Config = vit.ViTConfig | convnext.ConvNeXtConfig
+Config = families.Config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,14 +47,14 @@ class Weights:
   """A backbone as read, with its heads if they were there.
 
   Attributes:
-    config: of the backbone.
+    config: configuration of the backbone.
     params: its parameters, float32 numpy.
-    entries: what else the file holds, see `meta.complete`.
+    entries: tensors kept to write the file again, see `meta.complete`.
     family: 'meta', 'hf', 'timm' or 'dinojax'.
     heads: 'dino_head' and 'ibot_head' of training checkpoints.
-    notes: sentences on what of the source was taken, and what left out.
-    mean: of the pixels it was trained on, per channel, in [0, 1].
-    std: likewise.
+    notes: sentences on what was taken of the source, and what left out.
+    mean: mean of the pixels it was trained on, per channel, in [0, 1].
+    std: standard deviation of these pixels.
     value_range: black and white of the deep greys it was trained on; (): see
       data.images.
   """
@@ -77,8 +77,8 @@ def read(path: str, *, part: str = 'ema', num_heads: int | None = None,
   Args:
     path: see `files.read`; beside it, Hugging Face folders hold config.json.
       Or 'hf:owner/name' on the Hugging Face Hub, see `hub.fetch`.
-    part: of a file with several backbones, see `wrappers.find`.
-    num_heads: for sizes that were never published.
+    part: name of one of several backbones in a file, see `wrappers.find`.
+    num_heads: attention heads, for sizes that were never published.
     image_px: side that learned positions are resampled to; None keeps them.
     exact_periods: computes the periods of RoPE in float32, as transformers
       and timm do; DINOv3's own files hold them rounded to bfloat16, as it
@@ -202,7 +202,7 @@ def exact(config: Config) -> Config:
 
 def functional(config: Config, mesh: jax.sharding.Mesh) -> network.Functional:
   """A backbone as pure functions of its parameters."""
-  return network.functional(network.make_backbone, config, mesh)
+  return network.functional(families.make, config, mesh)
 
 
 def shapes(config: Config) -> tree.Tree:

@@ -1,11 +1,11 @@
-"""Whether a backbone of a configuration that was read can be made at all."""
+"""Checks that a network can be made of a configuration that was read."""
 
 import dataclasses
 import math
 from typing import Any
 
 from dinojax.core import errors
-from dinojax.models import convnext
+from dinojax.models import families
 from dinojax.models import heads
 from dinojax.models import layers
 from dinojax.models import vit
@@ -25,7 +25,7 @@ _WORDS = {
     'dtype': ('float32', 'bfloat16', 'float16'),
     'rope_dtype': ('float32', 'bfloat16', 'float16')}
 _MAX_POSITIONS = 2**22
-_Config = vit.ViTConfig | convnext.ConvNeXtConfig | heads.HeadConfig
+_Config = families.Config | heads.HeadConfig
 
 
 def check(config: _Config, source: str):
@@ -45,7 +45,7 @@ def check(config: _Config, source: str):
 
 
 def _wrong(name: str, value: Any) -> str | None:
-  """What is wrong with one value alone."""
+  """Says what is wrong with one value alone; None: nothing is."""
   low = 0 if name in _MAY_BE_ZERO else 1
   if name in _WORDS and value not in _WORDS[name]:
     return f'{name}={value!r}: only {", ".join(_WORDS[name])} are known'
@@ -67,7 +67,7 @@ def _wrong(name: str, value: Any) -> str | None:
 
 
 def _disagree(config: vit.ViTConfig) -> str | None:
-  """What does not go together."""
+  """Says which values do not go together; None: all do."""
   width, count = config.embed_dim, config.num_heads
   if width % count:
     return (f'num_heads={count}, which does not divide the width of {width}: '

@@ -30,7 +30,7 @@ _VERSION = 1
 
 
 def is_ours(folder: str) -> bool:
-  """Whether a folder holds a model that `save` wrote."""
+  """Tells whether a folder holds a model that `save` wrote."""
   return (pathlib.Path(folder) / DESCRIPTION).exists()
 
 

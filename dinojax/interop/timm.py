@@ -9,20 +9,21 @@ from dinojax.interop import meta
 from dinojax.interop import names
 from dinojax.interop import told
 from dinojax.models import convnext
+from dinojax.models import families
 from dinojax.models import vit
 
 State = dict[str, np.ndarray]
-Config = vit.ViTConfig | convnext.ConvNeXtConfig
+Config = families.Config
 
 
 def recognises(state: State) -> bool:
-  """Whether the names are timm's: there is no mask token in its ViTs."""
+  """Tells whether the names are timm's, whose ViTs have no mask token."""
   return 'stem.0.weight' in state or (
       'patch_embed.proj.weight' in state and 'mask_token' not in state)
 
 
 def table(config: Config) -> names.Table:
-  """Which tensor is which, of what `complete` returns."""
+  """Rules from our parameters to the names that `complete` returns."""
   if isinstance(config, convnext.ConvNeXtConfig):
     return names.timm_convnext(config)
   return names.vit_table(
@@ -62,7 +63,7 @@ def _like(state: State, name: str, wanted: tuple) -> np.ndarray:
 
 
 def config(state: State, num_heads: int | None = None) -> Config:
-  """What the tensors of `complete` say about the configuration."""
+  """Infers the configuration from the tensors of `complete`."""
   if 'stem.0.weight' in state:
     blocks = lambda s: {
         key.split('.')[3] for key in state
@@ -78,7 +79,7 @@ def config(state: State, num_heads: int | None = None) -> Config:
 
 
 def check_square(values: told.Told | None, config: Config):
-  """Whether learned positions are of square images, as config.json says.
+  """Checks, by config.json, that learned positions are of square images.
 
   Raises:
     UserError: they are not; 9 × 16 of them would pass for 12 × 12.
@@ -101,13 +102,14 @@ def check_square(values: told.Told | None, config: Config):
 
 def reduce(state: State, config: Config, *,
            lossy: bool = False) -> tuple[State, list[str]]:
-  """What timm can hold of a state dict that `table` wrote.
+  """Reduces a state dict that `table` wrote to what timm can hold.
 
   Returns:
     The state dict of timm's model, and the names of what is left out.
 
   Raises:
-    UserError: what is left out changes features, unless `lossy`.
+    UserError: an option that timm lacks; unless `lossy`, a bias of keys that
+      is not zero, or a norm of local crops, would be left out.
   """
   if isinstance(config, convnext.ConvNeXtConfig):
     return dict(state), []

@@ -1,4 +1,4 @@
-"""What a JSON file beside weights says, each value checked when it is used."""
+"""Values of a JSON file beside weights, each checked when it is used."""
 
 from collections.abc import Iterator, Mapping, Sequence
 import json

@@ -75,7 +75,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-  """What PyTorch refused, without its advice to open the file anyway."""
+  """Says what PyTorch refused, without its advice to open the file anyway."""
   lines = [line.strip() for line in str(error).splitlines()]
   told_by = [line for line in lines if 'Unsupported' in line
              or 'WeightsUnpickler error' in line or 'GLOBAL' in line]

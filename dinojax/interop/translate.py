@@ -19,10 +19,10 @@ def to_ours(state: Mapping[str, np.ndarray], table: names.Table,
 
   Args:
     state: tensors by name.
-    table: which is which.
+    table: rules that tie these tensors to our leaves.
     shapes: abstract parameters, which decide all sizes.
     ignored: names that may be present and carry nothing for us.
-    source: what the message calls the file.
+    source: name of the file in the message.
 
   Returns:
     A tree like `shapes`, float32 numpy.

@@ -98,7 +98,7 @@ def find(state: Mapping[str, np.ndarray], part: str, source: str) -> Found:
 
 def _split(state: State, taken: str, prefixes: Sequence[str],
            notes: list[str], source: str) -> Found:
-  """What is under a prefix, the heads beside it, and what is left out."""
+  """Takes the backbone under a prefix and its heads, and notes the rest."""
   inner = [p for p in prefixes if p != taken and p.startswith(taken)]
   outer = taken.removesuffix('backbone.')
   body: State = {}
@@ -167,7 +167,7 @@ def _role(prefix: str) -> str:
 
 
 def _alike(state: State, one: str, other: str) -> bool:
-  """Whether two backbones are the same, bit for bit."""
+  """Tells whether two backbones are the same, bit for bit."""
   under = lambda prefix: {
       key.removeprefix(prefix): value for key, value in state.items()
       if key.startswith(prefix)}

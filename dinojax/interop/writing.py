@@ -24,8 +24,8 @@ def write(folder: str, weights: reading.Weights, kind: str, *,
   """Writes a backbone in a format.
 
   Args:
-    folder: made when missing.
-    weights: what to write.
+    folder: folder to write to, made when missing.
+    weights: backbone, with its heads if there are any.
     kind: 'meta': backbone.pth (where PyTorch is installed) and
       backbone.safetensors, as DINOv2's and DINOv3's modules load them
       strictly, and with heads teacher_checkpoint.pth; 'hf': a folder for

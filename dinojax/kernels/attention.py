@@ -26,9 +26,9 @@ _GPU_TOKENS = {64: 512, 128: 64}
 
 
 def choose(platform: str, width: int, num_heads: int) -> str:
-  """What suits 'cpu', 'gpu' or 'tpu' for a model's heads.
+  """Chooses the implementation for a model's heads on 'cpu', 'gpu' or 'tpu'.
 
-  On CPU and GPU it measured best (docs/performance.md).
+  On CPU and GPU it was the fastest that was measured (docs/performance.md).
   """
   if platform == 'tpu' and attention_tpu.fits(width, num_heads):
     return 'tpu'
@@ -65,7 +65,7 @@ def attend(qkv: jax.Array, *, num_heads: int,
 
 def pick(implementation: str, length: int, width: int, num_heads: int,
          dtype: jnp.dtype) -> str:
-  """What runs for this shape; said once, in the log.
+  """Picks the implementation that runs for a shape, and logs it once.
 
   'xla' runs anywhere, 'head_major' is fastest on CPU, 'tpu' and 'gpu' are
   the kernels in attention_tpu and attention_gpu, 'cudnn' is NVIDIA's;

@@ -33,13 +33,13 @@ _NN = (((1,), (0,)), ((), ()))
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-  """How a kernel is cut.
+  """Sizes of a kernel's blocks, and its warps and stages.
 
   Attributes:
     own: tokens of a program, a power of two.
     other: tokens that it sees at a time, a power of two.
-    warps: of 32 threads, of a program.
-    stages: of the pipeline that loads a block while others are at work.
+    warps: warps of a program, of 32 threads each.
+    stages: stages of the pipeline that loads blocks ahead of their use.
   """
 
   own: int
@@ -65,7 +65,7 @@ def blocks(length: int, head_dim: int, dtype: jnp.dtype,
 
 
 def fits(width: int, num_heads: int) -> bool:
-  """Whether the kernel takes heads of this projection."""
+  """Tells whether the kernel takes heads of this projection."""
   return not width % num_heads and width // num_heads in HEAD_DIMS
 
 
@@ -132,7 +132,7 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 @dataclasses.dataclass(frozen=True)
 class _Spec:
-  """What a kernel is compiled for."""
+  """Shapes and options that a kernel is compiled for."""
 
   length: int
   head_dim: int
@@ -141,7 +141,7 @@ class _Spec:
 
   @property
   def scale(self) -> float:
-    """Of scores, for exponentials of base 2."""
+    """Factor of scores, for exponentials of base 2."""
     return self.head_dim ** -0.5 * _LOG2_E
 
   @property
@@ -262,7 +262,7 @@ def _queries_gradient(queries, keys, segments, of_own, spec: _Spec):
 
 
 def _keys_gradient(queries, keys, segments, of_own, spec: _Spec):
-  """Of keys and values; scores are transposed here, a row is a key."""
+  """Gradients of keys and values; scores are transposed, a row is a key."""
   first, own, other = _first_token(spec), spec.blocks.own, spec.blocks.other
   k, v = (_load(ref, first, own, spec) for ref in keys)
 

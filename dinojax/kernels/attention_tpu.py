@@ -46,7 +46,7 @@ def max_tokens(dtype: jnp.dtype) -> int:
 
 
 def fits(width: int, num_heads: int) -> bool:
-  """Whether heads of this projection fill lanes."""
+  """Tells whether the kernel takes this projection: its heads fill lanes."""
   return width % LANES == 0 and width // num_heads in HEAD_DIMS
 
 
@@ -117,7 +117,7 @@ def _tables(rope, length: int, head_dim: int):
 
 
 class _Spec:
-  """What a kernel is compiled for; hashable."""
+  """Shapes and options that a kernel is compiled for; hashable."""
 
   def __init__(self, head_dim: int, images: int, groups: int,
                interpret: bool):

@@ -85,17 +85,17 @@ class ConvNeXtConfig:
 
   @property
   def side_px(self) -> int:
-    """Sides of images that no pixel of is lost are multiples of it."""
+    """Sides of images that are multiples of this lose no pixel."""
     return self.token_px
 
   @property
   def unit_px(self) -> int:
-    """What the sides of images must be multiples of: any will do."""
+    """Sides of images must be multiples of this: 1, so any will do."""
     return 1
 
   @property
   def has_attention(self) -> bool:
-    """Whether there are attention maps, and a kernel to choose."""
+    """True if there are attention maps: a ConvNeXt has none."""
     return False
 
   @property
@@ -104,12 +104,12 @@ class ConvNeXtConfig:
 
   @property
   def hides_patches(self) -> bool:
-    """Whether a patch can be hidden: there is no mask token."""
+    """True if a patch can be hidden: not without a mask token."""
     return False
 
   @property
   def slows_layers(self) -> bool:
-    """Whether layers are told apart by layer-wise decay."""
+    """True if layer-wise decay applies: no parameter here is slowed."""
     return False
 
   def inference(self) -> 'ConvNeXtConfig':
@@ -167,7 +167,7 @@ class ConvNeXtConfig:
             f'{self.token_px} px')
 
   def mistakes(self) -> Iterator[str]:
-    """What does not fit in these options: nothing that can be set."""
+    """Yields nothing: all values of these options fit together."""
     return iter(())
 
 
@@ -271,8 +271,8 @@ class ConvNeXt(nnx.Module):
     Args:
       images: [r, y, x, c] normalised.
       indices: stages, counted from 0; their widths differ.
-      norm: whether the final norm is applied to the last stage; the others
-        have none.
+      norm: True applies the final norm to the last stage; the others have
+        none.
 
     Source: DINOv3: with `patch_px`, positions are resized to the grid of
       patches of that size (bilinear, antialiased); CLS is the mean before.

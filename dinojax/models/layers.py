@@ -79,11 +79,11 @@ def remat(body: Callable, kind: str) -> Callable:
   """The body of a scan over blocks, with less kept for the backward pass.
 
   Args:
-    body: of jax.lax.scan: (carry, part) to (carry, output).
-    kind: 'none' keeps all; 'dots' what is dear to compute, products with
-      weights and attended values; 'ffn' of the products those of the
-      feed-forward, two thirds of the work; 'blocks' only the inputs of
-      blocks; 'offload' those too, in the memory of the host.
+    body: function for jax.lax.scan: (carry, part) to (carry, output).
+    kind: 'none' keeps all; 'dots' what is costly to compute, products with
+      weights and attended values; 'ffn' attended values and, of the products,
+      those of the feed-forward, two thirds of the work; 'blocks' only the
+      inputs of blocks; 'offload' the same, in the memory of the host.
   """
   if kind == 'none':
     return body

@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from dinojax.core import tree
-from dinojax.models import convnext
+from dinojax.models import families
 from dinojax.models import heads
-from dinojax.models import vit
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import sharding
 
@@ -21,21 +20,13 @@ from dinojax.parallel import sharding
 class NetworkConfig:
   """A backbone and its heads; a head that no loss uses is None."""
 
-  backbone: vit.ViTConfig | convnext.ConvNeXtConfig
+  backbone: families.Config
   dino_head: heads.HeadConfig | None
   ibot_head: heads.HeadConfig | None
   shared_head: bool = False  # patches go through the DINO head (DINOv2 short)
   # The crops have a token for so many pixels, by each side; None: as the
   # backbone has. Others are resized, so that grids of tokens agree.
   crops_token_px: int | None = None
-
-
-def make_backbone(config: vit.ViTConfig | convnext.ConvNeXtConfig, *,
-                  rngs: nnx.Rngs) -> vit.ViT | convnext.ConvNeXt:
-  """A backbone of either family."""
-  families = {vit.ViTConfig: vit.ViT,
-              convnext.ConvNeXtConfig: convnext.ConvNeXt}
-  return families[type(config)](config, rngs=rngs)
 
 
 def fit_crops(crops: jax.Array, old_token_px: int,
@@ -54,13 +45,13 @@ def fit_crops(crops: jax.Array, old_token_px: int,
 
 
 class Network(nnx.Module):
-  """What a student is, and what its teacher is."""
+  """Network of a student or teacher: a backbone with its heads."""
 
   def __init__(self, config: NetworkConfig, *, rngs: nnx.Rngs):
     self.config = config
     width = config.backbone.embed_dim
     dtype = config.backbone.compute_dtype
-    self.backbone = make_backbone(config.backbone, rngs=rngs)
+    self.backbone = families.make(config.backbone, rngs=rngs)
     if config.dino_head:
       self.dino_head = heads.Head(
           width, config.dino_head, dtype=dtype, rngs=rngs)
@@ -74,10 +65,10 @@ class Network(nnx.Module):
 
     Args:
       rows: crops {kind: [r, y, x, c]}; masks {kind: [r, p]} or absent; draws
-        (see models.draws) or absent; mask_index [g, m], positions in the
+        (see models.randomness) or absent; mask_index [g, m], positions in the
         patches (row by row) of each group's global crops, or absent.
-      train: as the student runs.
-      patches: whether all patches of the global crops are wanted too.
+      train: True for the student: untied local CLS norm.
+      patches: True returns all patches of the global crops too.
 
     Returns:
       cls {kind: [r, d]} normed, float32; dino {kind: [r, k]} logits; ibot
@@ -133,9 +124,9 @@ class Functional:
   """An nnx module as pure functions of a plain nested dict of parameters.
 
   Attributes:
-    config: of the module.
+    config: config of the module.
     shapes: abstract parameters.
-    specs: their PartitionSpecs on the mesh.
+    specs: PartitionSpecs of the parameters on the mesh.
   """
 
   def __init__(self, make: Callable[[nnx.Rngs], nnx.Module],
@@ -162,9 +153,9 @@ class Functional:
     Args:
       params: global parameters, split as `specs`.
       rows: tree of arrays whose leading axis is split over all devices.
-      call: what to run; gets the module with the device's parts of the
+      call: function to run; gets the module with the device's parts of the
         parameters (see sharding.gather) and its rows.
-      out_specs: a prefix of how what it returns is split: ROWS, or
+      out_specs: prefix of the specs of what `call` returns: ROWS, or
         sharding.columns.
 
     Returns:
@@ -193,7 +184,7 @@ class Functional:
 
   def outputs(self, params: tree.Tree, rows: dict, *, train: bool,
               patches: bool = False) -> dict:
-    """What a `Network` gives for global rows, see there."""
+    """Outputs of a `Network` for global rows, see its `__call__`."""
     return self.apply(
         params, rows,
         functools.partial(Network.__call__, train=train, patches=patches),

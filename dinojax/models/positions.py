@@ -44,13 +44,14 @@ def rope_periods(head_dim: int, *, base: float | None = 100.0,
 
   Args:
     head_dim: width of a head, divisible by 4.
-    base: periods base^(2k/(head_dim/2)); or None, and
-    min_period: of the geometric form, with
-    max_period: the other end.
+    base: base of the periods base^(2k/(head_dim/2)), or None.
+    min_period: shortest of periods spaced geometrically, or None.
+    max_period: longest of periods spaced geometrically, or None.
     dtype: rounds every operation; the references trained in bfloat16.
 
   Raises:
-    ValueError: head_dim, or both or neither of the two forms.
+    ValueError: head_dim is no multiple of 4, or both or neither of the two
+      forms are given.
 
   Source: DINOv3's RopePositionEmbedding.
   """
@@ -106,7 +107,7 @@ def rope(grid: tuple[int, int], periods: np.ndarray, *,
     grid: (rows, columns) of patches.
     periods: [d/4] from `rope_periods`.
     normalize: see `rope_coordinates`.
-    dtype: of the result, and of the rounding of every step to it.
+    dtype: dtype of the result, to which every operation is rounded.
     draw: training augmentation, any of 'shift' [g, 2], 'log_jitter' [g, 2],
       'log_rescale' [g], applied in this order; one per group of images.
 

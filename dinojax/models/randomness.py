@@ -1,4 +1,4 @@
-"""What a student draws at random in a step: kept rows and RoPE factors.
+"""Random draws of a student in a step: kept rows and RoPE factors.
 
 Everything is drawn per group of images, the unit that a process's batch was
 to the references, so the result does not depend on the mesh. Leading axis g,
@@ -11,19 +11,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinojax.models import convnext
+from dinojax.models import families
 from dinojax.models import vit
 from dinojax.models import vit_config
 
 Draws = dict[str, dict]
 
 
-def draw(key: jax.Array, config: vit.ViTConfig | convnext.ConvNeXtConfig, *,
+def draw(key: jax.Array, config: families.Config, *,
          num_groups: int, rows: dict[str, int]) -> Draws:
   """Draws for one step, by crop kind.
 
   Args:
-    key: of the step.
+    key: PRNG key of the step.
     config: rates and ranges.
     num_groups: g.
     rows: rows of one group by crop kind.

@@ -114,7 +114,7 @@ def _over_rows(x: Array, ndim: int, mask: Array | None = None) -> Array:
   Args:
     x: [..., d…], any dtype.
     ndim: axes at the end that stay.
-    mask: of the shape of the leading axes; None: all.
+    mask: [...] bool, the rows that are added; None: all.
   """
   lead = tuple(range(x.ndim - ndim))
   if x.dtype == jnp.float32:

@@ -219,7 +219,7 @@ class ViT(nnx.Module):
     Args:
       images: [r, y, x, c] normalised.
       indices: blocks, counted from 0.
-      norm: whether the final norm is applied to each.
+      norm: True applies the final norm to each.
 
     Returns:
       cls, registers, patches and prenorm of each, see `__call__`.

@@ -1,4 +1,4 @@
-"""What shapes a ViT, and what a backbone's config knows of its family.
+"""Config of a ViT, and the questions that a config of any family answers.
 
 Nobody outside models/ and interop/ asks which family a backbone is of:
 convnext.ConvNeXtConfig answers the same questions.
@@ -106,17 +106,17 @@ class ViTConfig:
 
   @property
   def side_px(self) -> int:
-    """Sides of images that no pixel of is lost are multiples of it."""
+    """Sides of images that are multiples of this lose no pixel."""
     return self.patch_px
 
   @property
   def unit_px(self) -> int:
-    """What the sides of images must be multiples of."""
+    """Sides of images must be multiples of this."""
     return self.patch_px
 
   @property
   def has_attention(self) -> bool:
-    """Whether there are attention maps, and a kernel to choose."""
+    """True if there are attention maps, and a kernel to choose."""
     return True
 
   @property
@@ -126,12 +126,12 @@ class ViTConfig:
 
   @property
   def hides_patches(self) -> bool:
-    """Whether a patch can be hidden: there is a mask token."""
+    """True if a patch can be hidden: there is a mask token."""
     return True
 
   @property
   def slows_layers(self) -> bool:
-    """Whether layers are told apart by layer-wise decay."""
+    """True if layer-wise decay gives each layer its own rate."""
     return True
 
   def inference(self) -> 'ViTConfig':
@@ -198,7 +198,7 @@ class ViTConfig:
         f'{text} for {self.learned_px} px')
 
   def mistakes(self) -> Iterator[str]:
-    """What does not fit in these options, a sentence each."""
+    """Yields a sentence for each thing that does not fit in these options."""
     if self.embed_dim % self.num_heads:
       yield (f'model.embed_dim={self.embed_dim} is not divisible by '
              f'model.num_heads={self.num_heads}')

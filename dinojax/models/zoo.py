@@ -4,6 +4,7 @@ import dataclasses
 
 from dinojax.core import errors
 from dinojax.models import convnext
+from dinojax.models import families
 from dinojax.models import vit
 
 # width, depth, heads. Source: DINOv2 and DINOv3 model cards and factories.
@@ -138,3 +139,17 @@ def _dinov3(name: str) -> vit.ViTConfig:
       num_registers=4, norm_epsilon=1e-5, qkv_bias=letter != '7b',
       mask_k_bias=letter != '7b', rope_rescale=2.0,
       untie_global_and_local_cls_norm=letter == '7b')
+
+
+def published() -> tuple[str, ...]:
+  """Names of published models of all families."""
+  return (*names(), *convnext_names())
+
+
+def config(name: str) -> families.Config:
+  """The configuration of a published model of any family.
+
+  Raises:
+    UserError: an unknown name, with the known ones.
+  """
+  return vit_config(name) if name in names() else convnext_config(name)

@@ -85,13 +85,13 @@ def _cgroup(version: str) -> tuple[str, str, str]:
 
 
 def has_nvidia() -> bool:
-  """Whether NVIDIA's driver is there, in a container or in WSL too."""
+  """Tells whether NVIDIA's driver is there, in a container or WSL too."""
   places = ('/proc/driver/nvidia/version', '/dev/nvidiactl')
   return any(map(os.path.exists, places)) or bool(shutil.which('nvidia-smi'))
 
 
 def has_tpu() -> bool:
-  """Whether a TPU is attached; Linux only."""
+  """Tells whether a TPU is attached; Linux only."""
   return any(
       _read(vendor) == _GOOGLE and _read(vendor.with_name('device')) in _TPUS
       for vendor in pathlib.Path('/sys/bus/pci/devices').glob('*/vendor'))
@@ -127,13 +127,13 @@ def free_gib(folder: str) -> float | None:
 
 
 def is_writable(folder: str) -> bool:
-  """Whether it may be made and written; not known of object stores."""
+  """Tells whether a folder may be made and written; True for object stores."""
   place = _nearest(folder)
   return place is None or (place.is_dir() and os.access(place, os.W_OK))
 
 
 def _nearest(folder: str) -> pathlib.Path | None:
-  """It, or the first parent that exists; None: not on this machine."""
+  """The folder or its first parent that exists; None: an object store."""
   if '://' in folder:
     return None
   place = pathlib.Path(folder).absolute()

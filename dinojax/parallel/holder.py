@@ -89,9 +89,9 @@ class Holder(contextlib.AbstractContextManager):
     return file
 
   def is_lost(self) -> bool:
-    """Whether the folder is not the one that was taken: removed or replaced.
+    """Tells whether the folder that was taken was removed or replaced.
 
-    The first process knows; to others it is there.
+    Only the first process knows; the others get False.
     """
     if self._file is None:
       return False
@@ -103,7 +103,7 @@ class Holder(contextlib.AbstractContextManager):
 
 
 def _who(text: str) -> str:
-  """What the lock says of who holds it."""
+  """Names the holder of a folder, from the text of its lock."""
   try:
     told = json.loads(text)
     return (f' by process {told["process"]} on {told["host"]} since '

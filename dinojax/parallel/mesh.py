@@ -64,14 +64,15 @@ def activate(mesh: jax.sharding.Mesh):
 
 def compiler_options(mesh: jax.sharding.Mesh, *,
                      deterministic: bool = False) -> dict[str, str | bool]:
-  """XLA options for the programs of a run, where one measured faster.
+  """XLA options for the programs of a run: those that measured faster.
 
-  An option that a compiler does not know is an error, so it is asked first.
+  A compiler fails on an option that it does not know, so each GPU option is
+  tried first.
 
   Args:
-    mesh: that they run on.
-    deterministic: on a GPU, no operation that gives other bits at every run;
-      CPUs and TPUs have none.
+    mesh: devices that the programs run on.
+    deterministic: True excludes GPU operations that give other bits at every
+      run; CPUs and TPUs have none.
 
   Raises:
     UserError: the compiler cannot do without such operations.
@@ -101,7 +102,7 @@ def compiler_options(mesh: jax.sharding.Mesh, *,
 
 @functools.cache
 def _knows(option: str, value: str | bool) -> bool:
-  """Whether the compiler takes it, tried on a device of this process."""
+  """Tells whether the compiler takes an option, tried on a local device."""
   try:
     with activate(make(devices=one_device())):
       jax.jit(lambda x: x + 1).lower(0).compile({option: value})

@@ -1,4 +1,4 @@
-"""Which platforms JAX starts, where it would look for TPUs in vain."""
+"""Platforms that JAX starts: without TPU on machines that have none."""
 
 import importlib.util
 
@@ -26,8 +26,8 @@ def without_tpus(*, tpu: bool, nvidia: bool, plugins: list[str]) -> str:
   """The value of jax_platforms; '': what JAX finds by itself.
 
   Args:
-    tpu: whether a TPU is there.
-    nvidia: whether NVIDIA's driver is there.
+    tpu: True if the machine has a TPU.
+    nvidia: True if the machine has NVIDIA's driver.
     plugins: packages by which JAX reaches accelerators.
   """
   has_cuda = any(name.startswith('jax-cuda') for name in plugins)

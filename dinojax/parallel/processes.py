@@ -48,7 +48,7 @@ def launched(env: Mapping[str, str], *, on_tpu: bool) -> dict[str, Any] | None:
 
   Args:
     env: variables that launchers set.
-    on_tpu: whether jax will use TPUs of this machine.
+    on_tpu: True if jax will use TPUs of this machine.
   """
   if 'JAX_COORDINATOR_ADDRESS' in env:
     return _told(env)
@@ -67,7 +67,7 @@ def launched(env: Mapping[str, str], *, on_tpu: bool) -> dict[str, Any] | None:
 
 
 def _told(env: Mapping[str, str]) -> dict[str, Any]:
-  """What JAX_* variables say, and nothing that a cluster says."""
+  """Arguments from JAX_* variables alone: no cluster is detected."""
   names = ('JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
   for name in names:
     if name not in env:
@@ -122,7 +122,7 @@ def _slurm(env: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _num_gpus(env: Mapping[str, str]) -> int:
-  """Those that a process of this machine sees."""
+  """Number of GPUs that a process of this machine sees."""
   if 'CUDA_VISIBLE_DEVICES' in env:
     return len([x for x in env['CUDA_VISIBLE_DEVICES'].split(',') if x])
   return len(os.listdir(_GPUS)) if os.path.isdir(_GPUS) else 0
@@ -141,7 +141,7 @@ def _shared(num_gpus: int, sharing: int, part: int) -> dict[str, Any]:
 
 
 def _may_be_pod(env: Mapping[str, str]) -> bool:
-  """Whether the TPUs of this machine may be part of a larger slice.
+  """Tells whether the TPUs of this machine may be part of a larger slice.
 
   GKE says how many hosts there are. A TPU VM does not, but Google's metadata
   server does, which jax asks; it sets TPU_SKIP_MDS_QUERY where there is none.
@@ -173,7 +173,7 @@ def _number(env: Mapping[str, str], name: str) -> int:
 
 
 def is_first() -> bool:
-  """Whether this process writes logs and pictures."""
+  """Tells whether this process is the one that writes logs and pictures."""
   return jax.process_index() == 0
 
 
@@ -200,7 +200,7 @@ def to_devices(rows, mesh: jax.sharding.Mesh):
 
 
 def agree(is_well: bool) -> bool:
-  """Whether it went well on every process; all must ask."""
+  """Tells whether `is_well` is True on all processes; each must ask."""
   if jax.process_count() == 1:
     return is_well
   return bool(multihost_utils.process_allgather(np.array(is_well)).all())
@@ -253,7 +253,7 @@ class StopSignal:
       signal.raise_signal(signal.SIGTERM)  # only this one reaches the others
 
   def reached(self) -> bool:
-    """Whether all processes should stop now; each asks after every step."""
+    """Tells whether all processes stop now; each asks after every step."""
     if jax.process_count() > 1:
       StopSignal._times_asked += 1
       self._agreed |= multihost_utils.reached_preemption_sync_point(
@@ -262,5 +262,5 @@ class StopSignal:
 
   @property
   def seen(self) -> bool:
-    """Whether all processes know of one, without asking."""
+    """True if all processes know of a signal; asks none of them."""
     return self._agreed if jax.process_count() > 1 else self._seen

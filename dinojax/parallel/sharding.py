@@ -1,4 +1,4 @@
-"""Which axis of a parameter is split, and how its parts come together.
+"""Sharding: the axis of a parameter that is split, and how parts are joined.
 
 Parameters, EMA and moments are split over `fsdp` by one rule on paths and
 shapes. The network runs under `shard_map` on local rows, and `gather` brings
@@ -226,9 +226,9 @@ def split_rows(rows: tree.Tree, num_parts: int) -> tree.Tree:
 
 
 def some_rows(x: jax.Array, unit: int, take: int, of: int) -> jax.Array:
-  """Of every `of` units of `unit` rows the first `take`.
+  """The first `take` of every `of` units, which are `unit` rows each.
 
-  Without communication: every device holds whole multiples of `of` units.
+  Needs no communication: every device holds whole multiples of `of` units.
   """
   spec = jax.typeof(x).sharding.spec
 

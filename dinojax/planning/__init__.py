@@ -1,1 +1,1 @@
-"""What a config needs on a machine, before there is one."""
+"""Memory, FLOPs and time of a training step: estimated, compiled, measured."""

@@ -1,9 +1,9 @@
-"""What fits a card: batches by model and memory, estimated, not measured.
+"""Batches that fit a GPU, by config and memory: estimated, not measured.
 
   python -m dinojax.planning.cards            # the table of docs/your_data.md
   python -m dinojax.planning.cards --photos   # batches of configs/photos.py
 
-By the arithmetic of `dinojax doctor` (planning/memory.py): nothing is compiled.
+Uses the estimate of `dinojax doctor` (planning/memory.py); compiles nothing.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""What a compiled program sends between devices, read from its text.
+"""Collectives of a compiled program and the bytes they send, from its text.
 
-Loops are counted with their trips: the compiler's own analysis counts the
-body of a scan once.
+The body of a loop counts once per iteration; the compiler's own analysis counts
+the body of a scan only once.
 """
 
 import dataclasses
@@ -20,11 +20,12 @@ class Collective:
   """One collective of a step.
 
   Attributes:
-    kind: 'all-gather', ….
-    dtype: of what is sent.
-    elements: of the whole array, before or after.
-    devices: that take part together.
-    count: times a step.
+    kind: one of KINDS, such as 'all-gather'.
+    dtype: element type as in the text: 'bf16', ….
+    elements: number of elements of the undivided array: the result of an
+      all-gather, the operand of a reduce-scatter.
+    devices: number of devices in a group.
+    count: number of executions in a step.
   """
 
   kind: str
@@ -35,7 +36,7 @@ class Collective:
 
   @property
   def sent_bytes(self) -> float:
-    """That a device sends in a step, around a ring."""
+    """Bytes that a device sends in a step, by ring algorithms."""
     array = layouts.Array(self.dtype, (self.elements,))
     whole = array.num_bytes * self.count
     if self.kind == 'collective-permute':
@@ -74,10 +75,10 @@ def _read(one: instructions.Instruction, kind: str,
 
 
 def _group(one: instructions.Instruction) -> int:
-  """Devices of a group.
+  """Number of devices in a group.
 
-  As '{{0,1},{2,3}}', '[16,16]<=[256]', or axes of a mesh,
-  "mesh['a'=2,'b'=8] {'a'}", of which one may be a part, "{'b':(1)4}".
+  Groups are written as '{{0,1},{2,3}}', '[16,16]<=[256]', or axes of a mesh,
+  "mesh['a'=2,'b'=8] {'a'}", or a part of an axis, "{'b':(1)4}".
   """
   if one.opcode.startswith('collective-permute'):
     return 2

@@ -17,18 +17,18 @@ _NUM_ITEMS = 20
 
 def of_program(text: str, topology: str, devices: int,
                sent: Sequence[collectives.Collective], work: Mapping) -> dict:
-  """What a program takes.
+  """Estimates FLOPs, time, MFU and chip-hours of a compiled step.
 
   Args:
-    text: of the compiled step.
-    topology: 'v5e:16x16'; of 'cpu:8' only the FLOPs are counted.
-    devices: of the topology.
-    sent: its collectives.
+    text: `compiled.as_text()` of the step.
+    topology: such as 'v5e:16x16'; for 'cpu:8' only FLOPs are counted.
+    devices: number of devices of the topology.
+    sent: collectives of the program.
     work: model_flops_per_step and total_steps (None: unknown).
 
   Returns:
-    executed_flops_per_step, and roofline: None for CPUs, or numbers by name;
-    roofline_mfu_pct is that without overlap.
+    executed_flops_per_step, and roofline: numbers by name, None for CPUs. For
+    TPUs also roofline_mfu_pct: the MFU without overlap.
   """
   if topology.startswith('cpu:'):
     return {'executed_flops_per_step': devices * roofline.executed(
@@ -58,7 +58,7 @@ def of_program(text: str, topology: str, devices: int,
 
 
 def assumptions(chip: chips.Chip) -> list[str]:
-  """What the estimate takes for granted, a sentence each."""
+  """Lists the assumptions of the estimate in words."""
   return [
       f'{chip.name}: {chip.bf16_flops / 1e12:.0f} TFLOP/s in bfloat16, '
       f'{chip.hbm_bytes / 1e9:.0f} GB/s of HBM, links of '
@@ -80,7 +80,7 @@ def assumptions(chip: chips.Chip) -> list[str]:
 
 
 def _items(items: list[roofline.Work], chip: chips.Chip) -> list[dict]:
-  """What takes longest, by JAX's name stack, of one device and all times."""
+  """Sums a step on one device by `place`, and returns the slowest places."""
   groups: dict[str, dict[str, float]] = {}
   for item in items:
     group = groups.setdefault(place(item), {

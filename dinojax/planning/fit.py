@@ -22,7 +22,7 @@ _MOST_GROUPS = 4096
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-  """One compile: images and memory of a device; found where it fits."""
+  """One compile: images and GiB of a device; `found` is None if it failed."""
 
   images: int
   peak_gib: float
@@ -31,19 +31,19 @@ class Trial:
 
 def largest(config: Any, topology: str, say: Callable[[str], None], *,
             compiled: Callable[[Any, str], dict] = plan.compiled) -> dict:
-  """Finds it, from the config's own batch on.
+  """Searches for the largest batch that fits, from the config's own on.
 
   Args:
     config: ConfigDict, see train.settings; all but train.batch_size is kept.
-    topology: of TPUs.
+    topology: name of a TPU slice, such as v5e:2x4.
     say: gets a line before and after each compile.
     compiled: see plan.compiled.
 
   Returns:
-    That of `plan.compiled`, and fit: images_per_device, margin, trials.
+    Numbers of `plan.compiled`, and fit: images_per_device, margin, trials.
 
   Raises:
-    UserError: the config, the topology; or not even the least batch fits.
+    UserError: config or topology is wrong, or not even the least batch fits.
   """
   memory = plan.hbm_gib(topology)
   if memory is None:

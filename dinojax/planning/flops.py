@@ -1,6 +1,6 @@
 """Multiplications and additions that a training step needs, by formula.
 
-What the model needs: without recomputation and without padding. A product of
+Counts what the model needs, without recomputation and padding. A product of
 [m, k] and [k, n] counts 2·m·k·n.
 """
 
@@ -12,12 +12,12 @@ def step(settings: settings_lib.Settings, masked_patches: int,
          teacher: network.NetworkConfig | None = None) -> float:
   """FLOPs of a step: teacher forward, students forward and backward.
 
-  Pixels get no gradient, so the patch embedding's backward is its weights'.
+  Pixels get no gradient: the patch embedding's backward is for weights only.
 
   Args:
-    settings: what is trained.
-    masked_patches: of the whole batch, whose targets iBOT predicts.
-    teacher: a frozen one; None: the student's EMA.
+    settings: settings of the run, with all its students.
+    masked_patches: number of patches in the batch that iBOT predicts.
+    teacher: config of a frozen teacher; None: the student's EMA teaches.
   """
   s = settings
   made_for = s.model.token_px
@@ -37,9 +37,9 @@ def _student(s: settings_lib.Settings, masked_patches: int,
   """FLOPs of a student's forward and backward on the whole batch.
 
   Args:
-    s: its settings.
-    masked_patches: of the whole batch.
-    made_for: pixels of the side of a token, that crops are made for.
+    s: settings of the student.
+    masked_patches: number of patches in the batch that iBOT predicts.
+    made_for: side in pixels of the tokens that crops are made for.
   """
   images, total = s.train.batch_size, 0.0
   views = {'global': (s.crops.num_global, s.crops.global_px),

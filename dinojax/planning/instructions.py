@@ -24,15 +24,15 @@ _BODY = re.compile(r'"body":"[^"]*"')
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-  """One line.
+  """One instruction, a line of the text.
 
   Attributes:
-    name: without its percent sign.
-    shape: as text; a tuple's is in parentheses.
+    name: name without its percent sign.
+    shape: shape and layout as text; a tuple's is in parentheses.
     opcode: 'fusion', 'while', ….
-    operands: names.
+    operands: names of the operands.
     rest: the text after the opcode: operands, then attributes.
-    root: whether it is what its computation returns.
+    root: True if it is the result of its computation.
   """
 
   name: str
@@ -74,7 +74,7 @@ class Program:
   entry: str
 
   def trips(self, loop: Instruction) -> int:
-    """Of a loop: stated, or the constant that its counter is held to."""
+    """Iterations of a loop: stated, or the constant that bounds its counter."""
     stated = _TRIPS.search(loop.rest)
     if stated:
       return int(stated.group(1))

@@ -17,9 +17,9 @@ class Array:
 
   Attributes:
     dtype: 'bf16', ….
-    sizes: of its dimensions.
+    sizes: sizes of the dimensions.
     order: dimensions, the fastest varying first.
-    tiles: the layout's, outermost first; () is untiled.
+    tiles: sizes of the tiles, outermost first; () is untiled.
     space: HBM, HOST (which a program for CPUs calls 0, too), or on the chip.
   """
 
@@ -31,17 +31,17 @@ class Array:
 
   @property
   def elements(self) -> int:
-    """Without padding."""
+    """Number of elements, without padding."""
     return math.prod(self.sizes)
 
   @property
   def num_bytes(self) -> float:
-    """Without padding."""
+    """Bytes of the elements, without padding."""
     return self.elements * _element_bytes(self.dtype)
 
   @property
   def padded_bytes(self) -> float:
-    """With its tiles filled up."""
+    """Bytes with the tiles filled up."""
     sizes = [self.sizes[i] for i in reversed(self.order)] or list(self.sizes)
     for tile in self.tiles:
       sizes = [1] * (len(tile) - len(sizes)) + sizes
@@ -52,12 +52,12 @@ class Array:
     return math.prod(sizes) * _element_bytes(self.dtype)
 
   def bytes_in(self, space: int) -> float:
-    """With its tiles filled up; 0 where it lies elsewhere."""
+    """Bytes with the tiles filled up; 0 if it lies in another memory."""
     return self.padded_bytes if self.space == space else 0.0
 
 
 def arrays(shape: str) -> list[Array]:
-  """Of a shape's text; of a tuple's, all of them in order."""
+  """Parses a shape's text: one array, or all those of a tuple in order."""
   out = []
   for dtype, sizes, layout in _ARRAY.findall(shape):
     order, _, rest = layout.partition(':')

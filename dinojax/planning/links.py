@@ -26,10 +26,10 @@ def used(chip: chips.Chip, topology: str, devices: int) -> int:
   """Links of a chip that send at once: 2 in a ring, 1 in an open row.
 
   Args:
-    chip: of the topology.
-    topology: 'v5e:16x16'.
-    devices: that take part together; a ring where they are a whole axis, or
-      whole axes, that close.
+    chip: the chip of the topology.
+    topology: such as 'v5e:16x16'.
+    devices: number of devices in a group; it is a ring if it fills whole
+      axes that close.
   """
   sizes = axes(topology)
   closes = [bool(chip.wrap) and n % chip.wrap == 0 for n in sizes]
@@ -45,7 +45,7 @@ def used(chip: chips.Chip, topology: str, devices: int) -> int:
 
 def seconds(chip: chips.Chip, topology: str,
             collectives: Iterable[collectives.Collective]) -> float:
-  """Of all collectives of a step, one after the other."""
+  """Seconds that the collectives of a step take, one after the other."""
   total = 0.0
   for one in collectives:
     if one.devices > 1:

@@ -73,14 +73,14 @@ class _Buffer:
 
 
 class _Value:
-  """What a variable stands for.
+  """Value of a variable, and the memory that it needs.
 
   Attributes:
-    size: bytes, where it is stored.
-    buffers: its own where it is stored; else all that it is computed from.
-      None of them is an argument of the program.
-    is_stored: whether nothing has to be written to read it.
-    readers: variables that stand for it.
+    size: bytes that it takes where it is stored.
+    buffers: its own where it is stored, else all that it is computed from;
+      arguments of the program have none.
+    is_stored: True if it can be read without being written first.
+    readers: number of references to it.
   """
 
   def __init__(self, size: int, buffers: Iterable[_Buffer],
@@ -154,7 +154,7 @@ class _Walk:
     return self.hold(_Value(size, [_Buffer(size)]))
 
   def _written(self, value: _Value):
-    """Stores a value that something reads which elements do not suffice."""
+    """Stores a value for a reader that needs the whole array."""
     if value.is_stored:
       return
     value.is_stored = True
@@ -219,7 +219,7 @@ class _Walk:
     return out
 
   def _dies(self, value: _Value, env: dict, dying: list) -> bool:
-    """Whether a stored value is read here for the last time, by all."""
+    """Tells whether nothing reads a stored value after this equation."""
     return (value.size > 0 and len(value.buffers) == 1
             and value.buffers[0].users == 1
             and value.readers == _count(env, dying, value))
@@ -270,7 +270,7 @@ class _Walk:
     return out
 
   def _carried(self, inputs: list, env: dict, dying: list) -> list[_Value]:
-    """What a loop carries: its start, or a copy where that is read later."""
+    """Initial values of a loop; those that are read after it are copied."""
     return [self.hold(x) if self._dies(x, env, dying) or not x.size
             else self._store(x.size) for x in inputs]
 

@@ -25,7 +25,8 @@ class Product:
     rows: m.
     depth: k, summed over.
     columns: n.
-    count: how many; not whole where a convolution's border is counted out.
+    count: number of products; a fraction where a convolution's border is
+      left out.
   """
 
   rows: int
@@ -35,11 +36,11 @@ class Product:
 
   @property
   def flops(self) -> float:
-    """Of the elements that are there."""
+    """FLOPs without padding."""
     return 2.0 * self.rows * self.depth * self.columns * self.count
 
   def padded_flops(self, side: int) -> float:
-    """With tiles filled up, for a matrix unit of side × side.
+    """FLOPs with tiles filled up, for a matrix unit of side × side.
 
     A tile of [k, n] stays in the unit while rows stream through it, in
     eights.
@@ -51,11 +52,11 @@ class Product:
 
 def product(one: instructions.Instruction,
             shapes: Mapping[str, str]) -> Product | None:
-  """What an instruction multiplies; None where it does not.
+  """Reads the matrix product of a dot or convolution; None for all others.
 
   Args:
     one: any instruction.
-    shapes: of its operands, by name.
+    shapes: shapes of its operands as text, by name.
   """
   if one.opcode not in ('dot', 'convolution'):
     return None

@@ -32,7 +32,7 @@ class Estimate:
   Attributes:
     state: parameters, EMA, moments, teachers.
     batch: crops and masks as the step gets them.
-    gradients: of the parameters.
+    gradients: gradients of the largest student's parameters.
     activations: the rest at its highest: what the backward pass finds stored,
       logits, targets, and what a block computes with.
   """
@@ -44,7 +44,7 @@ class Estimate:
 
   @property
   def peak(self) -> float:
-    """All together."""
+    """GiB of all parts together."""
     return self.state + self.batch + self.gradients + self.activations
 
   def describe(self) -> str:
@@ -55,10 +55,10 @@ class Estimate:
 
 
 def estimate(method: method_lib.Method, mesh: jax.sharding.Mesh) -> Estimate:
-  """What the dearest step of a run will take; traces it, compiles nothing.
+  """Estimates the dearest step of a run: traces it, compiles nothing.
 
   Args:
-    method: what is trained.
+    method: the method to train.
     mesh: the active mesh.
   """
   variant = variants.heaviest(method)
@@ -74,7 +74,7 @@ def estimate(method: method_lib.Method, mesh: jax.sharding.Mesh) -> Estimate:
 
 
 def gib(arrays) -> float:
-  """Of one device's share of arrays, or of their shapes."""
+  """GiB of one device's share of arrays, or of their shapes."""
   return sum(map(liveness.size_of, jax.tree.leaves(arrays))) / _GIB
 
 
@@ -93,13 +93,13 @@ def check(method: method_lib.Method, mesh: jax.sharding.Mesh,
   """Stops before work starts where the step cannot fit.
 
   Args:
-    method: what is trained.
+    method: the method to train.
     mesh: the active mesh.
-    free_gib: of one device.
+    free_gib: free memory of one device in GiB.
     say: gets a warning where it fits only just.
 
   Raises:
-    UserError: with values that would fit.
+    UserError: it cannot fit; the message has values that would.
   """
   need = estimate(method, mesh)
   text = sentence(need, free_gib)
@@ -114,7 +114,7 @@ def check(method: method_lib.Method, mesh: jax.sharding.Mesh,
 
 
 def sentence(need: Estimate, free_gib: float) -> str:
-  """What is needed, and what is there."""
+  """Says in words what a step needs and what a device has free."""
   return (f'a step is estimated to take {need.peak:.3g} GiB of a device '
           f'({need.describe()}), which has {free_gib:.3g} GiB free')
 
@@ -184,7 +184,7 @@ def fitting_batch(method: method_lib.Method, mesh: jax.sharding.Mesh,
 
 
 def batch_unit(s: settings_lib.Settings, num_devices: int) -> int:
-  """What a batch has to be a multiple of."""
+  """Number of images that a batch must be a multiple of."""
   together, micro = s.images_together, s.train.num_micro_batches
   if micro > 1:
     together *= num_devices * micro

@@ -1,4 +1,4 @@
-"""Which function of this package an instruction of a program comes from.
+"""Functions of this package that the instructions of a program come from.
 
 A program's text lists stack frames; an instruction names the innermost.
 """
@@ -17,7 +17,7 @@ class Origins:
   """Functions by the number of a stack frame.
 
   Args:
-    text: of the program.
+    text: `compiled.as_text()` of the program.
     package: folder whose functions are looked for.
   """
 

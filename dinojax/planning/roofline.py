@@ -27,19 +27,19 @@ _FREE = ('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast',
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-  """What an instruction does, each time.
+  """Work of an instruction each time it runs.
 
   Attributes:
-    name: of the instruction.
+    name: name of the instruction.
     op_name: JAX's name stack.
     origin: function that it comes from, see origins.
     kind: opcode, or the name of a kernel.
-    count: times a step.
-    flops: of matrix products.
-    padded_flops: with their tiles filled up.
-    hbm_bytes: read and written.
-    cycles: that the TPU's compiler expects, 0 where it does not say.
-    host_bytes: from and to the host's memory.
+    count: number of runs in a step.
+    flops: FLOPs of its matrix products.
+    padded_flops: the same with tiles filled up.
+    hbm_bytes: bytes read from and written to HBM.
+    cycles: cycles that the TPU's compiler expects; 0: it does not say.
+    host_bytes: bytes read from and written to the host's memory.
   """
 
   name: str
@@ -54,24 +54,25 @@ class Work:
   host_bytes: float = 0.0
 
   def seconds(self, chip: chips.Chip) -> float:
-    """Of all its times."""
+    """Least time of all its runs in a step, in seconds."""
     return self.count * chip.cores * max(
         self.padded_flops / chip.bf16_flops, self.hbm_bytes / chip.hbm_bytes)
 
   def expected_seconds(self, chip: chips.Chip) -> float:
-    """Of all its times: what the compiler expects, at least `seconds`.
+    """Seconds of all its runs as the compiler expects, at least `seconds`.
 
-    Its cycles know the vector unit and VMEM, of which the roofline does not.
+    The compiler's cycles include the vector unit and VMEM; the roofline's
+    seconds do not.
     """
     return max(self.seconds(chip), self.count * self.cycles / chip.clock_hz)
 
 
 def work(text: str, side: int = 128) -> list[Work]:
-  """Of everything that a program does in a step.
+  """Lists the work of a step, instruction by instruction, without collectives.
 
   Args:
     text: `compiled.as_text()`.
-    side: of the chip's matrix tiles.
+    side: side of the chip's matrix tiles, in elements.
   """
   program, origin = instructions.parse(text), origins.Origins(text)
   return [dataclasses.replace(item, origin=origin.of(int(item.origin or 0)))
@@ -80,7 +81,7 @@ def work(text: str, side: int = 128) -> list[Work]:
 
 def _run(program: instructions.Program, name: str, count: int,
          side: int) -> Iterator[Work]:
-  """Of one computation and those that it calls; of branches the dearest."""
+  """Work of a computation and of those it calls; of branches the dearest."""
   inside = program.computations.get(name, {})
   shapes = {one.name: one.shape for one in inside.values()}
   for one in inside.values():
@@ -122,7 +123,7 @@ def _of(program, one: instructions.Instruction, shapes: Mapping[str, str],
 
 
 def _products(program, one, shapes) -> Iterator[matrix.Product]:
-  """Of an instruction and, for a fusion, of what is in it."""
+  """Yields the products of an instruction and, for a fusion, of those in it."""
   found = matrix.product(one, shapes)
   if found:
     yield found

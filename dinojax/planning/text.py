@@ -7,11 +7,11 @@ _BOUNDS = {'no_overlap': 'without overlap', 'full_overlap': 'full overlap',
 
 
 def table(found: Mapping, explain: bool = False) -> str:
-  """What `plan.compiled` found.
+  """Formats the numbers of `plan.compiled` as lines of text.
 
   Args:
-    found: see there.
-    explain: also where the time goes.
+    found: numbers that `plan.compiled` returned.
+    explain: adds where the time goes.
   """
   lines = [*_program(found), *_memory(found), *_flops(found)]
   for name, entry in found['collectives'].items():

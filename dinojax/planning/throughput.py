@@ -56,7 +56,7 @@ def input_rate(batches: Iterator[dict], seconds: float) -> float:
   Args:
     batches: fresh from the pipeline; closed afterwards. Small ones give
       the same rate sooner.
-    seconds: length of the measurement, about.
+    seconds: approximate length of the measurement.
   """
   times, images = [], 0
   with contextlib.closing(batches):

@@ -1,8 +1,8 @@
 """Bytes that an instruction of a compiled program moves to and from a memory.
 
-Operands and results that lie there, each with its tiles filled up. Of what is
-only sliced, the slice is read; of what is updated in place, the update is
-written. What stays inside a fusion moves nothing.
+Counts operands and results that lie there, with tiles filled up: only the
+slice of an array that is sliced, only the update of one that is updated in
+place, and nothing that stays inside a fusion.
 """
 
 from collections.abc import Mapping
@@ -19,12 +19,12 @@ _SAME = ('bitcast', 'get-tuple-element')
 def moved_bytes(program: instructions.Program,
                 one: instructions.Instruction, shapes: Mapping[str, str],
                 space: int = layouts.HBM) -> float:
-  """Of one instruction, run once.
+  """Bytes that one run of an instruction moves to and from a memory.
 
   Args:
-    program: that it is part of.
-    one: any but those that run other computations, fusions aside.
-    shapes: of its operands, by name; unknown ones count nothing.
+    program: program that the instruction is part of.
+    one: any instruction but those that run other computations; fusions may.
+    shapes: shapes of its operands by name; unknown ones count nothing.
     space: the memory, see layouts.
   """
   if one.opcode == 'copy-start':  # (to, from, a context)
@@ -51,7 +51,7 @@ def _padded(shape: str) -> float:
 
 
 def _started(one, shapes, space: int) -> float:
-  """Of an asynchronous slice: what arrives, at both ends."""
+  """Bytes of an asynchronous slice, at each end that lies in the memory."""
   places = layouts.arrays(one.shape)
   size = min((x.padded_bytes for x in places if x.elements > 1), default=0.0)
   ends = [_lying(shapes.get(name, ''), space) > 0
@@ -61,7 +61,7 @@ def _started(one, shapes, space: int) -> float:
 
 
 def _read(program, one, place: int) -> float:
-  """At most so much of an operand is read by an instruction."""
+  """The most bytes that an instruction reads of an operand."""
   if one.opcode in _SLICES:
     return _padded(one.shape) if place == 0 else float('inf')
   if one.opcode in _UPDATES:
@@ -76,7 +76,7 @@ def _read(program, one, place: int) -> float:
 
 
 def _read_inside(program, inside, name: str) -> float:
-  """What a fusion's instructions read of one of its values."""
+  """The most bytes that a fusion's instructions read of one of its values."""
   total = 0.0
   if inside[name].root:
     return float('inf')
@@ -92,7 +92,7 @@ def _read_inside(program, inside, name: str) -> float:
 
 
 def _written(program, one, shapes) -> list[float]:
-  """At most so much of each result is written."""
+  """The most bytes that an instruction writes of each result."""
   if one.opcode in _UPDATES:
     update = one.operands[_UPDATES[one.opcode]]
     return [_padded(shapes.get(update, ''))]

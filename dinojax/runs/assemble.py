@@ -72,12 +72,23 @@ def train(config: Any, workdir: str) -> loop.Result:
   settings = settings_lib.read(config)
   folder = open_workdir(workdir, settings)
   with contextlib.ExitStack() as stack:
-    return _train(config, settings, folder, stack)
+    job, has_results = _job(config, settings, folder, stack)
+    if has_results:
+      return results.tell_ended(loop.ended(job), folder)
+    result = loop.run(job)
+    if result.finished and processes.is_first():
+      with workdir_lib.writable(folder):
+        results.write(folder, result)
+      results.tell_finished(result, settings, folder)
+  return result
 
 
-def _train(config: Any, settings: settings_lib.Settings, folder: epath.Path,
-           stack: contextlib.ExitStack) -> loop.Result:
-  """`train`, in a workdir that is open; the stack ends what is held."""
+def _job(config: Any, settings: settings_lib.Settings, folder: epath.Path,
+         stack: contextlib.ExitStack) -> tuple[loop.Job, bool]:
+  """Makes the job of the loop, and tells whether its results are there already.
+
+  The stack releases the workdir, the mesh and weights on the host at its end.
+  """
   settings, pins = pinned(settings, folder)
   training = [(sources.open_training(spec), weight)
               for spec, weight in settings.data.mixture]
@@ -96,45 +107,38 @@ def _train(config: Any, settings: settings_lib.Settings, folder: epath.Path,
             if (folder / models_lib.CONFIG).exists() else settings)
   holder = _hold(folder, total, max(every, steps(before.checkpoint.every)),
                  stack)
-  with mesh_lib.activate(mesh):
-    teacher = models_lib.read_frozen_teacher(settings)
-    method = method_lib.build(
-        settings, mesh, epoch_steps, teacher and teacher.config)
-    given = initial_weights.InitialWeights(method, mesh, teacher)
-    stack.callback(given.release)
-    del teacher  # the host's copy goes when it is on the devices
-    saved = checkpoint.Checkpoints(folder)
-    _check_students(saved, settings, folder)
-    if (saved.latest() or 0) < method_lib.total_steps(settings, epoch_steps):
-      _check_memory(method, mesh)
-    given.check(saved.latest())
-    data = identity.Data([source for source, _ in training + homogeneous])
-    if saved.latest() is not None:
-      _check_data(folder, data, settings)
-    evaluator = online.make(method, mesh, given.fill, folder)
-    if holder:
-      write_workdir(folder, config, pins)
-      keep_data(folder, data)
-      describe(method, mesh, num_images, epoch_steps)
-      _check_shared_memory(settings)
-    job = loop.Job(
-        trainable=pretraining.Pretraining(
-            method, mesh, given, total_steps=total),
-        mesh=mesh, workdir=folder, total_steps=total, checkpoint_steps=every,
-        archive_steps=steps(settings.checkpoint.archive_every),
-        evaluation_steps=steps(settings.knn.every), evaluate=evaluator,
-        batches=lambda step: batches(
-            settings, training, homogeneous, step, method.gram_start),
-        is_lost=holder.is_lost if holder else lambda: False,
-        **_options(settings))
-    if not holder:
-      return results.tell_ended(loop.ended(job), folder)
-    result = loop.run(job)
-    if result.finished and processes.is_first():
-      with workdir_lib.writable(folder):
-        results.write(folder, result)
-      results.tell_finished(result, settings, folder)
-  return result
+  stack.enter_context(mesh_lib.activate(mesh))
+  teacher = models_lib.read_frozen_teacher(settings)
+  method = method_lib.build(
+      settings, mesh, epoch_steps, teacher and teacher.config)
+  given = initial_weights.InitialWeights(method, mesh, teacher)
+  stack.callback(given.release)
+  del teacher  # the host's copy goes when it is on the devices
+  saved = checkpoint.Checkpoints(folder)
+  _check_students(saved, settings, folder)
+  if (saved.latest() or 0) < method_lib.total_steps(settings, epoch_steps):
+    _check_memory(method, mesh)
+  given.check(saved.latest())
+  data = identity.Data([source for source, _ in training + homogeneous])
+  if saved.latest() is not None:
+    _check_data(folder, data, settings)
+  evaluator = online.make(method, mesh, given.fill, folder)
+  if holder:
+    write_workdir(folder, config, pins)
+    keep_data(folder, data)
+    describe(method, mesh, num_images, epoch_steps)
+    _check_shared_memory(settings)
+  job = loop.Job(
+      trainable=pretraining.Pretraining(
+          method, mesh, given, total_steps=total),
+      mesh=mesh, workdir=folder, total_steps=total, checkpoint_steps=every,
+      archive_steps=steps(settings.checkpoint.archive_every),
+      evaluation_steps=steps(settings.knn.every), evaluate=evaluator,
+      batches=lambda step: batches(
+          settings, training, homogeneous, step, method.gram_start),
+      is_lost=holder.is_lost if holder else lambda: False,
+      **_options(settings))
+  return job, holder is None
 
 
 def _options(settings: settings_lib.Settings) -> dict[str, Any]:
@@ -152,7 +156,7 @@ def _options(settings: settings_lib.Settings) -> dict[str, Any]:
 
 
 def log_options(settings: settings_lib.Settings) -> report.Options:
-  """What a run logs, and when it stops by what it reads."""
+  """Options of the log: what is written, and which failures stop the run."""
   return report.Options(
       batch_size=settings.train.batch_size,
       every_steps=settings.log.every_steps,
@@ -197,7 +201,7 @@ def _check_shared_memory(settings: settings_lib.Settings):
 
 def _check_data(folder: epath.Path, data: identity.Data,
                 settings: settings_lib.Settings):
-  """Whether a run that is continued has the data that it began with."""
+  """Checks that a resumed run has the data that it began with."""
   note = identity.check(
       folder, data, accept=settings.data.accept_changes,
       same=processes.of_first)
@@ -213,7 +217,7 @@ def keep_data(folder: epath.Path, data: identity.Data):
 
 
 def _check_memory(method: method_lib.Method, mesh: jax.sharding.Mesh):
-  """Whether the step will fit; said, or refused, before it is compiled."""
+  """Warns or raises before compiling a step that may not fit."""
   if not method.settings.train.check_memory:
     return
   free = hardware.available_gib(mesh.local_devices[0])
@@ -223,7 +227,7 @@ def _check_memory(method: method_lib.Method, mesh: jax.sharding.Mesh):
 
 def _check_students(saved: checkpoint.Checkpoints,
                     settings: settings_lib.Settings, folder: epath.Path):
-  """Whether a run that is continued has any of the students."""
+  """Checks that a resumed run has at least one student of this config."""
   if saved.latest() is None or not settings.students:
     return
   try:
@@ -286,7 +290,7 @@ def open_workdir(workdir: str, settings: settings_lib.Settings) -> epath.Path:
 
 def changes(old: settings_lib.Settings,
              new: settings_lib.Settings) -> list[str]:
-  """What differs and changes the result; students may come and go."""
+  """Lists differences that change the result; students may come and go."""
   both = old.students.keys() & new.students.keys()
   flat = [config_lib.flatten(s, results_only=True) | {
       f'students.{name}.{key}': value for name in both
@@ -352,7 +356,7 @@ def write_workdir(folder: epath.Path, config: Any,
 
 
 def versions() -> dict[str, str]:
-  """Of dinojax and of what decides its numbers."""
+  """Versions of dinojax and of the packages that decide its numbers."""
   return {'dinojax': __version__} | {name: _version(name) for name in _PACKAGES}
 
 

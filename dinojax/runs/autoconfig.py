@@ -44,8 +44,8 @@ def config_for(data: str, validation: str | None, model: str | None,
   Args:
     data: folder of images, or a source such as tfds:NAME/SPLIT.
     validation: the same, labelled; None: found below `data`, or held out.
-    model: such as 'vits14'; None: chosen.
-    workdir: of the run; its config.py is written here if it is missing.
+    model: name such as 'vits14'; None: chosen.
+    workdir: folder of the run; config.py is written to it if it is missing.
     say: gets every choice with its reason.
 
   Returns:
@@ -74,7 +74,7 @@ def config_for(data: str, validation: str | None, model: str | None,
 
 
 def _check_asked(text: str, asked: str, path: epath.Path):
-  """Whether a config was made for the same flags."""
+  """Checks that a config was made for the same flags."""
   before = re.search(r'^# Chosen for (.*)$', text, re.MULTILINE)
   if before and before.group(1) != asked:
     raise errors.UserError(
@@ -208,9 +208,9 @@ def written(facts: choices.Facts, asked: str, workdir: str
   """The text of a config, and what was chosen with its reason, in lines.
 
   Args:
-    facts: what the choices follow from.
+    facts: facts that the choices follow from.
     asked: the flags, in words; kept in the file.
-    workdir: of the run.
+    workdir: folder of the run.
 
   Raises:
     UserError: the model does not fit the device.

@@ -123,11 +123,11 @@ def copy(name: str, out: str | None) -> str:
 
 
 def load(text: str, flag: str = 'config') -> config_dict.ConfigDict:
-  """What get_config of a config returns.
+  """Runs the file of a config and returns the result of its get_config.
 
   Args:
     text: name or path, with `:WORDS` or without.
-    flag: 'config' or 'recipe', which it was given to.
+    flag: flag that it was given to, 'config' or 'recipe'.
 
   Raises:
     UserError: no such file, or it ends in an error, with its line.

@@ -29,20 +29,20 @@ _MODEL = re.compile(r'vit(ti|s|b|l)(4|8|14|16)')
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-  """What the choices follow from.
+  """Facts about images and machine that the choices follow from.
 
   Attributes:
     train: source of the training images.
     validation: source of labelled images, or None.
     whence: where the two come from, in words.
-    num_images: to train on.
-    num_classes: 0 without labels.
+    num_images: number of images to train on.
+    num_classes: number of classes, 0 without labels.
     short_px: short side of the image in the middle.
     platform: 'cpu', 'gpu' or 'tpu'.
-    num_devices: of all processes.
-    num_cores: of this machine.
-    free_gib: of a device.
-    flops: a second, of matrix products of one device.
+    num_devices: number of devices of all processes.
+    num_cores: number of CPU cores that this process may use.
+    free_gib: free memory of a device in GiB.
+    flops: FLOPs a second of matrix products on one device.
     model: a name such as 'vits14', or None.
   """
 

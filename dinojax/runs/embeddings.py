@@ -88,7 +88,7 @@ def _value_range(words: Sequence[str]) -> tuple[float, ...]:
 
 def _choice(features: str, layers: int, dtype: str, resize_px: int,
             crop_px: int | None, keep_aspect: bool) -> embedding.Choice:
-  """What is stored of an image.
+  """Chooses what is stored of an image; crops by default.
 
   Raises:
     UserError: --crop_px with --keep_aspect.

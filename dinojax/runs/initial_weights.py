@@ -25,9 +25,9 @@ class InitialWeights(pretraining.InitialWeights):
     """Weights are read when they are needed.
 
     Args:
-      method: what is trained.
-      mesh: the devices.
-      teacher: that is distilled.
+      method: the method to train.
+      mesh: devices that the weights are placed on.
+      teacher: frozen teacher that is distilled; None: there is none.
     """
     self._method, self._mesh, self._teacher = method, mesh, teacher
     self._found: dict[str, tuple[tree.Tree, tree.Tree] | None] = {}
@@ -102,7 +102,7 @@ class InitialWeights(pretraining.InitialWeights):
     return params
 
   def _parts(self, name: str) -> tuple[tree.Tree, tree.Tree] | None:
-    """What a student and its EMA start from; None: at random."""
+    """Weights that a student and its EMA start from; None: random ones."""
     if name not in self._found:
       self._found[name] = self._read_parts(name)
     return self._found[name]
@@ -137,9 +137,9 @@ class InitialWeights(pretraining.InitialWeights):
 
 
 def _check_whole(params: tree.Tree, shapes: tree.Tree, source: str):
-  """Whether a teacher that never trains has all that it reads.
+  """Checks that a teacher that never trains has all weights that it uses.
 
-  It sees whole images, so a mask token and a norm of local crops it does not.
+  It sees whole images, so it needs no mask token and no norm of local crops.
   """
   unread = 'mask_token', 'local_cls_norm'
   missing = [name for name in tree.names(shapes)
@@ -165,11 +165,11 @@ def _read(key: str, source: str, part: str = 'ema') -> reading.Weights:
 
 def of_student(method: method_lib.Method,
           part: str = 'ema') -> tuple[dict, list[str]]:
-  """What init.source has for a student: backbone and heads; and on that.
+  """Reads a student's backbone and heads from init.source, with notes on them.
 
   Args:
-    method: of one student.
-    part: of a run: 'ema' or 'student'.
+    method: method of one student.
+    part: weights of a run that are read: 'ema' or 'student'.
 
   Raises:
     UserError: no such weights, or those of another architecture.

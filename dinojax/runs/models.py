@@ -120,10 +120,10 @@ class CheckpointName:
 
 
 def find_run(path: str) -> CheckpointName | None:
-  """What DIR, DIR/STUDENT, or either with @STEP, means; None: no run.
+  """Finds the run of DIR, DIR/STUDENT, or either with @STEP; None: no run.
 
   A folder that exists under the whole name is that folder; '@' is looked for
-  only then.
+  only where there is none.
 
   Raises:
     UserError: what follows '@' is no step.
@@ -213,8 +213,9 @@ def read_run(run: CheckpointName, part: str = 'ema') -> reading.Weights:
 
 
 def _info(saved: checkpoint.Checkpoints, step: int | None) -> dict:
-  """What was saved beside a step, or beside another where that is damaged."""
-  for one in (step or saved.latest(), *reversed(saved.steps())):
+  """Reads the info of a step, or of another step where that is damaged."""
+  last = saved.latest() if step is None else step
+  for one in (last, *reversed(saved.steps())):
     try:
       return saved.info(one)
     except checkpoint.Damaged:
@@ -246,10 +247,10 @@ class FrozenTeacher:
 
 def check_colours(weights: reading.Weights, settings: settings_lib.Settings,
                   source: str):
-  """Whether weights see images normalised as they were trained.
+  """Checks that images are normalised as those the weights were trained on.
 
   Raises:
-    UserError: they do not, with the values to set.
+    UserError: they are not; the message has the values to set.
   """
   a = settings.augment
   if not all(np.allclose(*pair, atol=1e-3) for pair in (
@@ -262,7 +263,7 @@ def check_colours(weights: reading.Weights, settings: settings_lib.Settings,
 
 def read_frozen_teacher(
     settings: settings_lib.Settings) -> FrozenTeacher | None:
-  """What distillation.source names; None: the EMA teaches.
+  """Reads the teacher of distillation.source; None: the EMA teaches.
 
   Raises:
     UserError: nothing there, or not what distillation.model says.

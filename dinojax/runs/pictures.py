@@ -110,11 +110,11 @@ def contact_sheet(batch: dict, mean: Sequence[float], std: Sequence[float],
   """The first samples of a training batch as the student sees them.
 
   Args:
-    batch: global [b, v, y, x, c], local likewise or absent, normalised;
-      mask [b, v, p] or absent: masked patches are shown grey.
-    mean: of the normalisation.
-    std: of the normalisation.
-    count: samples.
+    batch: global and, if any, local: normalised crops [b, v, y, x, c]; mask,
+      if any: [b, v, p], masked patches are shown grey.
+    mean: means that the crops were normalised with.
+    std: standard deviations that the crops were normalised with.
+    count: number of samples.
   """
   def pixels(crops):
     return np.round(np.clip(

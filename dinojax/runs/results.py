@@ -1,4 +1,4 @@
-"""What a run came to: results.json, and the last words to its user."""
+"""Results of a run: results.json, and the last message to the user."""
 
 import json
 import shlex
@@ -15,7 +15,7 @@ from dinojax.train import settings as settings_lib
 
 
 def write(folder: epath.Path, result: loop.Result):
-  """results.json: what the run came to."""
+  """Writes results.json: k-NN accuracies, steps, seconds and date."""
   knn = {name.replace('knn/', ''): round(value, 3)
          for name, value in result.evaluation.items() if 'knn/' in name}
   atomic.write_text(folder / workdir_lib.RESULTS, json.dumps(

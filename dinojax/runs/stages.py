@@ -40,12 +40,12 @@ class Stage:
   """One run of a recipe.
 
   Attributes:
-    name: of the stage.
+    name: name of the stage.
     folder: its workdir.
     config: nested dict, with the paths of other stages.
     settings: the same, checked.
-    sources: what it starts from, as the recipe says it, by key.
-    ended: whether it had, when the program began.
+    sources: sources of weights by key, as the recipe writes them.
+    ended: True if it had ended when the program began.
     begun: step of its last checkpoint then; None: there was none.
   """
 
@@ -102,7 +102,7 @@ def _train(stage: Stage) -> tuple[bool, bool]:
   """Trains or resumes one; nothing of it stays on the devices.
 
   Returns:
-    Whether it has ended, and whether a signal asks to stop.
+    Two bools: whether it has ended, and whether a signal asks to stop.
   """
   _say(f'stage {stage.name}: {stage.folder}')
   try:
@@ -150,7 +150,7 @@ def read(recipe: Any, workdir: str) -> list[Stage]:
 
 
 def _has_ended(folder: epath.Path, settings: settings_lib.Settings) -> bool:
-  """Whether a run of all these students has written its results."""
+  """Tells whether a run of all these students has written its results."""
   if workdir_lib.results(folder) is None:
     return False
   old = models_lib.read_workdir(str(folder))
@@ -158,7 +158,7 @@ def _has_ended(folder: epath.Path, settings: settings_lib.Settings) -> bool:
 
 
 def _last_step(folder: epath.Path) -> int | None:
-  """Of the last complete checkpoint; the others have longer names."""
+  """Step of the last complete checkpoint; others have longer names."""
   place = folder / checkpoint.FOLDER
   steps = [int(p.name) for p in place.iterdir() if p.name.isdecimal()
            ] if place.exists() else []
@@ -202,7 +202,7 @@ def _named(source: str) -> str:
 
 def _misdirected(recipe: Mapping, earlier: Sequence[str], key: str,
                  source: str) -> Iterator[str]:
-  """What is wrong with a source that names a stage."""
+  """Yields what is wrong with a source that names a stage."""
   if not source.startswith(PREFIX):
     return
   name, _, student = _named(source).partition('/')
@@ -245,11 +245,11 @@ def _with_paths(config: Mapping, root: str) -> dict:
 
 
 def _check_here(stages: Sequence[Stage], chosen: Sequence[Stage]):
-  """Whether devices and images fit what is to run, and folders every stage.
+  """Checks devices and images of what is to run, and the folders of all stages.
 
   Raises:
-    UserError: a batch or mesh that does not, images that are not there, or
-      another config ran there.
+    UserError: a batch or mesh does not fit the devices, images are missing, or
+      a folder holds a run of another config.
   """
   problems, opened = [], set()
   for stage in stages:
@@ -358,7 +358,7 @@ def _summarize(root: epath.Path, stages: Sequence[Stage]):
 
 
 def _by_student(knn: Mapping[str, float]) -> dict[str, str]:
-  """What is in names such as 'vits16/trained', or 'trained' of one alone."""
+  """Groups values named 'vits16/trained' (alone: 'trained') by student."""
   out: dict[str, list] = {}
   for name, value in knn.items():
     student, _, kind = name.rpartition('/')

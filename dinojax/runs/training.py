@@ -15,7 +15,7 @@ from dinojax.runs import stages
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-  """Request to train; exactly one of config, recipe and data is given.
+  """Request to train: exactly one of config, recipe and data is given.
 
   Attributes:
     workdir: folder of the run, local or gs://.

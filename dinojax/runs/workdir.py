@@ -1,4 +1,4 @@
-"""What a workdir tells of its run: whether it has ended, and is whole."""
+"""State of a run by its workdir: whether it has ended, and is whole."""
 
 from collections.abc import Iterator
 import contextlib
@@ -28,7 +28,7 @@ def writable(folder: epath.PathLike) -> Iterator[None]:
 
 
 def results(folder: epath.Path) -> dict | None:
-  """What results.json says; None: there is none that can be read."""
+  """Reads results.json; None: there is none that can be read."""
   path = folder / RESULTS
   if not path.exists():
     return None
@@ -42,22 +42,22 @@ def results(folder: epath.Path) -> dict | None:
 
 
 def has_ended(folder: epath.Path, latest: int | None, total: int) -> bool:
-  """Whether a run has its results; the first process looks."""
+  """Tells whether a run has all steps and results; the first process looks."""
   found = results(folder) if processes.is_first() else None
   ended = bool(found) and found['steps'] == latest == total
   return json.loads(processes.of_first(json.dumps(ended)))
 
 
 def check(folder: epath.Path, latest: int | None, every: int):
-  """Whether the log and results are of these checkpoints, or of lost ones.
+  """Checks that the log and results do not tell of lost checkpoints.
 
   A run that is killed has logged up to two intervals more than its last
   complete checkpoint: one is being written while the next is made.
 
   Args:
     folder: the workdir.
-    latest: step of its last checkpoint.
-    every: steps between checkpoints, the most of this start and the last.
+    latest: step of its last checkpoint; None: there is none.
+    every: steps between checkpoints, the larger of this start and the last.
 
   Raises:
     UserError: they tell of steps that no checkpoint has.
@@ -80,11 +80,11 @@ def check(folder: epath.Path, latest: int | None, every: int):
 
 
 def _has_damaged(folder: epath.Path) -> bool:
-  """Whether a checkpoint was set aside, so that the log may be ahead."""
+  """Tells whether a checkpoint was set aside, so that the log may be ahead."""
   return (folder / checkpoint.DAMAGED).exists()
 
 
 def last_step(folder: epath.Path) -> int:
-  """Of the log; 0: there is none."""
+  """Last step in the log; 0: there is none."""
   return max((row['step'] for row in log.rows(folder / LOG)
               if isinstance(row.get('step'), int)), default=0)

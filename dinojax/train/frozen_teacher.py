@@ -24,13 +24,13 @@ def from_settings(s: settings_lib.Settings) -> network.NetworkConfig | None:
     return None
   if d.model is None:
     raise errors.UserError(
-        f'what distillation.source={d.source} is has to be read from it: to '
+        f'the teacher of distillation.source={d.source} has to be read: to '
         'plan without it, set distillation.model, distillation.dino and '
         'distillation.ibot')
-  make = (zoo.vit_config if d.model in zoo.names() else zoo.convnext_config)
   head = lambda name: heads.HeadConfig(
       getattr(s, name).num_prototypes, **dataclasses.asdict(getattr(d, name)))
-  return network.NetworkConfig(make(d.model), head('dino'), head('ibot'))
+  return network.NetworkConfig(
+      zoo.config(d.model), head('dino'), head('ibot'))
 
 
 def fitted(config: network.NetworkConfig, s: settings_lib.Settings
@@ -73,10 +73,10 @@ def _check_head(name: str, section: prototypes.PrototypeLoss,
 
 def check(config: network.NetworkConfig, read: network.NetworkConfig,
           s: settings_lib.Settings, source: str):
-  """Whether weights are those that distillation.model promised.
+  """Checks that weights are those that distillation.model promised.
 
   Raises:
-    UserError: with both values.
+    UserError: every size that differs, with both values.
   """
   wrong, pairs = [], [('model', config.backbone, read.backbone)]
   pairs += [(name, getattr(config, f'{name}_head'),

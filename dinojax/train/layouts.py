@@ -57,8 +57,8 @@ def of(info: Mapping[str, Any], distils: bool) -> items.Layout:
   """The layout of a checkpoint.
 
   Args:
-    info: saved beside it.
-    distils: whether its run has a frozen teacher.
+    info: facts saved beside it.
+    distils: True if its run has a frozen teacher.
   """
   if 'layout' in info or 'students' in info:
     return items.Current(state_lib.STUDENTS)
@@ -67,13 +67,13 @@ def of(info: Mapping[str, Any], distils: bool) -> items.Layout:
 
 def item(info: Mapping[str, Any], part: str, student: str,
          distils: bool) -> str:
-  """The name of an item.
+  """The name of the item that holds a part of a student.
 
   Args:
-    info: saved beside the checkpoint.
+    info: facts saved beside the checkpoint.
     part: 'student', 'ema' or 'opt'.
-    student: whose.
-    distils: whether the run has a frozen teacher.
+    student: name of the student.
+    distils: True if the run has a frozen teacher.
   """
   layout = of(info, distils)
   if isinstance(layout, First):

@@ -1,4 +1,4 @@
-"""What is trained: networks, schedules, loss terms. The step only runs it.
+"""Methods: the networks, schedules and loss terms that a step runs.
 
 Pretraining of either generation is a value of `Method`; later stages add
 entries to its targets and terms, never another step.
@@ -15,6 +15,7 @@ from dinojax.augment import photometric
 from dinojax.core import errors
 from dinojax.engine import optimizer
 from dinojax.engine import schedules
+from dinojax.models import families
 from dinojax.models import network
 from dinojax.models import randomness
 from dinojax.parallel import mesh as mesh_lib
@@ -35,18 +36,18 @@ class Method:
     settings: the checked config, platform choices resolved.
     student: network with stochastic depth and RoPE augmentation; None: there
       are several.
-    teacher: what makes the targets: the same network without them, or a
-      larger one.
+    teacher: network that makes the targets: the student's without these, or a
+      frozen one.
     schedules: named functions of the step.
     optimizer: how gradients move the student's parameters; None: there are
       several.
-    factors: of every parameter's rates; None: there are several.
-    has_frozen_teacher: whether the teacher is given and stays as it is; then
+    factors: factors of every parameter's rates; None: there are several.
+    has_frozen_teacher: True if the teacher is given and stays as it is; then
       the student's EMA is kept beside it.
     gram: the backbone of the Gram teacher, if it has one of its own.
     gram_start: the first step with Gram anchoring.
-    gram_refresh: when that is renewed, or None for never.
-    students: by name, when several learn from one frozen teacher.
+    gram_refresh: when the Gram teacher is renewed; None: never.
+    students: methods by name, when several learn from one frozen teacher.
   """
 
   settings: settings_lib.Settings
@@ -67,7 +68,7 @@ class Method:
     return self.students or {sections.ALONE: self}
 
   def draw(self, key: jax.Array, num_groups: int) -> randomness.Draws:
-    """What the student draws in one step."""
+    """Kept rows and RoPE factors that the student draws in one step."""
     s = self.settings
     group = s.train.group_images
     rows = {'global': group * s.crops.num_global}
@@ -128,8 +129,8 @@ def build(settings: settings_lib.Settings, mesh: jax.sharding.Mesh,
     settings: from `settings.read`.
     mesh: decides 'auto' values by its platform.
     epoch_steps: steps of one epoch, for durations given in epochs.
-    frozen_teacher: what is distilled; None: what distillation.model says, or
-      else the EMA of the student teaches.
+    frozen_teacher: network that is distilled; None: that of
+      distillation.model, or else the EMA of the student teaches.
 
   Raises:
     UserError: teacher and student do not fit each other.
@@ -168,7 +169,7 @@ def _one(settings: settings_lib.Settings, mesh: jax.sharding.Mesh,
   student = make(config)
   gram = None
   if settings.gram.has_backbone:
-    gram = network.functional(network.make_backbone, quiet, mesh)
+    gram = network.functional(families.make, quiet, mesh)
   return Method(
       settings=settings, student=student,
       teacher=frozen or make(dataclasses.replace(config, backbone=quiet)),

@@ -38,7 +38,7 @@ def target_metrics(targets: jax.Array) -> dict[str, jax.Array]:
 
 
 def mean_entropy(targets: jax.Array) -> jax.Array:
-  """Of distributions [..., k], nats."""
+  """Mean entropy of distributions [..., k], in nats."""
   return -jnp.sum(targets * jnp.log(targets + 1e-20), axis=-1).mean()
 
 

@@ -28,9 +28,9 @@ class Factors:
   """Factors of every parameter, trees like the parameters, of numbers.
 
   Attributes:
-    lr: of the learning rate.
-    weight_decay: of the weight decay.
-    last_layer: whether it is the last layer of a head, whose rate waits.
+    lr: factors of the learning rate.
+    weight_decay: factors of the weight decay.
+    last_layer: True for the last layer of a head, whose learning rate waits.
   """
 
   lr: Tree

@@ -51,13 +51,13 @@ class Pretraining:
   def __init__(self, method: method_lib.Method, mesh: jax.sharding.Mesh,
                weights: InitialWeights | None = None, *,
                total_steps: int | None = None):
-    """Makes it; nothing is computed.
+    """Keeps the arguments; nothing is computed.
 
     Args:
-      method: what is trained.
-      mesh: the active one.
-      weights: given ones.
-      total_steps: of the run, for its errors.
+      method: networks, schedules and settings.
+      mesh: active mesh.
+      weights: weights that the run is given; None: random ones.
+      total_steps: length of the run, after which no student may begin.
     """
     self.method, self.mesh = method, mesh
     self._weights, self._total = weights or InitialWeights(), total_steps
@@ -74,7 +74,7 @@ class Pretraining:
             and self.mesh == other.mesh)
 
   def of(self, variant: variants_lib.Variant) -> method_lib.Method:
-    """What is trained in a variant; the same object at every call."""
+    """The method of a variant; the same object at every call."""
     if variant not in self._methods:
       self._methods[variant] = variants_lib.method_of(self.method, variant)
     return self._methods[variant]

@@ -1,4 +1,4 @@
-"""What helps when pretraining cannot go on: the words of engine.rescue."""
+"""Advice to engine.rescue when pretraining cannot go on."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -22,8 +22,8 @@ class Advice:
   """See engine.rescue.Advice.
 
   Attributes:
-    settings: of the run.
-    rows: of a batch that this process makes.
+    settings: settings of the run.
+    rows: number of rows of a batch that this process makes.
   """
 
   settings: settings_lib.Settings
@@ -41,12 +41,12 @@ class Advice:
 
 def batches(error: OSError | RuntimeError, settings: settings_lib.Settings,
             rows: int) -> errors.UserError | None:
-  """An error of the input pipeline; None: not known, a fault of ours.
+  """Words for an error of the input pipeline; None: unknown, a fault of ours.
 
   Args:
-    error: as the pipeline raises it.
-    settings: of the run.
-    rows: of a batch that this process makes.
+    error: error as the pipeline raises it.
+    settings: settings of the run.
+    rows: number of rows of a batch that this process makes.
   """
   count = settings.data.num_workers
   died = re.search(r'exit code (-?\d+)', str(error))
@@ -72,14 +72,14 @@ def nonfinite(error: report.NonFinite, workdir: epath.Path,
               settings: settings_lib.Settings) -> errors.UserError:
   """The words of a stop for gradients that are not finite: a way on.
 
-  The weights before the first bad step made it bad, so that they are no
-  start; those of a checkpoint whose next step was finite are.
+  The weights before the first bad step made it bad, so the way on starts from
+  a checkpoint whose next step was finite.
 
   Args:
-    error: what was seen.
-    workdir: of the run.
-    steps: its checkpoints.
-    settings: of the run.
+    error: the stop, with its first bad step.
+    workdir: workdir of the run.
+    steps: steps of its checkpoints.
+    settings: settings of the run.
   """
   good = max((s for s in steps if s <= error.first - 2), default=None)
   lines = [f'{error}. The same command comes to the same step again.']

@@ -10,8 +10,7 @@ from dinojax.core import config as config_lib
 from dinojax.core import fields
 from dinojax.data import crops
 from dinojax.data import masking
-from dinojax.models import convnext
-from dinojax.models import vit
+from dinojax.models import families
 from dinojax.train.objectives import dino
 from dinojax.train.objectives import gram as gram_lib
 from dinojax.train.objectives import ibot
@@ -95,7 +94,7 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True)
 class Schedules:
-  """What changes over training; `style` decides endpoints (see schedules)."""
+  """Values that change over training; `style` sets endpoints, see schedules."""
 
   lr: Curve  # Learning rate, before lr_rule.
   weight_decay: Curve  # Weight decay of AdamW.
@@ -110,7 +109,7 @@ class Schedules:
   # batch/1024, four times that, batch/256, or not.
   lr_rule: Literal['none', 'sqrt_1024', 'sqrt_1024_x4',
                    'linear_256'] = 'sqrt_1024'
-  # Whose curves: DINOv2's, or DINOv3's, which may stay constant and wait.
+  # Form of the curves: DINOv2's, or DINOv3's, whose cosines may end early.
   style: Literal['v2', 'v3'] = 'v2'
   # Part by which cosines of style v2 are longer than training, and cut there.
   trunc_extra: fields.NonNegative = 0.0
@@ -145,10 +144,10 @@ class Train:
 
 @dataclasses.dataclass(frozen=True)
 class Init:
-  """What the weights of a new run start from; without `source`, random ones.
+  """Weights that a new run starts from; without `source`, random ones.
 
   The teacher starts from the same. Heads that the source lacks, or whose
-  sizes differ, are random: they want a backbone that waits for them.
+  sizes differ, are random: freeze_backbone lets them learn first.
   """
 
   # Weights to start from: a run's workdir, or what dinojax.load takes; None:
@@ -192,7 +191,7 @@ class Distillation:
 
   @property
   def is_on(self) -> bool:
-    """Whether another network than the EMA teaches."""
+    """True if a frozen network teaches in place of the EMA."""
     return self.source is not None or self.model is not None
 
 
@@ -247,7 +246,7 @@ class Knn:
 class Settings:
   """A whole config; a section that is an `Objective` is a term of the loss."""
 
-  model: vit.ViTConfig | convnext.ConvNeXtConfig  # Backbone that is trained.
+  model: families.Config  # Backbone that is trained.
   data: Data  # Where images come from.
   crops: crops.Crops  # Crops that are cut out of an image.
   masks: masking.Masks  # Patches that the student does not see.
@@ -310,7 +309,7 @@ class Settings:
 
   @property
   def chosen(self) -> masking.Masks | None:
-    """Which patches iBOT predicts, of the masks if they hide any."""
+    """Masks of the patches that iBOT predicts; None: it is off."""
     if not self.ibot.is_on:
       return None
     if self.distillation.is_on and self.distillation.patches == 'all':

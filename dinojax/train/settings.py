@@ -94,10 +94,10 @@ def largest_divisor(number: int, most: int) -> int:
 
 
 def check_devices(settings: Settings, num_devices: int):
-  """Whether batch and groups fit the devices.
+  """Checks that batch and groups fit the devices.
 
   Raises:
-    UserError: with the batch size or device count that would work.
+    UserError: they do not; it says what would.
 
   Warns when stochastic depth rounds the kept fraction of a group by more
   than 0.05.
@@ -127,7 +127,7 @@ def check_devices(settings: Settings, num_devices: int):
 
 
 def _check_share(settings: Settings, name: str, groups: int):
-  """Whether the groups of a device can be divided as a student's share says."""
+  """Checks that train.share is a whole number of a device's groups."""
   share = settings.train.share
   take, of = fraction(share)
   if groups % of or not take or abs(take / of - share) > 1e-3:
@@ -138,7 +138,7 @@ def _check_share(settings: Settings, name: str, groups: int):
 
 
 def _check_together(settings: Settings, rows: int):
-  """Whether images that belong together fit what a device takes at a time."""
+  """Checks that micro-batches on a device hold whole groups of every term."""
   rows = round(rows * settings.train.share)
   for term in settings.objectives:
     group = term.images_together()

@@ -22,10 +22,10 @@ def init(method: method_lib.Method, key: jax.Array, *,
   """A fresh state; call under jit with `shardings` as out_shardings.
 
   Args:
-    method: what is trained.
+    method: networks, optimizer and settings.
     key: typed PRNG key; every draw of the run follows from it and the step.
-    with_teacher: whether a frozen teacher is part of it; one that is given
-      takes no memory twice.
+    with_teacher: includes a frozen teacher, if there is one; False where its
+      weights are given, so that it takes no memory twice.
 
   Returns:
     step, key, counters; students, each as `init_student` has it; frozen with
@@ -69,7 +69,7 @@ def init_student(method: method_lib.Method, name: str,
 
 
 def student_key(key: jax.Array, name: str) -> jax.Array:
-  """What a student draws from, whatever the others are; alone, all there is."""
+  """PRNG key of a student, whatever the others are; alone, the run's."""
   if name == sections.ALONE:
     return key
   return jax.random.fold_in(key, zlib.crc32(name.encode()))

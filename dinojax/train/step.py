@@ -33,7 +33,7 @@ def train_step(state: dict, batch: dict, *,
       crops;
       mask [b, v, p], mask_index and mask_weight [g, m] (see data.masking);
       bad [b]: images that were replaced.
-    method: what is trained.
+    method: networks, schedules and settings.
 
   Returns:
     The next state, and metrics: float32 scalars by name.
@@ -75,7 +75,7 @@ def differentiate(own: dict, rows: dict, targets: dict, sched: dict,
     rows: see `network_rows`.
     targets: see `make_targets`.
     sched: values of the schedules at this step.
-    method: what is trained.
+    method: method of the student.
   """
   key = jax.random.fold_in(own['key'], own['step'])
   num_groups = num_images(rows, method) // method.settings.train.group_images

@@ -24,16 +24,16 @@ def learn(state: dict, rows: dict, targets: dict, method: method_lib.Method,
 
   Args:
     state: see state.init.
-    rows: of the batch, see step.network_rows.
-    targets: of the batch, see step.make_targets.
-    method: what is trained.
+    rows: crops and masks of the batch, see step.network_rows.
+    targets: targets of the batch by term, see step.make_targets.
+    method: methods of all students.
     one: (entries of a student, rows, targets, schedules, method) to its next
       entries and its metrics.
 
   Returns:
-    The next state; metrics as NAME/metric, and of all together loss,
-    nonfinite_in_row, first_bad_leaf and skipped_steps. Of a student alone its
-    metrics without its name.
+    The next state; metrics as NAME/metric, and loss, nonfinite_in_row,
+    first_bad_leaf and skipped_steps of all together. A student that is alone
+    has its metrics without its name.
   """
   new, metrics, offset = {}, {}, 0
   total = {'loss': jnp.zeros(()), 'first_bad_leaf': jnp.full((), -1),

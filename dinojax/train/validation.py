@@ -1,4 +1,4 @@
-"""What must agree in a config, each mistake with its key, value and fix."""
+"""Checks of a whole config: every mistake with its key, value and fix."""
 
 import dataclasses
 import re
@@ -154,7 +154,7 @@ def _check_ranges(s: Settings, problems: Errors):
 
 
 def _check_losses(s: Settings, problems: Errors):
-  """What each term of a student's loss needs, and that there is one."""
+  """Checks the terms of a student's loss, and that one of them suffices."""
   terms = [getattr(s, name) for name in s.terms() if name in s.own_sections()]
   enough = [f'{x.NAME}.loss_weight' for x in terms if x.SUFFICES]
   problems.check(
@@ -173,7 +173,7 @@ def _check_losses(s: Settings, problems: Errors):
 
 
 def _check_family(s: Settings, problems: Errors):
-  """What would do nothing to this family of backbones."""
+  """Refuses options that do nothing to this family of backbones."""
   problems.check(
       s.model.hides_patches or s.distillation.is_on or not s.ibot.loss_weight,
       'a ConvNeXt has no mask token, so that iBOT has nothing to predict '
@@ -214,7 +214,7 @@ def _check_distillation(s: Settings, problems: Errors):
       'students have no teacher: set distillation.source')
   if not s.distillation.is_on:
     return
-  known = (*zoo.names(), *zoo.convnext_names())
+  known = zoo.published()
   problems.check(
       s.distillation.model is None or s.distillation.model in known,
       f'distillation.model={s.distillation.model!r} is not known: use one of '
@@ -248,7 +248,7 @@ def _check_distillation(s: Settings, problems: Errors):
 
 
 def _check_student(s: Settings, base: Settings, problems: Errors):
-  """What one of several students has of its own."""
+  """Checks the sections that one of several students has of its own."""
   for name in ('dino', 'ibot'):
     own, shared = getattr(s, name), getattr(base, name)
     problems.check(

@@ -12,7 +12,7 @@ from dinojax.train import method as method_lib
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Variant:
-  """What tells one program of a run from another."""
+  """Key of one program of a run: Gram anchoring or not, and sizes of crops."""
 
   is_anchored: bool
   size: int  # of crops.sizes
@@ -33,7 +33,7 @@ def at(method: method_lib.Method, step: int) -> Variant:
 
 
 def is_anchored(method: method_lib.Method, step: int) -> bool:
-  """Whether a step has the Gram loss."""
+  """Tells whether a step has the Gram loss."""
   return method.settings.gram.loss_weight > 0 and step >= method.gram_start
 
 
@@ -62,7 +62,7 @@ def heaviest(method: method_lib.Method) -> Variant:
 
 def method_of(method: method_lib.Method,
               variant: Variant) -> method_lib.Method:
-  """What is trained in a variant."""
+  """The method of a variant: with its crops, and its Gram loss or none."""
   if not method.settings.crops.sizes and (
       variant.is_anchored or not method.settings.gram.loss_weight):
     return method  # the same one, so that its step is traced once

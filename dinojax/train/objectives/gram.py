@@ -55,7 +55,7 @@ class Gram(objective.Objective):
 
   @property
   def has_backbone(self) -> bool:
-    """Whether a backbone of its own is part of the state."""
+    """True if the Gram teacher's own backbone is part of the state."""
     return self.is_on and self.teacher == 'frozen'
 
   def mistakes(self, settings: Any) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What a term of the loss is to the step, to checks and to planning."""
+"""Interface of a loss term to the step, to checks and to planning."""
 
 import abc
 from collections.abc import Iterator, Mapping
@@ -15,16 +15,16 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class Forward:
-  """What a forward pass gives to the terms.
+  """Inputs of the terms, from a forward pass of student or teacher.
 
   Attributes:
-    settings: of the student, or of all where the teacher looks.
+    settings: the student's; those of all students in the teacher's pass.
     schedules: values at this step by name.
     rows: crops and masks, see step.network_rows.
     out: outputs of the network, see network.Network; of the teacher's pass
       also gram_patches of a Gram teacher with a backbone of its own.
-    targets: by term, in the student's pass.
-    centers: by term, in the teacher's pass with softmax centring.
+    targets: targets by term, in the student's pass.
+    centers: centres by term, in the teacher's pass with softmax centring.
   """
 
   settings: Any
@@ -49,11 +49,11 @@ class Objective(abc.ABC):
 
   @property
   def is_on(self) -> bool:
-    """Whether the term takes part."""
+    """True if the weight of the term is above 0."""
     return self.loss_weight > 0
 
   def mistakes(self, settings: Any) -> Iterator[str]:
-    """What in the config does not agree with this section."""
+    """Yields messages on settings that do not agree with this section."""
     del settings
     yield from ()
 
@@ -62,7 +62,7 @@ class Objective(abc.ABC):
 
     Args:
       group_images: train.group_images.
-      largest: what that follows from the batch, if it were not set.
+      largest: largest divisor of a micro-batch up to train.max_group_images.
     """
     del group_images, largest
     return self
@@ -84,7 +84,7 @@ class Objective(abc.ABC):
     del settings
 
   def targets(self, taught: Forward) -> tuple[Array | None, Array | None]:
-    """What the student is compared with, and the next centre; or None."""
+    """Targets of the student, and the next centre; None: there are none."""
     del taught
     return None, None
 
