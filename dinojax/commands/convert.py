@@ -22,19 +22,20 @@ def define(values: flags.FlagValues, argv: list[str]):
   del argv
   text, number, switch = (
       f(values) for f in (call.texts, call.numbers, call.switches))
-  text('source', 'What to convert: folder:DIR for records, weights that '
-       'dinojax.load takes for import and export.')
+  text('source', 'Input: folder:DIR for records, weights that dinojax.load '
+       'takes for import and export.')
   text('out', 'Folder of the result.')
   number('images_per_shard', 'Images in a shard, about.', 10_000)
   flags.DEFINE_enum('format', 'meta', writing.FORMATS,
-                    'What an export is written as.', flag_values=values)
-  text('part', 'Which weights of a run or of a whole training: ema, student, '
+                    'Format of an export.', flag_values=values)
+  text('part', 'Weights taken of a run or of a whole training: ema, student, '
        'or the name of one of several backbones in a file.', 'ema')
   number('num_heads', 'Attention heads; needed where imported weights are of '
          'a size that was never published.', least=None)
-  number('image_px', 'Side of square images: on import, that learned positions '
-         'are resampled to; on export to onnx or stablehlo, that the program '
-         'takes (224, or less where learned positions are for less).',
+  number('image_px', 'Side of square images, in pixels: on import, the one that '
+         'learned positions are resampled to; on export to onnx or stablehlo, '
+         'the one that the program takes (224, or less where learned '
+         'positions are for less).',
          least=None)
   switch('exact_periods', 'Import RoPE periods in float32, as transformers and '
          'timm compute them, not the rounded ones of the file.')

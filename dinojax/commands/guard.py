@@ -29,7 +29,7 @@ def guarded(advice: str = AGAIN, code: int | None = None) -> Iterator[Ended]:
   not start is what `dinojax doctor` says of it.
 
   Args:
-    advice: what the user can do after a signal.
+    advice: the end of a sentence that tells what to do after a signal.
     code: exit code after a signal; None: 128 and its number.
   """
   output.install()

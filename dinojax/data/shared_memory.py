@@ -28,8 +28,10 @@ def need_gib(crops: crops_lib.Crops, num_channels: int, rows: int,
     rows: rows of a batch that this process makes.
     num_workers: processes that make them.
   """
-  row = num_channels * (crops.num_global * crops.global_px ** 2
-                        + crops.num_local * crops.local_px ** 2)
+  row = num_channels * max(
+      made.num_global * (made.global_px ** 2 + (made.gram_px or 0) ** 2)
+      + made.num_local * made.local_px ** 2
+      for made in map(crops.of_size, range(max(len(crops.sizes), 1))))
   return (rows + 2 * num_workers) * row / 2**30
 
 

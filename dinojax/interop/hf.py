@@ -15,10 +15,11 @@ from dinojax.interop import names
 from dinojax.interop import sizes
 from dinojax.interop import told
 from dinojax.models import convnext
+from dinojax.models import families
 from dinojax.models import vit
 
 State = dict[str, np.ndarray]
-Config = vit.ViTConfig | convnext.ConvNeXtConfig
+Config = families.Config
 
 POSITIONS = 'embeddings.position_embeddings'
 PREPROCESSOR = 'preprocessor_config.json'

@@ -192,7 +192,7 @@ def _check_shared_memory(settings: settings_lib.Settings):
   if not count or have is None:
     return
   need = shared_memory.need_gib(
-      settings.crops, settings.model.num_channels,
+      settings.made_crops, settings.model.num_channels,
       settings.train.batch_size // jax.process_count(), count)
   if need > have:
     output.warn('there may be too little shared memory: '
@@ -248,16 +248,12 @@ def batches(settings: settings_lib.Settings, training: list,
             homogeneous: list, step: int,
             gram_start: int = 0) -> Iterator[dict]:
   """This process's batches from `step` on, see pipeline.train_batches."""
-  sizes = tuple(
-      (*entry[:2], settings.of_size(i).gram_px, entry[3])
-      for i, entry in enumerate(settings.crops.sizes))
-  crops = dataclasses.replace(
-      settings.crops, gram_px=settings.gram_px, sizes=sizes)
   data, train = settings.data, settings.train
   plan = pipeline.Plan(
       mixed=tuple(training), homogeneous=tuple(homogeneous),
       seed=settings.seed, batch_size=train.batch_size,
-      group_images=train.group_images, crops=crops, masks=settings.chosen,
+      group_images=train.group_images, crops=settings.made_crops,
+      masks=settings.chosen,
       patch_px=settings.model.token_px, max_pixels=data.max_pixels,
       value_range=tuple(data.value_range), gram_start=gram_start)
   return pipeline.train_batches(

@@ -55,7 +55,7 @@ def batches(error: OSError | RuntimeError, settings: settings_lib.Settings,
     what = shared_memory.worker_died(int(died[1])) if died else (
         f'a worker could not hand over its rows: {error.strerror}')
     need = shared_memory.need_gib(
-        settings.crops, settings.model.num_channels, rows, count)
+        settings.made_crops, settings.model.num_channels, rows, count)
     return errors.UserError(
         f'{what}. {shared_memory.advice(need, shared_memory.free_gib())}')
   if died:

@@ -324,6 +324,14 @@ class Settings:
     return self.crops.gram_px or self.crops.global_px
 
   @property
+  def made_crops(self) -> crops.Crops:
+    """The crops that are made: those of a Gram teacher where it sees its own.
+    """
+    sizes = tuple((*entry[:2], self.of_size(i).gram_px, entry[3])
+                  for i, entry in enumerate(self.crops.sizes))
+    return dataclasses.replace(self.crops, gram_px=self.gram_px, sizes=sizes)
+
+  @property
   def each(self) -> Mapping[str, 'Settings']:
     """The students by name; one alone is ALONE."""
     return self.students or {ALONE: self}

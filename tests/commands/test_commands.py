@@ -35,21 +35,17 @@ class Tried(types.ModuleType):
     call.texts(values)('data', 'Folder of images.')
     call.texts(values)('workdir', 'Folder of the run.')
 
-  def main(self, values, words):
-    self.values = values
-    return 0
-
 
 @pytest.fixture
 def parsed(capsys):
   """The config that a command gets of words, or its exit code and messages."""
   def parse(*words):
     command = Tried('tried', 'A command that is tried.')
-    code = call.call(command, 'train', words)
+    found = call.parse(command, 'train', words)
     captured = capsys.readouterr()
-    if hasattr(command, 'values'):
-      return command.values.config
-    return code, captured.out + captured.err
+    if not isinstance(found, int):
+      return found[0].config
+    return found, captured.out + captured.err
 
   return parse
 

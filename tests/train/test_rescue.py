@@ -1,5 +1,6 @@
 """What a run says when it cannot go on."""
 
+import dataclasses
 import errno
 import os
 import signal
@@ -69,6 +70,10 @@ def test_shared_memory_is_counted_by_rows():
              + crops.num_local * crops.local_px ** 2)
   assert shared_memory.need_gib(crops, 3, 10, 2) == 14 * row / 2**30
   assert shared_memory.need_gib(crops, 1, 10, 2) == 14 * row / 3 / 2**30
+  row += 3 * crops.num_global * 100 ** 2  # the largest of sizes, with Gram's
+  several = dataclasses.replace(crops, sizes=(
+      (crops.global_px, crops.local_px, 100, 0.1), (4, 4, None, 0.9)))
+  assert shared_memory.need_gib(several, 3, 10, 2) == 14 * row / 2**30
 
 
 @pytest.mark.parametrize('need, have, parts', [

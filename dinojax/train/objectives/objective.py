@@ -40,9 +40,9 @@ class Objective(abc.ABC):
   """A term of the loss: a section of the config, and what is made of it."""
 
   NAME: ClassVar[str]  # The section, and the term in metrics.
-  # Whether each of several students has its own.
+  # True if each of several students has its own.
   PER_STUDENT: ClassVar[bool] = True
-  # Whether a student learns features by it alone.
+  # True if a student learns features by it alone.
   SUFFICES: ClassVar[bool] = False
 
   loss_weight: fields.NonNegative = 1.0  # Weight in the sum of losses; 0: off.
