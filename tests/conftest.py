@@ -35,6 +35,7 @@ from absl import flags
 import jax
 import pytest
 
+from dinojax.core import signals
 from tests import memory
 
 _CACHE = pathlib.Path(__file__).parents[1] / '.jax_cache'
@@ -59,6 +60,13 @@ def no_mesh_is_left():
   """A mesh that stays active changes what later tests compile."""
   yield
   assert jax.sharding.get_abstract_mesh().empty
+
+
+@pytest.fixture(autouse=True)
+def no_watch_is_left():
+  """A watch over signals would end the process of a later test."""
+  yield
+  assert not signals.is_watched()
 
 
 # Tests marked `torch` compare with PyTorch packages; TORCH=0 does without.

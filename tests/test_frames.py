@@ -1,66 +1,77 @@
 """The way from the command to the first product of matrices is short."""
 
 import ast
+import dataclasses
+import json
 import pathlib
+import subprocess
 import sys
-import traceback
 
+import dinojax
+
+PACKAGE = pathlib.Path(dinojax.__file__).parent
+MOST = 18
+# The calls of ours that lead to the first product of a training run.
+PROGRAM = '''
+import json, sys, traceback
 from jax.extend.core import primitives
-
-from dinojax import commands
-
-PACKAGE = str(pathlib.Path(commands.__file__).parents[1])
-MOST = 18  # with that of commands/cli.py, which the test leaves out
-
+from dinojax.commands import cli
 
 class Reached(BaseException):
-  """Nothing in between handles it."""
+  pass
+
+def stop(*_, **__):
+  found.extend([frame.filename, frame.lineno, frame.name]
+               for frame in traceback.extract_stack())
+  raise Reached
+
+found = []
+primitives.dot_general_p.bind = stop
+try:
+  cli.main()
+except Reached:
+  print(json.dumps(found))
+'''
 
 
-def frames(tmp_path, monkeypatch) -> list[traceback.FrameSummary]:
-  """Our calls that lead to the first product of a training run."""
-  found = []
+@dataclasses.dataclass(frozen=True)
+class Frame:
+  """A call on the way."""
 
-  def stop(*_, **__):
-    found.extend(frame for frame in traceback.extract_stack()
-                 if frame.filename.startswith(PACKAGE))
-    raise Reached
+  file: str
+  line: int
+  name: str
 
-  monkeypatch.setattr(primitives.dot_general_p, 'bind', stop)
-  for stream in ('stdout', 'stderr'):  # a command puts its own there
-    monkeypatch.setattr(sys, stream, getattr(sys, stream))
-  try:
-    commands.run('train', [
-        '--config=configs/vits.py:smoke', f'--workdir={tmp_path / "run"}',
-        '--compile_cache=', '--config.train.check_memory=False',
-        '--config.train.batch_size=32'])
-  except Reached:
-    pass
-  return found
-
-
-def only_forwards(frame: traceback.FrameSummary) -> bool:
-  """Whether a function hands its own arguments on, and does nothing else."""
-  tree = ast.parse(pathlib.Path(frame.filename).read_text())
-  for node in ast.walk(tree):
-    if (isinstance(node, ast.FunctionDef) and node.name == frame.name
-        and node.lineno <= frame.lineno <= node.end_lineno):
-      break
-  else:
-    return frame.name == '<lambda>'
-  body = node.body[1:] if ast.get_docstring(node) else node.body
-  if len(body) != 1 or not isinstance(body[0], ast.Return) or not isinstance(
-      body[0].value, ast.Call):
-    return False
-  call = body[0].value
-  given = [*call.args, *(word.value for word in call.keywords)]
-  return all(isinstance(value, ast.Name) for value in given)
+  def only_forwards(self) -> bool:
+    """Tells whether it hands its arguments on, and does nothing else."""
+    tree = ast.parse((PACKAGE / self.file).read_text())
+    for node in ast.walk(tree):
+      if (isinstance(node, ast.FunctionDef) and node.name == self.name
+          and node.lineno <= self.line <= node.end_lineno):
+        break
+    else:
+      return self.name == '<lambda>'
+    body = node.body[1:] if ast.get_docstring(node) else node.body
+    if len(body) != 1 or not isinstance(body[0], ast.Return) or not isinstance(
+        body[0].value, ast.Call):
+      return False
+    call = body[0].value
+    given = [*call.args, *(word.value for word in call.keywords)]
+    return all(isinstance(value, ast.Name) for value in given)
 
 
-def test_few_calls_lead_to_the_first_product(tmp_path, monkeypatch):
-  found = frames(tmp_path, monkeypatch)
-  story = '\n'.join(f'{frame.filename.removeprefix(PACKAGE)}:{frame.lineno} '
-                    f'{frame.name}' for frame in found)
-  assert found[0].name == 'run' and found[-1].filename.endswith('layers.py')
-  assert len(found) + 1 <= MOST, story
-  assert not [frame for frame in found if only_forwards(frame)], story
+def test_few_calls_lead_to_the_first_product(tmp_path):
+  done = subprocess.run(
+      [sys.executable, '-c', PROGRAM, 'train', '--config=vits:smoke',
+       f'--workdir={tmp_path / "run"}', '--compile_cache=',
+       '--config.train.check_memory=False',
+       '--config.train.batch_size=32'],
+      capture_output=True, text=True, cwd=PACKAGE.parent)
+  assert done.returncode == 0, done.stderr
+  found = [Frame(str(pathlib.Path(file).relative_to(PACKAGE)), line, name)
+           for file, line, name in json.loads(done.stdout.splitlines()[-1])
+           if pathlib.Path(file).is_relative_to(PACKAGE)]
+  story = '\n'.join(map(str, found))
+  assert found[0].name == 'main' and found[-1].file == 'models/layers.py', story
+  assert len(found) <= MOST, story
+  assert not [frame for frame in found if frame.only_forwards()], story

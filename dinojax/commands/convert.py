@@ -32,11 +32,10 @@ def define(values: flags.FlagValues, argv: list[str]):
        'or the name of one of several backbones in a file.', 'ema')
   number('num_heads', 'Attention heads; needed where imported weights are of '
          'a size that was never published.', least=None)
-  number('image_px', 'Side of square images, in pixels: on import, the one that '
-         'learned positions are resampled to; on export to onnx or stablehlo, '
-         'the one that the program takes (224, or less where learned '
-         'positions are for less).',
-         least=None)
+  number('image_px', 'Side of square images, in pixels: on import, the one '
+         'that learned positions are resampled to; on export to onnx or '
+         'stablehlo, the one that the program takes (224, or less where '
+         'learned positions are for less).', least=None)
   switch('exact_periods', 'Import RoPE periods in float32, as transformers and '
          'timm compute them, not the rounded ones of the file.')
   switch('lossy', 'Leave out what a format cannot hold, zero or not.')

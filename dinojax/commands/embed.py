@@ -28,11 +28,10 @@ def define(values: flags.FlagValues, argv: list[str]):
   text('source', 'Images: folder:DIR, image:FILE or the path of either, '
        'arrayrecord:GLOB, tfds:NAME/SPLIT, photos:train.')
   text('out', 'File: .npz, .parquet or .csv (a column for each feature).')
-  choose('features', 'Features that are stored of an image.', embedding.FEATURES)
+  choose('features', 'Features stored of an image.', embedding.FEATURES)
   number('layers', 'Number of the last layers that are joined.', 1)
   choose('dtype', 'Type of the numbers.', ('float32', 'float16'))
-  number('resize_px', 'Length of the short side after resizing, in '
-         'pixels.', 256)
+  number('resize_px', 'Pixels of the short side after resizing.', 256)
   number('crop_px', 'Side of the square cut from the centre, in pixels, whole '
          'patches; default: 224.', least=None)
   switch('keep_aspect', 'No crop: the whole image, both sides rounded to '

@@ -165,10 +165,12 @@ def _check_losses(s: Settings, problems: Errors):
     for text in term.mistakes(s):
       problems.add(text)
   for name, curve in vars(s.schedules).items():
-    problems.check(
-        s.schedules.style != 'v2' or getattr(curve, 'cosine', None) is None,
-        f'schedules.{name}.cosine is of schedules.style=v3: with v2 a cosine '
-        'takes the rest of training; leave it out, or set the style')
+    cosine = getattr(curve, 'cosine', None)
+    if s.schedules.style == 'v2' and cosine is not None:
+      problems.add(
+          f'schedules.{name}.cosine_{cosine.unit}={cosine.value:g} is of '
+          'schedules.style=v3: with v2 a cosine takes the rest of training; '
+          'leave it out, or set the style')
   extra = s.schedules.trunc_extra
   problems.check(
       not extra or (s.schedules.style == 'v2' and extra > 0),

@@ -30,7 +30,8 @@ def test_a_start_on_other_data_is_refused_unless_accepted(
   assert (tmp_path / 'run' / 'data.json').exists()
   (tmp_path / 'images' / 'a' / '0.png').unlink()
   monkeypatch.setattr(checkpoint.Checkpoints, 'latest', lambda self: 1)
-  monkeypatch.setattr(assemble.start.Start, 'check', lambda *args: None)
+  monkeypatch.setattr(assemble.initial_weights.InitialWeights, 'check',
+                      lambda *args: None)
   with pytest.raises(errors.UserError, match=r'0 came, 1 went \(a/0\.png'):
     start()
   config.data.accept_changes = True
