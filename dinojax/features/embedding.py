@@ -228,7 +228,7 @@ class _Shard:
             f'features of {text.printable(name)} are not finite: {fix}')
       self._rows.append((row['index'], name, row['label'], grid, value))
 
-  def columns(self) -> tables.Part:
+  def columns(self) -> tables.Shard:
     """All rows in the order of the source."""
     rows = sorted(self._rows, key=lambda row: row[0])
     index, names, labels, grids, values = (
@@ -267,7 +267,7 @@ def _check_names(store: store_lib.Store, source: record_lib.Source):
   """
   if not store.num_done:
     return
-  last = tables.read_part(str(store.path(store.num_done - 1)))
+  last = tables.read_shard(str(store.path(store.num_done - 1)))
   for place in {0, len(last['index']) - 1} if len(last['index']) else ():
     index, name = int(last['index'][place]), last['names'][place]
     if _plain(source[index].name) != name:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+import einops
 import jax
 import numpy as np
 
@@ -21,11 +22,12 @@ def flatten(images: np.ndarray, mean: Sequence[float], std: Sequence[float],
   Returns:
     [b, e] float32.
   """
-  b, y, x, c = images.shape
+  b, y, x, _ = images.shape
   rows, columns = max(y // side, 1), max(x // side, 1)
   cut = images[:, :y // rows * rows, :x // columns * columns]
-  small = cut.reshape(b, y // rows, rows, x // columns, columns, c).mean(
-      (2, 4), dtype=np.float32) / 255
+  squares = einops.rearrange(
+      cut, 'b (y i) (x j) c -> b y i x j c', i=rows, j=columns)
+  small = squares.mean((2, 4), dtype=np.float32) / 255
   return ((small - np.float32(mean)) / np.float32(std)).reshape(b, -1)
 
 

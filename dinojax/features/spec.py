@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any
 
+import einops
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -117,8 +118,8 @@ def _outputs(config: Any, found: dict, image_px: tuple[int, int],
     elif name == 'map':
       before = spec.place == 'before' and not config.has_attention
       grid = config.layer_grid(image_px, layer - before)
-      patches = features['patches']
-      out[name] = patches.reshape(patches.shape[0], *grid, patches.shape[-1])
+      out[name] = einops.rearrange(
+          features['patches'], 'b (y x) d -> b y x d', y=grid[0], x=grid[1])
     else:
       out[name] = features[name]
   return out

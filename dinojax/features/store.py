@@ -176,20 +176,20 @@ class Store:
     start = number * self._rows_per_shard
     return range(start, min(start + self._rows_per_shard, self._num_rows))
 
-  def write(self, number: int, part: tables.Part):
+  def write(self, number: int, shard: tables.Shard):
     """Keeps a finished shard."""
     self._replace(self.path(number),
-                  lambda path: tables.write_part(str(path), part))
+                  lambda path: tables.write_shard(str(path), shard))
 
   def join(self, classes: Sequence[str]):
     """Writes the result from all shards."""
-    parts = [str(self.path(i)) for i in range(self.count)]
+    shards = [str(self.path(i)) for i in range(self.count)]
     if tables.suffix(str(self._out)) == 'csv':  # first: with it, it is whole
       self._replace(pathlib.Path(tables.note_path(str(self._out))),
                     lambda path: tables.write_note(
-                        str(path), parts, self._settings, classes))
+                        str(path), shards, self._settings, classes))
     self._replace(self._out, lambda path: tables.join(
-        str(path), parts, self._settings, classes))
+        str(path), shards, self._settings, classes))
 
   def remove(self):
     """Deletes the shards."""

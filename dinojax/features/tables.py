@@ -1,7 +1,7 @@
-"""Parts of a table joined into one .npz, .parquet or .csv, part by part.
+"""Shards of a table joined into one .npz, .parquet or .csv, shard by shard.
 
-A part is a dict of arrays with rows leading: names, labels, features, and
-grids for patches; `bad` lists what is left out. Memory stays that of a part,
+A shard is a dict of arrays with rows leading: names, labels, features, and
+grids for patches; `bad` lists what is left out. Memory stays that of a shard,
 whatever the length of the whole.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from dinojax.core import errors
 
-Part = dict[str, np.ndarray]
+Shard = dict[str, np.ndarray]
 SETTINGS = 'settings'
 _COLUMNS = ('names', 'labels', 'features', 'grids', 'bad')
 # A fixed date: the same rows are the same bytes.
@@ -52,34 +52,34 @@ def suffix(path: str) -> str:
   return end
 
 
-def write_part(path: str, part: Part):
-  """Writes one part."""
+def write_shard(path: str, shard: Shard):
+  """Writes one shard."""
   with zipfile.ZipFile(path, 'w') as file:
-    for name, value in part.items():
+    for name, value in shard.items():
       _write_member(file, name, value.dtype, value.shape, [value])
 
 
-def read_part(path: str) -> Part:
-  """Reads one part, whole."""
+def read_shard(path: str) -> Shard:
+  """Reads one shard, whole."""
   with np.load(path) as file:
     return dict(file)
 
 
-def join(path: str, parts: Sequence[str], settings: dict,
+def join(path: str, shards: Sequence[str], settings: dict,
          classes: Sequence[str]):
-  """Writes a table of all parts.
+  """Writes a table of all shards.
 
   Args:
     path: .npz or .parquet.
-    parts: files of `write_part`, in order.
+    shards: files of `write_shard`, in order.
     settings: kept in the table, see `read_settings`.
     classes: names of the labels; with them, or any label, a table has labels.
   """
-  columns = [name for name in _COLUMNS if name in _headers(parts[0])]
-  if not classes and all((_column(part, 'labels') < 0).all()
-                         for part in parts):
+  columns = [name for name in _COLUMNS if name in _headers(shards[0])]
+  if not classes and all((_column(shard, 'labels') < 0).all()
+                         for shard in shards):
     columns.remove('labels')
-  _WRITERS[suffix(path)](path, parts, columns, settings, classes)
+  _WRITERS[suffix(path)](path, shards, columns, settings, classes)
 
 
 def read_settings(path: str) -> dict | None:
@@ -100,7 +100,7 @@ def read_settings(path: str) -> dict | None:
 
 
 def summary(path: str) -> tuple[int, list[list[str]]]:
-  """Rows of a part or table, and [name, reason] of what is left out."""
+  """Rows of a shard or table, and [name, reason] of what is left out."""
   if suffix(path) == 'npz':
     return _headers(path)['names'][0][0], _column(path, 'bad').tolist()
   if suffix(path) == 'csv':
@@ -111,21 +111,21 @@ def summary(path: str) -> tuple[int, list[list[str]]]:
   return metadata.num_rows, json.loads(metadata.metadata[b'dinojax.bad'])
 
 
-def _join_npz(path: str, parts: Sequence[str], columns: Sequence[str],
+def _join_npz(path: str, shards: Sequence[str], columns: Sequence[str],
               settings: dict, classes: Sequence[str]):
-  headers = [_headers(part) for part in parts]
+  headers = [_headers(shard) for shard in shards]
   whole = {SETTINGS: np.array(json.dumps(settings))}
   if 'labels' in columns:
     whole['classes'] = np.array(classes, np.str_)
   with zipfile.ZipFile(path, 'w') as file:
     for name in columns:
       shapes, dtypes = zip(*(h[name] for h in headers), strict=True)
-      # A part in which no image could be read does not know the width.
+      # A shard in which no image could be read does not know the width.
       inner = next((s[1:] for s in shapes if s[0]), shapes[0][1:])
       dtype = np.result_type(*dtypes)  # of names: the longest
       shape = (sum(s[0] for s in shapes), *inner)
       _write_member(file, name, dtype, shape,
-                    (_column(part, name) for part in parts))
+                    (_column(shard, name) for shard in shards))
     for name, value in whole.items():
       _write_member(file, name, value.dtype, value.shape, [value])
 
@@ -142,10 +142,10 @@ def _write_member(file: zipfile.ZipFile, name: str, dtype: np.dtype,
       member.write(np.ascontiguousarray(block, dtype).tobytes())
 
 
-def _headers(part: str) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-  """Shape and dtype of every array of a part, without reading it."""
+def _headers(shard: str) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+  """Shape and dtype of every array of a shard, without reading it."""
   out = {}
-  with zipfile.ZipFile(part) as file:
+  with zipfile.ZipFile(shard) as file:
     for name in file.namelist():
       with file.open(name) as member:
         np.lib.format.read_magic(member)
@@ -154,22 +154,22 @@ def _headers(part: str) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
   return out
 
 
-def _column(part: str, name: str) -> np.ndarray:
-  with np.load(part) as file:
+def _column(shard: str, name: str) -> np.ndarray:
+  with np.load(shard) as file:
     return file[name]
 
 
-def _join_parquet(path: str, parts: Sequence[str], columns: Sequence[str],
+def _join_parquet(path: str, shards: Sequence[str], columns: Sequence[str],
                   settings: dict, classes: Sequence[str]):
-  """A row group a part; `bad`, classes and settings in the metadata."""
+  """A row group a shard; `bad`, classes and settings in the metadata."""
   import pyarrow
   from pyarrow import parquet
-  bad = [row for part in parts for row in _column(part, 'bad').tolist()]
+  bad = [row for shard in shards for row in _column(shard, 'bad').tolist()]
   metadata = {f'dinojax.{key}': json.dumps(value) for key, value in {
       SETTINGS: settings, 'classes': list(classes), 'bad': bad}.items()}
   writer = None
   try:
-    for table in _tables(pyarrow, parts, columns):
+    for table in _tables(pyarrow, shards, columns):
       if writer is None:
         writer = parquet.ParquetWriter(
             path, table.schema.with_metadata(metadata), use_dictionary=False)
@@ -179,20 +179,20 @@ def _join_parquet(path: str, parts: Sequence[str], columns: Sequence[str],
       writer.close()
 
 
-def _tables(pyarrow, parts: Sequence[str], columns: Sequence[str]) -> Iterator:
-  """Parts with rows as Arrow tables."""
-  for path in parts:
-    part = read_part(path)
-    if not len(part['names']):
+def _tables(pyarrow, shards: Sequence[str], columns: Sequence[str]) -> Iterator:
+  """Shards with rows as Arrow tables."""
+  for path in shards:
+    shard = read_shard(path)
+    if not len(shard['names']):
       continue
-    table = {'name': pyarrow.array(part['names'].tolist())}
+    table = {'name': pyarrow.array(shard['names'].tolist())}
     if 'labels' in columns:
-      table['label'] = pyarrow.array(part['labels'])
+      table['label'] = pyarrow.array(shard['labels'])
     if 'grids' in columns:
-      table['grid'] = _fixed_lists(pyarrow, part['grids'])
-    table['feature'] = _fixed_lists(pyarrow, part['features'])
-    if len(part['features']) != len(part['names']):  # all patches in turn
-      ends = np.cumsum(part['grids'].prod(1, dtype=np.int32), dtype=np.int32)
+      table['grid'] = _fixed_lists(pyarrow, shard['grids'])
+    table['feature'] = _fixed_lists(pyarrow, shard['features'])
+    if len(shard['features']) != len(shard['names']):  # all patches in turn
+      ends = np.cumsum(shard['grids'].prod(1, dtype=np.int32), dtype=np.int32)
       table['feature'] = pyarrow.ListArray.from_arrays(
           np.concatenate([[0], ends]).astype(np.int32), table['feature'])
     yield pyarrow.table(table)
@@ -211,11 +211,11 @@ def note_path(path: str) -> str:
   return f'{path}.json'
 
 
-def write_note(path: str, parts: Sequence[str], settings: dict,
+def write_note(path: str, shards: Sequence[str], settings: dict,
                classes: Sequence[str]):
   """Writes what a .csv has no place for."""
-  bad = [row for part in parts for row in _column(part, 'bad').tolist()]
-  rows = sum(_headers(part)['names'][0][0] for part in parts)
+  bad = [row for shard in shards for row in _column(shard, 'bad').tolist()]
+  rows = sum(_headers(shard)['names'][0][0] for shard in shards)
   with open(path, 'w', encoding='utf-8') as file:
     json.dump({SETTINGS: settings, 'classes': list(classes), 'rows': rows,
                'bad': bad}, file, indent=1)
@@ -226,27 +226,27 @@ def _note(path: str) -> dict:
     return json.load(file)
 
 
-def _join_csv(path: str, parts: Sequence[str], columns: Sequence[str],
+def _join_csv(path: str, shards: Sequence[str], columns: Sequence[str],
               settings: dict, classes: Sequence[str]):
   """A row for each image: name, label and class, and its features."""
   del settings  # in the note
   labelled = 'labels' in columns
   widths = [shape[1] for shape, _ in (
-      _headers(part)['features'] for part in parts) if shape[0]]
+      _headers(shard)['features'] for shard in shards) if shape[0]]
   head = ['name', *(['label', 'class'] if labelled else []),
           *(f'feature_{i}' for i in range(widths[0]))]
   with open(path, 'w', encoding='utf-8', newline='') as file:
     writer = csv.writer(file)
     writer.writerow(head)
-    for part in map(read_part, parts):
+    for shard in map(read_shard, shards):
       for row, (name, label) in enumerate(
-          zip(part['names'].tolist(), part['labels'].tolist(), strict=True)):
+          zip(shard['names'].tolist(), shard['labels'].tolist(), strict=True)):
         known = 0 <= label < len(classes)
         writer.writerow([
             name, *([label, classes[label] if known else ''] if labelled
                     else []),
             # As few digits as give the same number again.
-            *part['features'][row].astype(str).tolist()])
+            *shard['features'][row].astype(str).tolist()])
 
 
 _WRITERS: dict[str, Callable] = {

@@ -9,6 +9,7 @@ import dataclasses
 import math
 from typing import Any, ClassVar
 
+import einops
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -312,7 +313,7 @@ class ConvNeXt(nnx.Module):
   def _features(self, x: Array, whole: Array, normed: bool) -> Outputs:
     """Features of a map; CLS is the mean of `whole`, then gets the norm."""
     cls = whole.mean((1, 2), dtype=jnp.float32)
-    tokens = x.reshape(x.shape[0], -1, x.shape[-1])
+    tokens = einops.rearrange(x, 'r y x d -> r (y x) d')
     out = {'cls': cls, 'registers': tokens[:, :0], 'patches': tokens,
            'prenorm': tokens}
     if not normed:

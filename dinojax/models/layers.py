@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import math
 
+import einops
 from flax import nnx
 import jax
 from jax import ad_checkpoint
@@ -246,13 +247,12 @@ class PatchEmbed(nnx.Module):
 
   def __call__(self, images: jax.Array) -> jax.Array:
     """[r, y, x, c] to [r, p, d], patches row by row."""
-    r, y, x, c = images.shape
+    _, y, x, c = images.shape
     size = self.patch_px
     rows, columns = y // size, x // size
     images = images[:, :rows * size, :columns * size].astype(self.dtype)
-    patches = images.reshape(r, rows, size, columns, size, c)
-    patches = patches.transpose(0, 1, 3, 2, 4, 5)
-    patches = patches.reshape(r, rows * columns, size * size * c)
+    patches = einops.rearrange(
+        images, 'r (y i) (x j) c -> r (y x) (i j c)', i=size, j=size)
     kernel = self.kernel[...].astype(self.dtype)
     out = patches @ kernel.reshape(size * size * c, -1)
     return vectors.add(out, self.bias[...])

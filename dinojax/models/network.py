@@ -5,6 +5,7 @@ import dataclasses
 import functools
 from typing import Any
 
+import einops
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -92,7 +93,8 @@ class Network(nnx.Module):
       head = (self.dino_head if self.config.shared_head else self.ibot_head)
       index = rows['mask_index']
       patches = features['global']['patches']
-      patches = patches.reshape(index.shape[0], -1, patches.shape[-1])
+      patches = einops.rearrange(
+          patches, '(g r) p d -> g (r p) d', g=index.shape[0])
       out['ibot'] = head(jax.vmap(lambda p, i: p[i])(patches, index))
     return out
 

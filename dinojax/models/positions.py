@@ -2,6 +2,7 @@
 
 import math
 
+import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,9 +31,10 @@ def resize_learned(table: jax.Array, grid: tuple[int, int], *,
   if grid == (side, side):
     return table
   scale = tuple((n + offset) / side for n in grid) if offset else None
-  patches = table[1:].reshape(side, side, -1)
+  patches = einops.rearrange(table[1:], '(y x) d -> y x d', y=side)
   patches = resample.resize(patches, grid, scale, antialias)
-  patches = patches.reshape(grid[0] * grid[1], -1).astype(table.dtype)
+  patches = einops.rearrange(
+      patches, 'y x d -> (y x) d').astype(table.dtype)
   return jnp.concatenate([table[:1], patches])
 
 

@@ -205,10 +205,10 @@ def _vary(part: jax.Array) -> jax.Array:
   return jax.lax.pcast(part, missing, to='varying') if missing else part
 
 
-def split_rows(rows: tree.Tree, num_parts: int) -> tree.Tree:
-  """[r, …] leaves to [num_parts, r/num_parts, …], without communication.
+def split_rows(rows: tree.Tree, num_chunks: int) -> tree.Tree:
+  """[r, …] leaves to [num_chunks, r/num_chunks, …], without communication.
 
-  Part i holds the i-th chunk of the rows of every device. Leaves may be split
+  Chunk i holds the i-th part of the rows of every device. Leaves may be split
   as ROWS or as `columns`.
   """
   def one(x):
@@ -216,8 +216,8 @@ def split_rows(rows: tree.Tree, num_parts: int) -> tree.Tree:
     devices = _peers(spec)
 
     def local(x):
-      x = x.reshape(devices, num_parts, -1, *x.shape[1:])
-      return jnp.swapaxes(x, 0, 1).reshape(num_parts, -1, *x.shape[3:])
+      x = x.reshape(devices, num_chunks, -1, *x.shape[1:])
+      return jnp.swapaxes(x, 0, 1).reshape(num_chunks, -1, *x.shape[3:])
 
     return jax.shard_map(
         local, in_specs=spec, out_specs=P(None, *spec))(x)
@@ -239,7 +239,7 @@ def some_rows(x: jax.Array, unit: int, take: int, of: int) -> jax.Array:
   return jax.shard_map(local, in_specs=spec, out_specs=spec)(x)
 
 
-def merge_rows(parts: tree.Tree) -> tree.Tree:
+def merge_rows(chunks: tree.Tree) -> tree.Tree:
   """The inverse of `split_rows`."""
   def one(x):
     spec = P(*jax.typeof(x).sharding.spec[1:])
@@ -252,7 +252,7 @@ def merge_rows(parts: tree.Tree) -> tree.Tree:
     return jax.shard_map(
         local, in_specs=P(None, *spec), out_specs=spec)(x)
 
-  return jax.tree.map(one, parts)
+  return jax.tree.map(one, chunks)
 
 
 def _peers(spec: P) -> int:

@@ -44,11 +44,11 @@ class Estimate:
 
   @property
   def peak(self) -> float:
-    """GiB of all parts together."""
+    """GiB of everything together."""
     return self.state + self.batch + self.gradients + self.activations
 
   def describe(self) -> str:
-    """The parts in words."""
+    """The GiB of each, in words."""
     return (f'state {self.state:.3g}, gradients {self.gradients:.3g}, batch '
             f'{self.batch:.3g}, activations and logits '
             f'{self.activations:.3g}')
@@ -123,9 +123,9 @@ def advice(method: method_lib.Method, mesh: jax.sharding.Mesh,
            free_gib: float, need: Estimate) -> str:
   """Values that would fit, in words."""
   ways = []
-  parts = fitting_parts(method, mesh, free_gib, need)
-  if parts:
-    ways.append(f'set train.num_micro_batches={parts}, which accumulates '
+  count = fitting_micro_batches(method, mesh, free_gib, need)
+  if count:
+    ways.append(f'set train.num_micro_batches={count}, which accumulates '
                 'gradients and changes no result but by rounding')
   batch = fitting_batch(method, mesh, free_gib, need)
   if batch:
@@ -136,30 +136,30 @@ def advice(method: method_lib.Method, mesh: jax.sharding.Mesh,
   return f'{", or ".join(ways)}, or use a smaller config ({_OTHERS})'
 
 
-def fitting_parts(method: method_lib.Method, mesh: jax.sharding.Mesh,
+def fitting_micro_batches(method: method_lib.Method, mesh: jax.sharding.Mesh,
                   free_gib: float, need: Estimate) -> int | None:
   """The fewest micro-batches with which a step fits safely; None: none do."""
   now = method.settings.train.num_micro_batches
-  for parts in _numbers_of_parts(method.settings, mesh.size):
-    least = need.peak - need.activations * (1 - now / parts)
+  for count in _micro_batches(method.settings, mesh.size):
+    least = need.peak - need.activations * (1 - now / count)
     if least > DOUBTFUL * free_gib:
       continue  # not to be traced
-    smaller = with_train(method, num_micro_batches=parts)
+    smaller = with_train(method, num_micro_batches=count)
     if estimate(smaller, mesh).peak <= DOUBTFUL * free_gib:
-      return parts
+      return count
   return None
 
 
-def _numbers_of_parts(s: settings_lib.Settings,
+def _micro_batches(s: settings_lib.Settings,
                       num_devices: int) -> Iterator[int]:
   """More micro-batches than now that batch and groups allow, doubling."""
   unit = math.lcm(s.train.group_images, s.images_together)
   rows = s.train.batch_size // num_devices
   least = 2 * s.train.num_micro_batches
-  for parts in range(least, min(rows, _MOST_MICRO_BATCHES) + 1):
-    if rows % parts == 0 and rows // parts % unit == 0 and parts >= least:
-      least = 2 * parts
-      yield parts
+  for count in range(least, min(rows, _MOST_MICRO_BATCHES) + 1):
+    if rows % count == 0 and rows // count % unit == 0 and count >= least:
+      least = 2 * count
+      yield count
 
 
 def fitting_batch(method: method_lib.Method, mesh: jax.sharding.Mesh,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import einops
 import numpy as np
 from PIL import Image
 from PIL import ImageDraw
@@ -29,7 +30,7 @@ def pca_rgb(features: np.ndarray) -> np.ndarray:
   shape, d = features.shape[:3], features.shape[3]
   if d < 3:
     raise ValueError(f'PCA colours need 3 features of a patch, not {d}')
-  flat = features.reshape(-1, d).astype(np.float64)
+  flat = einops.rearrange(features, 'b y x d -> (b y x) d').astype(np.float64)
   flat = flat - flat.mean(0)
   _, _, axes = np.linalg.svd(flat, full_matrices=False)
   axes = axes[:3]

@@ -14,6 +14,7 @@ import warnings
 from dinojax.core import config as config_lib
 from dinojax.core import errors
 from dinojax.core import paths
+from dinojax.core import spellings
 from dinojax.train import sections
 from dinojax.train import validation
 
@@ -34,7 +35,8 @@ def read(config: Any, kind: type[Settings] = Settings) -> Settings:
   """
   problems = config_lib.Errors()
   settings = _with_students(
-      paths.expand_all(config_lib.plain(config)), kind, problems)
+      paths.expand_all(spellings.current(config_lib.plain(config))), kind,
+      problems)
   if not problems.is_readable:
     problems.raise_any()
   settings = _with_groups(settings)

@@ -8,6 +8,7 @@
 
 import functools
 
+import einops
 import jax
 import jax.numpy as jnp
 import optax
@@ -95,7 +96,7 @@ def num_images(rows: dict, method: method_lib.Method) -> int:
 
 def network_rows(batch: dict) -> dict:
   """[b, v, …] crops and masks as the rows [(b v), …] a network takes."""
-  flat = lambda x: x.reshape(-1, *x.shape[2:])
+  flat = lambda x: einops.rearrange(x, 'b v ... -> (b v) ...')
   rows = {'crops': {kind: flat(batch[kind])
                     for kind in ('global', 'local') if kind in batch}}
   if 'gram' in batch:

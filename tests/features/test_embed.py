@@ -366,7 +366,7 @@ def test_joining_holds_one_part_at_a_time(tmp_path):
   rng, parts = np.random.default_rng(0), []
   for i in range(24):
     parts.append(str(tmp_path / f'{i}.npz'))
-    tables.write_part(parts[-1], {
+    tables.write_shard(parts[-1], {
         'names': np.array([f'{i}/{j}' for j in range(256)]),
         'labels': np.full((256,), -1),
         'features': rng.normal(size=(256, 1024)).astype(np.float32),  # 1 MiB

@@ -27,7 +27,7 @@ def shard(folder) -> bytes:
 
 def table(folder, kind) -> bytes:
   part, out = str(folder / 'part.npz'), str(folder / f'out.{kind}')
-  tables.write_part(part, {
+  tables.write_shard(part, {
       'names': np.array(['a', 'b']), 'labels': np.array([0, 1]),
       'features': np.ones((2, 3), np.float32),
       'bad': np.array([['c', 'empty']]), 'index': np.arange(2)})

@@ -202,8 +202,8 @@ def test_values_that_fit_are_of_whole_groups(linear):
   assert memory.fitting_batch(method, mesh, 100.0) % 8 == 0
   # 64 images in 8 parts are groups of 8; in 16 they are none.
   need = memory.estimate(method, mesh)
-  assert memory.fitting_parts(method, mesh, 3.0, need) == 8
-  assert memory.fitting_parts(method, mesh, 2.0, need) is None
+  assert memory.fitting_micro_batches(method, mesh, 3.0, need) == 8
+  assert memory.fitting_micro_batches(method, mesh, 2.0, need) is None
 
 
 def test_training_stops_before_it_compiles(tmp_path, monkeypatch, linear):

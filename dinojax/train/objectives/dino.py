@@ -4,6 +4,7 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
+import einops
 import jax
 
 from dinojax.losses import dino
@@ -28,7 +29,7 @@ class Dino(prototypes.PrototypeLoss):
     logits = taught.out['dino']['global']
     views = taught.settings.crops.num_global
     return prototypes.teacher_targets(
-        logits.reshape(-1, views, logits.shape[-1]), None,  # [b, v, k]
+        einops.rearrange(logits, '(b v) k -> b v k', v=views), None,
         taught.centers.get('dino'), taught.schedules['teacher_temperature'],
         taught.settings.teacher)
 
@@ -42,7 +43,7 @@ class Dino(prototypes.PrototypeLoss):
         *views.values(), self.ignore_diagonal), strict=True))
     weights['local'] *= seen.schedules['dino_local_weight']
     for kind, logits in seen.out['dino'].items():
-      logits = logits.reshape(-1, views[kind], logits.shape[-1])
+      logits = einops.rearrange(logits, '(b v) k -> b v k', v=views[kind])
       values[f'dino_{kind}'] = (
           self.loss_weight * weights[kind],
           dino.dino(

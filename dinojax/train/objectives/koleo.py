@@ -4,8 +4,8 @@ from collections.abc import Iterator
 import dataclasses
 from typing import Any
 
+import einops
 import jax
-import jax.numpy as jnp
 
 from dinojax.core import fields
 from dinojax.losses import koleo
@@ -61,7 +61,6 @@ class Koleo(objective.Objective):
 
 def _groups(cls: Array, views: int, group_images: int) -> Array:
   """[(b v), d] as [(g v), n, d]: groups of images, each view by itself."""
-  cls = cls.reshape(-1, views, cls.shape[-1])
+  cls = einops.rearrange(cls, '(b v) d -> b v d', v=views)
   groups = sharding.group(cls, group_images)  # [g, n, v, d]
-  groups = jnp.moveaxis(groups, 2, 1)
-  return groups.reshape(-1, *groups.shape[2:])
+  return einops.rearrange(groups, 'g n v d -> (g v) n d')
