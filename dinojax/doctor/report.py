@@ -262,7 +262,7 @@ def _memory(method: method_lib.Method, mesh: jax.sharding.Mesh
   except errors.UserError:
     return findings.skip('memory', 'the batch does not suit the devices')
   free = hardware.available_gib(mesh.local_devices[0])
-  need = memory_lib.estimate(method, mesh)
+  need = memory_lib.of_pretraining(method, mesh)
   fits = need.peak <= memory_lib.DOUBTFUL * free
   return supply.estimated(need, free, '' if fits else memory_lib.advice(
       method, mesh, free, need))

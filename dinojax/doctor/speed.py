@@ -113,7 +113,7 @@ def _step(method: method_lib.Method, mesh: jax.sharding.Mesh, flops: float,
   have = hardware.available_gib(mesh.local_devices[0])
   batch = method.settings.train.batch_size
   least = throughput.step_flops(method, mesh) / flops / mesh.size
-  if memory.estimate(method, mesh).peak > memory.REFUSED * have:
+  if memory.of_pretraining(method, mesh).peak > memory.REFUSED * have:
     return [findings.skip('step', 'not run: it does not fit')], None
   if least * (steps + 1) > _LONGEST_S:
     return [findings.warn(

@@ -62,6 +62,32 @@ def prepared(trainable: Trainable, variant: Hashable,
   return sharding.abstract_rows(out, mesh)
 
 
+@dataclasses.dataclass(frozen=True)
+class Planned:
+  """The heaviest step of a run, of which no array exists.
+
+  Attributes:
+    variant: the program that it is.
+    state: shapes and shardings of the state.
+    rows: shapes and shardings of what the step takes of a batch.
+    traced: the step as equations.
+  """
+
+  variant: Hashable
+  state: trainable_lib.State
+  rows: tree.Tree
+  traced: jax.stages.Traced
+
+
+def planned(trainable: Trainable, mesh: jax.sharding.Mesh) -> Planned:
+  """Traces the heaviest step of a run, for a mesh that need not be here."""
+  variant = trainable.heaviest()
+  state = trainable.enter(trainable.saved({'step': 0}), variant)
+  rows = prepared(trainable, variant, mesh)
+  return Planned(
+      variant, state, rows, trace(trainable, variant, state, rows))
+
+
 def compile_all(trainable: Trainable, mesh: jax.sharding.Mesh,
                 state: trainable_lib.State, start: int, end: int,
                 say: Callable[[str], None], *,

@@ -36,6 +36,9 @@ class Trainable(Protocol):
   def variants(self, start: int, end: int) -> Sequence[Hashable]:
     """All programs that steps `start` to before `end` may need."""
 
+  def heaviest(self) -> Hashable:
+    """The program that needs the most memory: what planning looks at."""
+
   def batch(self, variant: Hashable) -> tree.Tree:
     """Shapes and shardings of what the host sends."""
 

@@ -12,8 +12,6 @@ from dinojax.planning import liveness
 from dinojax.train import method as method_lib
 from dinojax.train import pretraining
 from dinojax.train import settings as settings_lib
-from dinojax.train import state as state_lib
-from dinojax.train import variants
 
 _GIB = 2**30
 # Estimates are right to a quarter; compilers and allocators need some room.
@@ -54,23 +52,26 @@ class Estimate:
             f'{self.activations:.3g}')
 
 
-def estimate(method: method_lib.Method, mesh: jax.sharding.Mesh) -> Estimate:
-  """Estimates the dearest step of a run: traces it, compiles nothing.
+def estimate(trainable: program.Trainable,
+             mesh: jax.sharding.Mesh) -> Estimate:
+  """Estimates the heaviest step of a run: traces it, compiles nothing.
 
   Args:
-    method: the method to train.
+    trainable: training to plan, of any kind.
     mesh: the active mesh.
   """
-  variant = variants.heaviest(method)
-  trainable = pretraining.Pretraining(method, mesh)
-  state = state_lib.abstract(trainable.of(variant), mesh)
-  rows = program.prepared(trainable, variant, mesh)
-  temporaries = _MORE * liveness.temporaries(
-      program.trace(trainable, variant, state, rows).jaxpr) / _GIB
-  gradients = max(gib(own['student'])
-                  for own in state[trainable.named].values())
-  return Estimate(gib(state), gib(rows), min(gradients, temporaries),
+  step = program.planned(trainable, mesh)
+  temporaries = _MORE * liveness.temporaries(step.traced.jaxpr) / _GIB
+  # Gradients are of one entry at a time.
+  gradients = max(map(gib, trainable.evaluated(step.state).values()))
+  return Estimate(gib(step.state), gib(step.rows), min(gradients, temporaries),
                   max(temporaries - gradients, 0.0))
+
+
+def of_pretraining(method: method_lib.Method,
+                   mesh: jax.sharding.Mesh) -> Estimate:
+  """Estimates the heaviest step of pretraining."""
+  return estimate(pretraining.Pretraining(method, mesh), mesh)
 
 
 def gib(arrays) -> float:
@@ -101,7 +102,7 @@ def check(method: method_lib.Method, mesh: jax.sharding.Mesh,
   Raises:
     UserError: it cannot fit; the message has values that would.
   """
-  need = estimate(method, mesh)
+  need = of_pretraining(method, mesh)
   text = sentence(need, free_gib)
   if need.peak > REFUSED * free_gib:
     raise errors.UserError(
@@ -145,7 +146,7 @@ def fitting_micro_batches(method: method_lib.Method, mesh: jax.sharding.Mesh,
     if least > DOUBTFUL * free_gib:
       continue  # not to be traced
     smaller = with_train(method, num_micro_batches=count)
-    if estimate(smaller, mesh).peak <= DOUBTFUL * free_gib:
+    if of_pretraining(smaller, mesh).peak <= DOUBTFUL * free_gib:
       return count
   return None
 
@@ -171,8 +172,8 @@ def fitting_batch(method: method_lib.Method, mesh: jax.sharding.Mesh,
   """
   train = method.settings.train
   unit = batch_unit(method.settings, mesh.size)
-  need = need or estimate(method, mesh)
-  least = estimate(with_train(method, batch_size=unit), mesh)
+  need = need or of_pretraining(method, mesh)
+  least = of_pretraining(with_train(method, batch_size=unit), mesh)
   limit = DOUBTFUL * free_gib
   if least.peak > limit:
     return None

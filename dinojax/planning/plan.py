@@ -18,7 +18,6 @@ from dinojax.planning import throughput
 from dinojax.train import method as method_lib
 from dinojax.train import pretraining
 from dinojax.train import settings as settings_lib
-from dinojax.train import state as state_lib
 from dinojax.train import variants
 
 _GIB = 2**30
@@ -46,8 +45,9 @@ def compiled(config: Any, topology: str) -> dict:
   epoch_steps = settings.train.epoch_steps or 1
   with mesh_lib.activate(mesh):
     whole = method_lib.build(settings, mesh, epoch_steps)
-    lowered = lower(whole, mesh)
-    need = memory.estimate(whole, mesh)
+    trainable = pretraining.Pretraining(whole, mesh)
+    lowered = program.planned(trainable, mesh).traced.lower()
+    need = memory.estimate(trainable, mesh)
   method = variants.method_of(whole, variants.heaviest(whole))
   step = _compile(lowered, mesh, topology)
   work = _work(method, mesh, epoch_steps)
@@ -67,20 +67,6 @@ def compiled(config: Any, topology: str) -> dict:
       'hbm_gib': hbm_gib(topology), **work,
       'collectives': _collectives(sent),
       **estimate.of_program(text, topology, mesh.size, sent, work)}
-
-
-def lower(method: method_lib.Method,
-          mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
-  """The step that training would run on the active mesh.
-
-  Where steps differ, the one that needs most.
-  """
-  trainable = pretraining.Pretraining(method, mesh)
-  variant = variants.heaviest(method)
-  state = state_lib.abstract(trainable.of(variant), mesh)
-  return program.trace(
-      trainable, variant, state,
-      program.prepared(trainable, variant, mesh)).lower()
 
 
 def _steps(settings: settings_lib.Settings, method: method_lib.Method,

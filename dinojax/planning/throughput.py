@@ -22,7 +22,6 @@ from dinojax.train import method as method_lib
 from dinojax.train import pretraining
 from dinojax.train import settings as settings_lib
 from dinojax.train import state as state_lib
-from dinojax.train import variants
 
 _GIB = 2**30
 # Batches that are not counted: workers start, and what they made meanwhile
@@ -107,13 +106,9 @@ def compiled(method: method_lib.Method, mesh: jax.sharding.Mesh) -> Program:
     UserError: the compiler finds that it does not fit.
   """
   began = time.monotonic()
-  trainable = pretraining.Pretraining(method, mesh)
-  variant = variants.heaviest(method)
-  lowered = program.trace(
-      trainable, variant, state_lib.abstract(trainable.of(variant), mesh),
-      program.prepared(trainable, variant, mesh)).lower()
+  step = program.planned(pretraining.Pretraining(method, mesh), mesh)
   try:
-    step = lowered.compile(mesh_lib.compiler_options(
+    step = step.traced.lower().compile(mesh_lib.compiler_options(
         mesh, deterministic=method.settings.train.deterministic))
   except jax.errors.JaxRuntimeError as error:
     if 'RESOURCE_EXHAUSTED' not in str(error):

@@ -245,7 +245,7 @@ def _fitting(facts: choices.Facts, made: list[choices.Choice], asked: str,
     config.train.total_epochs = 1.0
     with mesh_lib.activate(mesh):
       method = method_lib.build(settings_lib.read(config), mesh, 1)
-      need = memory.estimate(method, mesh)
+      need = memory.of_pretraining(method, mesh)
       if need.peak <= limit:
         return size, parts, throughput.step_flops(method, mesh)
     first = first or (need, size)

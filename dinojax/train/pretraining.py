@@ -87,6 +87,10 @@ class Pretraining:
     """The variants of steps."""
     return variants_lib.between(self.method, start, end)
 
+  def heaviest(self) -> variants_lib.Variant:
+    """The variant with the largest crops and all losses."""
+    return variants_lib.heaviest(self.method)
+
   def batch(self, variant: variants_lib.Variant) -> dict:
     """Shapes and shardings of a batch, see data.pipeline."""
     return batch_lib.abstract(self.of(variant).settings, self.mesh)

@@ -41,6 +41,9 @@ class Heads:
     return sorted({self.variant(step) for step in (start, end - 1)},
                   reverse=True)
 
+  def heaviest(self):
+    return 'averaged'
+
   def batch(self, variant):
     place = jax.NamedSharding(self.mesh, mesh_lib.ROWS)
     array = lambda dtype, *shape: jax.ShapeDtypeStruct(
@@ -65,9 +68,13 @@ class Heads:
     return self.enter(fresh, 'averaged') | {'step': fresh['step']}
 
   def enter(self, state, variant):
-    if trainable.FROZEN not in state and not trainable.is_abstract(state):
-      state = state | {trainable.FROZEN: self._put(
-          lambda: {'w': jax.random.normal(jax.random.key(9), (3, 8))})}
+    if trainable.FROZEN not in state:
+      make = lambda: {'w': jax.random.normal(jax.random.key(9), (3, 8))}
+      place = jax.NamedSharding(self.mesh, jax.P())
+      state = state | {trainable.FROZEN: jax.tree.map(
+          lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+          jax.eval_shape(make)) if trainable.is_abstract(state)
+          else self._put(make)}
     if variant == 'averaged' and 'average' not in state:
       params = {n: head['params'] for n, head in state['heads'].items()}
       if not trainable.is_abstract(state):

@@ -16,6 +16,7 @@ from dinojax.configs import demo
 from dinojax.configs import vitl
 from dinojax.configs import vits
 from dinojax.core import errors
+from dinojax.engine import program
 from dinojax.models import zoo
 from dinojax.parallel import hardware
 from dinojax.parallel import mesh as mesh_lib
@@ -26,6 +27,7 @@ from dinojax.planning import throughput
 from dinojax.runs import assemble
 from dinojax.train import method as method_lib
 from dinojax.train import settings as settings_lib
+from tests.engine import heads
 
 # GiB by size, images of a batch and what is kept for the backward pass.
 COMPILED = {
@@ -56,7 +58,7 @@ def mesh_of_one():
 def estimated(s):
   mesh = mesh_of_one()
   with mesh_lib.activate(mesh):
-    return memory.estimate(method_lib.build(s, mesh, 1), mesh)
+    return memory.of_pretraining(method_lib.build(s, mesh, 1), mesh)
 
 
 def compiled(s):
@@ -82,7 +84,7 @@ def test_a_vit_ti_as_it_is_compiled_here():
 def on_gpu(config):
   mesh = mesh_of_one()
   with mesh_lib.activate(mesh):
-    return memory.estimate(cards.method_on_gpu(config, mesh), mesh)
+    return memory.of_pretraining(cards.method_on_gpu(config, mesh), mesh)
 
 
 @pytest.mark.slow
@@ -156,7 +158,7 @@ def linear(monkeypatch):
     return memory.Estimate(
         0.6, 0.01 * rows, 0.4, 0.09 * rows / train.num_micro_batches)
 
-  monkeypatch.setattr(memory, 'estimate', estimate)
+  monkeypatch.setattr(memory, 'of_pretraining', estimate)
 
   def make(**changes):
     c = demo.get_config()
@@ -201,7 +203,7 @@ def test_values_that_fit_are_of_whole_groups(linear):
   assert memory.fitting_batch(method, mesh, 3.0) == 8  # 14 images
   assert memory.fitting_batch(method, mesh, 100.0) % 8 == 0
   # 64 images in 8 parts are groups of 8; in 16 they are none.
-  need = memory.estimate(method, mesh)
+  need = memory.of_pretraining(method, mesh)
   assert memory.fitting_micro_batches(method, mesh, 3.0, need) == 8
   assert memory.fitting_micro_batches(method, mesh, 2.0, need) is None
 
@@ -237,6 +239,22 @@ def measure():
     for batch in (8, 32, 128):
       print((size, batch, 'dots'),
             round(compiled(settings(size, batch, 'dots')), 3), flush=True)
+
+
+
+def test_any_trainable_is_planned():
+  """Heads on a frozen backbone, which know nothing of DINO."""
+  mesh = mesh_lib.make(devices=jax.devices()[:1])
+  with mesh_lib.activate(mesh):
+    trainable = heads.Heads(mesh)
+    need = memory.estimate(trainable, mesh)
+    step = program.planned(trainable, mesh)
+    program_now = step.traced.lower().compile()
+  assert step.variant == 'averaged' and 'average' in step.state
+  assert need.state == pytest.approx(memory.gib(step.state))
+  used = program_now.memory_analysis()
+  assert need.state + need.batch == pytest.approx(
+      used.argument_size_in_bytes / 2**30, rel=0.1)
 
 
 if __name__ == '__main__':

@@ -50,7 +50,7 @@ def linear(monkeypatch):
     return memory.Estimate(
         0.5, 0.0, 0.5, image_gib[0] * rows / train.num_micro_batches)
 
-  monkeypatch.setattr(memory, 'estimate', estimate)
+  monkeypatch.setattr(memory, 'of_pretraining', estimate)
   return image_gib
 
 

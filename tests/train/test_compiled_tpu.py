@@ -8,11 +8,12 @@ import re
 import jax
 import pytest
 
+from dinojax.engine import program
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import topologies
 from dinojax.planning import collectives
-from dinojax.planning import plan
 from dinojax.train import method as method_lib
+from dinojax.train import pretraining
 from dinojax.train import settings as settings_lib
 from tests.train import tiny
 
@@ -34,8 +35,9 @@ def text():
       train__batch_size=32, train__group_images=4))
   mesh = mesh_lib.make(2, 4, devices=topologies.devices('v5e:2x4'))
   with mesh_lib.activate(mesh):
-    lowered = plan.lower(
-        method_lib.build(settings, mesh, epoch_steps=100), mesh)
+    method = method_lib.build(settings, mesh, epoch_steps=100)
+    lowered = program.planned(
+        pretraining.Pretraining(method, mesh), mesh).traced.lower()
   # A program of devices that are not here cannot be kept.
   jax.config.update('jax_enable_compilation_cache', False)
   try:
