@@ -185,7 +185,7 @@ def parse(module: types.ModuleType, command: str, argv: Sequence[str]
     for name in getattr(module, 'REQUIRED', ()):
       if values[name].value is None:
         raise errors.UserError(f'--{name} is missing: {values[name].help}')
-    _check_words(words, getattr(module, 'WORDS', ()))
+    _check_words(words, getattr(module, 'WORDS', ()), module.__doc__ or '')
   except (flags.Error, errors.UserError) as error:
     print(f'error: {_sentence(error, values, command, argv)}',
           file=sys.stderr)
@@ -196,12 +196,16 @@ def parse(module: types.ModuleType, command: str, argv: Sequence[str]
   return values, words
 
 
-def _check_words(words: list[str], known: Sequence[str]):
+def _check_words(words: list[str], known: Sequence[str], usage: str):
   """Refuses words that are not known, or not as many as needed."""
   if len(words) != bool(known) or set(words) - set(known):
+    examples = [line for line in usage.splitlines()
+                if line.startswith('  dinojax')]
+    what = (f'{" ".join(words)} is not what is to be done' if words
+            else 'no word says what is to be done')
     raise errors.UserError(
-        f'{" ".join(words) or "nothing"} is not what is to be done: give one '
-        f'of {", ".join(known)}' if known else
+        '\n'.join([f'{what}: give one of {", ".join(known)}', *examples])
+        if known else
         f'unexpected arguments {" ".join(words)}: flags are written as '
         '--name=value')
 
@@ -214,6 +218,8 @@ def _parsed(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
   """
   rest = flags.FLAGS(values(argv, known_only=True))
   absl_logging.use_absl_handler()
+  if flags.FLAGS['verbosity'].using_default_value:
+    flags.FLAGS.verbosity = absl_logging.INFO  # as absl's own start does
   return rest[1:]
 
 

@@ -313,7 +313,7 @@ class ViT(nnx.Module):
 
     body = layers.remat(body, self.config.remat)
     part = (self.blocks, draws)
-    if (start, stop) != (0, None):
+    if start or stop not in (None, self.config.depth):
       part = jax.tree.map(lambda x: x[start:stop], part)
     return jax.lax.scan(body, tokens, part)[0]
 

@@ -17,6 +17,7 @@ from dinojax.planning import memory
 from dinojax.planning import throughput
 from dinojax.train import method as method_lib
 from dinojax.train import pretraining
+from dinojax.train import sections
 from dinojax.train import settings as settings_lib
 from dinojax.train import variants
 
@@ -130,7 +131,8 @@ def _work(method: method_lib.Method, mesh: jax.sharding.Mesh,
           epoch_steps: int) -> dict:
   s, total = method.settings, throughput.step_flops(method, mesh)
   frozen = {'teacher': method.teacher} if method.has_frozen_teacher else {}
-  students = {name: one.student for name, one in method.each.items()}
+  students = {'' if name == sections.ALONE else name: one.student
+              for name, one in method.each.items()}
   return {
       'parameters': {
           f'{owner} {name}'.strip(): tree.num_elements(part)

@@ -259,12 +259,22 @@ def test_flags_of_all_programs_are_still_known(monkeypatch):
   assert flags.FLAGS.verbosity == 1
 
 
+def test_notes_are_logged_unless_a_flag_says_otherwise(monkeypatch):
+  """Such as those on the attention that was picked."""
+  flag = flags.FLAGS['verbosity']
+  monkeypatch.setattr(flag, 'using_default_value', True)
+  monkeypatch.setattr(flag, 'value', -1)  # warnings, as absl begins
+  assert commands.run('configs', []) == 0
+  assert flags.FLAGS.verbosity == 0
+
+
 def test_words_that_a_command_does_not_take(capsys):
   assert commands.run('configs', ['vits']) == 2
   assert 'unexpected arguments vits' in capsys.readouterr().err
   for words in ([], ['recordz'], ['import', 'export']):
     assert commands.run('convert', [*words, '--source=a', '--out=b']) == 2
-    assert 'give one of records, import, export' in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert 'give one of records, import, export\n  dinojax convert' in said
 
 
 def test_the_package_runs_as_the_command(tmp_path):
