@@ -27,8 +27,8 @@ def step(settings: settings_lib.Settings, masked_patches: int,
       s.crops.global_px // made_for * teach.token_px)
   for term in s.objectives:
     total += term.teacher_flops(s, masked_patches, teacher)
-  for own in s.each.values():
-    total += own.train.share * _student(own, masked_patches, made_for)
+  for student in s.each.values():
+    total += student.train.share * _student(student, masked_patches, made_for)
   return total
 
 

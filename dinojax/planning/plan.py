@@ -58,10 +58,11 @@ def compiled(config: Any, topology: str) -> dict:
       'topology': topology, 'devices': mesh.size,
       'mesh': {name: int(n) for name, n in mesh.shape.items()},
       'attention': ', '.join(sorted({
-          one.settings.model.attention for one in method.each.values()
-          if one.settings.model.has_attention}) or ['none']),
+          student.settings.model.attention for student in method.each.values()
+          if student.settings.model.has_attention}) or ['none']),
       'remat': ', '.join(sorted({
-          one.settings.model.remat for one in method.each.values()})),
+          student.settings.model.remat
+          for student in method.each.values()})),
       'images_per_step': settings.train.batch_size,
       'dearest_of': _steps(settings, method, epoch_steps),
       **_memory(step), 'estimated_gib': need.peak,
@@ -131,8 +132,8 @@ def _work(method: method_lib.Method, mesh: jax.sharding.Mesh,
           epoch_steps: int) -> dict:
   s, total = method.settings, throughput.step_flops(method, mesh)
   frozen = {'teacher': method.teacher} if method.has_frozen_teacher else {}
-  students = {'' if name == sections.ALONE else name: one.student
-              for name, one in method.each.items()}
+  students = {'' if name == sections.ALONE else name: student.student
+              for name, student in method.each.items()}
   return {
       'parameters': {
           f'{owner} {name}'.strip(): tree.num_elements(part)
@@ -148,9 +149,9 @@ def _work(method: method_lib.Method, mesh: jax.sharding.Mesh,
 def _collectives(sent: list[collectives.Collective]) -> dict:
   """Sums counts and bytes sent by a device in a step, by kind and type."""
   out: dict[str, dict] = {}
-  for one in sent:
+  for item in sent:
     entry = out.setdefault(
-        f'{one.kind} {one.dtype}', {'count': 0, 'sent_bytes': 0.0})
-    entry['count'] += one.count
-    entry['sent_bytes'] += one.sent_bytes
+        f'{item.kind} {item.dtype}', {'count': 0, 'sent_bytes': 0.0})
+    entry['count'] += item.count
+    entry['sent_bytes'] += item.sent_bytes
   return dict(sorted(out.items(), key=lambda x: -x[1]['sent_bytes']))

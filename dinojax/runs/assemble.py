@@ -324,15 +324,16 @@ def pinned(settings: settings_lib.Settings, folder: epath.Path
     return dataclasses.replace(
         s, init=pin(s.init), gram=pin(s.gram),
         distillation=pin(s.distillation),
-        students={name: all_of(one) for name, one in s.students.items()})
+        students={name: all_of(student)
+                  for name, student in s.students.items()})
 
   return all_of(settings), pins
 
 
 def _sources(settings: settings_lib.Settings) -> set[str]:
   """All that weights are read from."""
-  found = {getattr(one, name).source
-           for one in (settings, *settings.students.values())
+  found = {getattr(student, name).source
+           for student in (settings, *settings.students.values())
            for name in ('init', 'gram', 'distillation')}
   return {source for source in found if source is not None}
 
@@ -372,15 +373,15 @@ def describe(method: method_lib.Method, mesh, num_images: int,
       f'{mesh.size} × {mesh_lib.platform(mesh)} · {s.model.dtype}']
   if method.has_frozen_teacher:
     lines.append(f'teacher: {_sizes(method.teacher)} · frozen')
-  for name, one in method.each.items():
-    plan = one.settings.schedules
-    model = one.settings.model
+  for name, student in method.each.items():
+    plan = student.settings.schedules
+    model = student.settings.model
     kernel = model.attention if model.has_attention else None
     lines.append(
         f'{"parameters" if name == sections.ALONE else name}: '
-        f'{_sizes(one.student)}'
+        f'{_sizes(student.student)}'
         + (f' · attention {kernel}' if kernel else '')
-        + f' · peak lr {method_lib.peak_lr(one.settings, epoch_steps):.3g} '
+        + f' · peak lr {method_lib.peak_lr(student.settings, epoch_steps):.3g} '
         '(schedules.lr.'
         f'{"end" if plan.lr.end > plan.lr.peak else "peak"}='
         f'{max(plan.lr.peak, plan.lr.end)} by rule {plan.lr_rule})')

@@ -59,11 +59,11 @@ class InitialWeights(pretraining.InitialWeights):
   def begin(self, state: dict) -> dict:
     """A fresh state with these weights in students and their EMA."""
     filled = {}
-    for name, own in state[state_lib.STUDENTS].items():
+    for name, entries in state[state_lib.STUDENTS].items():
       found = self._parts(name)
-      filled[name] = own if found is None else own | {
-          'student': self._fill(own['student'], found[0]),
-          'ema': self._fill(own['ema'], found[1])}
+      filled[name] = entries if found is None else entries | {
+          'student': self._fill(entries['student'], found[0]),
+          'ema': self._fill(entries['ema'], found[1])}
     return state | {state_lib.STUDENTS: filled}
 
   def teacher(self) -> tree.Tree | None:
@@ -93,10 +93,10 @@ class InitialWeights(pretraining.InitialWeights):
   def _read_gram(self) -> tree.Tree:
     s = self._method.settings
     read = _read('gram.source', s.gram.source)
-    params, said = adapt.backbone(
+    params, notes = adapt.backbone(
         read, s.model, self._method.gram.shapes, f'gram.source={s.gram.source}')
     models_lib.check_colours(read, s, f'gram.source={s.gram.source}')
-    _say(f'the Gram teacher is {s.gram.source}', said)
+    _say(f'the Gram teacher is {s.gram.source}', notes)
     _check_whole(params, self._method.gram.shapes,
                  f'gram.source={s.gram.source}')
     return params
@@ -108,17 +108,17 @@ class InitialWeights(pretraining.InitialWeights):
     return self._found[name]
 
   def _read_parts(self, name: str) -> tuple[tree.Tree, tree.Tree] | None:
-    one = self._method.each[name]
-    init = one.settings.init
+    method = self._method.each[name]
+    init = method.settings.init
     if init.source is None:
       return None
-    student, said = of_student(
-        one, 'student' if init.part in ('student', 'both') else 'ema')
+    student, notes = of_student(
+        method, 'student' if init.part in ('student', 'both') else 'ema')
     ema = student
     if init.part == 'both':
-      ema, _ = of_student(one, 'ema')
+      ema, _ = of_student(method, 'ema')
     who = '' if name == sections.ALONE else f'{name} '
-    _say(f'{who}starts from {init.source}', said)
+    _say(f'{who}starts from {init.source}', notes)
     return student, ema
 
   def _fill(self, params: tree.Tree, found: tree.Tree) -> tree.Tree:
@@ -178,7 +178,7 @@ def of_student(method: method_lib.Method,
   source = settings.init.source
   read = _read('init.source', source, part)
   models_lib.check_colours(read, settings, f'init.source={source}')
-  params, said = adapt.backbone(
+  params, notes = adapt.backbone(
       read, settings.model, shapes['backbone'], f'init.source={source}')
   found = {'backbone': params}
   for name in sorted(set(shapes) - {'backbone'}):
@@ -189,8 +189,8 @@ def of_student(method: method_lib.Method,
       why = ('init.heads=False' if not settings.init.heads
              else 'the source has none' if head is None
              else 'that of the source has other sizes')
-      said.append(f'{name}: random, {why}')
-  return found, said
+      notes.append(f'{name}: random, {why}')
+  return found, notes
 
 
 def _alike(params: tree.Tree, shapes: tree.Tree) -> bool:

@@ -215,9 +215,9 @@ def read_run(run: CheckpointName, part: str = 'ema') -> reading.Weights:
 def _info(saved: checkpoint.Checkpoints, step: int | None) -> dict:
   """Reads the info of a step, or of another step where that is damaged."""
   last = saved.latest() if step is None else step
-  for one in (last, *reversed(saved.steps())):
+  for known in (last, *reversed(saved.steps())):
     try:
-      return saved.info(one)
+      return saved.info(known)
     except checkpoint.Damaged:
       continue
   return {}
@@ -289,5 +289,5 @@ def read_frozen_teacher(
     frozen_teacher_lib.check(
         frozen_teacher_lib.from_settings(settings), config, settings, d.source)
   params = {'backbone': found.params} | {
-      name: one.params for name, one in found.heads.items()}
+      name: head.params for name, head in found.heads.items()}
   return FrozenTeacher(config, params)

@@ -30,26 +30,27 @@ class First:
 
   def split(self, state: dict) -> items.Items:
     """The items of a state of today."""
-    own = dict(state[state_lib.STUDENTS][sections.ALONE])
-    out = {'student': own['student'], 'opt': own['opt'], self.ema: own['ema']}
+    student = dict(state[state_lib.STUDENTS][sections.ALONE])
+    out = {'student': student['student'], 'opt': student['opt'],
+           self.ema: student['ema']}
     if 'gram' in state:
       out['gram'] = state['gram']
     meta = {key: state[key] for key in ('step', 'key', 'centers')
             if key in state}
-    meta['counters'] = state['counters'] | own['counters']
+    meta['counters'] = state['counters'] | student['counters']
     return out | {'meta': meta}
 
   def join(self, found: items.Items) -> dict:
     """The inverse of `split`."""
     meta = dict(found['meta'])
     counters = meta.pop('counters')
-    own = {'student': found['student'], 'opt': found['opt'],
+    student = {'student': found['student'], 'opt': found['opt'],
            'ema': found[self.ema],
            'counters': {name: counters[name] for name in _OWN},
            'begun': jnp.zeros_like(meta['step'])}
     rest = {name: x for name, x in counters.items() if name not in _OWN}
     return meta | {'counters': rest,
-                   state_lib.STUDENTS: {sections.ALONE: own}} | (
+                   state_lib.STUDENTS: {sections.ALONE: student}} | (
                        {'gram': found['gram']} if 'gram' in found else {})
 
 

@@ -147,18 +147,18 @@ def build(settings: settings_lib.Settings, mesh: jax.sharding.Mesh,
         backbone=frozen_teacher.backbone.inference().for_platform(platform)))
   if settings.students:
     students = {
-        name: _one(own, mesh, epoch_steps, make, teacher,
+        name: _of_student(student, mesh, epoch_steps, make, teacher,
                    crops_token_px=settings.model.token_px)
-        for name, own in settings.students.items()}
+        for name, student in settings.students.items()}
     return Method(
         settings=settings, student=None, teacher=teacher,
         has_frozen_teacher=True, optimizer=None, factors=None,
         students=students,
         schedules=make_schedules(settings, epoch_steps))
-  return _one(settings, mesh, epoch_steps, make, teacher)
+  return _of_student(settings, mesh, epoch_steps, make, teacher)
 
 
-def _one(settings: settings_lib.Settings, mesh: jax.sharding.Mesh,
+def _of_student(settings: settings_lib.Settings, mesh: jax.sharding.Mesh,
          epoch_steps: int, make: Callable, frozen: network.Functional | None,
          crops_token_px: int | None = None) -> Method:
   """The method of one student."""

@@ -129,7 +129,7 @@ class Pretraining:
     if not names:
       return method
     return dataclasses.replace(method, students={
-        name: one for name, one in method.students.items()
+        name: student for name, student in method.students.items()
         if name not in names})
 
   def enter(self, state: dict, variant: variants_lib.Variant) -> dict:
@@ -166,8 +166,8 @@ class Pretraining:
             'now', flush=True)
     fresh = self._weights.begin(state_lib.create(
         method, self.mesh, state['key'], with_teacher=False))
-    return {name: own | {'begun': jnp.copy(state['step'])}
-            for name, own in fresh[self.named].items()}
+    return {name: entries | {'begun': jnp.copy(state['step'])}
+            for name, entries in fresh[self.named].items()}
 
   def _anchored(self, state: dict) -> dict:
     """The state with a Gram teacher, of given weights or the EMA of now."""
@@ -208,8 +208,8 @@ class Pretraining:
   def leaf(self, index: int) -> str:
     """The name of a gradient."""
     return [path if name == sections.ALONE else f'{name} {path}'
-            for name, one in self.method.each.items()
-            for path in tree.names(one.student.shapes)][index]
+            for name, student in self.method.each.items()
+            for path in tree.names(student.student.shapes)][index]
 
 
 def line(row: Mapping[str, float],

@@ -58,19 +58,19 @@ def _with_students(config: dict, kind: type[Settings],
     problems.stop(f'students={config_lib.shown(given)} is not a section: give '
                   'each student a name and what it has of its own')
     given = {}
-  for name, own in given.items():
+  for name, changes in given.items():
     path = f'students.{name}'
-    if not isinstance(own, Mapping):
-      problems.stop(f'{path}={config_lib.shown(own)} is not a section: give '
-                    f'it any of {", ".join(theirs)}')
+    if not isinstance(changes, Mapping):
+      problems.stop(f'{path}={config_lib.shown(changes)} is not a section: '
+                    f'give it any of {", ".join(theirs)}')
       continue
-    wrong = sorted(own.keys() - set(theirs), key=str)
+    wrong = sorted(changes.keys() - set(theirs), key=str)
     for key in wrong:
       problems.stop(
           f'{path}.{key}: all students have the same {key}; a student has its '
           f'own {", ".join(theirs)}')
     if not wrong:
-      students[str(name)] = make(config_lib.merged(shared, own), path)
+      students[str(name)] = make(config_lib.merged(shared, changes), path)
   return dataclasses.replace(settings, students=students)
 
 

@@ -35,8 +35,8 @@ def init(method: method_lib.Method, key: jax.Array, *,
   """
   counters = {'bad_images': zero()}
   state = {'step': zero(), 'key': key, 'counters': counters,
-           STUDENTS: {name: init_student(one, name, key)
-                      for name, one in method.each.items()}}
+           STUDENTS: {name: init_student(student, name, key)
+                      for name, student in method.each.items()}}
   if method.has_frozen_teacher and with_teacher:
     state[trainable.FROZEN] = {
         'teacher': method.teacher.init(jax.random.fold_in(key, 2))}
@@ -108,4 +108,4 @@ def teacher_of(state: dict) -> dict:
 
 def emas(state: dict) -> dict[str, dict]:
   """The EMA of every student by name."""
-  return {name: own['ema'] for name, own in state[STUDENTS].items()}
+  return {name: entries['ema'] for name, entries in state[STUDENTS].items()}

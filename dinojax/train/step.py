@@ -59,31 +59,31 @@ def scheduled(step: Array, method: method_lib.Method) -> dict:
   return {name: f(step) for name, f in method.schedules.items()}
 
 
-def _learn(own: dict, rows: dict, targets: dict, sched: dict,
+def _learn(entries: dict, rows: dict, targets: dict, sched: dict,
            method: method_lib.Method) -> tuple[dict, dict]:
   """One student's update, and its metrics."""
-  grads, metrics = differentiate(own, rows, targets, sched, method)
-  new, said = update(own, grads, metrics['loss'], sched, method)
-  return new, metrics | said
+  grads, metrics = differentiate(entries, rows, targets, sched, method)
+  new, logged = update(entries, grads, metrics['loss'], sched, method)
+  return new, metrics | logged
 
 
-def differentiate(own: dict, rows: dict, targets: dict, sched: dict,
+def differentiate(entries: dict, rows: dict, targets: dict, sched: dict,
                   method: method_lib.Method) -> tuple[dict, dict]:
   """Gradients of a student, and metrics of the losses.
 
   Args:
-    own: see state.init_student; with its step and key.
+    entries: see state.init_student; with its step and key.
     rows: see `network_rows`.
     targets: see `make_targets`.
     sched: values of the schedules at this step.
     method: method of the student.
   """
-  key = jax.random.fold_in(own['key'], own['step'])
+  key = jax.random.fold_in(entries['key'], entries['step'])
   num_groups = num_images(rows, method) // method.settings.train.group_images
   drawn = jax.tree.map(
       sharding.constrain, method.draw(key, num_groups))
   grads, metrics = gradients(
-      own['student'], rows | {'draws': drawn}, targets, sched, method)
+      entries['student'], rows | {'draws': drawn}, targets, sched, method)
   for term in method.settings.objectives:
     metrics |= term.loss_metrics(metrics, targets)
   return grads, metrics
@@ -217,7 +217,7 @@ def terms(student: dict, rows: dict, targets: dict, sched: dict,
   return values, counts
 
 
-def update(own: dict, grads: dict, loss: Array, sched: dict,
+def update(entries: dict, grads: dict, loss: Array, sched: dict,
            method: method_lib.Method) -> tuple[dict, dict]:
   """Clip, AdamW, EMA of a student; nothing moves if a gradient is not finite.
   """
@@ -226,20 +226,21 @@ def update(own: dict, grads: dict, loss: Array, sched: dict,
   grads, norms = optimizer.clip_per_part(
       grads, method.settings.optimizer.clip_norm)
   student, opt = method.optimizer.update(
-      grads, own['opt'], own['student'],
+      grads, entries['opt'], entries['student'],
       {name: sched[name] for name in ('lr', 'weight_decay')},
       method.factors.at(sched))
   ema = optax.incremental_update(
-      student, own['ema'], 1 - sched['momentum'])
+      student, entries['ema'], 1 - sched['momentum'])
   keep = lambda new, old: optimizer.select(finite, new, old)
   skipped = 1 - finite.astype(jnp.int32)
-  counters = own['counters']
+  counters = entries['counters']
   counters = {
       'skipped_steps': counters['skipped_steps'] + skipped,
       'nonfinite_in_row': (counters['nonfinite_in_row'] + 1) * skipped}
-  new = own | {
-      'student': keep(student, own['student']), 'ema': keep(ema, own['ema']),
-      'opt': keep(opt, own['opt']), 'counters': counters}
+  new = entries | {
+      'student': keep(student, entries['student']),
+      'ema': keep(ema, entries['ema']),
+      'opt': keep(opt, entries['opt']), 'counters': counters}
   metrics = {f'grad_norm/{name}': norm for name, norm in norms.items()}
   return new, metrics | {'first_bad_leaf': first_bad} | counters
 

@@ -19,7 +19,7 @@ _SHARED = ('teacher_temperature', 'gram_weight')  # schedules of the teacher
 
 
 def learn(state: dict, rows: dict, targets: dict, method: method_lib.Method,
-          one: Callable) -> tuple[dict, dict]:
+          learn_one: Callable) -> tuple[dict, dict]:
   """Updates every student.
 
   Args:
@@ -27,8 +27,8 @@ def learn(state: dict, rows: dict, targets: dict, method: method_lib.Method,
     rows: crops and masks of the batch, see step.network_rows.
     targets: targets of the batch by term, see step.make_targets.
     method: methods of all students.
-    one: (entries of a student, rows, targets, schedules, method) to its next
-      entries and its metrics.
+    learn_one: (entries of a student, rows, targets, schedules, method) to
+      its next entries and its metrics.
 
   Returns:
     The next state; metrics as NAME/metric, and loss, nonfinite_in_row,
@@ -39,30 +39,30 @@ def learn(state: dict, rows: dict, targets: dict, method: method_lib.Method,
   total = {'loss': jnp.zeros(()), 'first_bad_leaf': jnp.full((), -1),
            'nonfinite_in_row': state_lib.zero(),
            'skipped_steps': state_lib.zero()}
-  for name, own in method.each.items():
+  for name, student in method.each.items():
     entries = state[state_lib.STUDENTS][name]
     alone = name == sections.ALONE
     # One program for both where they are the same: alone, it begins at 0.
     step = state['step'] if alone else state['step'] - entries['begun']
-    sched = {key: f(step) for key, f in own.schedules.items()}
+    sched = {key: f(step) for key, f in student.schedules.items()}
     key = state_lib.student_key(state['key'], name)
-    after, said = one(
+    after, logged = learn_one(
         entries | {'step': step, 'key': key},
-        *share(rows, targets, own.settings), sched, own)
+        *share(rows, targets, student.settings), sched, student)
     new[name] = {key: after[key] for key in entries}
     prefix = '' if alone else f'{name}/'
-    metrics |= {f'{prefix}{key}': value for key, value in said.items()}
+    metrics |= {f'{prefix}{key}': value for key, value in logged.items()}
     metrics |= {f'{prefix}schedule/{key}': value for key, value
                 in sched.items() if alone or key not in _SHARED}
-    bad = said['first_bad_leaf']
+    bad = logged['first_bad_leaf']
     total = {
-        'loss': total['loss'] + said['loss'],
+        'loss': total['loss'] + logged['loss'],
         'first_bad_leaf': jnp.where(
             (total['first_bad_leaf'] < 0) & (bad >= 0), bad + offset,
             total['first_bad_leaf']),
         'nonfinite_in_row': jnp.maximum(
-            total['nonfinite_in_row'], said['nonfinite_in_row']),
-        'skipped_steps': total['skipped_steps'] + said['skipped_steps']}
+            total['nonfinite_in_row'], logged['nonfinite_in_row']),
+        'skipped_steps': total['skipped_steps'] + logged['skipped_steps']}
     offset += len(jax.tree.leaves(entries['student']))
   return state | {
       state_lib.STUDENTS: new,

@@ -248,8 +248,8 @@ def _check_distillation(s: Settings, problems: Errors):
   unused = [key for key in ('source', 'freeze_backbone', 'max_knn_drop')
             if s.students and getattr(s.init, key) != getattr(
                 type(s.init)(), key) and all(
-                    getattr(one.init, key) != getattr(s.init, key)
-                    for one in s.students.values())]
+                    getattr(student.init, key) != getattr(s.init, key)
+                    for student in s.students.values())]
   for key in unused:
     problems.add(f'init.{key} is of no student: set students.NAME.init.{key}')
 
@@ -257,14 +257,14 @@ def _check_distillation(s: Settings, problems: Errors):
 def _check_student(s: Settings, base: Settings, problems: Errors):
   """Checks the sections that one of several students has of its own."""
   for name in ('dino', 'ibot'):
-    own, shared = getattr(s, name), getattr(base, name)
+    value, shared = getattr(s, name), getattr(base, name)
     problems.check(
-        not own.loss_weight or shared.loss_weight > 0,
-        f'{name}.loss_weight={own.loss_weight}, but {name}.loss_weight of all '
-        'is 0, so that the teacher makes no targets for it: set that too')
+        not value.loss_weight or shared.loss_weight > 0,
+        f'{name}.loss_weight={value.loss_weight}, but {name}.loss_weight of '
+        'all is 0, so that the teacher makes no targets for it: set that too')
     problems.check(
-        own.num_prototypes == shared.num_prototypes,
-        f'{name}.num_prototypes={own.num_prototypes} is not that of the '
+        value.num_prototypes == shared.num_prototypes,
+        f'{name}.num_prototypes={value.num_prototypes} is not that of the '
         f'teacher, {shared.num_prototypes}: leave it out')
   largest = base.model.token_px
   problems.check(
@@ -275,10 +275,11 @@ def _check_student(s: Settings, base: Settings, problems: Errors):
   mine = dataclasses.replace(
       s.train, total=base.train.total, share=base.train.share)
   for field in dataclasses.fields(mine):
-    own, shared = (getattr(x, field.name) for x in (mine, base.train))
+    value, shared = (getattr(x, field.name) for x in (mine, base.train))
     problems.check(
-        own == shared,
-        f'train.{field.name}={own} is {shared} for all students: leave it out')
+        value == shared,
+        f'train.{field.name}={value} is {shared} for all students: leave it '
+        'out')
   problems.check(
       0 < s.train.share <= 1,
       f'train.share={s.train.share} is not in (0, 1]')
