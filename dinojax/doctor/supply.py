@@ -2,6 +2,7 @@
 
 import math
 
+from dinojax.data import shared_memory
 from dinojax.doctor import findings
 from dinojax.planning import memory as memory_lib
 from dinojax.train import settings as settings_lib
@@ -46,7 +47,7 @@ def workers(settings: Settings, cores: int,
     shared_gib: GiB free in /dev/shm; None: there is no such folder.
     rows: images of a batch that this process makes.
   """
-  count, c = settings.data.num_workers, settings.crops
+  count = settings.data.num_workers
   if not count:
     return [findings.ok('workers', f'none: {settings.data.num_threads} '
                         'threads of the training process')]
@@ -56,9 +57,8 @@ def workers(settings: Settings, cores: int,
         'workers', f'data.num_workers={count} for {cores} cores',
         f'set data.num_workers to {max(cores - 1, 1)} or less')]
   # Rows stay in shared memory until their batch is put together.
-  row = settings.model.num_channels * (
-      c.num_global * c.global_px ** 2 + c.num_local * c.local_px ** 2)
-  need = (rows + 2 * count) * row / 2**30
+  need = shared_memory.need_gib(
+      settings.made_crops, settings.model.num_channels, rows, count)
   if shared_gib is not None and need > shared_gib:
     found.append(findings.warn(
         'shared memory', f'workers hand over {need:.2f} GiB at a time, and '

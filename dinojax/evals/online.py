@@ -113,7 +113,10 @@ class _Student:
 
   def _extract(self, params: dict, source: record_lib.Source,
                limit: int) -> dict[str, np.ndarray]:
-    """cls [r, d] and pixels [r, e] float32, label [r] of readable images."""
+    """cls [r, d] float32 and label [r] of readable images.
+
+    Until the baselines are known also pixels [r, e].
+    """
     s = self._method.settings
     # It compiles nothing again: there is one program for a configuration.
     model = backbone_lib.Backbone(
@@ -131,10 +134,12 @@ class _Student:
       stream.warn(batch.bad, source)
       layer, = batch.local()['cls']
       small = batch.images[:len(batch.rows)]
-      return {'cls': layer['cls'],
-              'pixels': pixels.flatten(small, model.mean, model.std)}
+      found = {'cls': layer['cls']}
+      if not self.baselines:
+        found['pixels'] = pixels.flatten(small, model.mean, model.std)
+      return found
 
-    return stream.table(batches, columns)
+    return stream.table(self._mesh, batches, columns)
 
   def _score(self, name: str, pair: tuple) -> float:
     (a, b), plan = pair, self._method.settings.knn

@@ -125,7 +125,7 @@ class Backbone:
     Raises:
       UserError: images of another shape, or pixels that are not normalised.
     """
-    last, = self.read(images, spec_lib.FeatureSpec(_ALL))
+    last, = self.read(images, spec_lib.FeatureSpec(_ALL, 1, 'final'))
     return Features(**last)
 
   def intermediate(self, images: np.ndarray, layers: int | Sequence[int] = 1,

@@ -59,7 +59,9 @@ class Choice:
     """Outputs and layers of the backbone that are read."""
     outputs = {'cls': ('cls',), 'patches': ('patches',),
                'cls+mean': ('cls', 'mean')}
-    return spec_lib.FeatureSpec(outputs[self.features], self.layers)
+    return spec_lib.FeatureSpec(
+        outputs[self.features], self.layers,
+        'final' if self.layers == 1 else 'normed')
 
   def check(self, config: Any):
     """Refuses what the model cannot do.
@@ -141,6 +143,10 @@ def embed(model: backbone_lib.Backbone, source: record_lib.Source, out: str,
   """
   out = paths.expand(out)
   tables.check(out, choice.features)
+  if len({device.process_index for device in model.mesh.devices.flat}) > 1:
+    raise errors.UserError(
+        'a table is written by one process, and the devices of this model are '
+        'those of several: load it on the devices of one')
   reading = dataclasses.replace(
       reading, value_range=tuple(reading.value_range or model.value_range))
   choice.check(model.config)
@@ -162,7 +168,7 @@ def embed(model: backbone_lib.Backbone, source: record_lib.Source, out: str,
         reading, indices=range(start, len(source)), section_rows=per_shard,
         reduce=_Joined(choice.features, _device_dtype(model, choice)))
     with contextlib.closing(batches):
-      _fill(store, batches, choice, model.config.side_px, progress)
+      _fill(store, batches, choice, model.config, progress)
     return _finish(store, source)
 
 
@@ -187,23 +193,23 @@ def settings(model: backbone_lib.Backbone, source: record_lib.Source,
           **dataclasses.asdict(choice), 'images_per_shard': images_per_shard}
 
 
-def _fill(store: store_lib.Store, batches, choice: Choice, unit: int,
+def _fill(store: store_lib.Store, batches, choice: Choice, config: Any,
           progress: Callable[[int], None]):
   """Computes and keeps the shards that are missing."""
-  shard, number = _Shard(choice, unit), store.num_done
+  shard, number = _Shard(choice, config), store.num_done
   for batch in batches:
     shard.add(batch)
     progress(store.rows(number).start + shard.count)
     if batch.ends_section:
       store.write(number, shard.columns())
-      shard, number = _Shard(choice, unit), number + 1
+      shard, number = _Shard(choice, config), number + 1
 
 
 class _Shard:
   """Rows of one shard as they come in; `count` of them so far."""
 
-  def __init__(self, choice: Choice, unit: int):
-    self._choice, self._unit = choice, unit
+  def __init__(self, choice: Choice, config: Any):
+    self._choice, self._config = choice, config
     self._rows, self._bad, self.count = [], [], 0
 
   def add(self, batch: stream.Batch):
@@ -218,7 +224,7 @@ class _Shard:
       return
     with np.errstate(over='ignore'):  # infinities are refused below
       values = np.asarray(batch.local(), self._choice.dtype)
-    grid = [n // self._unit for n in batch.images.shape[1:3]]
+    grid = self._grid(batch.images.shape[1:3])
     for row, value in zip(batch.rows, values, strict=True):
       name = _plain(row['name'])
       if not np.isfinite(value).all():
@@ -227,6 +233,12 @@ class _Shard:
         raise errors.UserError(
             f'features of {text.printable(name)} are not finite: {fix}')
       self._rows.append((row['index'], name, row['label'], grid, value))
+
+  def _grid(self, image_px: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of the patches of an image."""
+    if self._choice.spec.place == 'final':
+      return self._config.grid(image_px)
+    return self._config.layer_grid(image_px, self._config.depth - 1)
 
   def columns(self) -> tables.Shard:
     """All rows in the order of the source."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import numbers
 from typing import Any
 
 import einops
@@ -15,7 +16,7 @@ Array = jax.Array
 Outputs = dict[str, Array]
 TOKENS = ('cls', 'mean', 'registers', 'patches', 'map')
 ATTENTION = ('keys', 'attention')
-PLACES = ('normed', 'raw', 'before')
+PLACES = ('final', 'normed', 'raw', 'before')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,18 +29,27 @@ class FeatureSpec:
       grid; of a ViT also 'keys' [b, n, d] of the layer's attention, heads one
       after the other, before RoPE turns them, and 'attention' [b, h, n, n].
     layers: how many of the last, or which, counted from 0.
-    place: 'normed': after the layer and the final norm; 'raw': after it
-      without the norm; 'before': what enters it, without the norm. Keys and
-      attention are within.
+    place: 'final': what the last layer gives, as training sees it; 'normed':
+      after the layer and the final norm, patches of a ConvNeXt on the grid of
+      its patch_px, if it has one; 'raw': after it without the norm; 'before':
+      what enters it, without the norm. Keys and attention are within.
   """
 
   outputs: tuple[str, ...] = ('cls',)
   layers: int | tuple[int, ...] = 1
   place: str = 'normed'
 
+  def __post_init__(self):
+    for name in ('outputs', 'layers'):
+      value = getattr(self, name)
+      if isinstance(value, str):
+        raise errors.UserError(f'{name}={value!r} is a text: give ({value!r},)')
+      if not isinstance(value, numbers.Integral):  # equal specs: one program
+        object.__setattr__(self, name, tuple(value))
+
   def indices(self, depth: int) -> tuple[int, ...]:
     """The layers that are read, in the order of their depth."""
-    if isinstance(self.layers, int):
+    if isinstance(self.layers, numbers.Integral):
       return tuple(range(depth - self.layers, depth))
     return tuple(sorted(self.layers))
 
@@ -61,6 +71,10 @@ class FeatureSpec:
       raise errors.UserError(
           f'place={self.place!r} is not known: give one of '
           f'{", ".join(PLACES)}')
+    if self.place == 'final' and self.layers != 1:
+      raise errors.UserError(
+          f"place='final' is of the last layer, and layers={self.layers}: "
+          "give layers=1, or place='normed'")
     depth, indices = config.depth, self.indices(config.depth)
     if not indices or min(indices) < 0 or max(indices) >= depth:
       raise errors.UserError(
@@ -117,7 +131,8 @@ def _outputs(config: Any, found: dict, image_px: tuple[int, int],
       out[name] = features['patches'].mean(axis=1)
     elif name == 'map':
       before = spec.place == 'before' and not config.has_attention
-      grid = config.layer_grid(image_px, layer - before)
+      grid = (config.grid(image_px) if spec.place == 'final'
+              else config.layer_grid(image_px, layer - before))
       out[name] = einops.rearrange(
           features['patches'], 'b (y x) d -> b y x d', y=grid[0], x=grid[1])
     else:

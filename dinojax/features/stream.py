@@ -29,11 +29,12 @@ from dinojax.features import spec as spec_lib
 
 # Bytes of decoded images that wait for others of their size.
 _MAX_WAITING_BYTES = 2**29
+_GATHERED_ROWS = 2048  # of a column, from all processes at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-  """How images are read; the features are the same whatever it is.
+  """How images are read; the last two decide which, and what is seen.
 
   Attributes:
     batch_size: images at a time over all devices, rounded up to a multiple of
@@ -102,13 +103,12 @@ def read(model: backbone_lib.Backbone,
     reduce: see Backbone.run.
 
   Raises:
-    UserError: sizes or features that do not fit the backbone; whole images in
+    UserError: features that the backbone does not have; whole images in
       several processes.
   """
-  preprocessing.check(model.config)
   for spec in specs.values():
     spec.check(model.config)
-  count, index = jax.process_count(), jax.process_index()
+  count, index = _takers(model.mesh)
   by_size = preprocessing.crop_px is None
   if by_size and count > 1:
     raise errors.UserError(
@@ -127,12 +127,13 @@ def warn(bad: Iterable[dict], source: record_lib.Source):
         text.printable, (source.spec, row['name'], row['problem'])))
 
 
-def table(batches: Iterable[Batch],
+def table(mesh: jax.sharding.Mesh, batches: Iterable[Batch],
           columns: Callable[[Batch], dict[str, np.ndarray]]
           ) -> dict[str, np.ndarray]:
   """Columns of all readable records, on every process, in data order.
 
   Args:
+    mesh: devices of the backbone.
     batches: see `read`, of images of one size.
     columns: arrays of a batch with its rows leading.
 
@@ -143,9 +144,15 @@ def table(batches: Iterable[Batch],
             for name in ('index', 'label')} | columns(batch)
            for batch in batches]
   whole = _everywhere({key: np.concatenate([part[key] for part in parts])
-                       for key in parts[0]})
+                       for key in parts[0]}, _takers(mesh)[0])
   order = np.argsort(whole['index'], kind='stable')
   return {key: value[order] for key, value in whole.items()}
+
+
+def _takers(mesh: jax.sharding.Mesh) -> tuple[int, int]:
+  """Number of processes with devices of the mesh, and which this one is."""
+  known = sorted({device.process_index for device in mesh.devices.flat})
+  return len(known), known.index(jax.process_index())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,24 +293,30 @@ def _rounded(batch_size: int, num_devices: int) -> int:
 
 def _own_rows(x: jax.Array) -> np.ndarray:
   """This process's rows of a global array, in order."""
-  if jax.process_count() == 1:
+  if x.is_fully_addressable:
     return np.asarray(x)
   parts = {part.index[0].start or 0: part.data
            for part in x.addressable_shards}
   return np.concatenate([np.asarray(parts[i]) for i in sorted(parts)])
 
 
-def _everywhere(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _everywhere(columns: dict[str, np.ndarray],
+                process_count: int) -> dict[str, np.ndarray]:
   """Rows of all processes, one process after the other."""
-  if jax.process_count() == 1:
+  if process_count == 1:
     return columns
-  gather = multihost_utils.process_allgather
-  counts = np.asarray(gather(np.int32(len(columns['index']))))
+  gather = lambda x: np.asarray(multihost_utils.process_allgather(x))
+  counts = gather(np.int32(len(columns['index'])))
   out = {}
   for name, value in columns.items():
-    padded = np.zeros((counts.max(), *value.shape[1:]), value.dtype)
-    padded[:len(value)] = value
-    rows = np.asarray(gather(padded))
+    # A few at a time: what is gathered lies on every device.
+    slices = []
+    for start in range(0, max(int(counts.max()), 1), _GATHERED_ROWS):
+      padded = np.zeros((_GATHERED_ROWS, *value.shape[1:]), value.dtype)
+      some = value[start:start + _GATHERED_ROWS]
+      padded[:len(some)] = some
+      slices.append(gather(padded))
+    whole = np.concatenate(slices, axis=1)  # [processes, rows, …]
     out[name] = np.concatenate([
-        part[:count] for part, count in zip(rows, counts, strict=True)])
+        rows[:count] for rows, count in zip(whole, counts, strict=True)])
   return out

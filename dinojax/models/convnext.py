@@ -288,7 +288,8 @@ class ConvNeXt(nnx.Module):
     Args:
       images: [r, y, x, c] normalised.
       wanted: (kind, stage) each, stages counted from 0: 'normed' are features
-        after the stage and the final norm, which the last one alone has;
+        after the stage and the final norm, which the last one alone has
+        ('final': that on its own grid);
         'raw' without it, 'before' what enters the stage.
 
     Returns:
@@ -297,9 +298,10 @@ class ConvNeXt(nnx.Module):
     maps, out = self.maps(images), []
     for kind, stage in wanted:
       index = stage - (kind == 'before')
-      normed = kind == 'normed' and index == len(maps) - 1
-      out.append(self._features(self._on_grid(maps[index], images.shape[1:3]),
-                                maps[index], normed))
+      normed = kind in ('final', 'normed') and index == len(maps) - 1
+      x = (maps[index] if kind == 'final'
+           else self._on_grid(maps[index], images.shape[1:3]))
+      out.append(self._features(x, maps[index], normed))
     return out
 
   def _on_grid(self, x: Array, image_px: tuple[int, int]) -> Array:

@@ -234,9 +234,10 @@ class ViT(nnx.Module):
     Args:
       images: [r, y, x, c] normalised.
       wanted: (kind, block) each, blocks counted from 0. 'normed' are features
-        after the block and the final norm, 'raw' without the norm, 'before'
-        what enters the block; 'keys' of its attention [r, n, d], before RoPE
-        turns them; 'attention' [r, h, n, n], rows of which sum to one.
+        after the block and the final norm ('final': of the last block), 'raw'
+        without the norm, 'before' what enters the block; 'keys' of its
+        attention [r, n, d], before RoPE turns them; 'attention' [r, h, n, n],
+        rows of which sum to one.
 
     Returns:
       One result for each: features as `__call__` has them, or an array.
@@ -244,7 +245,7 @@ class ViT(nnx.Module):
     grid = self.config.grid(images.shape[1:3])
     tokens, rope, start = self.embed(images), self._rope(grid, None), 0
     # Blocks that have to be run before each can be read.
-    stops = {pair: pair[1] + (pair[0] in ('normed', 'raw'))
+    stops = {pair: pair[1] + (pair[0] in ('final', 'normed', 'raw'))
              for pair in wanted}
     out = {}
     for pair in sorted(stops, key=stops.get):
@@ -256,7 +257,8 @@ class ViT(nnx.Module):
       if kind in ('keys', 'attention'):
         out[pair] = self._attention(tokens, layer, rope, kind)
       else:
-        out[pair] = self._features(tokens, 'global', False, kind == 'normed')
+        normed = kind in ('final', 'normed')
+        out[pair] = self._features(tokens, 'global', False, normed)
     return [out[pair] for pair in wanted]
 
   def embed(self, images: Array, mask: Array | None = None) -> Array:

@@ -81,5 +81,5 @@ def features(weights: reading.Weights, images: np.ndarray,
     model = backbone_lib.Backbone(
         graphs.plain(weights.config), weights.params, mesh,
         mean=weights.mean, std=weights.std)
-    last, = model.read(images, spec.FeatureSpec(tuple(names)))
+    last, = model.read(images, spec.FeatureSpec(tuple(names), 1, 'final'))
   return {name: np.asarray(last[name]) for name in names}

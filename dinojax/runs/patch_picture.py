@@ -14,7 +14,7 @@ from dinojax.features import spec
 from dinojax.runs import models as models_lib
 from dinojax.runs import pictures
 
-_MAP = spec.FeatureSpec(('map',))
+_MAP = spec.FeatureSpec(('map',), 1, 'final')
 _PHOTOS = ('chelsea', 'coffee', 'rocket', 'astronaut')
 
 

@@ -126,6 +126,7 @@ def check_devices(settings: Settings, num_devices: int):
     _check_share(student, name, rows // group)
     _check_together(student, rows)
     _warn_rounding(student)
+    _warn_cosines(student)
 
 
 def _check_share(settings: Settings, name: str, groups: int):
@@ -159,6 +160,16 @@ def fraction(share: float) -> tuple[int, int]:
   """A share as so many groups of so many."""
   exact = fractions.Fraction(share).limit_denominator(_MOST_PARTS)
   return exact.numerator, exact.denominator
+
+
+def _warn_cosines(settings: Settings):
+  for name, curve in vars(settings.schedules).items():
+    cosine = getattr(curve, 'cosine', None)
+    if settings.schedules.style == 'v2' and cosine is not None:
+      warnings.warn(
+          f'schedules.{name}.cosine_{cosine.unit}={cosine.value:g} does '
+          'nothing: with schedules.style=v2 a cosine takes the rest of '
+          'training; leave it out, or set the style to v3', stacklevel=2)
 
 
 def _warn_rounding(settings: Settings):

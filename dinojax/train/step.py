@@ -136,9 +136,11 @@ def make_targets(state: dict, rows: dict, sched: dict,
   for term in settings.objectives:
     target, center = term.targets(taught)
     if target is not None:
-      targets[term.NAME], centers[term.NAME] = target, center
+      targets[term.NAME] = target
       metrics |= term.target_metrics(target)
-  return targets, centers if 'centers' in state else {}, metrics
+    if center is not None:
+      centers[term.NAME] = center
+  return targets, centers, metrics
 
 
 def gram_patches(method: method_lib.Method, params: dict,

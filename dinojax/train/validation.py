@@ -147,6 +147,10 @@ def _check_ranges(s: Settings, problems: Errors):
       and value_range[0] != value_range[1],
       f'data.value_range={value_range} is not (black, white): two different '
       'numbers, such as (0, 4095), or ()')
+  problems.check(
+      s.knn.crop_px <= s.knn.resize_px,
+      f'knn.crop_px={s.knn.crop_px} is larger than knn.resize_px='
+      f'{s.knn.resize_px}: set knn.resize_px to {s.knn.crop_px} or more')
   odds = sum(probability for _, probability in s.data.homogeneous)
   problems.check(
       odds <= 1, f'the probabilities of data.homogeneous add up to {odds:g}: '
@@ -164,13 +168,6 @@ def _check_losses(s: Settings, problems: Errors):
   for term in terms:
     for text in term.mistakes(s):
       problems.add(text)
-  for name, curve in vars(s.schedules).items():
-    cosine = getattr(curve, 'cosine', None)
-    if s.schedules.style == 'v2' and cosine is not None:
-      problems.add(
-          f'schedules.{name}.cosine_{cosine.unit}={cosine.value:g} is of '
-          'schedules.style=v3: with v2 a cosine takes the rest of training; '
-          'leave it out, or set the style')
   extra = s.schedules.trunc_extra
   problems.check(
       not extra or (s.schedules.style == 'v2' and extra > 0),

@@ -16,6 +16,7 @@ from dinojax.commands import reference
 from dinojax.core import config as config_lib
 from dinojax.core import errors
 from dinojax.core import fields
+from dinojax.core import signals
 from dinojax.models import convnext
 from dinojax.models import vit
 from dinojax.runs import batch_picture
@@ -217,6 +218,7 @@ def test_an_unknown_command(monkeypatch, capsys):
   monkeypatch.setattr(sys, 'argv', ['dinojax', 'trian'])
   with pytest.raises(SystemExit) as end:
     cli.main()
+  signals._unwatch()  # it is on to the end of the process
   assert end.value.code == 2
   assert 'dinojax trian is not a command: did you mean train?' in (
       capsys.readouterr().err)

@@ -79,6 +79,30 @@ def test_keys_are_those_of_the_attention(model):
   close(jax.nn.softmax(scores * 24 ** -0.5), found['attention'])
 
 
+def test_a_pyramid_on_a_grid_of_patches_keeps_its_own_at_the_end(tmp_path):
+  """Of DINOv3: intermediate layers are resized, the final map is not."""
+  config = dataclasses.replace(CONVNEXT, patch_px=16)
+  model = backbone.Backbone.of(cases.weights(config))
+  images = np.random.default_rng(0).normal(size=(2, 64, 96, 3)).astype(
+      np.float32)
+  assert model(images).patches.shape == (2, 6, 24)
+  final, = model.read(images, spec.FeatureSpec(('map', 'cls'), 1, 'final'))
+  normed, = model.read(images, spec.FeatureSpec(('map', 'cls')))
+  assert final['map'].shape == (2, 2, 3, 24)
+  assert normed['map'].shape == (2, 4, 6, 24)
+  close(final['cls'], normed['cls'])
+
+
+def test_lists_are_as_good_as_tuples(model):
+  lists = spec.FeatureSpec(['cls'], [0, 2])
+  assert lists == spec.FeatureSpec(('cls',), (0, 2))
+  assert len(model.read(IMAGES, lists)) == 2
+  with pytest.raises(errors.UserError, match=r"give \('cls',\)"):
+    spec.FeatureSpec('cls')
+  with pytest.raises(errors.UserError, match='of the last layer'):
+    model.read(IMAGES, spec.FeatureSpec(('cls',), 2, 'final'))
+
+
 def test_several_specs_are_one_pass_of_the_backbone(model):
   specs = {'first': spec.FeatureSpec(('cls',), (0,)),
            'all': spec.FeatureSpec(('patches', 'attention'), 3),

@@ -57,7 +57,7 @@ def test_a_table_has_every_readable_record_in_order(model):
     layer, = batch.local()['cls']
     return {'cls': layer['cls'], 'image': batch.images[:len(batch.rows)]}
 
-  found = stream.table(batches, columns)
+  found = stream.table(model.mesh, batches, columns)
   assert found['index'].tolist() == [0, 5, 7, 9] == found['label'].tolist()
   assert len(bad) == 1
   np.testing.assert_allclose(
@@ -68,7 +68,8 @@ def test_a_batch_of_unreadable_images_has_columns_without_rows(model):
   batches = stream.read(model, CLS, test_pipeline.Pictures(3, {0, 1, 2}),
                         SIZES, stream.Reading(2))
   found = stream.table(
-      batches, lambda batch: {'cls': batch.local()['cls'][0]['cls']})
+      model.mesh, batches,
+      lambda batch: {'cls': batch.local()['cls'][0]['cls']})
   assert found['cls'].shape == (0, 48)
 
 
@@ -88,8 +89,18 @@ def test_features_of_a_section_hang_on_nothing_before_it(model, sizes):
     np.testing.assert_array_equal(a.images, b.images)
 
 
-def test_whole_images_need_one_process(model, monkeypatch):
+def test_a_model_of_one_process_reads_all_records_in_each(
+    model, monkeypatch):
+  """In a program of several, whose other processes have models of their own."""
   monkeypatch.setattr(stream.jax, 'process_count', lambda: 2)
+  source = test_pipeline.Pictures(10)
+  batches = list(stream.read(model, CLS, source, SIZES, stream.Reading(4)))
+  assert [row['index'] for batch in batches for row in batch.rows] == list(
+      range(10))
+
+
+def test_whole_images_need_one_process(model, monkeypatch):
+  monkeypatch.setattr(stream, '_takers', lambda mesh: (2, 0))
   with pytest.raises(errors.UserError, match='cut them by --crop_px'):
     stream.read(model, CLS, test_pipeline.Pictures(3),
                 preprocessing.Preprocessing(12, None))

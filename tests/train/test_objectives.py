@@ -1,6 +1,7 @@
 """A new term of the loss is its own two files and a line in `Settings`."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,11 @@ from dinojax.core import fields
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
 from dinojax.planning import flops
+from dinojax.train import method as method_lib
 from dinojax.train import sections
 from dinojax.train import settings as settings_lib
+from dinojax.train import state as state_lib
+from dinojax.train import step as step_lib
 from dinojax.train.objectives import objective
 from tests.train import tiny
 
@@ -131,3 +135,19 @@ def test_config_checks_and_planning_know_it():
   assert Settings.own_sections() == (
       'model', 'dino', 'ibot', 'koleo', 'variance', 'optimizer', 'schedules',
       'train', 'init')
+
+
+def test_a_term_without_a_centre_adds_none_to_the_state():
+  settings = settings_lib.read(tiny.config(
+      teacher__centering='softmax', gram__loss_weight=1.0,
+      gram__teacher='ema', crops__num_local=0))
+  mesh = mesh_lib.make(devices=mesh_lib.one_device())
+  with mesh_lib.activate(mesh):
+    method = method_lib.build(settings, mesh, epoch_steps=100)
+    state = state_lib.abstract(method, mesh)
+    new, _ = jax.eval_shape(
+        functools.partial(step_lib.train_step, method=method), state,
+        jax.tree.map(lambda x: jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=jax.NamedSharding(mesh, mesh_lib.ROWS)),
+            tiny.batch(settings, 0)))
+  assert set(state['centers']) == set(new['centers']) == {'dino', 'ibot'}

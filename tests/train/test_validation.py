@@ -57,8 +57,6 @@ def test_the_groups_of_recipes_are_those_they_were_tried_with(name, group):
      ['train.num_micro_batches=3', 'train.batch_size to 6']),
     (dict(train__batch_size=1, train__group_images=None,
           koleo__group_images=None), ['train.batch_size', 'koleo.loss_weight']),
-    (dict(schedules__lr=dict(start=0.1, peak=0.1, end=0.1, cosine_steps=3)),
-     ['schedules.lr.cosine', 'schedules.style=v3']),
     (dict(crops__global_scale=(1.0, 0.3)), ['crops.global_scale', '(0.3, 1']),
     (dict(mesh__fsdp=0), ['mesh.fsdp=0']),
     (dict(mesh__fsdp=-1, mesh__data=-1), ['mesh.data and mesh.fsdp']),
