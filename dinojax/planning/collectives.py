@@ -50,51 +50,51 @@ def of_program(text: str) -> list[Collective]:
   program = instructions.parse(text)
   found: dict[str, Collective] = {}
   for name, times in program.times().items():
-    for one in program.computations[name].values():
-      kind = one.opcode.removesuffix('-start')
+    for op in program.computations[name].values():
+      kind = op.opcode.removesuffix('-start')
       if kind in KINDS:
         # The parts of one that overlaps with other work form a chain.
-        chain = one.attribute(r'(chain_id="\d+")')
-        key = chain or f'{name} {one.name}'
+        chain = op.attribute(r'(chain_id="\d+")')
+        key = chain or f'{name} {op.name}'
         if key not in found or found[key].count < times:
-          found[key] = _read(one, kind, times)
+          found[key] = _read(op, kind, times)
   return list(found.values())
 
 
-def _read(one: instructions.Instruction, kind: str,
+def _read(op: instructions.Instruction, kind: str,
           times: int) -> Collective:
-  arrays = layouts.arrays(one.shape)
-  if one.opcode == 'all-gather-start':  # (what goes in, what comes out)
+  arrays = layouts.arrays(op.shape)
+  if op.opcode == 'all-gather-start':  # (what goes in, what comes out)
     arrays = arrays[len(arrays) // 2:]
-  elif one.opcode == 'collective-permute-start':  # (in, out, two contexts)
+  elif op.opcode == 'collective-permute-start':  # (in, out, two contexts)
     arrays = arrays[1:2]
-  elements, devices = sum(x.elements for x in arrays), _group(one)
+  elements, devices = sum(x.elements for x in arrays), _group(op)
   if kind == 'reduce-scatter':
     elements *= devices
   return Collective(kind, arrays[0].dtype, elements, devices, times)
 
 
-def _group(one: instructions.Instruction) -> int:
+def _group(op: instructions.Instruction) -> int:
   """Number of devices in a group.
 
   Groups are written as '{{0,1},{2,3}}', '[16,16]<=[256]', or axes of a mesh,
   "mesh['a'=2,'b'=8] {'a'}", or a part of an axis, "{'b':(1)4}".
   """
-  if one.opcode.startswith('collective-permute'):
+  if op.opcode.startswith('collective-permute'):
     return 2
-  listed = one.attribute(r'replica_groups=\{\{([\d,]*)\}')
+  listed = op.attribute(r'replica_groups=\{\{([\d,]*)\}')
   if listed:
     return len(listed.split(','))
-  rows = one.attribute(r'replica_groups=\[\d+,(\d+)\]')
+  rows = op.attribute(r'replica_groups=\[\d+,(\d+)\]')
   if rows:
     return int(rows)
-  axes = re.search(r'replica_groups=mesh\[(.*?)\][^{]*\{(.*?)\}', one.rest)
+  axes = re.search(r'replica_groups=mesh\[(.*?)\][^{]*\{(.*?)\}', op.rest)
   if axes:
     sizes = dict(re.findall(r"'(\w+)'=(\d+)", axes.group(1)))
     return math.prod(
         int(part or sizes[name]) for name, part in re.findall(
             r"'(\w+)'(?::\(\d+\)(\d+))?", axes.group(2)))
-  unknown = one.attribute(r'(replica_groups=.{,200})')
+  unknown = op.attribute(r'(replica_groups=.{,200})')
   if unknown:
-    raise ValueError(f'{one.name}: cannot read {unknown}')
+    raise ValueError(f'{op.name}: cannot read {unknown}')
   return 1

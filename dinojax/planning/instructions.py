@@ -80,8 +80,8 @@ class Program:
       return int(stated.group(1))
     condition = self.computations.get(
         loop.attribute(_CONDITION.pattern) or '', {})
-    limits = [int(n) for one in condition.values()
-              for n in _LIMIT.findall(f'{one.shape} {one.opcode}{one.rest}')]
+    limits = [int(n) for op in condition.values()
+              for n in _LIMIT.findall(f'{op.shape} {op.opcode}{op.rest}')]
     return max(limits, default=1)
 
   def times(self) -> dict[str, int]:
@@ -92,9 +92,9 @@ class Program:
       if name not in self.computations:
         return
       out[name] = out.get(name, 0) + count
-      for one in self.computations[name].values():
-        each = self.trips(one) if one.opcode == 'while' else 1
-        for called in (*one.called, *one.branches):
+      for op in self.computations[name].values():
+        each = self.trips(op) if op.opcode == 'while' else 1
+        for called in (*op.called, *op.branches):
           visit(called, count * each)
 
     visit(self.entry, 1)
@@ -112,9 +112,9 @@ def parse(text: str) -> Program:
     elif line.startswith('}'):
       current = None
     elif current is not None:
-      one = _instruction(line)
-      if one:
-        current[one.name] = one
+      op = _instruction(line)
+      if op:
+        current[op.name] = op
   return Program(computations, entry)
 
 

@@ -50,26 +50,26 @@ class Product:
         fill(self.depth, side) * fill(self.columns, side))
 
 
-def product(one: instructions.Instruction,
+def product(op: instructions.Instruction,
             shapes: Mapping[str, str]) -> Product | None:
   """Reads the matrix product of a dot or convolution; None for all others.
 
   Args:
-    one: any instruction.
+    op: any instruction.
     shapes: shapes of its operands as text, by name.
   """
-  if one.opcode not in ('dot', 'convolution'):
+  if op.opcode not in ('dot', 'convolution'):
     return None
   left, right = (layouts.arrays(shapes[name])[0].sizes
-                 for name in one.operands[:2])
-  if one.opcode == 'dot':
-    return _dot(one, left, right)
-  out = layouts.arrays(one.shape)[0].sizes
-  return _convolution(one, left, right, out)
+                 for name in op.operands[:2])
+  if op.opcode == 'dot':
+    return _dot(op, left, right)
+  out = layouts.arrays(op.shape)[0].sizes
+  return _convolution(op, left, right, out)
 
 
-def _dot(one, left, right) -> Product:
-  dimensions = lambda key: [int(n) for n in (one.attribute(
+def _dot(op, left, right) -> Product:
+  dimensions = lambda key: [int(n) for n in (op.attribute(
       rf'\b{key}=\{{([\d,]*)\}}') or '').split(',') if n]
   batch = math.prod(left[i] for i in dimensions('lhs_batch_dims'))
   depth = math.prod(left[i] for i in dimensions('lhs_contracting_dims'))
@@ -77,12 +77,12 @@ def _dot(one, left, right) -> Product:
                  math.prod(right) // (batch * depth), batch)
 
 
-def _convolution(one, left, right, out) -> Product:
-  labels = one.attribute(r'dim_labels=(\S+?)(?:,|$)')
+def _convolution(op, left, right, out) -> Product:
+  labels = op.attribute(r'dim_labels=(\S+?)(?:,|$)')
   of_left, of_right, of_out = re.split('_|->', labels)
-  groups = int(one.attribute(r'feature_group_count=(\d+)') or 1)
-  batch_groups = int(one.attribute(r'batch_group_count=(\d+)') or 1)
-  window = one.attribute(r'window=\{([^}]*)\}') or ''
+  groups = int(op.attribute(r'feature_group_count=(\d+)') or 1)
+  batch_groups = int(op.attribute(r'batch_group_count=(\d+)') or 1)
+  window = op.attribute(r'window=\{([^}]*)\}') or ''
   depth = left[of_left.index('f')] // groups
   columns = out[of_out.index('f')]
   rows = left[of_left.index('b')] // batch_groups

@@ -83,22 +83,22 @@ def _run(program: instructions.Program, name: str, count: int,
          side: int) -> Iterator[Work]:
   """Work of a computation and of those it calls; of branches the dearest."""
   inside = program.computations.get(name, {})
-  shapes = {one.name: one.shape for one in inside.values()}
-  for one in inside.values():
-    if one.opcode == 'while':
-      for body in one.called:
-        yield from _run(program, body, count * program.trips(one), side)
-    elif one.opcode == 'conditional':
+  shapes = {op.name: op.shape for op in inside.values()}
+  for op in inside.values():
+    if op.opcode == 'while':
+      for body in op.called:
+        yield from _run(program, body, count * program.trips(op), side)
+    elif op.opcode == 'conditional':
       yield from max(
           (list(_run(program, branch, count, side))
-           for branch in one.branches),
+           for branch in op.branches),
           key=lambda items: (_sum(items, lambda x: x.padded_flops),
                              _sum(items, lambda x: x.hbm_bytes)), default=[])
-    elif one.opcode in ('call', 'async-start'):
-      for called in one.called:
+    elif op.opcode in ('call', 'async-start'):
+      for called in op.called:
         yield from _run(program, called, count, side)
-    elif not _is_free(one.opcode):
-      yield _of(program, one, shapes, count, side)
+    elif not _is_free(op.opcode):
+      yield _of(program, op, shapes, count, side)
 
 
 def _is_free(opcode: str) -> bool:
@@ -107,64 +107,64 @@ def _is_free(opcode: str) -> bool:
           or opcode.removesuffix('-start') in collectives.KINDS)
 
 
-def _of(program, one: instructions.Instruction, shapes: Mapping[str, str],
+def _of(program, op: instructions.Instruction, shapes: Mapping[str, str],
         count: int, side: int) -> Work:
-  kernel = _kernel(one, shapes, side)
+  kernel = _kernel(op, shapes, side)
   if kernel:
     return dataclasses.replace(kernel, count=count)
-  products = list(_products(program, one, shapes))
+  products = list(_products(program, op, shapes))
   return Work(
-      one.name, one.op_name, _frame(one), one.opcode, count,
+      op.name, op.op_name, _frame(op), op.opcode, count,
       sum(p.flops for p in products),
       sum(p.padded_flops(side) for p in products),
-      traffic.moved_bytes(program, one, shapes),
-      int(one.attribute(r'"estimated_cycles":"(\d+)"') or 0),
-      traffic.moved_bytes(program, one, shapes, layouts.HOST))
+      traffic.moved_bytes(program, op, shapes),
+      int(op.attribute(r'"estimated_cycles":"(\d+)"') or 0),
+      traffic.moved_bytes(program, op, shapes, layouts.HOST))
 
 
-def _products(program, one, shapes) -> Iterator[matrix.Product]:
+def _products(program, op, shapes) -> Iterator[matrix.Product]:
   """Yields the products of an instruction and, for a fusion, of those in it."""
-  found = matrix.product(one, shapes)
+  found = matrix.product(op, shapes)
   if found:
     yield found
-  if one.opcode == 'fusion':
-    for called in one.called:
+  if op.opcode == 'fusion':
+    for called in op.called:
       inside = program.computations.get(called, {})
       inner = {x.name: x.shape for x in inside.values()}
       for x in inside.values():
         yield from _products(program, x, inner)
 
 
-def _kernel(one, shapes, side: int) -> Work | None:
+def _kernel(op, shapes, side: int) -> Work | None:
   """A Pallas kernel by the cost that it states, None for anything else.
 
   The bytes that it states are those of its buffers, or more where it reads
   one again: the share of those that lie in HBM counts, with their padding.
   """
-  stated = [one.attribute(rf'"cost_estimate":\{{.*?"{key}":"(\d+)"')
+  stated = [op.attribute(rf'"cost_estimate":\{{.*?"{key}":"(\d+)"')
             for key in ('flops', 'bytes_accessed', 'transcendentals')]
-  if one.opcode != 'custom-call' or stated[0] is None:
+  if op.opcode != 'custom-call' or stated[0] is None:
     return None
   flops, moved, transcendentals = (float(x or 0) for x in stated)
-  name = one.op_name.removesuffix('/pallas_call').rpartition('/')[2]
+  name = op.op_name.removesuffix('/pallas_call').rpartition('/')[2]
   buffers = [array for shape in (
-      *(shapes[x] for x in set(one.operands) if x in shapes), one.shape)
+      *(shapes[x] for x in set(op.operands) if x in shapes), op.shape)
              for array in layouts.arrays(shape)]
   whole = sum(array.num_bytes for array in buffers)
   in_hbm = sum(array.bytes_in(layouts.HBM) for array in buffers)
   padding = 1.0
   if name in _ATTENTION and transcendentals:
-    tokens = layouts.arrays(one.shape)[0].sizes[-2]
+    tokens = layouts.arrays(op.shape)[0].sizes[-2]
     head = round(flops / transcendentals / 2 / _ATTENTION[name])
     product = matrix.Product(tokens, head, tokens)
     padding = product.padded_flops(side) / product.flops
-  return Work(one.name, one.op_name, _frame(one), name or 'kernel', 1, flops,
+  return Work(op.name, op.op_name, _frame(op), name or 'kernel', 1, flops,
               flops * padding, moved * in_hbm / max(whole, 1.0))
 
 
-def _frame(one: instructions.Instruction) -> str:
+def _frame(op: instructions.Instruction) -> str:
   """The number of its stack frame, until `work` knows the function."""
-  return one.attribute(r'stack_frame_id=(\d+)') or ''
+  return op.attribute(r'stack_frame_id=(\d+)') or ''
 
 
 def total(items: list[Work], chip: chips.Chip) -> dict[str, float]:

@@ -17,27 +17,27 @@ _SAME = ('bitcast', 'get-tuple-element')
 
 
 def moved_bytes(program: instructions.Program,
-                one: instructions.Instruction, shapes: Mapping[str, str],
+                op: instructions.Instruction, shapes: Mapping[str, str],
                 space: int = layouts.HBM) -> float:
   """Bytes that one run of an instruction moves to and from a memory.
 
   Args:
     program: program that the instruction is part of.
-    one: any instruction but those that run other computations; fusions may.
+    op: any instruction but those that run other computations; fusions may.
     shapes: shapes of its operands by name; unknown ones count nothing.
     space: the memory, see layouts.
   """
-  if one.opcode == 'copy-start':  # (to, from, a context)
-    return sum(x.bytes_in(space) for x in layouts.arrays(one.shape)[:2])
-  if one.opcode.endswith('-start'):
-    return _started(one, shapes, space)
+  if op.opcode == 'copy-start':  # (to, from, a context)
+    return sum(x.bytes_in(space) for x in layouts.arrays(op.shape)[:2])
+  if op.opcode.endswith('-start'):
+    return _started(op, shapes, space)
   read = sum(
-      min(_lying(shapes.get(name, ''), space), _read(program, one, place))
-      for place, name in enumerate(one.operands)
-      if name not in one.operands[:place] or one.opcode == 'fusion')
+      min(_lying(shapes.get(name, ''), space), _read(program, op, place))
+      for place, name in enumerate(op.operands)
+      if name not in op.operands[:place] or op.opcode == 'fusion')
   written = sum(
       min(array.bytes_in(space), part) for array, part in zip(
-          layouts.arrays(one.shape), _written(program, one, shapes),
+          layouts.arrays(op.shape), _written(program, op, shapes),
           strict=False))
   return read + written
 
@@ -50,25 +50,25 @@ def _padded(shape: str) -> float:
   return sum(x.padded_bytes for x in layouts.arrays(shape))
 
 
-def _started(one, shapes, space: int) -> float:
+def _started(op, shapes, space: int) -> float:
   """Bytes of an asynchronous slice, at each end that lies in the memory."""
-  places = layouts.arrays(one.shape)
+  places = layouts.arrays(op.shape)
   size = min((x.padded_bytes for x in places if x.elements > 1), default=0.0)
   ends = [_lying(shapes.get(name, ''), space) > 0
-          for name in one.operands[:1]]
+          for name in op.operands[:1]]
   arrives = [x for x in places if x.padded_bytes == size][-1:]
   return size * (sum(ends) + sum(x.space == space for x in arrives))
 
 
-def _read(program, one, place: int) -> float:
+def _read(program, op, place: int) -> float:
   """The most bytes that an instruction reads of an operand."""
-  if one.opcode in _SLICES:
-    return _padded(one.shape) if place == 0 else float('inf')
-  if one.opcode in _UPDATES:
+  if op.opcode in _SLICES:
+    return _padded(op.shape) if place == 0 else float('inf')
+  if op.opcode in _UPDATES:
     return 0.0 if place == 0 else float('inf')
-  if one.opcode != 'fusion':
+  if op.opcode != 'fusion':
     return float('inf')
-  inside = program.computations.get(one.called[0], {})
+  inside = program.computations.get(op.called[0], {})
   for name, inner in inside.items():
     if inner.opcode == 'parameter' and inner.rest.startswith(f'({place})'):
       return _read_inside(program, inside, name)
@@ -91,24 +91,24 @@ def _read_inside(program, inside, name: str) -> float:
   return total
 
 
-def _written(program, one, shapes) -> list[float]:
+def _written(program, op, shapes) -> list[float]:
   """The most bytes that an instruction writes of each result."""
-  if one.opcode in _UPDATES:
-    update = one.operands[_UPDATES[one.opcode]]
+  if op.opcode in _UPDATES:
+    update = op.operands[_UPDATES[op.opcode]]
     return [_padded(shapes.get(update, ''))]
-  if one.opcode == 'fusion':
-    inside = program.computations.get(one.called[0], {})
+  if op.opcode == 'fusion':
+    inside = program.computations.get(op.called[0], {})
     inner = {x.name: x.shape for x in inside.values()}
     for x in inside.values():
       if x.root:
         return _written_inside(program, inside, inner, x)
-  return [x.padded_bytes for x in layouts.arrays(one.shape)]
+  return [x.padded_bytes for x in layouts.arrays(op.shape)]
 
 
-def _written_inside(program, inside, shapes, one) -> list[float]:
-  if one.opcode == 'tuple':
-    return [part for name in one.operands for part in _written_inside(
+def _written_inside(program, inside, shapes, op) -> list[float]:
+  if op.opcode == 'tuple':
+    return [part for name in op.operands for part in _written_inside(
         program, inside, shapes, inside[name])]
-  if one.opcode == 'bitcast' and one.operands[0] in inside:
-    return _written_inside(program, inside, shapes, inside[one.operands[0]])
-  return _written(program, one, shapes)
+  if op.opcode == 'bitcast' and op.operands[0] in inside:
+    return _written_inside(program, inside, shapes, inside[op.operands[0]])
+  return _written(program, op, shapes)
