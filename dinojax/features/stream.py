@@ -34,7 +34,10 @@ _GATHERED_ROWS = 2048  # of a column, from all processes at a time
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-  """How images are read; the last two decide which, and what is seen.
+  """How images are read.
+
+  `max_pixels` and `value_range` change the features, the others only the time
+  that they take.
 
   Attributes:
     batch_size: images at a time over all devices, rounded up to a multiple of
@@ -189,7 +192,7 @@ class _Shares:
     if self.process_count == 1:
       return self.indices
     places = np.concatenate([np.arange(0), *(
-        np.arange(one.start, one.stop) for one, _ in self.batches())])
+        np.arange(batch.start, batch.stop) for batch, _ in self.batches())])
     return np.asarray(self.indices)[places]
 
 

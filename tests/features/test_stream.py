@@ -99,6 +99,28 @@ def test_a_model_of_one_process_reads_all_records_in_each(
       range(10))
 
 
+def test_rows_of_all_processes_come_together(monkeypatch):
+  """Of more rows than are gathered at a time, and not as many in each."""
+  counts = (stream._GATHERED_ROWS + 3, 2 * stream._GATHERED_ROWS + 1, 0)
+  own = [np.arange(count) + 10_000 * i for i, count in enumerate(counts)]
+  calls = []
+
+  def gather(x):  # what each process would give, in the same order
+    if x.ndim == 0:
+      return np.array(counts)
+    start = len(calls) % 3 * stream._GATHERED_ROWS
+    calls.append(x.shape)
+    return np.stack([np.resize(np.append(
+        rows[start:start + len(x)], np.zeros(len(x), int)), len(x))
+        for rows in own])
+
+  monkeypatch.setattr(stream.multihost_utils, 'process_allgather', gather)
+  found = stream._everywhere({'index': own[0], 'label': own[0]}, 3)
+  for values in found.values():
+    np.testing.assert_array_equal(values, np.concatenate(own))
+  assert set(calls) == {(stream._GATHERED_ROWS,)}
+
+
 def test_whole_images_need_one_process(model, monkeypatch):
   monkeypatch.setattr(stream, '_takers', lambda mesh: (2, 0))
   with pytest.raises(errors.UserError, match='cut them by --crop_px'):

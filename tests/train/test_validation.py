@@ -57,6 +57,7 @@ def test_the_groups_of_recipes_are_those_they_were_tried_with(name, group):
      ['train.num_micro_batches=3', 'train.batch_size to 6']),
     (dict(train__batch_size=1, train__group_images=None,
           koleo__group_images=None), ['train.batch_size', 'koleo.loss_weight']),
+    (dict(knn__crop_px=280), ['knn.crop_px=280', 'knn.resize_px to 280']),
     (dict(crops__global_scale=(1.0, 0.3)), ['crops.global_scale', '(0.3, 1']),
     (dict(mesh__fsdp=0), ['mesh.fsdp=0']),
     (dict(mesh__fsdp=-1, mesh__data=-1), ['mesh.data and mesh.fsdp']),

@@ -30,7 +30,8 @@ def config(**changes) -> dict:
       data=dict(train='photos'),
       crops=dict(global_px=16, local_px=8, num_local=2),
       masks={}, augment={}, teacher={}, dino=dict(head), ibot=dict(head),
-      koleo=dict(group_images=2), gram={}, optimizer=dict(layerwise_decay=0.9),
+      koleo=dict(group_images=2), gram={}, knn={},
+      optimizer=dict(layerwise_decay=0.9),
       schedules=dict(
           lr=curve(LR, LR, LR), weight_decay=curve(0.04, 0.04, 0.4),
           momentum=curve(0.9, 0.9, 1.0), lr_rule='none',
