@@ -80,7 +80,7 @@ _LONGEST = [f'tests/{name}.py' for name in (
     'test_goldens', 'runs/test_run', 'runs/test_teachers',
     'reliability/test_runs', 'train/test_step', 'train/test_students',
     'runs/test_initial_weights', 'doctor/test_doctor', 'test_configs',
-    'features/test_embed', 'kernels/test_attention_tpu',
+    'features/test_embed', 'features/test_store', 'kernels/test_attention_tpu',
     'interop/test_checking', 'models/test_vit', 'data/test_pipeline')]
 
 
