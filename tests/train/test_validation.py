@@ -1,5 +1,7 @@
 """Batches, groups and crops that cannot be: refused with what would work."""
 
+import warnings
+
 import pytest
 
 from dinojax.configs import common
@@ -96,3 +98,14 @@ def test_none_as_text_is_none_where_a_value_may_be(key):
     c[part][name] = value
     settings.append(settings_lib.read(c))
   assert settings[0] == settings[1] == settings[2]
+
+
+def test_a_cosine_that_does_nothing_is_warned_of():
+  s = read(schedules__lr=dict(start=0.1, peak=0.1, end=0.1, cosine_steps=3))
+  with pytest.warns(UserWarning, match=r'schedules\.lr\.cosine_steps=3 does no'):
+    settings_lib.check_devices(s, 1)
+  s = read(schedules__style='v3', schedules__lr=dict(
+      start=0.1, peak=0.1, end=0.1, cosine_steps=3))
+  with warnings.catch_warnings():
+    warnings.filterwarnings('error', message='.*cosine')
+    settings_lib.check_devices(s, 1)
