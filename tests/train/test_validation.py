@@ -102,7 +102,7 @@ def test_none_as_text_is_none_where_a_value_may_be(key):
 
 def test_a_cosine_that_does_nothing_is_warned_of():
   s = read(schedules__lr=dict(start=0.1, peak=0.1, end=0.1, cosine_steps=3))
-  with pytest.warns(UserWarning, match=r'schedules\.lr\.cosine_steps=3 does no'):
+  with pytest.warns(UserWarning, match=r'lr\.cosine_steps=3 does nothing'):
     settings_lib.check_devices(s, 1)
   s = read(schedules__style='v3', schedules__lr=dict(
       start=0.1, peak=0.1, end=0.1, cosine_steps=3))
