@@ -192,11 +192,11 @@ def figures(seconds: dict, name: str, direction: str, flops: float) -> dict:
     direction: 'forward', or 'both' for value and gradient.
     flops: of the forward's two products; the gradient has five more.
   """
-  own, peer = seconds[name, direction], seconds.get(('cudnn', direction))
+  duration, peer = seconds[name, direction], seconds.get(('cudnn', direction))
   work = flops * (3.5 if direction == 'both' else 1)
-  return {'direction': direction, 'us': round(1e6 * own, 1),
-          'tflops': round(work / own / 1e12, 1),
-          'times_cudnn': round(own / peer, 3) if peer else None}
+  return {'direction': direction, 'us': round(1e6 * duration, 1),
+          'tflops': round(work / duration / 1e12, 1),
+          'times_cudnn': round(duration / peer, 3) if peer else None}
 
 
 def torch_forms(shape: tuple[int, ...],

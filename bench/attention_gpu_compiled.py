@@ -55,17 +55,17 @@ def measure(length: int, head_dim: int, dtype: str, architecture: int):
     cut = attention_gpu.blocks(
         length, head_dim, jnp.dtype(dtype), name.endswith('backward'))
     yield {'architecture': f'sm_{architecture}', 'kernel': name,
-           'own': cut.own, 'other': cut.other, 'warps': cut.warps,
+           'own': cut.rows, 'other': cut.other, 'warps': cut.warps,
            'stages': cut.stages, **compiled(text, cut, architecture)}
 
 
 def modules(length: int, head_dim: int, dtype: str) -> dict[str, str]:
   """Programs in Triton's language, by the kernel's name."""
-  lower, found = lowering.lower_jaxpr_to_triton_module, {}
+  lower, programs = lowering.lower_jaxpr_to_triton_module, {}
 
   def keep(jaxpr, *args, **kwargs):
     result = lower(jaxpr, *args, **kwargs)
-    found[jaxpr.debug_info.func_name] = result.module.operation.get_asm()
+    programs[jaxpr.debug_info.func_name] = result.module.operation.get_asm()
     return result
 
   form = functools.partial(attention_gpu.attend, num_heads=16)
@@ -73,7 +73,7 @@ def modules(length: int, head_dim: int, dtype: str) -> dict[str, str]:
   qkv = jax.ShapeDtypeStruct((2, length, 48 * head_dim), dtype)
   with mock.patch.object(lowering, 'lower_jaxpr_to_triton_module', keep):
     step.trace(qkv).lower(lowering_platforms=('cuda',))
-  return found
+  return programs
 
 
 def compiled(text: str, cut: attention_gpu.Blocks, architecture: int) -> dict:

@@ -83,10 +83,10 @@ class Jax:
     self.put = lambda rows: processes.to_devices(rows, mesh)
     with mesh_lib.activate(mesh):
       method = method_lib.build(settings, mesh, epoch_steps=1000)
-      one = pretraining.Pretraining(method, mesh)
-      self.state = one.create(jax.random.key(0))
+      trainable = pretraining.Pretraining(method, mesh)
+      self.state = trainable.create(jax.random.key(0))
       self.compiled = program.trace(
-          one, one.variant(0), self.state,
+          trainable, trainable.variant(0), self.state,
           self.put(make_batch(batch, 0))).lower().compile(
               mesh_lib.compiler_options(mesh))
 

@@ -31,19 +31,19 @@ def words(arg: str, known: tuple[str, ...], *,
     UserError: a word that the file does not know, or two of which it can
       follow only one.
   """
-  found = tuple(word for word in arg.split(',') if word)
-  for word in found:
+  parts = tuple(word for word in arg.split(',') if word)
+  for word in parts:
     if word not in known:
       raise errors.UserError(
           f'{word!r} is not a word of this config: '
           f'{config_lib.meant(word, known)}')
   for group in one_of:
-    given = [word for word in found if word in group]
+    given = [word for word in parts if word in group]
     if len(set(given)) > 1:
       raise errors.UserError(
           f'{" and ".join(map(repr, given))} exclude each other: give one of '
           f'{", ".join(group)}')
-  return found
+  return parts
 
 
 def section(cls, **values) -> dict:
@@ -211,11 +211,11 @@ def smoke(c: config_dict.ConfigDict) -> config_dict.ConfigDict:
 
 def smoke_distillation(c: config_dict.ConfigDict) -> config_dict.ConfigDict:
   """`smoke` of students that learn from the run of another `:smoke`."""
-  own = c.model
+  original_model = c.model
   c.model = model(vit.ViTConfig(
-      embed_dim=32, depth=2, num_heads=2, patch_px=_token_px(own)))
+      embed_dim=32, depth=2, num_heads=2, patch_px=_token_px(original_model)))
   smoke(c)
-  c.model = own
+  c.model = original_model
   _shrink(c.model)
   for student in c.get('students', {}).values():
     _shrink(student.model)

@@ -146,19 +146,19 @@ def _update(section, values):
 def student(name: str, late: bool = False) -> dict:
   """Settings that one student does not share with the others."""
   if name.startswith('convnext'):
-    own = common.student(zoo.convnext_config(f'dinov3_{name}'))
+    settings = common.student(zoo.convnext_config(f'dinov3_{name}'))
     for head in ('dino', 'ibot'):
-      own[head] = {'hidden_dim': 2048, 'bottleneck_dim': 256}
+      settings[head] = {'hidden_dim': 2048, 'bottleneck_dim': 256}
     if name == 'convnext_base' and not late:
-      own['schedules']['weight_decay'] = {'start': 0.02}
+      settings['schedules']['weight_decay'] = {'start': 0.02}
   else:
     # The reference's builder makes RoPE in bfloat16, whatever its file says.
-    own = common.student(zoo.vit_config(
+    settings = common.student(zoo.vit_config(
         f'dinov3_{name}', rope_dtype='bfloat16'))
-    own['optimizer']['layerwise_decay'] = 0.99
+    settings['optimizer']['layerwise_decay'] = 0.99
   if late:
-    own['init']['source'] = f'runs/{name}'
-    own['koleo'] = {'group_images': _LATE_KOLEO.get(name, 16)}
+    settings['init']['source'] = f'runs/{name}'
+    settings['koleo'] = {'group_images': _LATE_KOLEO.get(name, 16)}
   else:
-    own['schedules']['lr'] = {'peak': _RATES[name]}
-  return own
+    settings['schedules']['lr'] = {'peak': _RATES[name]}
+  return settings

@@ -23,23 +23,23 @@ def family(root: int) -> list[int]:
           path.read_text().rpartition(')')[2].split()[1])
     except OSError:  # it has ended
       continue
-  found = [root]
-  for pid in found:
-    found += [child for child, parent in parents.items() if parent == pid]
-  return found
+  pids = [root]
+  for pid in pids:
+    pids += [child for child, parent in parents.items() if parent == pid]
+  return pids
 
 
 def gib(pids: list[int]) -> float:
   """Of these processes together; 0 where that is not known."""
-  own, files = 0, 0
+  private, files = 0, 0
   for pid in pids:
     try:
       text = (_PROC / str(pid) / 'statm').read_text()
     except OSError:
       continue
     resident, shared = map(int, text.split()[1:3])
-    own, files = own + resident - shared, max(files, shared)
-  return (own + files) * os.sysconf('SC_PAGE_SIZE') / 2**30
+    private, files = private + resident - shared, max(files, shared)
+  return (private + files) * os.sysconf('SC_PAGE_SIZE') / 2**30
 
 
 class Peak(threading.Thread):

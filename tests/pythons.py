@@ -36,7 +36,7 @@ def interpreters() -> dict[tuple[int, int], str]:
       str(path) for folder in folders if folder.is_dir()
       for path in sorted(folder.iterdir())
       if re.fullmatch(r'python3\.\d+', path.name)]
-  found: dict[tuple[int, int], str] = {}
+  programs: dict[tuple[int, int], str] = {}
   for program in candidates:
     done = subprocess.run([program, '-c', _VERSION], text=True,
                           capture_output=True, check=False)
@@ -45,8 +45,8 @@ def interpreters() -> dict[tuple[int, int], str]:
     major, minor = map(int, done.stdout.split()[:2])
     if (major, minor) >= OLDEST and (
         named or (major, minor) != sys.version_info[:2]):
-      found.setdefault((major, minor), program)
-  return found
+      programs.setdefault((major, minor), program)
+  return programs
 
 
 def import_all() -> list[str]:
@@ -107,12 +107,12 @@ def check(program: str, folder: pathlib.Path) -> dict[str, float]:
 
 def main() -> int:
   """Checks all; 1 where something failed or no other Python is there."""
-  found = interpreters()
-  if not found:
+  programs = interpreters()
+  if not programs:
     print('no other Python from 3.11 on: name some with PYTHONS="…"')
     return 1
   failed = False
-  for (major, minor), program in sorted(found.items()):
+  for (major, minor), program in sorted(programs.items()):
     print(f'Python {major}.{minor}: {program}', flush=True)
     with tempfile.TemporaryDirectory() as folder:
       took = check(program, pathlib.Path(folder))

@@ -55,13 +55,13 @@ def test_full_size_step_traces(name, arg, which):
   with mesh_lib.activate(mesh):
     whole = method_lib.build(s, mesh, epoch_steps=100)
     last = method_lib.total_steps(s, 100)
-    one = pretraining.Pretraining(whole, mesh)
+    trainable = pretraining.Pretraining(whole, mesh)
     for variant in (variants.between(whole, 0, last) if which == 'each'
                     else [variants.heaviest(whole)]):
-      state = state_lib.abstract(one.of(variant), mesh)
-      rows = program.prepared(one, variant, mesh)
+      state = state_lib.abstract(trainable.of(variant), mesh)
+      rows = program.prepared(trainable, variant, mesh)
       new, metrics = jax.eval_shape(
-          functools.partial(one.step, variant=variant), state, rows)
+          functools.partial(trainable.step, variant=variant), state, rows)
       assert jax.tree.map(lambda x: x.shape, new) == jax.tree.map(
           lambda x: x.shape, state)
       assert metrics['loss'].shape == ()

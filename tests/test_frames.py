@@ -21,16 +21,16 @@ class Reached(BaseException):
   pass
 
 def stop(*_, **__):
-  found.extend([frame.filename, frame.lineno, frame.name]
-               for frame in traceback.extract_stack())
+  frames.extend([frame.filename, frame.lineno, frame.name]
+                for frame in traceback.extract_stack())
   raise Reached
 
-found = []
+frames = []
 primitives.dot_general_p.bind = stop
 try:
   cli.main()
 except Reached:
-  print(json.dumps(found))
+  print(json.dumps(frames))
 '''
 
 
@@ -68,10 +68,11 @@ def test_few_calls_lead_to_the_first_product(tmp_path):
        '--config.train.batch_size=32'],
       capture_output=True, text=True, cwd=PACKAGE.parent)
   assert done.returncode == 0, done.stderr
-  found = [Frame(str(pathlib.Path(file).relative_to(PACKAGE)), line, name)
-           for file, line, name in json.loads(done.stdout.splitlines()[-1])
-           if pathlib.Path(file).is_relative_to(PACKAGE)]
-  story = '\n'.join(map(str, found))
-  assert found[0].name == 'main' and found[-1].file == 'models/layers.py', story
-  assert len(found) <= MOST, story
-  assert not [frame for frame in found if frame.only_forwards()], story
+  frames = [Frame(str(pathlib.Path(file).relative_to(PACKAGE)), line, name)
+            for file, line, name in json.loads(done.stdout.splitlines()[-1])
+            if pathlib.Path(file).is_relative_to(PACKAGE)]
+  story = '\n'.join(map(str, frames))
+  assert frames[0].name == 'main' and (
+      frames[-1].file == 'models/layers.py'), story
+  assert len(frames) <= MOST, story
+  assert not [frame for frame in frames if frame.only_forwards()], story

@@ -49,15 +49,15 @@ def room(name):
 def graph():
   """The modules of ours that each module imports, wherever it does so."""
   known = {name_of(path) for path, _ in modules()}
-  found = {}
+  dependencies = {}
   for path, tree in modules():
-    found[name_of(path)] = used = set()
+    dependencies[name_of(path)] = used = set()
     for name in imports(tree):
       while name and name not in known:
         name = name.rpartition('.')[0]
       if name not in ('', 'dinojax', name_of(path)):
         used.add(name)
-  return found
+  return dependencies
 
 
 def test_every_file_has_a_floor():

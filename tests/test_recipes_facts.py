@@ -190,8 +190,8 @@ def test_distilled_students_have_the_teachers_prototypes():
     teacher = load('vitg' if name == 'vitg_distill' else 'vit7b')
     for student in s.each.values():
       for head in ('dino', 'ibot'):
-        own, given = getattr(student, head), getattr(teacher, head)
-        assert own.num_prototypes == given.num_prototypes
+        student_head, given = getattr(student, head), getattr(teacher, head)
+        assert student_head.num_prototypes == given.num_prototypes
         sizes = getattr(s.distillation, head)
         assert (sizes.hidden_dim, sizes.bottleneck_dim, sizes.weight_norm) == (
             given.hidden_dim, given.bottleneck_dim, given.weight_norm)
@@ -204,11 +204,11 @@ def test_five_students_learn_by_default_or_one():
       'vits16', 'vits16plus', 'vitb16', 'vitl16', 'convnext_tiny'}
   # The teacher and ViTs see half of 512 pixels: as many patches as positions.
   assert s.crops.global_px == 512 and s.num_patches == 16 ** 2
-  one = load('vit7b_distill', 'vits16')
-  assert not one.students and one.model.embed_dim == 384
-  assert one.crops.global_px == 256 and one.num_patches == 16 ** 2
-  assert one.optimizer == s.students['vits16'].optimizer
-  assert one.optimizer.layerwise_decay == 0.99
+  student = load('vit7b_distill', 'vits16')
+  assert not student.students and student.model.embed_dim == 384
+  assert student.crops.global_px == 256 and student.num_patches == 16 ** 2
+  assert student.optimizer == s.students['vits16'].optimizer
+  assert student.optimizer.layerwise_decay == 0.99
   assert s.students['convnext_tiny'].optimizer.layerwise_decay == 1
 
 
@@ -240,8 +240,9 @@ def test_late_distillation_is_the_published_file():
   assert s.distillation.patches == 'masked' and not s.distillation.hide_masked
   assert s.crops.flip_probability == 0
   # The images of a GPU: 1920 on 48, 48, 80 and 120 of them.
-  assert {name: own.koleo.group_images for name, own in s.students.items()
-          } == {'vits16': 40, 'vits16plus': 40, 'vitb16': 24, 'vitl16': 16}
+  assert {name: student.koleo.group_images
+          for name, student in s.students.items()} == {
+              'vits16': 40, 'vits16plus': 40, 'vitb16': 24, 'vitl16': 16}
   assert load('vit7b_distill', 'late,vits16').koleo.group_images == 40
 
 

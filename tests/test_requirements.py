@@ -30,9 +30,9 @@ def wanted(python, name='requirements.txt'):
                  'python_full_version': f'{python}.0'}
   chosen = [r for r in lines(name)
             if r.marker is None or r.marker.evaluate(environment)]
-  found = {utils.canonicalize_name(r.name): r for r in chosen}
-  assert len(found) == len(chosen), name
-  return found
+  requirements_by_name = {utils.canonicalize_name(r.name): r for r in chosen}
+  assert len(requirements_by_name) == len(chosen), name
+  return requirements_by_name
 
 
 def releases(python, specifier):
@@ -43,9 +43,9 @@ def releases(python, specifier):
 
 @pytest.mark.parametrize('python', PYTHONS)
 def test_every_jax_that_is_allowed_fits_the_flax(python):
-  found = wanted(python)
-  flax = str(found['flax'].specifier).removeprefix('==')
-  allowed = releases(python, found['jax'].specifier)
+  requirements_by_name = wanted(python)
+  flax = str(requirements_by_name['flax'].specifier).removeprefix('==')
+  allowed = releases(python, requirements_by_name['jax'].specifier)
   assert allowed
   for jax in allowed:
     assert specifiers.SpecifierSet(FITS[flax]).contains(jax), (flax, jax)

@@ -28,8 +28,8 @@ def wheel(tmp_path_factory):
       [sys.executable, '-c', 'import sys\nfrom setuptools import build_meta\n'
        'build_meta.build_wheel(sys.argv[1])', out], cwd=source, check=True,
       capture_output=True, timeout=120)
-  (found,) = out.glob('dinojax-*.whl')
-  return found
+  (path,) = out.glob('dinojax-*.whl')
+  return path
 
 
 @pytest.fixture(scope='module')

@@ -22,6 +22,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 # First words of what only goes on with something said before it.
 FRAGMENTS = frozenset((
     'of', 'that', 'which', 'what', 'whether', 'those', 'likewise', 'whose'))
+# Names that do not say what they hold.
+EMPTY = frozenset(('one', 'own', 'said', 'found'))
 _SECTION = re.compile(r'(Args|Attributes|Returns|Raises|Yields|Source|Differs)'
                       r'\b.*')
 _ENTRY = re.compile(r'  \*{0,2}\w[\w, *]*: (.*)')
@@ -49,13 +51,13 @@ def fragments(path: pathlib.Path) -> Iterator[str]:
   """The fragments in docstrings and raised messages of a file."""
   for node in ast.walk(ast.parse(path.read_text())):
     if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
-      found = texts_of(ast.get_docstring(node) or ' ')
+      texts = texts_of(ast.get_docstring(node) or ' ')
     elif isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
-      found = [text for argument in node.exc.args[:1]
+      texts = [text for argument in node.exc.args[:1]
                if (text := _beginning(argument))]
     else:
       continue
-    for text in found:
+    for text in texts:
       if is_fragment(text):
         line = getattr(node, 'lineno', 1)
         yield f'{path.relative_to(ROOT)}:{line}: {text.strip()}'
@@ -66,6 +68,17 @@ def _beginning(node: ast.expr) -> str:
   if isinstance(node, ast.JoinedStr) and node.values:
     node = node.values[0]
   return str(node.value) if isinstance(node, ast.Constant) else ''
+
+
+def empty_names(path: pathlib.Path) -> Iterator[str]:
+  """Variables, arguments, attributes and functions with an empty name."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    name = (node.id if isinstance(node, ast.Name) else
+            node.arg if isinstance(node, ast.arg) else
+            node.attr if isinstance(node, ast.Attribute) else
+            getattr(node, 'name', ''))
+    if str(name).lstrip('_').lower() in EMPTY:
+      yield f'{path.relative_to(ROOT)}:{node.lineno}: {name}'
 
 
 def files(*below: str) -> list[pathlib.Path]:
@@ -86,8 +99,14 @@ def test_a_fragment_is_known():
 
 
 def test_docstrings_and_messages_stand_alone():
-  found = [line for path in files() for line in fragments(path)]
-  assert not found, '\n'.join(found)
+  lines = [line for path in files() for line in fragments(path)]
+  assert not lines, '\n'.join(lines)
+
+
+def test_names_say_what_they_hold():
+  names = [name for path in files('dinojax', 'configs', 'bench')
+           for name in empty_names(path)]
+  assert not names, '\n'.join(names)
 
 
 def test_texts_of_config_fields_stand_alone():
@@ -112,5 +131,5 @@ def test_help_of_flags_stands_alone():
 
 
 if __name__ == '__main__':
-  for one in files(*sys.argv[1:]):
-    print(*fragments(one), sep='\n', end='\n' if list(fragments(one)) else '')
+  for path in files(*sys.argv[1:]):
+    print(*fragments(path), sep='\n', end='\n' if list(fragments(path)) else '')

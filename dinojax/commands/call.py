@@ -280,10 +280,10 @@ def _flags(values: flags.FlagValues) -> list[flags.Flag]:
 def _help(module: types.ModuleType, values: flags.FlagValues, command: str,
           section: str) -> int:
   """Prints it; the exit code."""
-  own = _flags(values)
-  has_config = any(f.name == 'config' for f in own)
+  command_flags = _flags(values)
+  has_config = any(f.name == 'config' for f in command_flags)
   lines = [(module.__doc__ or '').strip(), '']
-  lines += [line for flag in own for line in _described(flag)]
+  lines += [line for flag in command_flags for line in _described(flag)]
   if command == 'train':
     from dinojax.commands import reference
     try:

@@ -43,16 +43,16 @@ def main(values: flags.FlagValues, words: list[str]) -> int:
   say = lambda text: print(
       f'[{time.monotonic() - began:5.0f} s] {text}', flush=True)
   if values.fit:
-    found = fit.largest(values.config, values.topology, say)
-    say(f'largest: {found["fit"]["images_per_device"]} images a device, '
-        f'train.batch_size={found["images_per_step"]}')
+    numbers = fit.largest(values.config, values.topology, say)
+    say(f'largest: {numbers["fit"]["images_per_device"]} images a device, '
+        f'train.batch_size={numbers["images_per_step"]}')
   else:
     say(f'compiling the step for {values.topology}: seconds for a small '
         'model, 5 to 10 minutes for a large one')
-    found = plan.compiled(values.config, values.topology)
+    numbers = plan.compiled(values.config, values.topology)
     say('compiled')
-  found['compile_s'] = round(time.monotonic() - began, 1)
-  print(plan_text.table(found, values.explain))
+  numbers['compile_s'] = round(time.monotonic() - began, 1)
+  print(plan_text.table(numbers, values.explain))
   if values.json:
-    atomic.write_text(paths.expand(values.json), json.dumps(found, indent=1))
+    atomic.write_text(paths.expand(values.json), json.dumps(numbers, indent=1))
   return 0

@@ -20,12 +20,12 @@ def early() -> int | None:
     from dinojax.commands import call  # noqa: F401
     from dinojax.doctor import report  # noqa: F401
   except Exception as error:
-    found = [*versions.look(), findings.error(
+    version_findings = [*versions.look(), findings.error(
         'import', f'dinojax cannot be imported: {type(error).__name__}: '
         f'{error}', 'mend the versions above; in a new environment, '
         'pip install -e . in the folder of dinojax')]
-    print(findings.table('versions', found))
-    print(findings.summary(found))
+    print(findings.table('versions', version_findings))
+    print(findings.summary(version_findings))
     return 1
   return None
 

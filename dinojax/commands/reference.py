@@ -39,18 +39,18 @@ class Field:
 
 def sections() -> dict[str, tuple[str, list[Field]]]:
   """Meaning and fields of each section; '': fields outside of sections."""
-  found: dict[str, tuple[str, list[Field]]] = {'': ('', [])}
+  fields_by_section: dict[str, tuple[str, list[Field]]] = {'': ('', [])}
   meanings = fields.texts(settings_lib.Settings)
   hints = _hints(settings_lib.Settings)
   for field in dataclasses.fields(settings_lib.Settings):
     families = config_lib.families_of(hints[field.name])
     for i, cls in enumerate(families):
       name = f'{field.name}, family={cls.FAMILY}' if i else field.name
-      found[name] = meanings[field.name], list(_fields(cls))
+      fields_by_section[name] = meanings[field.name], list(_fields(cls))
     if not families:
-      found[''][1].append(_field(
+      fields_by_section[''][1].append(_field(
           field, hints[field.name], meanings[field.name], field.name))
-  return found
+  return fields_by_section
 
 
 def _fields(cls: type, prefix: str = '') -> Iterator[Field]:
@@ -109,12 +109,12 @@ def text(section: str = '') -> str:
   if first:
     return '\n\n'.join(map(_of_section, first))
   part, _, rest = name.rpartition('.')
-  found = [field for key in known if key.split(',')[0] == (part or name)
-           for field in known[key][1] if _names(field, rest)]
-  if not found:
-    found = [field for field in known[''][1] if field.name == name]
-  if found:
-    return '\n'.join(_of_field(field) for field in found)
+  matches = [field for key in known if key.split(',')[0] == (part or name)
+             for field in known[key][1] if _names(field, rest)]
+  if not matches:
+    matches = [field for field in known[''][1] if field.name == name]
+  if matches:
+    return '\n'.join(_of_field(field) for field in matches)
   raise errors.UserError(
       f'--help={section} is not a section of a config: '
       f'{config_lib.meant(name, [k for k in known if k])}')

@@ -92,10 +92,10 @@ def read_json(path: epath.PathLike, fix: str) -> dict[str, Any]:
   path = epath.Path(path)
   try:
     data = path.read_bytes()
-    found = json.loads(data)
-    if not isinstance(found, dict):
-      raise ValueError(f'a {type(found).__name__}, not an object')
-    return found
+    content = json.loads(data)
+    if not isinstance(content, dict):
+      raise ValueError(f'a {type(content).__name__}, not an object')
+    return content
   except (ValueError, RecursionError) as error:
     state = 'is empty' if not data.strip(b'\0 \r\n') else (
         f'is not whole ({error})')

@@ -295,14 +295,14 @@ def _tuple(value, options, key: str, problems: Errors) -> tuple:
                for i, (v, h) in enumerate(zip(value, hints, strict=True)))
 
 
-def merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict:
-  """Nested `base` with the values of `own`.
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict:
+  """Nested `base` with the values of `changes`.
 
   A section of another `family` takes the place of the old one, and so does a
   duration in another unit.
   """
   out = dict(base)
-  for key, value in own.items():
+  for key, value in changes.items():
     name, _, unit = str(key).rpartition('_')
     if value is None and unit in UNITS and name:
       continue

@@ -58,25 +58,25 @@ def free(default: Any = dataclasses.MISSING, **kwargs) -> Any:
 @functools.cache
 def texts(cls: type) -> dict[str, str]:
   """Meanings of a dataclass's fields, inherited ones included."""
-  found: dict[str, str] = {}
+  meanings: dict[str, str] = {}
   for base in reversed(cls.__mro__):
     if dataclasses.is_dataclass(base):
-      found |= _comments(base)
-  return {f.name: found.get(f.name, '') for f in dataclasses.fields(cls)}
+      meanings |= _comments(base)
+  return {f.name: meanings.get(f.name, '') for f in dataclasses.fields(cls)}
 
 
 def _comments(cls: type) -> dict[str, str]:
   """The comment of each line of a class that begins with a field's name."""
-  found, above = {}, []
+  meanings, above = {}, []
   for line in _lines(inspect.getsource(cls)):
     comments = [t.string.lstrip('# ') for t in line
                 if t.type == tokenize.COMMENT]
     names = [t for t in line if t.type == tokenize.NAME]
     is_field = len(line) > 1 and line[0] in names and line[1].string == ':'
     if is_field:
-      found[line[0].string] = ' '.join(above + comments)
+      meanings[line[0].string] = ' '.join(above + comments)
     above = above + comments if comments and not names else []
-  return found
+  return meanings
 
 
 def _lines(source: str) -> list[list[tokenize.TokenInfo]]:

@@ -72,15 +72,15 @@ def rows(path: epath.PathLike) -> list[dict]:
   path = epath.Path(path)
   if not path.exists():
     return []
-  found = []
+  objects = []
   for line in path.read_bytes().decode(errors='replace').splitlines():
     try:
       row = json.loads(line)
     except ValueError:
       continue
     if isinstance(row, dict):
-      found.append(row)
-  return found
+      objects.append(row)
+  return objects
 
 
 def _plain(value):

@@ -44,9 +44,9 @@ def current(config: Mapping[str, Any],
     target[key] = value
   students = out.get(_STUDENTS)
   if isinstance(students, dict):
-    for name, own in students.items():
-      if isinstance(own, Mapping):
-        students[name] = current(own, former)
+    for name, student in students.items():
+      if isinstance(student, Mapping):
+        students[name] = current(student, former)
   return out
 
 

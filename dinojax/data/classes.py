@@ -61,8 +61,9 @@ def match(train: Labelled, test: Labelled, *, train_key: str = 'training',
   if ours == theirs:  # also where a name stands twice
     return Matching(np.arange(len(ours)), ())
   numbers = {name: i for i, name in reversed(list(enumerate(ours)))}
-  found = np.array([numbers.get(name, UNKNOWN) for name in theirs], int)
-  if not (found != UNKNOWN).any():
+  training_numbers = np.array(
+      [numbers.get(name, UNKNOWN) for name in theirs], int)
+  if not (training_numbers != UNKNOWN).any():
     raise errors.UserError(
         f'{train_key}={train.spec} and {test_key}={test.spec} have no class '
         f'in common: {text.listed(ours)} against {text.listed(theirs)}. '
@@ -74,7 +75,7 @@ def match(train: Labelled, test: Labelled, *, train_key: str = 'training',
     alone = _alone(side, theirs if side is train else ours)
     if alone:
       notes.append(f'{key} has {alone} that {other} lacks: {end}')
-  return Matching(found, tuple(notes))
+  return Matching(training_numbers, tuple(notes))
 
 
 def _alone(side: Labelled, others: Sequence[str]) -> str:

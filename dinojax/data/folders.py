@@ -27,12 +27,12 @@ class Folder:
     """
     self.spec = f'folder:{folder}'
     self._folder = paths.expand(folder)
-    found = listing.look(self._folder)
-    if not found.paths:
-      raise errors.UserError(_empty(self.spec, found))
-    for note in found.notes():
+    contents = listing.look(self._folder)
+    if not contents.paths:
+      raise errors.UserError(_empty(self.spec, contents))
+    for note in contents.notes():
       say_once(f'{text.printable(self.spec)}: {note}')
-    self._paths = found.paths
+    self._paths = contents.paths
     tops = [p.partition('/')[0] if '/' in p else '' for p in self._paths]
     self.classes = tuple(sorted(set(tops) - {''}))
     index = {name: i for i, name in enumerate(self.classes)} | {'': -1}
@@ -74,15 +74,15 @@ class Folder:
     return [counts[i] for i in range(len(self.classes))]
 
 
-def _empty(spec: str, found: listing.Listing) -> str:
-  if not found.others:
+def _empty(spec: str, contents: listing.Listing) -> str:
+  if not contents.others:
     return (f'{spec} is empty: point data.train at a folder that '
             'holds images, in sub-folders or not'
-            + ''.join(f'; {note}' for note in found.notes()))
-  advice = found.advice() or [
+            + ''.join(f'; {note}' for note in contents.notes()))
+  advice = contents.advice() or [
       f'images end in {", ".join(sorted(listing.SUFFIXES))}']
-  return (f'{spec} holds no images, but {found.others.total()} other '
-          f'files ({listing.counted(found.others)}): {"; ".join(advice)}')
+  return (f'{spec} holds no images, but {contents.others.total()} other '
+          f'files ({listing.counted(contents.others)}): {"; ".join(advice)}')
 
 
 class File:

@@ -149,8 +149,8 @@ def refusal(workdir: str, changes: Sequence[str]) -> str:
 
 def _is_summary(kept) -> bool:
   return isinstance(kept, dict) and all(
-      isinstance(one, dict) and {'records', 'digest'} <= one.keys()
-      for one in kept.values())
+      isinstance(entry, dict) and {'records', 'digest'} <= entry.keys()
+      for entry in kept.values())
 
 
 def _names(path: epath.Path) -> dict:

@@ -231,16 +231,16 @@ def _bytes_per_pixel(file: PilImage.Image, *, turned: bool) -> int:
   """Memory of the decoder, the file's pixels, a turned copy, and RGB."""
   if file.format == 'TIFF':
     turned = file.tag_v2.get(_ORIENTATION, 1) != 1
-  own = _MODE_BYTES.get(file.mode, 4)
-  needed = own * (2 if turned else 1)
+  pixel_bytes = _MODE_BYTES.get(file.mode, 4)
+  needed = pixel_bytes * (2 if turned else 1)
   if file.mode != 'RGB' or 'transparency' in file.info:
     needed += 4
   if file.format == 'WEBP':  # keeps its canvases, and hands over a copy
-    return max(needed + 8, own + 12)
+    return max(needed + 8, pixel_bytes + 12)
   if file.format == 'AVIF':  # keeps a frame
     return needed + 5
   if file.format == 'JPEG2000':  # 32 bits for each component
-    return max(needed, own + 4 * (len(file.getbands()) + 1))
+    return max(needed, pixel_bytes + 4 * (len(file.getbands()) + 1))
   return needed
 
 

@@ -87,25 +87,25 @@ def readable(source: record_lib.Source, count: int, *,
   Raises:
     UserError: none can be read.
   """
-  found, problems = [], []
+  readable_images, problems = [], []
   for index in spread(source, count):
     name = str(index)
     try:
       record = source[index]
       name = record.name
-      found.append(images.open_image(
+      readable_images.append(images.open_image(
           record.image, max_pixels=max_pixels,
           value_range=value_range).decode())
     except (images.BadImage, OSError) as error:
       problems.append(f'{text.printable(name)}: {text.printable(error)}')
       say(f'left out: {problems[-1]}')
-    if len(found) == count:
+    if len(readable_images) == count:
       break
-  if not found:
+  if not readable_images:
     raise errors.UserError(
         f'none of {len(problems)} images of {source.spec} can be read, the '
         f'first is {problems[0]}; check the source')
-  return found
+  return readable_images
 
 
 def spread(source: record_lib.Source, count: int) -> Iterator[int]:

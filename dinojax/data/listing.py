@@ -78,22 +78,22 @@ class Listing:
 
   def notes(self) -> list[str]:
     """Sentences about what is left out; none where that is as it should be."""
-    said = []
+    sentences = []
     loud = collections.Counter({
         suffix: count for suffix, count in self.others.items()
         if suffix not in _QUIET})
     if loud:
-      said.append(f'left out, files by their endings: {loud.total()} ('
-                  f'{counted(loud)})')
-    said += self.advice()
+      sentences.append(f'left out, files by their endings: {loud.total()} ('
+                       f'{counted(loud)})')
+    sentences += self.advice()
     for some, what in (
         ([f'{path}: {why}' for path, why in self.passed],
          'folders that are not entered'),
         (self.lost, 'links that lead nowhere'),
         (self.devices, 'entries that are neither files nor folders')):
       if some:
-        said.append(f'left out, {what}: {len(some)} ({text.listed(some)})')
-    return said
+        sentences.append(f'left out, {what}: {len(some)} ({text.listed(some)})')
+    return sentences
 
   def advice(self) -> list[str]:
     """Sentences on how to convert images that cannot be read here."""

@@ -47,12 +47,12 @@ PHOTOS = (
 def _load(package: str, path: str) -> Image.Image:
   """A photograph, RGB, reduced so that its short side fits."""
   import importlib.util
-  found = importlib.util.find_spec(package)
-  if found is None:
+  module_spec = importlib.util.find_spec(package)
+  if module_spec is None:
     raise errors.UserError(
         f'the embedded photographs need the package {package}: install them '
         'with `pip install "dinojax[demo]"`, or set data.train=folder:DIR')
-  folder = found.submodule_search_locations[0]
+  folder = module_spec.submodule_search_locations[0]
   image = Image.open(os.path.join(folder, path)).convert('RGB')
   scale = _SHORT_SIDE_PX / min(image.size)
   if scale < 1:

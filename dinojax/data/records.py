@@ -183,20 +183,20 @@ class ArrayRecords:
     self.spec = f'arrayrecord:{pattern}'
     path = epath.Path(paths.expand(pattern))
     try:
-      found = sorted(
+      files = sorted(
           str(p) for p in path.parent.glob(path.name) if '.tmp' not in p.name)
     except (OSError, ImportError, ValueError) as error:
       raise errors.UserError(
           f'{self.spec} cannot be opened: {error}; check the path, and '
           '`pip install gcsfs` for gs://') from error
-    if not found:
+    if not files:
       raise errors.UserError(
           f'{self.spec} matches no file: write shards with `dinojax convert '
           'records`, and quote the pattern')
-    self._paths = found
+    self._paths = files
     self._readers: dict[int, array_record_module.ArrayRecordReader] = {}
     self._starts = [0]
-    for shard, path_name in enumerate(found):
+    for shard, path_name in enumerate(files):
       count = self._reader(shard).num_records()
       if not count:
         raise errors.UserError(

@@ -78,8 +78,8 @@ def no_classes(source: record.Source) -> tuple[str, str]:
 def _from(module: str, name: str, default: str = '') -> Callable:
   """Opens with a class whose module is imported only then."""
   def opened(rest: str) -> record.Source:
-    found = importlib.import_module(f'dinojax.data.{module}')
-    return getattr(found, name)(rest or default)
+    source_module = importlib.import_module(f'dinojax.data.{module}')
+    return getattr(source_module, name)(rest or default)
 
   return opened
 

@@ -49,22 +49,22 @@ def error(name: str, text: str, fix: str = '') -> Finding:
   return Finding('error', name, text, fix)
 
 
-def count(found: Iterable[Finding]) -> tuple[int, int]:
+def count(findings: Iterable[Finding]) -> tuple[int, int]:
   """(errors, warnings)."""
-  levels = [finding.level for finding in found]
+  levels = [finding.level for finding in findings]
   return levels.count('error'), levels.count('warn')
 
 
-def summary(found: Iterable[Finding]) -> str:
+def summary(findings: Iterable[Finding]) -> str:
   """'1 error, 2 warnings'."""
   return ', '.join(
       f'{number} {word}{"" if number == 1 else "s"}' for number, word
-      in zip(count(found), ('error', 'warning'), strict=True))
+      in zip(count(findings), ('error', 'warning'), strict=True))
 
 
-def table(title: str, found: Sequence[Finding]) -> str:
+def table(title: str, findings: Sequence[Finding]) -> str:
   """Aligned columns of 80 characters, to be pasted anywhere."""
-  return '\n'.join([title, *(_row(finding) for finding in found)])
+  return '\n'.join([title, *(_row(finding) for finding in findings)])
 
 
 def _row(finding: Finding) -> str:

@@ -11,7 +11,7 @@ from dinojax.core import plugins
 from dinojax.doctor import findings
 from dinojax.parallel import hardware
 
-Found = list[findings.Finding]
+Findings = list[findings.Finding]
 
 _PREFIXES = ('JAX_', 'XLA_', 'LIBTPU_', 'TPU_VISIBLE', 'CUDA_VISIBLE',
              'OMP_NUM')
@@ -21,7 +21,7 @@ _BFLOAT16_CAPABILITY = 8.0
 _BUSY = 0.5
 
 
-def look(folder: str, compile_cache: str) -> Found:
+def look(folder: str, compile_cache: str) -> Findings:
   """Everything about this machine that needs no config.
 
   Args:
@@ -43,7 +43,7 @@ def look(folder: str, compile_cache: str) -> Found:
       *environment(os.environ)]
 
 
-def devices() -> Found:
+def devices() -> Findings:
   """Devices that JAX computes on, or why it does not start."""
   reason = hardware.failure()
   if reason:
@@ -56,17 +56,18 @@ def devices() -> Found:
   kinds: dict[str, list] = {}
   for device in seen:
     kinds.setdefault(device.device_kind, []).append(device)
-  found = []
+  device_findings = []
   for kind, same in kinds.items():
     memory = hardware.device_gib(same[0])
     text = f'{len(same)} × {kind}'
-    found.append(findings.ok(
+    device_findings.append(findings.ok(
         'devices', text + (f', {memory:.1f} GiB each' if memory else '')))
-    found += capability(kind, getattr(same[0], 'compute_capability', None))
-  return found
+    device_findings += capability(
+        kind, getattr(same[0], 'compute_capability', None))
+  return device_findings
 
 
-def capability(kind: str, version: str | None) -> Found:
+def capability(kind: str, version: str | None) -> Findings:
   """Graphics cards that compute bfloat16 slowly."""
   if version is None or float(version) >= _BFLOAT16_CAPABILITY:
     return []
@@ -77,7 +78,7 @@ def capability(kind: str, version: str | None) -> Found:
 
 
 def accelerators(*, seen: Collection[str], forced: str, nvidia: bool,
-                 tpu: bool, plugins: Sequence[str]) -> Found:
+                 tpu: bool, plugins: Sequence[str]) -> Findings:
   """Accelerators that are there and not used.
 
   Args:
@@ -87,7 +88,7 @@ def accelerators(*, seen: Collection[str], forced: str, nvidia: bool,
     tpu: True if the machine has a TPU.
     plugins: packages by which JAX would reach accelerators.
   """
-  found = []
+  problems = []
   for name, there, kind, extra in (
       ('NVIDIA GPU', nvidia, 'gpu', 'cuda13'), ('TPU', tpu, 'tpu', 'tpu')):
     if not there or kind in seen:
@@ -100,9 +101,9 @@ def accelerators(*, seen: Collection[str], forced: str, nvidia: bool,
              f'{"cuda" if kind == "gpu" else kind} dinojax doctor says why')
     else:
       fix = f'pip install -e ".[{extra}]"'
-    found.append(findings.warn(
+    problems.append(findings.warn(
         name, 'is in this machine, and JAX does not use it', fix))
-  return found
+  return problems
 
 
 def processors(cores: int, memory: float, load: float) -> findings.Finding:
@@ -115,7 +116,7 @@ def processors(cores: int, memory: float, load: float) -> findings.Finding:
       'stop those, or take the speeds below as too low')
 
 
-def disk(folder: str, free: float | None) -> Found:
+def disk(folder: str, free: float | None) -> Findings:
   """Space for a run."""
   if free is None:
     return []
@@ -135,7 +136,7 @@ def cache(folder: str) -> findings.Finding:
       'compile cache', f'{folder}: {len(files)} files, {size:.2f} GiB')
 
 
-def environment(variables: Mapping[str, str]) -> Found:
+def environment(variables: Mapping[str, str]) -> Findings:
   """Variables that change what JAX does."""
   return [findings.ok(name, value) for name, value
           in sorted(variables.items()) if name.startswith(_PREFIXES)]

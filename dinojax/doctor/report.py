@@ -41,8 +41,8 @@ from dinojax.train import sections
 from dinojax.train import settings as settings_lib
 from dinojax.train import variants
 
-Found = list[findings.Finding]
-Part = tuple[str, Found]
+Findings = list[findings.Finding]
+Part = tuple[str, Findings]
 Say = Callable[[str], None]
 _FEW_IMAGES = 50  # whose k-NN is a matter of luck
 
@@ -72,7 +72,7 @@ class _Data:
 
   training: list
   homogeneous: list
-  found: Found
+  source_findings: Findings
 
   @property
   def num_images(self) -> int | None:
@@ -95,20 +95,21 @@ def report(config: Any, options: Options, json_path: str | None) -> int:
     return 2
   first = bool(hardware.failure()) or processes.is_first()
   say = lambda text: first and print(f'… {text}', file=sys.stderr, flush=True)
-  made: dict[str, Found] = {}
-  for title, found in parts(config, options, say):
-    made[title] = found
+  made: dict[str, Findings] = {}
+  for title, part_findings in parts(config, options, say):
+    made[title] = part_findings
     if first:
-      print(findings.table(title, found), flush=True)
-  everything = [finding for found in made.values() for finding in found]
+      print(findings.table(title, part_findings), flush=True)
+  everything = [finding for part_findings in made.values()
+                for finding in part_findings]
   if first:
     print(findings.summary(everything))
   bad, doubtful = findings.count(everything)
   if first and json_path:
     atomic.write_text(json_path, json.dumps(
         {'errors': bad, 'warnings': doubtful,
-         'parts': {title: [dataclasses.asdict(f) for f in found]
-                   for title, found in made.items()}}, indent=1))
+         'parts': {title: [dataclasses.asdict(f) for f in part_findings]
+                   for title, part_findings in made.items()}}, indent=1))
   return 1 if bad else 0
 
 
@@ -137,11 +138,11 @@ def parts(config: Any, options: Options, say: Say) -> Iterator[Part]:
   data = _open(settings, options.num_sampled)
   run = sanity.Scale(jax.device_count(), data.num_images)
   say('building the network')
-  method, mesh, found = _network(settings, run)
+  method, mesh, network_findings = _network(settings, run)
   yield 'config', [
-      *found, *sanity.findings_of(settings, run),
+      *network_findings, *sanity.findings_of(settings, run),
       *views.settings_findings(settings)]
-  yield 'data', [*data.found, *_amounts(settings, run)]
+  yield 'data', [*data.source_findings, *_amounts(settings, run)]
   if options.workdir:
     yield 'workdir', _workdir(options.workdir, settings, method, mesh)
   if method is None:
@@ -153,7 +154,7 @@ def parts(config: Any, options: Options, say: Say) -> Iterator[Part]:
         input_s=options.input_s, say=say)
 
 
-def _mistakes(wrong: errors.UserError) -> Found:
+def _mistakes(wrong: errors.UserError) -> Findings:
   """One finding a mistake; `settings.read` lists them in lines."""
   first, *rest = str(wrong).splitlines()
   lines = [line.strip() for line in rest] or [first.removeprefix('config: ')]
@@ -162,7 +163,7 @@ def _mistakes(wrong: errors.UserError) -> Found:
 
 def _open(settings: settings_lib.Settings, num_sampled: int) -> _Data:
   """Opens every source and looks at a few of its training images."""
-  found, opened, tried = [], {}, set()
+  source_findings, opened, tried = [], {}, set()
 
   def attempt(name, spec):
     if spec in tried:
@@ -171,10 +172,11 @@ def _open(settings: settings_lib.Settings, num_sampled: int) -> _Data:
     try:
       opened[spec] = sources.open_source(spec)
     except errors.UserError as wrong:
-      found.append(findings.error(name, str(wrong)))
+      source_findings.append(findings.error(name, str(wrong)))
       return
-    found.append(findings.ok(name, f'{spec}: {len(opened[spec])} images, '
-                             f'{len(opened[spec].classes)} classes'))
+    source_findings.append(findings.ok(
+        name, f'{spec}: {len(opened[spec])} images, '
+        f'{len(opened[spec].classes)} classes'))
 
   def both(name, pairs):
     for spec, _ in pairs:
@@ -182,21 +184,22 @@ def _open(settings: settings_lib.Settings, num_sampled: int) -> _Data:
       if spec in opened:
         what, fix = sources.no_classes(opened[spec])
         if what:
-          found.append(findings.warn(name, what, fix))
-        found.extend(views.sample_findings(settings, inspection.sample(
-            opened[spec], num_sampled, max_pixels=settings.data.max_pixels,
-            value_range=settings.data.value_range)))
+          source_findings.append(findings.warn(name, what, fix))
+        source_findings.extend(views.sample_findings(
+            settings, inspection.sample(
+                opened[spec], num_sampled, max_pixels=settings.data.max_pixels,
+                value_range=settings.data.value_range)))
     every = all(spec in opened for spec, _ in pairs)
     return [(opened[spec], weight) for spec, weight in pairs] if every else []
 
   training = both('data.train', settings.data.mixture)
   homogeneous = both('data.homogeneous', settings.data.homogeneous)
-  found += _validation(settings, attempt, opened)
-  return _Data(training, homogeneous, found)
+  source_findings += _validation(settings, attempt, opened)
+  return _Data(training, homogeneous, source_findings)
 
 
 def _validation(settings: settings_lib.Settings, attempt: Callable,
-                opened: dict) -> Found:
+                opened: dict) -> Findings:
   """Can k-NN be measured? Only labelled sources can be voted with."""
   test = settings.knn.validation or settings.data.validation
   if not test:
@@ -221,7 +224,7 @@ def _validation(settings: settings_lib.Settings, attempt: Callable,
   return out
 
 
-def _classes(train: record_lib.Source, test: record_lib.Source) -> Found:
+def _classes(train: record_lib.Source, test: record_lib.Source) -> Findings:
   """Do both sides of k-NN have the same classes?"""
   try:
     matching = classes.match(train, test, train_key='k-NN images',
@@ -233,7 +236,7 @@ def _classes(train: record_lib.Source, test: record_lib.Source) -> Found:
 
 
 def _network(settings: settings_lib.Settings, run: sanity.Scale
-             ) -> tuple[method_lib.Method | None, jax.sharding.Mesh, Found]:
+             ) -> tuple[method_lib.Method | None, jax.sharding.Mesh, Findings]:
   """The method on all devices, and what it takes of them."""
   mesh = None
   try:
@@ -268,11 +271,11 @@ def _memory(method: method_lib.Method, mesh: jax.sharding.Mesh
       method, mesh, free, need))
 
 
-def _parameters(method: method_lib.Method) -> Found:
+def _parameters(method: method_lib.Method) -> Findings:
   """Counts the parameters of a frozen teacher and of every student."""
   networks = {'teacher': method.teacher} if method.has_frozen_teacher else {}
-  networks |= {'parameters' if name == sections.ALONE else name: one.student
-               for name, one in method.each.items()}
+  networks |= {'parameters' if name == sections.ALONE else name: student.student
+               for name, student in method.each.items()}
   return [findings.ok(owner, ', '.join(
       f'{name} {tree.num_elements(part) / 1e6:.2f}M'
       for name, part in net.shapes.items()))
@@ -290,31 +293,32 @@ def _chosen(key: str, settings: settings_lib.Settings,
   return findings.ok(key, f'{value}, {why}')
 
 
-def _amounts(settings: settings_lib.Settings, run: sanity.Scale) -> Found:
+def _amounts(settings: settings_lib.Settings, run: sanity.Scale) -> Findings:
   """Epochs, workers, and the memory through which workers hand over."""
-  found = [] if run.num_images is None else supply.epochs(
+  epoch_findings = [] if run.num_images is None else supply.epochs(
       settings, run.total_steps(settings), run.num_images)
-  return found + supply.workers(
+  return epoch_findings + supply.workers(
       settings, hardware.num_cores(), hardware.free_gib('/dev/shm'),
       settings.train.batch_size // jax.process_count())
 
 
 def _workdir(workdir: str, settings: settings_lib.Settings,
              method: method_lib.Method | None, mesh: jax.sharding.Mesh
-             ) -> Found:
+             ) -> Findings:
   """Can it be written, does it continue this run, do checkpoints fit?"""
-  found = [_continues(workdir, settings)]
+  workdir_findings = [_continues(workdir, settings)]
   if not hardware.is_writable(workdir):
-    found.append(findings.error(
+    workdir_findings.append(findings.error(
         'workdir', f'{workdir} cannot be written',
         'choose a folder you may write to'))
   if method:
     with mesh_lib.activate(mesh):
       size = throughput.state_gib(method, mesh)
     keep = method.settings.checkpoint.keep
-    found += supply.space(size, hardware.free_gib(workdir), keep,
-                          min(_num_checkpoints(workdir), keep))
-  return found
+    workdir_findings += supply.space(
+        size, hardware.free_gib(workdir), keep,
+        min(_num_checkpoints(workdir), keep))
+  return workdir_findings
 
 
 def _num_checkpoints(workdir: str) -> int:

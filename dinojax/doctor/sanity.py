@@ -17,7 +17,7 @@ from dinojax.train import sections
 from dinojax.train import settings as settings_lib
 
 Settings = settings_lib.Settings
-Found = list[findings.Finding]
+Findings = list[findings.Finding]
 
 # DINOv2's ViT-g was trained with KoLeo over 12 images, all others with more.
 _LEAST_KOLEO, _USUAL_KOLEO = 8, 64
@@ -56,9 +56,9 @@ class Scale:
     return method_lib.total_steps(s, self.epoch_steps(s))
 
 
-def findings_of(s: Settings, scale: Scale) -> Found:
+def findings_of(s: Settings, scale: Scale) -> Findings:
   """Every check of this file."""
-  timed: tuple[Callable[[Settings, Scale], Found], ...] = (
+  timed: tuple[Callable[[Settings, Scale], Findings], ...] = (
       length, warmups, learning_rate, teacher, gram)
   rest = groups, koleo, prototypes
   if s.train.epoch_steps or scale.num_images:
@@ -68,41 +68,41 @@ def findings_of(s: Settings, scale: Scale) -> Found:
       finding for check in rest for finding in check(s, scale)]
 
 
-def length(s: Settings, scale: Scale) -> Found:
+def length(s: Settings, scale: Scale) -> Findings:
   """Is there anything to train, and is it saved on the way?"""
   total, save = scale.total_steps(s), scale.steps(s, s.checkpoint.every)
   text = f'{total} steps of {s.train.batch_size} images'
   if total < 1:
     return [findings.error('length', text, 'set train.total_steps')]
-  found = [findings.ok('length', text)]
+  length_findings = [findings.ok('length', text)]
   if save > total:
-    found.append(findings.warn(
+    length_findings.append(findings.warn(
         'checkpoints', f'one every {save} steps, of {total}: a run that is '
         'killed starts again from nothing',
         f'set checkpoint.every_steps to {max(total // 4, 1)} or so'))
-  return found
+  return length_findings
 
 
-def warmups(s: Settings, scale: Scale) -> Found:
+def warmups(s: Settings, scale: Scale) -> Findings:
   """Does every warm-up end before training does?"""
-  total, found = scale.total_steps(s), []
+  total, problems = scale.total_steps(s), []
   for name in ('lr', 'weight_decay', 'momentum', 'teacher_temperature'):
     curve = getattr(s.schedules, name)
     steps = scale.steps(s, curve.warmup)
     if steps >= total and curve.start != curve.peak:
-      found.append(findings.warn(
+      problems.append(findings.warn(
           f'{name} warm-up', f'{steps} steps of {total}: '
           f'schedules.{name}.peak={curve.peak:g} is never reached',
           f'set schedules.{name}.warmup_steps to {total // 10} or so'))
   frozen = scale.steps(s, s.schedules.freeze_last_layer)
   if frozen >= total:
-    found.append(findings.warn(
+    problems.append(findings.warn(
         'frozen prototypes', f'for {frozen} steps, of {total}: they never '
         'learn', 'shorten schedules.freeze_last_layer_steps'))
-  return found or [findings.ok('warm-ups', 'end before training does')]
+  return problems or [findings.ok('warm-ups', 'end before training does')]
 
 
-def learning_rate(s: Settings, scale: Scale) -> Found:
+def learning_rate(s: Settings, scale: Scale) -> Findings:
   """Is the rate, after the batch rule, one that ever worked?"""
   peak = method_lib.peak_lr(s, scale.epoch_steps(s))
   plan = s.schedules
@@ -120,33 +120,33 @@ def learning_rate(s: Settings, scale: Scale) -> Found:
   return [findings.ok('learning rate', text)]
 
 
-def teacher(s: Settings, scale: Scale) -> Found:
+def teacher(s: Settings, scale: Scale) -> Findings:
   """Does the teacher move, and is it surer than the student?"""
-  found, total = [], scale.total_steps(s)
+  teacher_findings, total = [], scale.total_steps(s)
   momentum = s.schedules.momentum.peak
   memory = 1 / max(1 - momentum, 1e-9)
   text = f'momentum {momentum:g}: an average of about {memory:.0f} steps'
   if 2 * memory > total:
-    found.append(findings.warn(
+    teacher_findings.append(findings.warn(
         'teacher', f'{text}, of {total}: it hardly leaves its start',
         'train longer, or set schedules.momentum.peak to '
         f'{max(1 - 10 / max(total, 1), 0.5):.2g} or so'))
   else:
-    found.append(findings.ok('teacher', text))
+    teacher_findings.append(findings.ok('teacher', text))
   warm = s.schedules.teacher_temperature
   hottest = max(warm.start, warm.peak, warm.end)
   for name in ('dino', 'ibot'):
     head = getattr(s, name)
     if head.loss_weight and hottest >= head.student_temperature:
-      found.append(findings.warn(
+      teacher_findings.append(findings.warn(
           'temperatures', f"the teacher's reaches {hottest:g}, "
           f'{name}.student_temperature is {head.student_temperature:g}: '
           'targets vaguer than predictions teach nothing',
           'keep schedules.teacher_temperature at 0.07 or less'))
-  return found
+  return teacher_findings
 
 
-def groups(s: Settings, scale: Scale) -> Found:
+def groups(s: Settings, scale: Scale) -> Findings:
   """Do batch and groups divide among the devices; what drop path keeps."""
   with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter('always')
@@ -168,7 +168,7 @@ def _halves(message: str) -> tuple[str, str]:
   return text, fix
 
 
-def koleo(s: Settings, scale: Scale) -> Found:
+def koleo(s: Settings, scale: Scale) -> Findings:
   """Are there enough neighbours to be pushed away from?"""
   if not s.koleo.loss_weight:
     return []
@@ -187,10 +187,10 @@ def koleo(s: Settings, scale: Scale) -> Found:
       'koleo.group_images to that')]
 
 
-def prototypes(s: Settings, scale: Scale) -> Found:
+def prototypes(s: Settings, scale: Scale) -> Findings:
   """Can the images of a step be spread over the prototypes?"""
   del scale
-  batch, found = s.train.batch_size, []
+  batch, prototype_findings = s.train.batch_size, []
   most = max(1024, 4 * batch) if batch <= _SMALL_BATCH else 64 * batch
   heads = ('dino', 'ibot') if s.ibot.separate_head else ('dino',)
   for name in heads:
@@ -200,38 +200,38 @@ def prototypes(s: Settings, scale: Scale) -> Found:
     text = f'{head.num_prototypes} for {batch} images a step'
     if (s.teacher.centering == 'sinkhorn_knopp'
         and head.num_prototypes > most):
-      found.append(findings.warn(
+      prototype_findings.append(findings.warn(
           f'{name} prototypes', f'{text}: too many to be used alike, which '
           'is what Sinkhorn asks for',
           f'set {name}.num_prototypes to {most} or less, or '
           'teacher.centering to softmax'))
     else:
-      found.append(findings.ok(
+      prototype_findings.append(findings.ok(
           f'{name} prototypes', f'{text}; the first loss is '
           f'{math.log(head.num_prototypes):.2f}'
           + (', of masked patches half of it' if name == 'ibot' else '')))
-  return found
+  return prototype_findings
 
 
-def gram(s: Settings, scale: Scale) -> Found:
+def gram(s: Settings, scale: Scale) -> Findings:
   """Does anchoring begin, and is its teacher renewed, before the end?"""
   if not s.gram.loss_weight:
     return []
-  total, found = scale.total_steps(s), []
+  total, problems = scale.total_steps(s), []
   whole = s.gram.start, s.gram.refresh_start
   names = ['gram.start', 'gram.refresh_start']
   for name, length in zip(names, whole, strict=True):
     steps = scale.steps(s, length)
     if steps >= total and length.value:
-      found.append(findings.warn(
+      problems.append(findings.warn(
           'Gram teacher', f'{name} is step {steps}, of {total}: it never '
           'comes', f'set {name}_steps to less'))
   if s.gram.has_backbone and s.gram_px < s.crops.global_px:
-    found.append(findings.warn(
+    problems.append(findings.warn(
         'Gram teacher', f'crops.gram_px={s.gram_px} is less than '
         f'crops.global_px={s.crops.global_px}: it would anchor to coarser '
         'features', f'set crops.gram_px to {2 * s.crops.global_px} or so'))
-  return found or [findings.ok(
+  return problems or [findings.ok(
       'Gram teacher', 'the EMA' if not s.gram.has_backbone else
       f'{s.gram.source or "the EMA of its first step"}, from step '
       f'{scale.steps(s, s.gram.start)}')]

@@ -18,7 +18,7 @@ from dinojax.planning import throughput
 from dinojax.runs import assemble
 from dinojax.train import method as method_lib
 
-Found = list[findings.Finding]
+Findings = list[findings.Finding]
 Say = Callable[[str], None]
 
 # Of least time, by arithmetic alone: real steps take a few times as long.
@@ -27,7 +27,7 @@ _LONGEST_S = 60.0
 _INPUT_BATCH = 16
 
 
-def of_machine() -> Found:
+def of_machine() -> Findings:
   """Matrix products in the dtype that its platform computes in."""
   device = mesh_lib.one_device()[0]
   return [_matrices(
@@ -36,7 +36,7 @@ def of_machine() -> Found:
 
 def of_run(method: method_lib.Method, mesh: jax.sharding.Mesh,
            training: list, homogeneous: list, *, total_steps: int, steps: int,
-           input_s: float, say: Say) -> Found:
+           input_s: float, say: Say) -> Findings:
   """Findings on the step, the input pipeline, and which limits training.
 
   Args:
@@ -49,11 +49,11 @@ def of_run(method: method_lib.Method, mesh: jax.sharding.Mesh,
     input_s: seconds that the pipeline is timed, or 0.
     say: gets a line before anything slow.
   """
-  found, flops = _matrices(mesh_lib.one_device()[0],
-                           method.settings.model.dtype)
+  finding, flops = _matrices(mesh_lib.one_device()[0],
+                             method.settings.model.dtype)
   with mesh_lib.activate(mesh):
     step, taken = _step(method, mesh, flops, steps, total_steps, say)
-  out, brought = [found, *step], None
+  out, brought = [finding, *step], None
   if not training:
     out.append(findings.skip('input', 'the data cannot be opened'))
   elif not input_s:
@@ -106,7 +106,7 @@ def _input(method: method_lib.Method, training: list, homogeneous: list,
 
 def _step(method: method_lib.Method, mesh: jax.sharding.Mesh, flops: float,
           steps: int, total_steps: int, say: Say
-          ) -> tuple[Found, float | None]:
+          ) -> tuple[Findings, float | None]:
   """The step as compiled and timed; images a second, or None."""
   if not steps:
     return [findings.skip('step', '--steps=0')], None
@@ -127,20 +127,22 @@ def _step(method: method_lib.Method, mesh: jax.sharding.Mesh, flops: float,
     program = throughput.compiled(method, mesh)
   except errors.UserError as wrong:
     return [findings.error('memory', str(wrong))], None
-  found = [supply.memory(program.peak_gib, have, 'the compiled step takes')]
+  step_findings = [
+      supply.memory(program.peak_gib, have, 'the compiled step takes')]
   if program.peak_gib > have:
-    return [*found, findings.skip('step', 'not run: it does not fit')], None
+    return [*step_findings,
+            findings.skip('step', 'not run: it does not fit')], None
   say(f'running {steps + 1} steps')
   try:
     seconds = throughput.step_seconds(program, method, mesh, steps)
   except errors.UserError as wrong:
-    return [*found, findings.error('step', str(wrong))], None
-  found.append(findings.ok(
+    return [*step_findings, findings.error('step', str(wrong))], None
+  step_findings.append(findings.ok(
       'step', f'{1e3 * seconds:.0f} ms, {batch / seconds:.3g} images/s; '
       f'compiled in {program.compile_s:.0f} s; {least / seconds:.0%} of the '
       'speed of matrix products'))
   whole = seconds * total_steps
-  found.append(supply.time(
+  step_findings.append(supply.time(
       whole, f'{_long(whole)} for {total_steps} steps, if images come in time',
       mesh_lib.platform(mesh)))
-  return found, batch / seconds
+  return step_findings, batch / seconds

@@ -8,7 +8,7 @@ from dinojax.planning import memory as memory_lib
 from dinojax.train import settings as settings_lib
 
 Settings = settings_lib.Settings
-Found = list[findings.Finding]
+Findings = list[findings.Finding]
 
 # Decoding times vary: with less than this, some steps wait.
 _ENOUGH = 1.2
@@ -23,7 +23,7 @@ _LONGEST_S = {'cpu': 12 * 3600, 'gpu': 21 * 86400, 'tpu': 21 * 86400}
 _SMALLER = 'store smaller images: decoding costs as many pixels as they have'
 
 
-def epochs(s: Settings, total_steps: int, num_images: int) -> Found:
+def epochs(s: Settings, total_steps: int, num_images: int) -> Findings:
   """Are there images for a batch, and how often is each seen?"""
   batch = s.train.batch_size
   if num_images < batch:
@@ -38,7 +38,7 @@ def epochs(s: Settings, total_steps: int, num_images: int) -> Found:
 
 
 def workers(settings: Settings, cores: int,
-            shared_gib: float | None, rows: int) -> Found:
+            shared_gib: float | None, rows: int) -> Findings:
   """Are there cores, and shared memory, for the workers?
 
   Args:
@@ -51,21 +51,22 @@ def workers(settings: Settings, cores: int,
   if not count:
     return [findings.ok('workers', f'none: {settings.data.num_threads} '
                         'threads of the training process')]
-  found = [findings.ok('workers', f'{count} processes on {cores} cores')]
+  worker_findings = [
+      findings.ok('workers', f'{count} processes on {cores} cores')]
   if count > cores:
-    found = [findings.warn(
+    worker_findings = [findings.warn(
         'workers', f'data.num_workers={count} for {cores} cores',
         f'set data.num_workers to {max(cores - 1, 1)} or less')]
   # Rows stay in shared memory until their batch is put together.
   need = shared_memory.need_gib(
       settings.made_crops, settings.model.num_channels, rows, count)
   if shared_gib is not None and need > shared_gib:
-    found.append(findings.warn(
+    worker_findings.append(findings.warn(
         'shared memory', f'workers hand over {need:.2f} GiB at a time, and '
         f'/dev/shm has {shared_gib:.2f} free',
         f'docker run --shm-size={math.ceil(2 * need)}g, or '
         'data.num_workers=0'))
-  return found
+  return worker_findings
 
 
 def estimated(need: memory_lib.Estimate, free: float,
@@ -131,7 +132,7 @@ def products(speed: float, dtype: str, peak: float | None
 
 
 def space(state_gib: float, free_gib: float | None, keep: int,
-          have: int = 0) -> Found:
+          have: int = 0) -> Findings:
   """Do the checkpoints of a run fit on its disk, beside those it has?"""
   if free_gib is None:
     return []

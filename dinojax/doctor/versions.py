@@ -11,7 +11,7 @@ from packaging import requirements
 from dinojax.core import plugins
 from dinojax.doctor import findings
 
-Found = list[findings.Finding]
+Findings = list[findings.Finding]
 
 # What decides numbers and speed; the other requirements only when they differ.
 _SHOWN = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy',
@@ -19,7 +19,7 @@ _SHOWN = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy',
 _PYTHON = 'Programming Language :: Python :: '
 
 
-def look() -> Found:
+def look() -> Findings:
   """Installed packages against requirements.txt."""
   wanted = _wanted()
   if wanted is None:
@@ -65,7 +65,7 @@ def _pythons() -> list[str]:
           if line.startswith(_PYTHON)]
 
 
-def python(have: str, tested: Iterable[str]) -> Found:
+def python(have: str, tested: Iterable[str]) -> Findings:
   """Warns if this Python is not among those tested, '3.11' and so on."""
   tested = list(tested)
   if not tested or have.rpartition('.')[0] in tested:
@@ -75,26 +75,26 @@ def python(have: str, tested: Iterable[str]) -> Found:
       f'an environment of Python {tested[-1]}')]
 
 
-def packages(wanted: Iterable[str], installed: Mapping[str, str]) -> Found:
+def packages(wanted: Iterable[str], installed: Mapping[str, str]) -> Findings:
   """Compares installed packages with the requirements.
 
   Args:
     wanted: lines of requirements.txt; those of extras are left out.
     installed: versions of installed packages, by name.
   """
-  found = []
+  package_findings = []
   for text in wanted:
     need = requirements.Requirement(text)
     if need.marker and not need.marker.evaluate({'extra': ''}):
       continue
     have = installed.get(need.name)
     if have is None:
-      found.append(findings.error(
+      package_findings.append(findings.error(
           need.name, 'is not installed', f'pip install "{need}"'))
     elif not need.specifier.contains(have, prereleases=True):
-      found.append(findings.warn(
+      package_findings.append(findings.warn(
           need.name, f'{have}, tested with {need.specifier}',
           f'pip install "{need}"'))
     elif need.name in _SHOWN:
-      found.append(findings.ok(need.name, have))
-  return found
+      package_findings.append(findings.ok(need.name, have))
+  return package_findings

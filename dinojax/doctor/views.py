@@ -8,7 +8,7 @@ from dinojax.doctor import findings
 from dinojax.train import settings as settings_lib
 
 Settings = settings_lib.Settings
-Found = list[findings.Finding]
+Findings = list[findings.Finding]
 
 # configs/demo.py and configs/small_images.py learn with 3 × 3 patches.
 _LEAST_LOCAL = 3
@@ -21,12 +21,12 @@ _NAMED = 3  # images that are named
 _MOST_EMPTY = 0.1  # share of the images
 
 
-def settings_findings(s: Settings) -> Found:
+def settings_findings(s: Settings) -> Findings:
   """Checks of crops, masks and blur."""
   return [*crops(s), *masks(s), *blur(s)]
 
 
-def crops(s: Settings) -> Found:
+def crops(s: Settings) -> Findings:
   """Is there something to see in a crop?"""
   patch, c = s.model.token_px, s.crops
   sides = c.global_px // patch, c.local_px // patch
@@ -46,7 +46,7 @@ def crops(s: Settings) -> Found:
   return [findings.ok('crops', text)]
 
 
-def masks(s: Settings) -> Found:
+def masks(s: Settings) -> Findings:
   """Does every masked crop hide something?"""
   m = s.masks
   if not s.ibot.loss_weight:
@@ -69,7 +69,7 @@ def masks(s: Settings) -> Found:
   return [findings.ok('masks', text)]
 
 
-def blur(s: Settings) -> Found:
+def blur(s: Settings) -> Findings:
   """Does anything remain after the blur?"""
   sigma, side = max(s.augment.blur_sigma), s.crops.global_px
   if sigma <= _MOST_BLUR * side:
@@ -80,12 +80,12 @@ def blur(s: Settings) -> Found:
       f'set augment.blur_sigma to (0.1, {_MOST_BLUR / 2 * side:.2g})')]
 
 
-def sample_findings(s: Settings, sample: inspection.Sample) -> Found:
+def sample_findings(s: Settings, sample: inspection.Sample) -> Findings:
   """Checks of images that were looked at."""
   return [*unreadable(s, sample), *empty(s, sample), *sizes(s, sample)]
 
 
-def unreadable(s: Settings, sample: inspection.Sample) -> Found:
+def unreadable(s: Settings, sample: inspection.Sample) -> Findings:
   """Would training stop at them?"""
   bad, seen = len(sample.problems), sample.num_seen
   if not bad:
@@ -105,7 +105,7 @@ def unreadable(s: Settings, sample: inspection.Sample) -> Found:
       f'stay below data.max_bad_fraction={limit:g}')]
 
 
-def empty(s: Settings, sample: inspection.Sample) -> Found:
+def empty(s: Settings, sample: inspection.Sample) -> Findings:
   """Do images come out black, white or of one value?"""
   count, seen = len(sample.empty), len(sample.sides)
   if count < max(_MOST_EMPTY * seen, 1):
@@ -120,7 +120,7 @@ def empty(s: Settings, sample: inspection.Sample) -> Found:
       'or remove the images')]
 
 
-def sizes(s: Settings, sample: inspection.Sample) -> Found:
+def sizes(s: Settings, sample: inspection.Sample) -> Findings:
   """Are images large enough for the crops?"""
   if not len(sample.sides):
     return []

@@ -90,8 +90,8 @@ class Checkpoints:
 
   def steps(self) -> list[int]:
     """All complete steps."""
-    found = self._manager.checkpoints if self._manager else ()
-    return sorted(c.step for c in found)
+    checkpoints = self._manager.checkpoints if self._manager else ()
+    return sorted(c.step for c in checkpoints)
 
   def save(self, step: int, items: items_lib.Items,
            info: dict | None = None):
@@ -147,14 +147,14 @@ class Checkpoints:
     Raises:
       UserError: it is of another architecture; Damaged: not what was saved.
     """
-    found = self._load(step, items)
-    if int(found['meta']['step']) != step:
+    state = self._load(step, items)
+    if int(state['meta']['step']) != step:
       raise self._damage(
-          step, f'its state is of step {int(found["meta"]["step"])}')
+          step, f'its state is of step {int(state["meta"]["step"])}')
     # A typed key comes back with the sharding of its two words.
     return jax.tree.map(
         lambda x, want: x if x.sharding == want.sharding
-        else jax.device_put(x, want.sharding), found, items)
+        else jax.device_put(x, want.sharding), state, items)
 
   def restore_item(self, name: str, shapes: tree.Tree,
                    step: int | None = None) -> tree.Tree:

@@ -54,8 +54,8 @@ def of_item(item: tree.Tree) -> dict[str, list[int]]:
 
 def differing(known: Mapping[str, list[int]], item: tree.Tree) -> list[str]:
   """Names of arrays that are not those that `known` was made from."""
-  found = of_item(item)
-  return [name for name in found if known.get(name) != found[name]]
+  digests = of_item(item)
+  return [name for name in digests if known.get(name) != digests[name]]
 
 
 def misfit(known: Mapping[str, list[int]], wanted: tree.Tree) -> str:

@@ -220,10 +220,10 @@ def evaluation(workdir: epath.Path, step: int) -> dict[str, float] | None:
 
   The first process reads and tells all: they evaluate together or not at all.
   """
-  found = [row for row in log.rows(workdir / LOG)
-           if row.get('step') == step and 'time/evaluation_s' in row
-           ] if processes.is_first() else []
-  told = json.loads(processes.of_first(json.dumps(found[-1:])))
+  rows = [row for row in log.rows(workdir / LOG)
+          if row.get('step') == step and 'time/evaluation_s' in row
+          ] if processes.is_first() else []
+  told = json.loads(processes.of_first(json.dumps(rows[-1:])))
   return {name: float(value) for name, value in told[0].items()
           if name not in ('step', 'time/evaluation_s')} if told else None
 

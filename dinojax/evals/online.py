@@ -61,21 +61,21 @@ def make(method: method_lib.Method, mesh: jax.sharding.Mesh,
   for note in matching.notes if processes.is_first() else ():
     logging.warning('%s', note)
   students = {
-      name: _Student(one, mesh, train, test, matching,
+      name: _Student(student_method, mesh, train, test, matching,
                      lambda fresh, name=name: given(name, fresh), name)
-      for name, one in method.each.items()}
+      for name, student_method in method.each.items()}
 
   kept = baselines_lib.Baselines(folder, (train, test))
   for name, student in students.items():
     student.baselines |= kept.known.get(name, {})
 
   def evaluate(step: int, emas: dict[str, dict]) -> dict[str, float]:
-    found = {key if name == sections.ALONE else f'{name}/{key}': value
-             for name, student in students.items()
-             for key, value in student.evaluate(step, emas[name]).items()}
+    scores = {key if name == sections.ALONE else f'{name}/{key}': value
+              for name, student in students.items()
+              for key, value in student.evaluate(step, emas[name]).items()}
     kept.keep({name: dict(student.baselines)
                for name, student in students.items()})
-    return found
+    return scores
 
   return evaluate
 
@@ -102,9 +102,9 @@ class _Student:
       start = self._given(fresh)
       if start is not None:
         baselines['knn/start'] = self._score('cls', self._measure(start))
-    found = {'knn/trained': self._score('cls', pair), **baselines}
-    guard(step, found, self._method.settings.init.max_knn_drop)
-    return found
+    scores = {'knn/trained': self._score('cls', pair), **baselines}
+    guard(step, scores, self._method.settings.init.max_knn_drop)
+    return scores
 
   def _measure(self, params: dict) -> tuple:
     plan = self._method.settings.knn
@@ -134,10 +134,10 @@ class _Student:
       stream.warn(batch.bad, source)
       layer, = batch.local()['cls']
       small = batch.images[:len(batch.rows)]
-      found = {'cls': layer['cls']}
+      arrays = {'cls': layer['cls']}
       if not self.baselines:
-        found['pixels'] = pixels.flatten(small, model.mean, model.std)
-      return found
+        arrays['pixels'] = pixels.flatten(small, model.mean, model.std)
+      return arrays
 
     return stream.table(self._mesh, batches, columns)
 
@@ -154,14 +154,14 @@ class _Student:
         temperature=plan.temperature)
 
 
-def guard(step: int, found: dict[str, float], most: float | None):
+def guard(step: int, scores: dict[str, float], most: float | None):
   """Ends a run that forgets what it was given.
 
   Raises:
     UserError: knn/trained is more than `most` points below knn/start.
   """
-  trained = found['knn/trained']
-  start = found.get('knn/start', trained)
+  trained = scores['knn/trained']
+  start = scores.get('knn/start', trained)
   if most is None or trained >= start - most:
     return
   raise errors.UserError(

@@ -143,12 +143,12 @@ class Backbone:
       UserError: no such layer, or images that do not fit.
     """
     patches = 'map' if reshape else 'patches'
-    found = self.read(images, spec_lib.FeatureSpec(
+    outputs = self.read(images, spec_lib.FeatureSpec(
         ('cls', 'registers', patches),
         layers if isinstance(layers, int) else tuple(layers),
         'normed' if norm else 'raw'))
     return [Features(layer['cls'], layer['registers'], layer[patches])
-            for layer in found]
+            for layer in outputs]
 
   def attention_maps(self, images: np.ndarray,
                      layer: int = -1) -> jax.Array:
@@ -167,9 +167,9 @@ class Backbone:
       raise errors.UserError(
           f'layer={layer} is not in this model of {depth} blocks: give one '
           f'from 0 to {depth - 1}, or from {-depth} to -1')
-    found, = self.read(images, spec_lib.FeatureSpec(
+    outputs, = self.read(images, spec_lib.FeatureSpec(
         ('attention',), (layer % depth,)))
-    return found['attention']
+    return outputs['attention']
 
   def read(self, images: np.ndarray,
            spec: spec_lib.FeatureSpec) -> list[spec_lib.Outputs]:

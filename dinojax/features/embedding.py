@@ -100,8 +100,8 @@ class _Joined:
   features: str
   dtype: str
 
-  def __call__(self, found: dict) -> jax.Array:
-    layers = found['features']
+  def __call__(self, outputs: dict) -> jax.Array:
+    layers = outputs['features']
     if self.features == 'patches':
       out = jnp.concatenate([layer['patches'] for layer in layers], axis=-1)
     else:

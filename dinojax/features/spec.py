@@ -111,22 +111,22 @@ def compute(net: nnx.Module, images: Array,
       kinds.append(spec.place)
     wanted += [(kind, i) for i in spec.indices(depth) for kind in kinds]
   wanted = list(dict.fromkeys(wanted))
-  found = dict(zip(wanted, net.read(images, wanted), strict=True))
+  activations = dict(zip(wanted, net.read(images, wanted), strict=True))
   return {
-      name: [_outputs(net.config, found, images.shape[1:3], spec, i)
+      name: [_outputs(net.config, activations, images.shape[1:3], spec, i)
              for i in spec.indices(depth)]
       for name, spec in specs.items()}
 
 
-def _outputs(config: Any, found: dict, image_px: tuple[int, int],
+def _outputs(config: Any, activations: dict, image_px: tuple[int, int],
              spec: FeatureSpec, layer: int) -> Outputs:
   """The outputs of one layer, of all that was computed."""
   out = {}
   for name in spec.outputs:
     if name in ATTENTION:
-      out[name] = found[name, layer]
+      out[name] = activations[name, layer]
       continue
-    features = found[spec.place, layer]
+    features = activations[spec.place, layer]
     if name == 'mean':
       out[name] = features['patches'].mean(axis=1)
     elif name == 'map':

@@ -187,7 +187,7 @@ class _Shares:
         yield (range(first, min(first + self.rows, section.stop)),
                start + self.batch_size >= section.stop)
 
-  def own(self) -> Sequence[int]:
+  def local_indices(self) -> Sequence[int]:
     """Records that this process reads, in order."""
     if self.process_count == 1:
       return self.indices
@@ -200,9 +200,10 @@ def _computed(model, specs, source, preprocessing, reading, reduce,
               shares: _Shares) -> Iterator[Batch]:
   """Batches with features; one late, so that a device works meanwhile."""
   rows = pipeline.records_in_order(
-      source, preprocessing.prepare(model.config), indices=shares.own(),
-      ahead=2 * shares.rows, num_threads=reading.num_threads,
-      num_workers=reading.num_workers, max_pixels=reading.max_pixels,
+      source, preprocessing.prepare(model.config),
+      indices=shares.local_indices(), ahead=2 * shares.rows,
+      num_threads=reading.num_threads, num_workers=reading.num_workers,
+      max_pixels=reading.max_pixels,
       value_range=reading.value_range or model.value_range)
   side = preprocessing.crop_px
   lists = (_by_count(rows, shares, np.zeros((side, side, 3), np.uint8))

@@ -37,9 +37,9 @@ def backbone(weights: reading.Weights, config: reading.Config,
     UserError: another architecture.
   """
   _check(weights.config, config, source)
-  params, said = dict(weights.params), []
+  params, notes = dict(weights.params), []
   if isinstance(config, vit.ViTConfig):
-    params, said = _resampled(params, weights.config, config)
+    params, notes = _resampled(params, weights.config, config)
   have, want = dict(tree.items(params)), dict(tree.items(shapes))
   for name in have.keys() & want.keys():
     if have[name].shape != want[name].shape:
@@ -49,28 +49,29 @@ def backbone(weights: reading.Weights, config: reading.Config,
   for text, names in (('random, as the source has none', want.keys() - have),
                       ('not used', have.keys() - want)):
     if names:
-      said.append(f'{", ".join(sorted(names))}: {text}')
-  return params, said
+      notes.append(f'{", ".join(sorted(names))}: {text}')
+  return params, notes
 
 
 def _resampled(params: tree.Tree, old: vit.ViTConfig,
                new: vit.ViTConfig) -> tuple[tree.Tree, list[str]]:
   """Patches and positions for the sizes of `new`, and what was changed."""
-  said = []
+  notes = []
   if old.patch_px != new.patch_px:
     kernel = params['patch_embed']['kernel']
     params['patch_embed'] = params['patch_embed'] | {
         'kernel': patches(kernel, new.patch_px)}
-    said.append(f'patches of {old.patch_px} resampled to {new.patch_px} pixels')
+    notes.append(
+        f'patches of {old.patch_px} resampled to {new.patch_px} pixels')
   if new.position == 'learned':
     grid = new.grid((new.image_px,) * 2)
     side = math.isqrt(len(params['pos_embed']) - 1)
     if grid != (side, side):
       params['pos_embed'] = np.asarray(positions.resize_learned(
           params['pos_embed'], grid, offset=0.0, antialias=side > grid[0]))
-      said.append(f'positions of {side} × {side} patches resampled to '
-                  f'{grid[0]} × {grid[1]}')
-  return params, said
+      notes.append(f'positions of {side} × {side} patches resampled to '
+                   f'{grid[0]} × {grid[1]}')
+  return params, notes
 
 
 def _check(old: reading.Config, new: reading.Config, source: str):

@@ -67,27 +67,28 @@ def check(folder: str, weights: reading.Weights, kind: str,
         f'{place} was written and does not run: {type(error).__name__}: '
         f'{error}; the files stay, do not use them') from error
   mesh = mesh_lib.make(devices=mesh_lib.one_device())
-  own = kind == 'stablehlo'  # the same platform, hence the same precision
+  # The same platform, hence the same precision.
+  same_platform = kind == 'stablehlo'
   if kind in ('hf', 'timm'):  # the writer says that they know no rounded RoPE
     weights = dataclasses.replace(
         weights, config=reading.exact(weights.config))
-  ours = features(weights, images, None if own else 'highest')
+  ours = features(weights, images, None if same_platform else 'highest')
   worst = max(float(np.abs(ours[name] - value).max())
               for name, value in theirs.items())
-  limit = (_ACCELERATOR_LIMIT if own and mesh_lib.platform(mesh) != 'cpu'
-           else LIMIT)
+  limit = (_ACCELERATOR_LIMIT
+           if same_platform and mesh_lib.platform(mesh) != 'cpu' else LIMIT)
   size = ' × '.join(map(str, images.shape[1:3]))
   names = ', '.join(name for name in graphs.outputs(weights.config)
                     if name in theirs)
-  said = (f'features by {runtime} differ from ours by at most {worst:.1e} '
-          f'({names} of {len(images)} images of {size} pixels)')
+  sentence = (f'features by {runtime} differ from ours by at most {worst:.1e} '
+              f'({names} of {len(images)} images of {size} pixels)')
   if worst <= limit:
-    return f'checked: {said}'
+    return f'checked: {sentence}'
   if lossy:
-    return f'checked, with parts left out: {said}'
+    return f'checked, with parts left out: {sentence}'
   raise errors.UserError(
-      f'{place} was written and is wrong: {said}, more than {limit:.0e}; the '
-      'files stay, do not use them')
+      f'{place} was written and is wrong: {sentence}, more than {limit:.0e}; '
+      'the files stay, do not use them')
 
 
 def _images(config: reading.Config,
@@ -148,10 +149,10 @@ def _timm(place, weights, features):
   model = package.create_model(name, num_classes=0, **options).eval()
   model.load_state_dict(
       {key: torch.from_numpy(value) for key, value in state.items()})
-  images, said = _images(config), f'timm\'s {name}'
+  images, runtime = _images(config), f'timm\'s {name}'
   if isinstance(config, convnext.ConvNeXtConfig):
-    return said, images, {'cls': _by_torch(model, images)}
-  return said, images, _split(
+    return runtime, images, {'cls': _by_torch(model, images)}
+  return runtime, images, _split(
       _by_torch(model.forward_features, images), config)
 
 

@@ -77,8 +77,8 @@ def forward(config: reading.Config) -> Callable[[tree.Tree, jax.Array], dict]:
             else convnext.ConvNeXt)
   abstract = nnx.eval_shape(lambda: module(config, rngs=nnx.Rngs(0)))
   # Parameters on one device are whole, so nothing is gathered over a mesh.
-  one = mesh_lib.make(devices=mesh_lib.one_device())
-  graph, _ = nnx.split(sharding.annotate(abstract, one))
+  mesh = mesh_lib.make(devices=mesh_lib.one_device())
+  graph, _ = nnx.split(sharding.annotate(abstract, mesh))
 
   def apply(params: tree.Tree, images: jax.Array) -> dict:
     out = nnx.merge(graph, params)({'global': images})['global']

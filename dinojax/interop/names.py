@@ -63,12 +63,12 @@ def shape(state: Mapping[str, np.ndarray], name: str,
     raise errors.UserError(
         f'a backbone has no {name}: the file is damaged or not whole, get it '
         'again')
-  found = state[name].shape
-  if len(found) != axes or 0 in found:
+  lengths = state[name].shape
+  if len(lengths) != axes or 0 in lengths:
     raise errors.UserError(
-        f'{name} has shape {found}, and should have {axes} axes: the file is '
+        f'{name} has shape {lengths}, and should have {axes} axes: the file is '
         'damaged, get it again')
-  return found
+  return lengths
 
 
 @dataclasses.dataclass(frozen=True)

@@ -88,19 +88,19 @@ def read(path: str, *, part: str = 'ema', num_heads: int | None = None,
     UserError: not a known file, or not the weights it should hold.
   """
   source, place, notes = path, *hub.fetch(path)
-  found = wrappers.find(files.read(place), part, source)
+  backbone = wrappers.find(files.read(place), part, source)
   with _named(source):
     config, state, entries, family, table, pixels = _understood(
-        found.state, place, num_heads, image_px)
+        backbone.state, place, num_heads, image_px)
   if family == 'meta' and exact_periods:
     config = exact(config)
   params = translate.to_ours(state, table, shapes(config), source=source)
   heads = {name: _head(head, config.embed_dim, f'{name} of {source}')
-           for name, head in found.heads.items()}
+           for name, head in backbone.heads.items()}
   if image_px is not None:
     config, params = resample(config, params, image_px)
   return Weights(config, params, entries, family, heads, **pixels,
-                 notes=(*notes, *found.notes))
+                 notes=(*notes, *backbone.notes))
 
 
 @contextlib.contextmanager
@@ -270,11 +270,11 @@ def _pixels(values: told.Told | None, mean: str, std: str,
   """Mean and deviation that a file states under these keys, if it does."""
   if values is None or mean not in values and std not in values:
     return {}
-  found = {'mean': values.numbers(mean), 'std': values.numbers(
+  statistics = {'mean': values.numbers(mean), 'std': values.numbers(
       std, positive=True)}
-  for key, value in found.items():
+  for key, value in statistics.items():
     if len(value) != config.num_channels:
       raise errors.UserError(
           f'{values.source}: the {key} {value} has {len(value)} numbers, and '
           f'the model takes {config.num_channels} channels')
-  return found
+  return statistics

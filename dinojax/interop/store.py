@@ -95,17 +95,17 @@ def load(folder: str) -> reading.Weights:
       key.removeprefix(prefix): value for key, value in state.items()
       if key.startswith(prefix)}
   params = _tree(place, pick('params/'), reading.shapes(config))
-  found = {}
+  loss_heads = {}
   options = values.inner('heads')
   for name in options:
     head = _built(heads.HeadConfig, options.get(name),
                   f'{source}: heads.{name}')
     shapes = reading.head_shapes(head, config.embed_dim)
-    found[name] = reading.Head(
+    loss_heads[name] = reading.Head(
         head, _tree(place, pick(f'heads/{name}/'), shapes))
   return reading.Weights(
       config, params, pick('entries/'), values.name('family', _FAMILIES),
-      found, mean, std, value_range)
+      loss_heads, mean, std, value_range)
 
 
 def _built(kind: type, values: Any, source: str) -> Any:

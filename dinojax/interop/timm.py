@@ -53,10 +53,10 @@ def complete(state: State) -> State:
 
 def _like(state: State, name: str, wanted: tuple) -> np.ndarray:
   """A tensor of a shape, of which None may be any length."""
-  found = names.shape(state, name, len(wanted))
-  if any(b not in (None, a) for a, b in zip(found, wanted, strict=True)):
+  shape = names.shape(state, name, len(wanted))
+  if any(b not in (None, a) for a, b in zip(shape, wanted, strict=True)):
     raise errors.UserError(
-        f'{name} has shape {found} instead of '
+        f'{name} has shape {shape} instead of '
         f'{tuple("any" if n is None else n for n in wanted)}: the file is '
         'damaged, get it again')
   return state[name]

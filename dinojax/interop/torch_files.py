@@ -105,16 +105,16 @@ def _check_archive(place: pathlib.Path, size: int):
 def _arrays(content: Any, place: pathlib.Path, size: int) -> kinds.State:
   """Arrays by dotted names; what is no tensor is not ours to read."""
   import torch
-  found = dict(_tensors(content, torch.Tensor))
-  if not found:
+  tensors = dict(_tensors(content, torch.Tensor))
+  if not tensors:
     raise errors.UserError(
         f'{place} is not a state dict: it should map names to tensors, as '
         'such or under "teacher", "model" or "state_dict"')
   for name in _NESTS:
-    if all(key.startswith(f'{name}.') for key in found):
-      found = {key.removeprefix(f'{name}.'): x for key, x in found.items()}
+    if all(key.startswith(f'{name}.') for key in tensors):
+      tensors = {key.removeprefix(f'{name}.'): x for key, x in tensors.items()}
   return {key: _array(key, value, place, size)
-          for key, value in found.items()}
+          for key, value in tensors.items()}
 
 
 def _tensors(content: Any, kind: type, path: tuple[str, ...] = ()

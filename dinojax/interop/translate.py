@@ -34,7 +34,7 @@ def to_ours(state: Mapping[str, np.ndarray], table: names.Table,
   wanted = dict(tree.items(shapes))
   problems: dict[str, list[str]] = {}
   report = lambda kind, text: problems.setdefault(kind, []).append(text)
-  used, found = set(ignored), {}
+  used, leaves = set(ignored), {}
   for rule in table:
     leaf = wanted[rule.path]
     expected = _expected(rule, leaf.shape)
@@ -54,7 +54,7 @@ def to_ours(state: Mapping[str, np.ndarray], table: names.Table,
         parts.append(rule.layout.to_ours(state[key]))
     if len(parts) == len(rule.keys):
       value = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
-      found.setdefault(rule.path, {})[rule.layer] = value
+      leaves.setdefault(rule.path, {})[rule.layer] = value
   for key in state:
     if key not in used:
       report('unexpected', f'{key} {state[key].shape}')
@@ -62,7 +62,7 @@ def to_ours(state: Mapping[str, np.ndarray], table: names.Table,
     raise errors.UserError(_message(source, problems))
 
   def build(name, leaf):
-    layers = found[name]
+    layers = leaves[name]
     value = (layers[None] if None in layers else
              np.stack([layers[i] for i in range(leaf.shape[0])]))
     return np.ascontiguousarray(value, np.float32)
@@ -104,9 +104,9 @@ def _expected(rule: names.Rule, shape: tuple[int, ...]) -> list[tuple]:
 
 def _message(source: str, problems: dict[str, list[str]]) -> str:
   parts = []
-  for kind, found in problems.items():
-    shown = ', '.join(found[:_SHOWN])
-    more = len(found) - _SHOWN
-    parts.append(f'{len(found)} {kind}: {shown}'
+  for kind, texts in problems.items():
+    shown = ', '.join(texts[:_SHOWN])
+    more = len(texts) - _SHOWN
+    parts.append(f'{len(texts)} {kind}: {shown}'
                  + (f' and {more} more' if more > 0 else ''))
   return f'{source} does not hold these weights: ' + '; '.join(parts)

@@ -33,7 +33,7 @@ _SHOWN = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class Contents:
   """A backbone, its heads, and what was decided.
 
   Attributes:
@@ -65,7 +65,7 @@ def unwrapped(state: Mapping[str, np.ndarray], source: str) -> State:
   return out
 
 
-def find(state: Mapping[str, np.ndarray], part: str, source: str) -> Found:
+def find(state: Mapping[str, np.ndarray], part: str, source: str) -> Contents:
   """The backbone that a file holds, or the one of several that is meant.
 
   Args:
@@ -97,7 +97,7 @@ def find(state: Mapping[str, np.ndarray], part: str, source: str) -> Found:
 
 
 def _split(state: State, taken: str, prefixes: Sequence[str],
-           notes: list[str], source: str) -> Found:
+           notes: list[str], source: str) -> Contents:
   """Takes the backbone under a prefix and its heads, and notes the rest."""
   inner = [p for p in prefixes if p != taken and p.startswith(taken)]
   outer = taken.removesuffix('backbone.')
@@ -116,7 +116,7 @@ def _split(state: State, taken: str, prefixes: Sequence[str],
       body[name] = value
   if left:
     notes.append(f'{source}: left out {_shown(left)}')
-  return Found(body, {name: head for name, head in heads.items() if head},
+  return Contents(body, {name: head for name, head in heads.items() if head},
                tuple(notes))
 
 
@@ -166,12 +166,12 @@ def _role(prefix: str) -> str:
   return 'one'
 
 
-def _alike(state: State, one: str, other: str) -> bool:
+def _alike(state: State, first: str, other: str) -> bool:
   """Tells whether two backbones are the same, bit for bit."""
   under = lambda prefix: {
       key.removeprefix(prefix): value for key, value in state.items()
       if key.startswith(prefix)}
-  a, b = under(one), under(other)
+  a, b = under(first), under(other)
   return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
 
 

@@ -66,15 +66,15 @@ def _meta(place, weights, lossy) -> list[str]:
   del lossy  # it holds everything
   state = meta_state(weights)
   files.write_safetensors(str(place / 'backbone.safetensors'), state)
-  said = [f'{len(state)} tensors in {place / "backbone.safetensors"}']
+  sentences = [f'{len(state)} tensors in {place / "backbone.safetensors"}']
   try:
     import torch
   except ImportError:
-    return [*said, 'no backbone.pth: PyTorch is not installed']
+    return [*sentences, 'no backbone.pth: PyTorch is not installed']
   tensors = lambda state: {
       key: torch.from_numpy(value.copy()) for key, value in state.items()}
   torch.save(tensors(state), place / 'backbone.pth')
-  said.append(f'the same in {place / "backbone.pth"}')
+  sentences.append(f'the same in {place / "backbone.pth"}')
   if weights.heads:
     state = {f'backbone.{key}': value for key, value in state.items()}
     for name, head in weights.heads.items():
@@ -82,8 +82,8 @@ def _meta(place, weights, lossy) -> list[str]:
           head.params, meta.head_table(head.config)).items()}
     path = place / 'teacher_checkpoint.pth'
     torch.save({'teacher': tensors(state)}, path)
-    said.append(f'with {", ".join(weights.heads)} in {path}')
-  return said
+    sentences.append(f'with {", ".join(weights.heads)} in {path}')
+  return sentences
 
 
 def _hf(place, weights, lossy) -> list[str]:
@@ -98,15 +98,15 @@ def _hf(place, weights, lossy) -> list[str]:
                            mean=weights.mean, std=weights.std))):
     atomic.write_text(
         place / name, json.dumps(values, indent=2) + '\n')
-  said = [f'{len(state)} tensors in {place}, for '
-          f'{description["architectures"][0]}', *_left_out(dropped),
-          *_rounded(config, 'transformers')]
+  sentences = [f'{len(state)} tensors in {place}, for '
+               f'{description["architectures"][0]}', *_left_out(dropped),
+               *_rounded(config, 'transformers')]
   if (getattr(config, 'position', None) == 'learned'
       and config.interpolate_offset):
-    said.append(
+    sentences.append(
         'transformers resamples positions without DINOv2\'s offset of 0.1: '
         f'features differ away from {config.image_px} pixels')
-  return said
+  return sentences
 
 
 def _timm(place, weights, lossy) -> list[str]:
@@ -117,12 +117,12 @@ def _timm(place, weights, lossy) -> list[str]:
   files.write_safetensors(str(place / 'model.safetensors'), state)
   name, options = timm.architecture(config, state)
   options = ''.join(f', {key}={value}' for key, value in options.items())
-  said = [f'{len(state)} tensors in {place / "model.safetensors"}, for '
-          f'timm.create_model({name!r}, num_classes=0{options})',
-          *_left_out(dropped), *_rounded(config, 'timm')]
+  sentences = [f'{len(state)} tensors in {place / "model.safetensors"}, for '
+               f'timm.create_model({name!r}, num_classes=0{options})',
+               *_left_out(dropped), *_rounded(config, 'timm')]
   if getattr(config, 'num_registers', 0) and config.position == 'learned':
-    said.append('merged: the position of CLS into the CLS token')
-  return said
+    sentences.append('merged: the position of CLS into the CLS token')
+  return sentences
 
 
 def _rounded(config: reading.Config, library: str) -> list[str]:

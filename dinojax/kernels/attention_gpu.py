@@ -36,13 +36,13 @@ class Blocks:
   """Sizes of a kernel's blocks, and its warps and stages.
 
   Attributes:
-    own: tokens of a program, a power of two.
+    rows: tokens of a program, a power of two.
     other: tokens that it sees at a time, a power of two.
     warps: warps of a program, of 32 threads each.
     stages: stages of the pipeline that loads blocks ahead of their use.
   """
 
-  own: int
+  rows: int
   other: int
   warps: int
   stages: int = 2
@@ -165,7 +165,7 @@ def _call(kernel, qkv, segments, extra, extra_specs, out_shapes, out_specs,
   varying = jax.typeof(qkv).manual_axis_type
   return pl.pallas_call(
       functools.partial(kernel, spec=spec),
-      grid=(pl.cdiv(length, cut.own), num_heads, batch),
+      grid=(pl.cdiv(length, cut.rows), num_heads, batch),
       in_specs=specs + extra_specs, out_specs=out_specs,
       out_shape=[jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=varying)
                  for shape, dtype in out_shapes],
@@ -211,15 +211,15 @@ def _backward(qkv, segments, cotangent, norms, means, interpret):
 
 def _vit_attention(q_ref, k_ref, v_ref, *refs, spec: _Spec):
   *segments, out_ref, norms_ref = refs
-  first, own = _first_token(spec), spec.blocks.own
-  q = _load(q_ref, first, own, spec)
-  of_rows = _segments(segments, first, own, spec)
+  first, rows = _first_token(spec), spec.blocks.rows
+  q = _load(q_ref, first, rows, spec)
+  of_rows = _segments(segments, first, rows, spec)
 
   def step(i, carry):
     mixed, peak, total = carry
     at, other = i * spec.blocks.other, spec.blocks.other
     k, v = (_load(ref, at, other, spec) for ref in (k_ref, v_ref))
-    seen = _seen(of_rows, _segments(segments, at, other, spec), at, own, spec)
+    seen = _seen(of_rows, _segments(segments, at, other, spec), at, rows, spec)
     scores = jnp.where(seen, _dot(q, k, _NT) * spec.scale, _MASKED)
     higher = jnp.maximum(peak, jnp.max(scores, axis=1))
     shrink = jnp.exp2(peak - higher)
@@ -228,7 +228,8 @@ def _vit_attention(q_ref, k_ref, v_ref, *refs, spec: _Spec):
     return mixed, higher, total * shrink + jnp.sum(exps, axis=1)
 
   mixed, peak, total = lax.fori_loop(0, spec.rounds, step, (
-      _zeros(spec), jnp.full((own,), -jnp.inf), jnp.zeros((own,), jnp.float32)))
+      _zeros(spec), jnp.full((rows,), -jnp.inf),
+      jnp.zeros((rows,), jnp.float32)))
   _store(out_ref, mixed / total[:, None], first, spec)
   _store(norms_ref, peak + jnp.log2(total), first, spec)
 
@@ -238,22 +239,22 @@ def _vit_attention_backward(q_ref, k_ref, v_ref, *refs, spec: _Spec):
   *segments, given_ref, norms_ref, means_ref, out_ref = refs
   queries = q_ref, given_ref, norms_ref, means_ref
   first, scale = _first_token(spec), spec.head_dim ** -0.5
-  of_own = _segments(segments, first, spec.blocks.own, spec)
-  dq = _queries_gradient(queries, (k_ref, v_ref), segments, of_own, spec)
+  of_rows = _segments(segments, first, spec.blocks.rows, spec)
+  dq = _queries_gradient(queries, (k_ref, v_ref), segments, of_rows, spec)
   _store(out_ref, dq * scale, first, spec, part=(_QUERIES,))
-  dk, dv = _keys_gradient(queries, (k_ref, v_ref), segments, of_own, spec)
+  dk, dv = _keys_gradient(queries, (k_ref, v_ref), segments, of_rows, spec)
   _store(out_ref, dk * scale, first, spec, part=(_KEYS,))
   _store(out_ref, dv, first, spec, part=(_VALUES,))
 
 
-def _queries_gradient(queries, keys, segments, of_own, spec: _Spec):
-  first, own, other = _first_token(spec), spec.blocks.own, spec.blocks.other
-  q, given, norms, means = (_load(ref, first, own, spec) for ref in queries)
+def _queries_gradient(queries, keys, segments, of_rows, spec: _Spec):
+  first, rows, other = _first_token(spec), spec.blocks.rows, spec.blocks.other
+  q, given, norms, means = (_load(ref, first, rows, spec) for ref in queries)
 
   def step(i, dq):
     at = i * other
     k, v = (_load(ref, at, other, spec) for ref in keys)
-    seen = _seen(of_own, _segments(segments, at, other, spec), at, own, spec)
+    seen = _seen(of_rows, _segments(segments, at, other, spec), at, rows, spec)
     weights = _weights(_dot(q, k, _NT), norms[:, None], seen, spec)
     slope = weights * (_dot(given, v, _NT) - means[:, None])
     return dq + _dot(slope.astype(k.dtype), k, _NN)
@@ -261,15 +262,15 @@ def _queries_gradient(queries, keys, segments, of_own, spec: _Spec):
   return lax.fori_loop(0, spec.rounds, step, _zeros(spec))
 
 
-def _keys_gradient(queries, keys, segments, of_own, spec: _Spec):
+def _keys_gradient(queries, keys, segments, of_rows, spec: _Spec):
   """Gradients of keys and values; scores are transposed, a row is a key."""
-  first, own, other = _first_token(spec), spec.blocks.own, spec.blocks.other
-  k, v = (_load(ref, first, own, spec) for ref in keys)
+  first, rows, other = _first_token(spec), spec.blocks.rows, spec.blocks.other
+  k, v = (_load(ref, first, rows, spec) for ref in keys)
 
   def step(i, sums):
     at = i * other
     q, given, norms, means = (_load(ref, at, other, spec) for ref in queries)
-    seen = _seen(of_own, _segments(segments, at, other, spec), at, own, spec)
+    seen = _seen(of_rows, _segments(segments, at, other, spec), at, rows, spec)
     weights = _weights(_dot(k, q, _NT), norms[None, :], seen, spec)
     slope = weights * (_dot(v, given, _NT) - means[None, :])
     dk, dv = sums
@@ -280,11 +281,11 @@ def _keys_gradient(queries, keys, segments, of_own, spec: _Spec):
 
 
 def _zeros(spec: _Spec):
-  return jnp.zeros((spec.blocks.own, spec.head_dim), jnp.float32)
+  return jnp.zeros((spec.blocks.rows, spec.head_dim), jnp.float32)
 
 
 def _first_token(spec: _Spec):
-  return pl.program_id(0) * spec.blocks.own
+  return pl.program_id(0) * spec.blocks.rows
 
 
 def _inside(first, count: int, spec: _Spec):
@@ -316,12 +317,12 @@ def _segments(refs, first, count: int, spec: _Spec):
   return _load(refs[0], first, count, spec, other=_NO_SEGMENT)
 
 
-def _seen(of_own, of_other, at, own: int, spec: _Spec):
-  """[own, other] bool: pairs of one segment that are not beyond the last."""
+def _seen(of_rows, of_other, at, rows: int, spec: _Spec):
+  """[rows, other] bool: pairs of one segment that are not beyond the last."""
   inside = _inside(at, spec.blocks.other, spec)[None, :]
-  if of_own is None:
-    return jnp.broadcast_to(inside, (own, spec.blocks.other))
-  return inside & (of_own[:, None] == of_other[None, :])
+  if of_rows is None:
+    return jnp.broadcast_to(inside, (rows, spec.blocks.other))
+  return inside & (of_rows[:, None] == of_other[None, :])
 
 
 def _weights(products, norms, seen, spec: _Spec):

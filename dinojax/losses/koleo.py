@@ -76,9 +76,9 @@ def neighbours(x: jax.Array, topk: int) -> jax.Array:
   columns = jnp.arange(x.shape[1])[None, None]
   without = lambda dots, i: jnp.where(columns == i, -jnp.inf, dots)
   dots = without(dots, jnp.arange(x.shape[1])[None, :, None])
-  found = []
+  indices = []
   # Not lax.top_k: on a mesh it gathers the products of all groups.
   for _ in range(topk):
-    found.append(jnp.argmax(dots, axis=-1))
-    dots = without(dots, found[-1][..., None])
-  return jnp.stack(found, axis=-1)
+    indices.append(jnp.argmax(dots, axis=-1))
+    dots = without(dots, indices[-1][..., None])
+  return jnp.stack(indices, axis=-1)

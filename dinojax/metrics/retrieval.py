@@ -24,7 +24,7 @@ def average_precision(scores: np.ndarray, positive: np.ndarray, *,
   """
   junk = np.zeros_like(positive) if junk is None else junk
   return np.array([
-      _one(s[~j], p[~j], trapezoid)
+      _of_query(s[~j], p[~j], trapezoid)
       for s, p, j in zip(scores, positive, junk, strict=True)])
 
 
@@ -33,14 +33,14 @@ def mean(precisions: np.ndarray) -> float:
   return float(np.nanmean(precisions))
 
 
-def _one(scores: np.ndarray, positive: np.ndarray, trapezoid: bool) -> float:
+def _of_query(scores: np.ndarray, positive: np.ndarray, trapezoid: bool) -> float:
   ranked = positive[np.argsort(-scores, kind='stable')]
   if not ranked.any():
     return float('nan')
   places = np.flatnonzero(ranked)  # ranks from 0
-  found = np.arange(len(places))
-  at = (found + 1) / (places + 1)
+  hits = np.arange(len(places))
+  at = (hits + 1) / (places + 1)
   if not trapezoid:
     return float(at.mean())
-  before = np.where(places == 0, 1.0, found / np.maximum(places, 1))
+  before = np.where(places == 0, 1.0, hits / np.maximum(places, 1))
   return float(((before + at) / 2).mean())

@@ -211,7 +211,7 @@ def split_rows(rows: tree.Tree, num_chunks: int) -> tree.Tree:
   Chunk i holds the i-th part of the rows of every device. Leaves may be split
   as ROWS or as `columns`.
   """
-  def one(x):
+  def split_leaf(x):
     spec = jax.typeof(x).sharding.spec
     devices = _peers(spec)
 
@@ -222,7 +222,7 @@ def split_rows(rows: tree.Tree, num_chunks: int) -> tree.Tree:
     return jax.shard_map(
         local, in_specs=spec, out_specs=P(None, *spec))(x)
 
-  return jax.tree.map(one, rows)
+  return jax.tree.map(split_leaf, rows)
 
 
 def some_rows(x: jax.Array, unit: int, take: int, of: int) -> jax.Array:
@@ -241,7 +241,7 @@ def some_rows(x: jax.Array, unit: int, take: int, of: int) -> jax.Array:
 
 def merge_rows(chunks: tree.Tree) -> tree.Tree:
   """The inverse of `split_rows`."""
-  def one(x):
+  def merge_leaf(x):
     spec = P(*jax.typeof(x).sharding.spec[1:])
     devices = _peers(spec)
 
@@ -252,7 +252,7 @@ def merge_rows(chunks: tree.Tree) -> tree.Tree:
     return jax.shard_map(
         local, in_specs=P(None, *spec), out_specs=spec)(x)
 
-  return jax.tree.map(one, chunks)
+  return jax.tree.map(merge_leaf, chunks)
 
 
 def _peers(spec: P) -> int:

@@ -52,9 +52,9 @@ def _cpus(count: int) -> list:
     jax.config.update('jax_num_cpu_devices', max(count, 1))
   except RuntimeError:  # JAX has started, with those that it has
     pass
-  found = jax.devices('cpu')
-  if not 1 <= count <= len(found):
+  cpus = jax.devices('cpu')
+  if not 1 <= count <= len(cpus):
     raise errors.UserError(
-        f'--topology=cpu:{count}: this process has {len(found)} CPU devices; '
-        f'ask for cpu:1 to cpu:{len(found)}, or for more in a new process')
-  return found[:count]
+        f'--topology=cpu:{count}: this process has {len(cpus)} CPU devices; '
+        f'ask for cpu:1 to cpu:{len(cpus)}, or for more in a new process')
+  return cpus[:count]

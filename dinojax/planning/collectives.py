@@ -48,7 +48,7 @@ class Collective:
 def of_program(text: str) -> list[Collective]:
   """All collectives of a program's text (`compiled.as_text()`)."""
   program = instructions.parse(text)
-  found: dict[str, Collective] = {}
+  collectives: dict[str, Collective] = {}
   for name, times in program.times().items():
     for op in program.computations[name].values():
       kind = op.opcode.removesuffix('-start')
@@ -56,9 +56,9 @@ def of_program(text: str) -> list[Collective]:
         # The parts of one that overlaps with other work form a chain.
         chain = op.attribute(r'(chain_id="\d+")')
         key = chain or f'{name} {op.name}'
-        if key not in found or found[key].count < times:
-          found[key] = _read(op, kind, times)
-  return list(found.values())
+        if key not in collectives or collectives[key].count < times:
+          collectives[key] = _read(op, kind, times)
+  return list(collectives.values())
 
 
 def _read(op: instructions.Instruction, kind: str,

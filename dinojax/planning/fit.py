@@ -22,11 +22,11 @@ _MOST_GROUPS = 4096
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-  """One compile: images and GiB of a device; `found` is None if it failed."""
+  """One compile: images and GiB of a device; `numbers` is None if it failed."""
 
   images: int
   peak_gib: float
-  found: dict | None
+  numbers: dict | None
 
 
 def largest(config: Any, topology: str, say: Callable[[str], None], *,
@@ -61,14 +61,14 @@ def largest(config: Any, topology: str, say: Callable[[str], None], *,
     say(f'  {trials[-1].peak_gib:.2f} GiB of {limit:.2f} '
         f'({memory:.0f} less {100 * MARGIN:.0f} %)')
     images = _next(trials, sizes, limit)
-  fitting = [x for x in trials if x.found and x.peak_gib <= limit]
+  fitting = [x for x in trials if x.numbers and x.peak_gib <= limit]
   if not fitting:
     raise errors.UserError(
         f'not even {min(x.images for x in trials)} images a device fit '
         f'{limit:.2f} GiB: set mesh.fsdp to more devices, train.group_images '
         'to fewer, or model.remat=blocks')
   best = max(fitting, key=lambda x: x.images)
-  return best.found | {'fit': {
+  return best.numbers | {'fit': {
       'images_per_device': best.images, 'margin': MARGIN, 'trials': [
           {'images_per_device': x.images, 'peak_gib': x.peak_gib}
           for x in trials]}}
@@ -77,8 +77,8 @@ def largest(config: Any, topology: str, say: Callable[[str], None], *,
 def _trial(config, topology: str, images: int, devices: int,
            compiled) -> Trial:
   try:
-    found = compiled(_with_batch(config, images * devices), topology)
-    return Trial(images, found['peak_gib'], found)
+    numbers = compiled(_with_batch(config, images * devices), topology)
+    return Trial(images, numbers['peak_gib'], numbers)
   except plan.DoesNotFit as error:
     return Trial(images, error.needed_gib, None)
 

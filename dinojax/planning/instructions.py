@@ -57,13 +57,13 @@ class Instruction:
   @property
   def op_name(self) -> str:
     """JAX's name stack, '' where there is none."""
-    found = _OP_NAME.search(self.rest)
-    return found.group(1) if found else ''
+    match = _OP_NAME.search(self.rest)
+    return match.group(1) if match else ''
 
   def attribute(self, pattern: str) -> str | None:
     """The first group of a pattern in the attributes, if it is there."""
-    found = re.search(pattern, self.rest)
-    return found.group(1) if found else None
+    match = re.search(pattern, self.rest)
+    return match.group(1) if match else None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,12 +47,13 @@ def seconds(chip: chips.Chip, topology: str,
             collectives: Iterable[collectives.Collective]) -> float:
   """Seconds that the collectives of a step take, one after the other."""
   total = 0.0
-  for one in collectives:
-    if one.devices > 1:
-      lanes = used(chip, topology, one.devices)
-      rounds = 2 if one.kind == 'all-reduce' else 1
-      hops = 1 if one.kind == 'collective-permute' else (
-          math.ceil((one.devices - 1) / lanes) * rounds)
+  for collective in collectives:
+    if collective.devices > 1:
+      lanes = used(chip, topology, collective.devices)
+      rounds = 2 if collective.kind == 'all-reduce' else 1
+      hops = 1 if collective.kind == 'collective-permute' else (
+          math.ceil((collective.devices - 1) / lanes) * rounds)
       speed = lanes * chip.link_bytes / chip.cores
-      total += max(one.sent_bytes / speed, one.count * hops * HOP_S)
+      total += max(
+          collective.sent_bytes / speed, collective.count * hops * HOP_S)
   return total

@@ -104,8 +104,8 @@ def _convolution(op, left, right, out) -> Product:
 def _taps(window: str, place: int, size: int, kernel: int, out: int) -> int:
   """Pairs of an output's and a window's place that meet an element."""
   def part(key: str, default: str) -> str:
-    found = re.search(rf'\b{key}=(\S+)', window)
-    return found.group(1).split('x')[place] if found else default
+    match = re.search(rf'\b{key}=(\S+)', window)
+    return match.group(1).split('x')[place] if match else default
 
   stride, dilation = int(part('stride', '1')), int(part('rhs_dilate', '1'))
   spread = int(part('lhs_dilate', '1'))

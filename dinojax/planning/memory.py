@@ -85,8 +85,8 @@ def with_train(method: method_lib.Method, **changes) -> method_lib.Method:
       s, train=dataclasses.replace(s.train, **changes))
   return dataclasses.replace(
       method, settings=change(method.settings), students={
-          name: dataclasses.replace(one, settings=change(one.settings))
-          for name, one in method.students.items()})
+          name: dataclasses.replace(student, settings=change(student.settings))
+          for name, student in method.students.items()})
 
 
 def check(method: method_lib.Method, mesh: jax.sharding.Mesh,

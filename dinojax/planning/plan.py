@@ -40,8 +40,8 @@ def compiled(config: Any, topology: str) -> dict:
     DoesNotFit: the program needs more memory than a device has.
   """
   settings = settings_lib.read(config)
-  found = topologies.devices(topology)
-  mesh = mesh_lib.make(settings.mesh.data, settings.mesh.fsdp, devices=found)
+  devices = topologies.devices(topology)
+  mesh = mesh_lib.make(settings.mesh.data, settings.mesh.fsdp, devices=devices)
   settings_lib.check_devices(settings, mesh.size)
   epoch_steps = settings.train.epoch_steps or 1
   with mesh_lib.activate(mesh):

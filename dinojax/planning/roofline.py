@@ -124,9 +124,9 @@ def _of(program, op: instructions.Instruction, shapes: Mapping[str, str],
 
 def _products(program, op, shapes) -> Iterator[matrix.Product]:
   """Yields the products of an instruction and, for a fusion, of those in it."""
-  found = matrix.product(op, shapes)
-  if found:
-    yield found
+  product = matrix.product(op, shapes)
+  if product:
+    yield product
   if op.opcode == 'fusion':
     for called in op.called:
       inside = program.computations.get(called, {})

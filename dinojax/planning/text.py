@@ -6,61 +6,61 @@ _BOUNDS = {'no_overlap': 'without overlap', 'full_overlap': 'full overlap',
            'compiler': 'as the compiler expects'}
 
 
-def table(found: Mapping, explain: bool = False) -> str:
+def table(numbers: Mapping, explain: bool = False) -> str:
   """Formats the numbers of `plan.compiled` as lines of text.
 
   Args:
-    found: numbers that `plan.compiled` returned.
+    numbers: numbers that `plan.compiled` returned.
     explain: adds where the time goes.
   """
-  lines = [*_program(found), *_memory(found), *_flops(found)]
-  for name, entry in found['collectives'].items():
+  lines = [*_program(numbers), *_memory(numbers), *_flops(numbers)]
+  for name, entry in numbers['collectives'].items():
     lines.append(f'{name:22} {entry["count"]:5d} a step, '
                  f'{entry["sent_bytes"] / 1e6:.3f} MB sent by a device')
-  if found['roofline'] is None:
+  if numbers['roofline'] is None:
     return '\n'.join([*lines, 'no roofline: a CPU has no published peaks'])
-  return '\n'.join([*lines, *_roofline(found),
-                    *(_items(found['roofline']) if explain else [])])
+  return '\n'.join([*lines, *_roofline(numbers),
+                    *(_items(numbers['roofline']) if explain else [])])
 
 
-def _program(found: Mapping) -> list[str]:
-  mesh = ' × '.join(f'{name} {n}' for name, n in found['mesh'].items())
+def _program(numbers: Mapping) -> list[str]:
+  mesh = ' × '.join(f'{name} {n}' for name, n in numbers['mesh'].items())
   count = ', '.join(f'{name} {n / 1e6:.1f} M'
-                    for name, n in found['parameters'].items())
-  lines = [f'{found["topology"]}: {found["devices"]} devices ({mesh}), '
-           f'{found["images_per_step"]} images a step, attention '
-           f'{found["attention"]}']
-  if found['dearest_of']:
+                    for name, n in numbers['parameters'].items())
+  lines = [f'{numbers["topology"]}: {numbers["devices"]} devices ({mesh}), '
+           f'{numbers["images_per_step"]} images a step, attention '
+           f'{numbers["attention"]}']
+  if numbers['dearest_of']:
     lines.append(f'steps differ     this is of the dearest, with '
-                 f'{found["dearest_of"]}; the whole run takes less')
+                 f'{numbers["dearest_of"]}; the whole run takes less')
   return [*lines, f'parameters       {count}']
 
 
-def _memory(found: Mapping) -> list[str]:
-  line = (f'memory a device  {found["peak_gib"]:.3f} GiB: arguments '
-          f'{found["arguments_gib"]:.3f}, temporaries '
-          f'{found["temporaries_gib"]:.3f}')
-  before = (f'estimated before {found["estimated_gib"]:.3f} GiB, as `dinojax '
+def _memory(numbers: Mapping) -> list[str]:
+  line = (f'memory a device  {numbers["peak_gib"]:.3f} GiB: arguments '
+          f'{numbers["arguments_gib"]:.3f}, temporaries '
+          f'{numbers["temporaries_gib"]:.3f}')
+  before = (f'estimated before {numbers["estimated_gib"]:.3f} GiB, as `dinojax '
             'train` and `doctor` do')
-  if found['hbm_gib'] is None:
+  if numbers['hbm_gib'] is None:
     return [line, before]
-  share = found['peak_gib'] / found['hbm_gib']
-  return [f'{line}; {100 * share:.0f} % of the {found["hbm_gib"]:.0f} GiB '
+  share = numbers['peak_gib'] / numbers['hbm_gib']
+  return [f'{line}; {100 * share:.0f} % of the {numbers["hbm_gib"]:.0f} GiB '
           'of HBM' + ('' if share <= 1 else ': does not fit'), before]
 
 
-def _flops(found: Mapping) -> list[str]:
-  needed, done = (found['model_flops_per_step'],
-                  found['executed_flops_per_step'])
+def _flops(numbers: Mapping) -> list[str]:
+  needed, done = (numbers['model_flops_per_step'],
+                  numbers['executed_flops_per_step'])
   return [
       f'model FLOPs      {needed:.3e} a step, '
-      f'{found["model_flops_per_image"]:.3e} an image: what the method needs',
+      f'{numbers["model_flops_per_image"]:.3e} an image: what the method needs',
       f'executed FLOPs   {done:.3e} a step: {done / needed:.3f} × needed, '
-      f'with model.remat={found["remat"]}']
+      f'with model.remat={numbers["remat"]}']
 
 
-def _roofline(found: Mapping) -> list[str]:
-  r, images = found['roofline'], found['images_per_step']
+def _roofline(numbers: Mapping) -> list[str]:
+  r, images = numbers['roofline'], numbers['images_per_step']
   lines = [
       f'matrix products  {r["matrix_s"]:.3f} s, tiles filled up: '
       f'{r["padded_flops"] / max(r["flops"], 1):.3f} × executed FLOPs',
@@ -79,20 +79,20 @@ def _roofline(found: Mapping) -> list[str]:
   if r['chip_hours']:
     least, *_, most = sorted(r['chip_hours'].values())
     lines.append(
-        f'whole run        {found["total_steps"]} steps: {least:.0f} to '
+        f'whole run        {numbers["total_steps"]} steps: {least:.0f} to '
         f'{most:.0f} chip-hours')
   else:
     lines.append('whole run        its epochs are those of the data: set '
                  '--config.train.epoch_steps for chip-hours')
   return [*lines, 'an estimate, which takes for granted:',
-          *(f'- {one}' for one in r['assumptions'])]
+          *(f'- {assumption}' for assumption in r['assumptions'])]
 
 
 def _items(roofline: Mapping) -> list[str]:
   lines = ['where the time goes (ms: roofline, as the compiler expects):']
-  for one in roofline['items']:
+  for place in roofline['items']:
     lines.append(
-        f'{1e3 * one["seconds"]:9.2f} {1e3 * one["expected_s"]:9.2f}  '
-        f'{one["padded_flops"] / 1e12:8.3f} TFLOP '
-        f'{one["hbm_bytes"] / 1e9:8.2f} GB  {one["name"]}')
+        f'{1e3 * place["seconds"]:9.2f} {1e3 * place["expected_s"]:9.2f}  '
+        f'{place["padded_flops"] / 1e12:8.3f} TFLOP '
+        f'{place["hbm_bytes"] / 1e9:8.2f} GB  {place["name"]}')
   return lines

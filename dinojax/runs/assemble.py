@@ -332,10 +332,10 @@ def pinned(settings: settings_lib.Settings, folder: epath.Path
 
 def _sources(settings: settings_lib.Settings) -> set[str]:
   """All that weights are read from."""
-  found = {getattr(student, name).source
-           for student in (settings, *settings.students.values())
-           for name in ('init', 'gram', 'distillation')}
-  return {source for source in found if source is not None}
+  weight_sources = {getattr(student, name).source
+                    for student in (settings, *settings.students.values())
+                    for name in ('init', 'gram', 'distillation')}
+  return {source for source in weight_sources if source is not None}
 
 
 def write_workdir(folder: epath.Path, config: Any,

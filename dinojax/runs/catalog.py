@@ -138,23 +138,23 @@ def load(text: str, flag: str = 'config') -> config_dict.ConfigDict:
     spec = importlib.util.spec_from_file_location(f'{flag}_{path.stem}', path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    found = module.get_config(*((words,) if colon else ()))
+    config = module.get_config(*((words,) if colon else ()))
   except errors.UserError as error:
     raise errors.UserError(f'--{flag}={text}: {error}') from error
   except Exception as error:  # the file is a program of the user's
     raise errors.UserError(
         f'--{flag}={text}: {_place(path, error)}{type(error).__name__}: '
         f'{error}') from error
-  return _checked(found, f'--{flag}={text}')
+  return _checked(config, f'--{flag}={text}')
 
 
-def _checked(found: Any, named: str) -> config_dict.ConfigDict:
-  if isinstance(found, config_dict.ConfigDict):
-    return found
-  if isinstance(found, dict):
-    return config_dict.ConfigDict(found)
+def _checked(config: Any, named: str) -> config_dict.ConfigDict:
+  if isinstance(config, config_dict.ConfigDict):
+    return config
+  if isinstance(config, dict):
+    return config_dict.ConfigDict(config)
   raise errors.UserError(
-      f'{named}: get_config returns {config_lib.shown(found)}; it must return '
+      f'{named}: get_config returns {config_lib.shown(config)}; it must return '
       'a config, as those of `dinojax configs` do')
 
 

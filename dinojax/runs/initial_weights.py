@@ -30,7 +30,7 @@ class InitialWeights(pretraining.InitialWeights):
       teacher: frozen teacher that is distilled; None: there is none.
     """
     self._method, self._mesh, self._teacher = method, mesh, teacher
-    self._found: dict[str, tuple[tree.Tree, tree.Tree] | None] = {}
+    self._weights: dict[str, tuple[tree.Tree, tree.Tree] | None] = {}
     self._gram: tree.Tree | None = None
     gram = method.settings.gram
     self._has_gram = bool(gram.has_backbone and gram.source)
@@ -38,7 +38,7 @@ class InitialWeights(pretraining.InitialWeights):
   def release(self):
     """Forgets the host's copies: compiled programs outlive a run, and hold it.
     """
-    self._found, self._gram, self._teacher = {}, None, None
+    self._weights, self._gram, self._teacher = {}, None, None
 
   def check(self, latest: int | None):
     """Reads all that the run still needs, and says what is missing.
@@ -60,10 +60,10 @@ class InitialWeights(pretraining.InitialWeights):
     """A fresh state with these weights in students and their EMA."""
     filled = {}
     for name, entries in state[state_lib.STUDENTS].items():
-      found = self._parts(name)
-      filled[name] = entries if found is None else entries | {
-          'student': self._fill(entries['student'], found[0]),
-          'ema': self._fill(entries['ema'], found[1])}
+      weights = self._parts(name)
+      filled[name] = entries if weights is None else entries | {
+          'student': self._fill(entries['student'], weights[0]),
+          'ema': self._fill(entries['ema'], weights[1])}
     return state | {state_lib.STUDENTS: filled}
 
   def teacher(self) -> tree.Tree | None:
@@ -79,8 +79,8 @@ class InitialWeights(pretraining.InitialWeights):
 
   def fill(self, name: str, params: tree.Tree) -> tree.Tree | None:
     """Fresh parameters with what the EMA of a student starts from, if any."""
-    found = self._parts(name)
-    return None if found is None else self._fill(params, found[1])
+    weights = self._parts(name)
+    return None if weights is None else self._fill(params, weights[1])
 
   def gram(self, ema: tree.Tree) -> tree.Tree | None:
     """The Gram teacher's backbone."""
@@ -103,9 +103,9 @@ class InitialWeights(pretraining.InitialWeights):
 
   def _parts(self, name: str) -> tuple[tree.Tree, tree.Tree] | None:
     """Weights that a student and its EMA start from; None: random ones."""
-    if name not in self._found:
-      self._found[name] = self._read_parts(name)
-    return self._found[name]
+    if name not in self._weights:
+      self._weights[name] = self._read_parts(name)
+    return self._weights[name]
 
   def _read_parts(self, name: str) -> tuple[tree.Tree, tree.Tree] | None:
     method = self._method.each[name]
@@ -121,9 +121,9 @@ class InitialWeights(pretraining.InitialWeights):
     _say(f'{who}starts from {init.source}', notes)
     return student, ema
 
-  def _fill(self, params: tree.Tree, found: tree.Tree) -> tree.Tree:
+  def _fill(self, params: tree.Tree, values: tree.Tree) -> tree.Tree:
     """Parameters, or their shapes, with these values where there are any."""
-    new = dict(tree.items(found))
+    new = dict(tree.items(values))
 
     def leaf(name, old, place):
       if name not in new:
@@ -180,17 +180,17 @@ def of_student(method: method_lib.Method,
   models_lib.check_colours(read, settings, f'init.source={source}')
   params, notes = adapt.backbone(
       read, settings.model, shapes['backbone'], f'init.source={source}')
-  found = {'backbone': params}
+  student = {'backbone': params}
   for name in sorted(set(shapes) - {'backbone'}):
     head = read.heads.get(name) if settings.init.heads else None
     if head is not None and _alike(head.params, shapes[name]):
-      found[name] = head.params
+      student[name] = head.params
     else:
       why = ('init.heads=False' if not settings.init.heads
              else 'the source has none' if head is None
              else 'that of the source has other sizes')
       notes.append(f'{name}: random, {why}')
-  return found, notes
+  return student, notes
 
 
 def _alike(params: tree.Tree, shapes: tree.Tree) -> bool:

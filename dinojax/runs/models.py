@@ -49,17 +49,17 @@ def read(path: str | os.PathLike, *, part: str = 'ema',
   path = paths.expand(path)
   with _readable(path):
     if store.is_ours(path):
-      found = _resampled(store.load(path), image_px)
+      weights = _resampled(store.load(path), image_px)
     elif run := find_run(path):
-      found = _resampled(read_run(run, part), image_px)
+      weights = _resampled(read_run(run, part), image_px)
     else:
-      found = reading.read(
+      weights = reading.read(
           path, part=part, num_heads=num_heads, image_px=image_px,
           exact_periods=exact_periods)
   if processes.is_first():
-    for note in found.notes:
+    for note in weights.notes:
       print(note, flush=True)
-  return found
+  return weights
 
 
 def load(path: str | os.PathLike, **options) -> backbone.Backbone:
@@ -276,18 +276,18 @@ def read_frozen_teacher(
         'distillation has no teacher: set distillation.source to the workdir '
         'of a run, or to weights with heads')
   try:
-    found = read(d.source)
+    weights = read(d.source)
   except errors.UserError as error:
     raise errors.UserError(
         f'distillation.source={d.source}: {error}') from error
-  check_colours(found, settings, f'distillation.source={d.source}')
+  check_colours(weights, settings, f'distillation.source={d.source}')
   head = lambda name: (
-      found.heads[name].config if name in found.heads else None)
+      weights.heads[name].config if name in weights.heads else None)
   config = network.NetworkConfig(
-      found.config, head('dino_head'), head('ibot_head'))
+      weights.config, head('dino_head'), head('ibot_head'))
   if d.model is not None:
     frozen_teacher_lib.check(
         frozen_teacher_lib.from_settings(settings), config, settings, d.source)
-  params = {'backbone': found.params} | {
-      name: head.params for name, head in found.heads.items()}
+  params = {'backbone': weights.params} | {
+      name: head.params for name, head in weights.heads.items()}
   return FrozenTeacher(config, params)

@@ -47,8 +47,8 @@ def draw(runs: list[str], out: str, *, images: str | None = None,
       read[greys] = _images(images, count, greys)
     side = grid * model.config.token_px
     pixels = np.stack([_square(image, side) for image in read[greys]])
-    found, = model.read(model.normalize(pixels), _MAP)
-    grids.append(np.asarray(found['map'], np.float32))
+    features, = model.read(model.normalize(pixels), _MAP)
+    grids.append(np.asarray(features['map'], np.float32))
     shown = pixels if shown is None else shown
   names = [os.path.basename(run.rstrip('/')) for run in runs]
   sheet(shown, grids, names).save(out)

@@ -271,9 +271,10 @@ def _check_here(stages: Sequence[Stage], chosen: Sequence[Stage]):
 def specs(settings: settings_lib.Settings) -> set[str]:
   """Every source of images that a run opens."""
   data, knn = settings.data, settings.knn
-  found = {spec for spec, _ in (*data.mixture, *data.homogeneous)}
+  image_sources = {spec for spec, _ in (*data.mixture, *data.homogeneous)}
   validation = knn.validation or data.validation
-  return found | ({validation, knn.train} - {None} if validation else set())
+  return image_sources | (
+      {validation, knn.train} - {None} if validation else set())
 
 
 def choose(stages: Sequence[Stage], names: Sequence[str]) -> list[Stage]:
@@ -343,12 +344,12 @@ def _summarize(root: epath.Path, stages: Sequence[Stage]):
   """Says what the stages that have ended came to, and writes it down."""
   if not processes.is_first():
     return
-  found = {
+  results = {
       stage.name: result for stage in stages
       if (result := workdir_lib.results(stage.folder)) is not None}
-  atomic.write_text(root / RESULTS, json.dumps(found, indent=1))
+  atomic.write_text(root / RESULTS, json.dumps(results, indent=1))
   rows = [('stage', 'steps', 'seconds', 'k-NN top-1 %')]
-  for name, result in found.items():
+  for name, result in results.items():
     start = (name, str(result['steps']), f'{result["seconds"]:.0f}')
     knn = _by_student(result['knn_top1_pct']) or {'': 'not measured'}
     for student, text in knn.items():

@@ -33,18 +33,18 @@ def results(folder: epath.Path) -> dict | None:
   if not path.exists():
     return None
   try:
-    found = atomic.read_json(path, 'it is made again')
+    numbers = atomic.read_json(path, 'it is made again')
   except errors.UserError as error:
     if processes.is_first():
       output.warn(str(error))
     return None
-  return found if 'steps' in found else None
+  return numbers if 'steps' in numbers else None
 
 
 def has_ended(folder: epath.Path, latest: int | None, total: int) -> bool:
   """Tells whether a run has all steps and results; the first process looks."""
-  found = results(folder) if processes.is_first() else None
-  ended = bool(found) and found['steps'] == latest == total
+  numbers = results(folder) if processes.is_first() else None
+  ended = bool(numbers) and numbers['steps'] == latest == total
   return json.loads(processes.of_first(json.dumps(ended)))
 
 
@@ -64,8 +64,8 @@ def check(folder: epath.Path, latest: int | None, every: int):
   """
   error = None
   if processes.is_first():
-    found, step = results(folder) or {}, last_step(folder)
-    reached = max(found.get('steps', 0), 0 if (
+    numbers, step = results(folder) or {}, last_step(folder)
+    reached = max(numbers.get('steps', 0), 0 if (
         step <= (latest or 0) + 2 * every or _has_damaged(folder)) else step)
     if reached > (latest or 0):
       have = (f'its last checkpoint is of step {latest}' if latest else

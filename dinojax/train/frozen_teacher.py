@@ -44,14 +44,14 @@ def fitted(config: network.NetworkConfig, s: settings_lib.Settings
     UserError: a head that a loss needs is missing, or has another number of
       prototypes.
   """
-  found = {}
+  loss_heads = {}
   for name in _HEADS:
     section, head = getattr(s, name), getattr(config, f'{name}_head')
-    found[f'{name}_head'] = head if section.loss_weight else None
+    loss_heads[f'{name}_head'] = head if section.loss_weight else None
     if section.loss_weight:
       _check_head(name, section, head, s.distillation)
   return dataclasses.replace(
-      config, **found, backbone=config.backbone.beside(s.model),
+      config, **loss_heads, backbone=config.backbone.beside(s.model),
       crops_token_px=s.model.token_px)
 
 

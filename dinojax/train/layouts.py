@@ -15,7 +15,7 @@ from dinojax.engine import items
 from dinojax.train import sections
 from dinojax.train import state as state_lib
 
-_OWN = ('skipped_steps', 'nonfinite_in_row')  # counters of a student
+_OF_STUDENT = ('skipped_steps', 'nonfinite_in_row')  # counters of a student
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,18 +40,18 @@ class First:
     meta['counters'] = state['counters'] | student['counters']
     return out | {'meta': meta}
 
-  def join(self, found: items.Items) -> dict:
+  def join(self, parts: items.Items) -> dict:
     """The inverse of `split`."""
-    meta = dict(found['meta'])
+    meta = dict(parts['meta'])
     counters = meta.pop('counters')
-    student = {'student': found['student'], 'opt': found['opt'],
-           'ema': found[self.ema],
-           'counters': {name: counters[name] for name in _OWN},
+    student = {'student': parts['student'], 'opt': parts['opt'],
+           'ema': parts[self.ema],
+           'counters': {name: counters[name] for name in _OF_STUDENT},
            'begun': jnp.zeros_like(meta['step'])}
-    rest = {name: x for name, x in counters.items() if name not in _OWN}
+    rest = {name: x for name, x in counters.items() if name not in _OF_STUDENT}
     return meta | {'counters': rest,
                    state_lib.STUDENTS: {sections.ALONE: student}} | (
-                       {'gram': found['gram']} if 'gram' in found else {})
+                       {'gram': parts['gram']} if 'gram' in parts else {})
 
 
 def of(info: Mapping[str, Any], distils: bool) -> items.Layout:

@@ -83,7 +83,7 @@ class Monitor:
     """Watches `window` logged rows at a time: one alone says nothing."""
     self._k = num_prototypes
     self._signs = collections.deque(maxlen=window)
-    self._said: set[str] = set()
+    self._reported: set[str] = set()
     self._healthy: set[str] = set()
     self._lr = 0.0
 
@@ -105,10 +105,10 @@ class Monitor:
         kind for kind in _look(numbers) if started or kind in self._healthy})
     if len(self._signs) < self._signs.maxlen:
       return None
-    self._said &= set.union(*self._signs)  # over: may be said again
+    self._reported &= set.union(*self._signs)  # over: may be said again
     for kind in ('constant', 'uniform', 'duplicates'):
-      if kind not in self._said and all(kind in s for s in self._signs):
-        self._said.add(kind)
+      if kind not in self._reported and all(kind in s for s in self._signs):
+        self._reported.add(kind)
         return _WORDS[kind].format(rows=len(self._signs), **numbers)
     return None
 

@@ -194,16 +194,16 @@ class Pretraining:
 
   def watch(self, row: Mapping[str, float]) -> str | None:
     """Warnings of collapse."""
-    found = []
+    warnings = []
     for name, watch in self._monitors.items():
       # What is of one of several stands in the row under its name.
       warning = watch.check(row | {
           key.removeprefix(f'{name}/'): value for key, value in row.items()
           if key.startswith(f'{name}/')})
       if warning:
-        found.append(
+        warnings.append(
             warning if name == sections.ALONE else f'{name}: {warning}')
-    return '\n'.join(found) or None
+    return '\n'.join(warnings) or None
 
   def leaf(self, index: int) -> str:
     """The name of a gradient."""

@@ -116,6 +116,6 @@ def nonfinite(error: report.NonFinite, workdir: epath.Path,
 def _lower(settings: settings_lib.Settings) -> Mapping[str, float]:
   """Half the learning rates, and none that is known to be too large."""
   lr = settings.schedules.lr
-  found = {name: getattr(lr, name) for name in ('start', 'peak', 'end')}
-  return {name: min(value / 2, _SAFE_LR) for name, value in found.items()
+  rates = {name: getattr(lr, name) for name in ('start', 'peak', 'end')}
+  return {name: min(value / 2, _SAFE_LR) for name, value in rates.items()
           if value}

@@ -292,14 +292,14 @@ class Settings:
   @property
   def objectives(self) -> tuple[objective.Objective, ...]:
     """The terms of the loss that take part."""
-    found = (getattr(self, name) for name in self.terms())
-    return tuple(term for term in found if term.is_on)
+    terms = (getattr(self, name) for name in self.terms())
+    return tuple(term for term in terms if term.is_on)
 
   @property
   def images_together(self) -> int:
     """Images that a device, or a micro-batch of all, may not divide."""
-    return math.lcm(*(term.images_together() for one in self.each.values()
-                      for term in one.objectives))
+    return math.lcm(*(term.images_together() for student in self.each.values()
+                      for term in student.objectives))
 
   @property
   def num_patches(self) -> int:

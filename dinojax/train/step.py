@@ -213,8 +213,8 @@ def terms(student: dict, rows: dict, targets: dict, sched: dict,
           patches='patches' in wanted(settings, 'student_wants')))
   values, counts = {}, {}
   for term in settings.objectives:
-    found, counted = term.terms(forward)
-    values |= found
+    losses, counted = term.terms(forward)
+    values |= losses
     counts |= counted
   return values, counts
 

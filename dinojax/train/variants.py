@@ -68,8 +68,8 @@ def method_of(method: method_lib.Method,
     return method  # the same one, so that its step is traced once
   settings = method.settings.of_size(variant.size)
   students = {name: dataclasses.replace(
-      one, settings=one.settings.of_size(variant.size))
-              for name, one in method.students.items()}
+      student, settings=student.settings.of_size(variant.size))
+              for name, student in method.students.items()}
   method = dataclasses.replace(
       method, settings=settings, students=students)
   if variant.is_anchored or not settings.gram.loss_weight:

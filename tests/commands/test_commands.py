@@ -42,11 +42,11 @@ def parsed(capsys):
   """The config that a command gets of words, or its exit code and messages."""
   def parse(*words):
     command = Tried('tried', 'A command that is tried.')
-    found = call.parse(command, 'train', words)
+    outcome = call.parse(command, 'train', words)
     captured = capsys.readouterr()
-    if not isinstance(found, int):
-      return found[0].config
-    return found, captured.out + captured.err
+    if not isinstance(outcome, int):
+      return outcome[0].config
+    return outcome, captured.out + captured.err
 
   return parse
 
@@ -275,8 +275,8 @@ def test_words_that_a_command_does_not_take(capsys):
   assert 'unexpected arguments vits' in capsys.readouterr().err
   for words in ([], ['recordz'], ['import', 'export']):
     assert commands.run('convert', [*words, '--source=a', '--out=b']) == 2
-    said = capsys.readouterr().err
-    assert 'give one of records, import, export\n  dinojax convert' in said
+    output = capsys.readouterr().err
+    assert 'give one of records, import, export\n  dinojax convert' in output
 
 
 def test_the_package_runs_as_the_command(tmp_path):

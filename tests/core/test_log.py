@@ -115,17 +115,17 @@ def test_durations(seconds, text):
 def events(folder):
   """(step, name, value) of all event files, and of starts, in order."""
   pb2 = pytest.importorskip('tensorboardX.proto.event_pb2')
-  found = []
+  entries = []
   for path in sorted(folder.iterdir()):
     data = path.read_bytes()
     while data:  # length, its checksum, the event, its checksum
       size = int.from_bytes(data[:8], 'little')
       event, data = pb2.Event.FromString(data[12:12 + size]), data[16 + size:]
       if event.HasField('session_log'):
-        found.append((event.step, 'start', event.session_log.status))
-      found += [(event.step, v.tag, v.simple_value)
-                for v in event.summary.value]
-  return found
+        entries.append((event.step, 'start', event.session_log.status))
+      entries += [(event.step, v.tag, v.simple_value)
+                  for v in event.summary.value]
+  return entries
 
 
 def test_tensorboard_gets_numbers_and_hides_later_steps(tmp_path):

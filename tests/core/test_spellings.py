@@ -28,9 +28,9 @@ def test_former_keys_are_read(monkeypatch):
 
 
 def test_students_have_former_keys_too():
-  found = spellings.current(
+  config = spellings.current(
       {'students': {'a': {'koleo': {'weight': 1.0}}, 'b': {}}}, FORMER)
-  assert found == {'students': {'a': {'koleo': {'loss_weight': 1.0}}, 'b': {}}}
+  assert config == {'students': {'a': {'koleo': {'loss_weight': 1.0}}, 'b': {}}}
 
 
 def test_both_spellings_contradict_each_other():

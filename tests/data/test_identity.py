@@ -45,11 +45,11 @@ def test_the_same_data_go_on_and_others_are_named(folder, tmp_path):
   os.remove(folder / 'b' / '5.png')
   with pytest.raises(errors.UserError) as error:
     start(folder, work)
-  said = str(error.value)
-  assert 'had 6 records and has 6' in said
-  assert '1 came (a/00.png), 1 went (b/5.png)' in said
-  assert f'--config.init.source={work}' in said
-  assert 'accept_changes' in said
+  message = str(error.value)
+  assert 'had 6 records and has 6' in message
+  assert '1 came (a/00.png), 1 went (b/5.png)' in message
+  assert f'--config.init.source={work}' in message
+  assert 'accept_changes' in message
   assert (work / 'data.json').read_bytes() == before
   assert '1 came' in start(folder, work, accept=True)
   assert start(folder, work) == ''

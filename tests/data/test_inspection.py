@@ -36,11 +36,11 @@ def test_pictures_are_spread_over_the_classes(folder):
 def test_unreadable_images_give_way_and_are_named(folder):
   (folder / 'ant' / '0.png').write_bytes(b'')
   (folder / 'cat' / '0.png').write_bytes(b'not an image')
-  said = []
-  assert seen(sources.open_source(str(folder)), 2, said.append) == [
+  messages = []
+  assert seen(sources.open_source(str(folder)), 2, messages.append) == [
       (50, 0), (0, 1)]
-  assert said == ['left out: ant/0.png: empty file',
-                  'left out: cat/0.png: not an image of a known format']
+  assert messages == ['left out: ant/0.png: empty file',
+                      'left out: cat/0.png: not an image of a known format']
 
 
 def test_nothing_readable_is_an_error(tmp_path):

@@ -18,11 +18,11 @@ def make(lengths, weights, homogeneous=(), seed=0, batch_size=16):
 
 def streams(mixed, rows):
   """Records by source, in the order of rows."""
-  found = collections.defaultdict(list)
+  records = collections.defaultdict(list)
   for row in rows:
     source, record = mixed.locate(row)
-    found[source].append(record)
-  return found
+    records[source].append(record)
+  return records
 
 
 def assert_whole_epochs(records, length):
@@ -32,20 +32,20 @@ def assert_whole_epochs(records, length):
 
 def test_every_source_is_read_once_an_epoch():
   mixed = make([60, 14, 8], [5.0, 2.0], [(2, 0.2)])
-  found = streams(mixed, range(16 * 40))
+  records = streams(mixed, range(16 * 40))
   for source, length in enumerate([60, 14, 8]):
-    assert len(found[source]) > 2 * length
-    assert_whole_epochs(found[source], length)
+    assert len(records[source]) > 2 * length
+    assert_whole_epochs(records[source], length)
 
 
 def test_epochs_have_different_orders():
-  found = streams(make([64], [1.0]), range(128))[0]
-  assert found[:64] != found[64:]
+  records = streams(make([64], [1.0]), range(128))[0]
+  assert records[:64] != records[64:]
 
 
 def test_shares_are_exact_over_a_block():
-  found = streams(make([LONG, LONG, LONG], [5.0, 2.0, 1.0]), range(4096))
-  assert [len(found[i]) for i in range(3)] == [2560, 1024, 512]
+  records = streams(make([LONG, LONG, LONG], [5.0, 2.0, 1.0]), range(4096))
+  assert [len(records[i]) for i in range(3)] == [2560, 1024, 512]
 
 
 def test_blocks_are_shuffled_each_in_its_own_way():
@@ -85,9 +85,9 @@ def test_ranks_continue_over_blocks_and_cycles():
 
 
 def test_location_does_not_depend_on_history():
-  one, other = (make([50, 60], [1.0, 2.0], [(1, 0.1)]) for _ in range(2))
+  mixed, other = (make([50, 60], [1.0, 2.0], [(1, 0.1)]) for _ in range(2))
   rows = [10**12 + 5, 3, 40_000, 17]
-  assert [one.locate(r) for r in rows] == [
+  assert [mixed.locate(r) for r in rows] == [
       other.locate(r) for r in reversed(rows)][::-1]
 
 
@@ -108,15 +108,15 @@ def test_seeds_change_the_order():
 
 def test_the_same_source_mixed_and_whole_has_two_orders():
   mixed = make([64, 64], [1.0], [(1, 0.5)])
-  found = streams(mixed, range(16 * 40))
-  assert found[0][:64] != found[1][:64]
+  records = streams(mixed, range(16 * 40))
+  assert records[0][:64] != records[1][:64]
 
 
 def test_billions_of_records_cost_nothing():
   mixed = make([2**31, 10**9], [1.0, 1.0], seed=2**32 - 1)
-  found = [mixed.locate(row) for row in range(10**12, 10**12 + 200)]
-  assert len(set(found)) == 200
-  assert max(record for _, record in found) > 2**30
+  locations = [mixed.locate(row) for row in range(10**12, 10**12 + 200)]
+  assert len(set(locations)) == 200
+  assert max(record for _, record in locations) > 2**30
 
 
 @pytest.mark.parametrize('weights', [[], [0.0], [1.0, -1.0]])

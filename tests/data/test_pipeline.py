@@ -43,7 +43,8 @@ class Pictures:
 
 def plan(source=None, **changes):
   sources = source if isinstance(source, list) else [source or Pictures(20)]
-  return pipeline.Plan(mixed=tuple((one, 1.0) for one in sources), **dict(
+  return pipeline.Plan(mixed=tuple(
+      (pictures, 1.0) for pictures in sources), **dict(
       seed=3, batch_size=8, group_images=2,
       crops=crops.Crops(global_px=16, local_px=8, num_local=2),
       masks=masking.Masks(), patch_px=4) | changes)
@@ -221,12 +222,13 @@ def test_groups_must_divide():
 def test_weights_are_kept():
   mixed = mixture.Mixture(
       [100, 50], [3.0, 1.0], seed=0, batch_size=16)
-  found = [mixed.locate(row) for row in range(4096)]
-  counts = collections.Counter(source for source, _ in found)
+  locations = [mixed.locate(row) for row in range(4096)]
+  counts = collections.Counter(source for source, _ in locations)
   assert counts[0] == 3072 and counts[1] == 1024
-  first = [record for source, record in found if source == 1][:50]
+  first = [record for source, record in locations if source == 1][:50]
   assert sorted(first) == list(range(50))  # an epoch of the second source
-  assert [mixed.locate(row) for row in (7, 4000)] == [found[7], found[4000]]
+  assert [mixed.locate(row) for row in (7, 4000)] == [
+      locations[7], locations[4000]]
 
 
 def test_some_batches_come_from_one_source():

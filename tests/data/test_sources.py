@@ -46,9 +46,9 @@ def test_sources_travel_to_workers(folder, tmp_path):
   packed = sources.open_source(
       f'arrayrecord:{tmp_path}/out/*.arrayrecord')
   packed[0]
-  for one in (source, packed, sources.open_source('photos:train')):
-    again = pickle.loads(pickle.dumps(one))
-    assert again[3] == one[3] and len(again) == len(one)
+  for original in (source, packed, sources.open_source('photos:train')):
+    again = pickle.loads(pickle.dumps(original))
+    assert again[3] == original[3] and len(again) == len(original)
 
 
 @pytest.mark.parametrize('spec, text', [

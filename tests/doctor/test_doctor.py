@@ -46,18 +46,18 @@ def settings(**changes):
   return settings_lib.read(config)
 
 
-def levels(found):
-  return {finding.name: finding.level for finding in found
+def levels(part_findings):
+  return {finding.name: finding.level for finding in part_findings
           if finding.level != 'ok'}
 
 
 def test_the_demo_is_sane_and_every_check_speaks():
   s, run = settings(), sanity.Scale(1, 2535)
-  found = sanity.findings_of(s, run) + views.settings_findings(s)
-  assert levels(found) == {}
+  demo_findings = sanity.findings_of(s, run) + views.settings_findings(s)
+  assert levels(demo_findings) == {}
   assert {'length', 'warm-ups', 'learning rate', 'teacher', 'batch on devices',
           'KoLeo', 'dino prototypes', 'ibot prototypes', 'crops', 'masks'} == {
-              finding.name for finding in found}
+              finding.name for finding in demo_findings}
 
 
 @pytest.mark.parametrize('changes, name, level, fix', [
@@ -103,19 +103,20 @@ def test_the_demo_is_sane_and_every_check_speaks():
      ''),
 ])
 def test_settings_that_cannot_learn_well(changes, name, level, fix):
-  found = sanity.findings_of(settings(**changes), sanity.Scale(1, 2535))
-  matching = [f for f in found if f.name == name and f.level == level]
-  assert matching, levels(found)
+  sanity_findings = sanity.findings_of(
+      settings(**changes), sanity.Scale(1, 2535))
+  matching = [f for f in sanity_findings if f.name == name and f.level == level]
+  assert matching, levels(sanity_findings)
   assert fix in matching[0].fix
 
 
 def test_batches_that_devices_cannot_share():
-  found = sanity.findings_of(settings(), sanity.Scale(1, None))
-  assert {f.name for f in found if f.level == 'skip'} == {'length'}
-  assert not {'teacher', 'learning rate'} & {f.name for f in found}
-  found = sanity.groups(settings(), sanity.Scale(8, None))
-  assert levels(found) == {'batch on devices': 'error'}
-  assert '512' in found[0].text  # the batch that would work
+  sanity_findings = sanity.findings_of(settings(), sanity.Scale(1, None))
+  assert {f.name for f in sanity_findings if f.level == 'skip'} == {'length'}
+  assert not {'teacher', 'learning rate'} & {f.name for f in sanity_findings}
+  sanity_findings = sanity.groups(settings(), sanity.Scale(8, None))
+  assert levels(sanity_findings) == {'batch on devices': 'error'}
+  assert '512' in sanity_findings[0].text  # the batch that would work
 
 
 @pytest.mark.parametrize('changes, name, level', [
@@ -128,9 +129,10 @@ def test_batches_that_devices_cannot_share():
     (dict(augment__blur_sigma=(0.1, 2.0)), 'blur', 'warn'),
 ])
 def test_views_that_show_nothing(changes, name, level):
-  found = {f.name: f for f in views.settings_findings(settings(**changes))}
-  assert (found[name].level if name in found else None) == level
-  assert all(f.fix for f in found.values() if f.level != 'ok')
+  view_findings = {
+      f.name: f for f in views.settings_findings(settings(**changes))}
+  assert (view_findings[name].level if name in view_findings else None) == level
+  assert all(f.fix for f in view_findings.values() if f.level != 'ok')
 
 
 def write(folder, name, side, cut=None):
@@ -156,9 +158,10 @@ def test_a_look_at_the_images(tmp_path):
   tiny = inspection.Sample('x', 64, sample.sides // 4, [])
   for local_px, times in ((16, '5.3'), (40, '8.8')):
     # 48 pixels from √0.32 of 16; 40 from √0.08 of 16.
-    found = views.sample_findings(settings(crops__local_px=local_px), tiny)
-    assert levels(found) == {'image sizes': 'warn'}
-    assert f'enlarged {times} times' in found[1].text
+    image_findings = views.sample_findings(
+        settings(crops__local_px=local_px), tiny)
+    assert levels(image_findings) == {'image sizes': 'warn'}
+    assert f'enlarged {times} times' in image_findings[1].text
 
 
 @pytest.mark.parametrize('config', [
@@ -166,9 +169,9 @@ def test_a_look_at_the_images(tmp_path):
         'convnext_distill:tiny', 'convnext_distill:tiny,smoke'])
 def test_crops_of_every_config_are_looked_at(config):
   s = settings_lib.read(catalog.load(config))
-  for one in (s, *s.students.values()):
-    found = {f.name: f for f in views.settings_findings(one)}
-    assert f' of {one.model.token_px} pixels' in found['crops'].text
+  for student in (s, *s.students.values()):
+    view_findings = {f.name: f for f in views.settings_findings(student)}
+    assert f' of {student.model.token_px} pixels' in view_findings['crops'].text
 
 
 def test_folders_that_are_no_classes_and_a_knn_of_few_images(tmp_path):
@@ -178,20 +181,20 @@ def test_folders_that_are_no_classes_and_a_knn_of_few_images(tmp_path):
       write(tmp_path / split / name, '1.png', 64)
   s = settings(data__train=f'folder:{tmp_path}',
                data__validation=f'folder:{tmp_path}/val')
-  found = report._open(s, 2).found
-  assert any(f.fix.startswith('set data.train=') for f in found)
+  data_findings = report._open(s, 2).source_findings
+  assert any(f.fix.startswith('set data.train=') for f in data_findings)
   s = settings(data__train=f'folder:{tmp_path}/train',
                data__validation=f'folder:{tmp_path}/val')
-  found = report._open(s, 2).found
+  data_findings = report._open(s, 2).source_findings
   assert '2 images: each is 50 % of k-NN' in [
-      f.text for f in found if f.name == 'data.validation']
-  assert not any(f.fix.startswith('set data.train=') for f in found)
+      f.text for f in data_findings if f.name == 'data.validation']
+  assert not any(f.fix.startswith('set data.train=') for f in data_findings)
 
 
 def test_more_images_in_a_batch_than_there_are():
   assert levels(supply.epochs(settings(), 100, 63)) == {'epochs': 'warn'}
-  found = supply.epochs(settings(), 100, 3200)
-  assert 'seen 2 times' in found[0].text
+  epoch_findings = supply.epochs(settings(), 100, 3200)
+  assert 'seen 2 times' in epoch_findings[0].text
 
 
 def test_workers_need_cores_and_shared_memory():
@@ -249,10 +252,10 @@ def test_the_start_of_the_pipeline_is_not_counted():
 @pytest.mark.parametrize('need, level', [
     (7.9, 'ok'), (8.1, 'warn'), (11.9, 'warn'), (12.1, 'error')])
 def test_memory_before_it_is_compiled(need, level):
-  found = supply.estimated(
+  finding = supply.estimated(
       memory.Estimate(1.0, 0.5, 0.5, need - 2), 10.0, 'set less')
-  assert found.level == level and f'{need:.3g} GiB' in found.text
-  assert (found.fix == 'set less') == (level != 'ok')
+  assert finding.level == level and f'{need:.3g} GiB' in finding.text
+  assert (finding.fix == 'set less') == (level != 'ok')
 
 
 def test_time_that_nobody_waits_for():
@@ -282,9 +285,9 @@ def test_the_memory_of_the_state_is_split_over_devices():
     (dict(plugins=['libtpu']), None)])
 def test_accelerators_that_are_not_used(facts, fix):
   nothing = dict(seen=['cpu'], forced='', nvidia=False, tpu=False, plugins=[])
-  found = machine.accelerators(**nothing | facts)
-  assert [f.level for f in found] == ['warn'] * (fix is not None)
-  assert not found or fix in found[0].fix
+  machine_findings = machine.accelerators(**nothing | facts)
+  assert [f.level for f in machine_findings] == ['warn'] * (fix is not None)
+  assert not machine_findings or fix in machine_findings[0].fix
 
 
 def test_cards_without_bfloat16():
@@ -304,19 +307,19 @@ def test_tpus_are_not_looked_for_where_there_are_none(
 
 
 def test_versions_against_requirements():
-  found = versions.packages(
+  package_findings = versions.packages(
       ['jax<0.12,>=0.10.2', 'flax==0.12.8', 'grain==0.2.18', 'einops==0.8.2',
        'torch==2.13.0; extra == "torch"'],
       {'jax': '0.13.0', 'flax': '0.12.8', 'einops': '0.8.2'})
-  assert levels(found) == {'jax': 'warn', 'grain': 'error'}
-  assert 'pip install "grain==0.2.18"' in [f.fix for f in found]
+  assert levels(package_findings) == {'jax': 'warn', 'grain': 'error'}
+  assert 'pip install "grain==0.2.18"' in [f.fix for f in package_findings]
 
 
 def test_requirements_of_another_python_are_left_out():
-  found = versions.packages(
+  package_findings = versions.packages(
       ['jax==0.1; python_version < "3"', 'jax==0.2; python_version > "3"'],
       {'jax': '0.1'})
-  assert [f.text for f in found] == ['0.1, tested with ==0.2']
+  assert [f.text for f in package_findings] == ['0.1, tested with ==0.2']
   assert levels(versions.python('3.99.0', ['3.11', '3.12'])) == {
       'Python': 'warn'}
   assert versions.python('3.12.1', ['3.11', '3.12']) == []
@@ -387,9 +390,9 @@ def test_a_workdir_of_another_run(tmp_path):
         str(tmp_path), settings_lib.read(config), None, None)
 
   assert levels(look()) == {}
-  found = look(seed=3)
-  assert levels(found) == {'workdir': 'error'}
-  assert 'seed: 0 → 3' in found[0].text
+  workdir_findings = look(seed=3)
+  assert levels(workdir_findings) == {'workdir': 'error'}
+  assert 'seed: 0 → 3' in workdir_findings[0].text
   (tmp_path / models_lib.CONFIG).write_text('{"seed": 3}')
   assert levels(look()) == {'workdir': 'error'}
   assert not hardware.is_writable(str(tmp_path / models_lib.CONFIG))

@@ -87,9 +87,9 @@ class Heads:
         'byxc,cd->byxd', batch['image'], state['frozen']['w'])
     heads, losses, bad = {}, [], []
     for name, width in WIDTHS.items():
-      one = lambda head, rate, x=features[..., :width]: _learn(
+      learn = lambda head, rate, x=features[..., :width]: _learn(
           self.rule, head, rate, x, batch['class'])
-      heads[name], loss, wrong = jax.vmap(one)(
+      heads[name], loss, wrong = jax.vmap(learn)(
           state['heads'][name], jnp.array(RATES))
       losses.append(loss)
       bad.append(wrong)
@@ -147,10 +147,10 @@ def _learn(rule, head, rate, x, label):
   value, grads = jax.value_and_grad(loss)(head['params'])
   finite, _ = optimizer.finite_report(grads)
   finite &= jnp.isfinite(value)
-  one = jax.tree.map(lambda _: 1.0, grads)
+  ones = jax.tree.map(lambda _: 1.0, grads)
   params, opt = rule.update(
       grads, head['opt'], head['params'], {'lr': rate, 'weight_decay': 0.0},
-      optimizer.Multipliers(one, one))
+      optimizer.Multipliers(ones, ones))
   skipped = head['counters']['skipped'] + 1 - finite
   new = optimizer.select(finite, head | {
       'params': params, 'opt': opt,

@@ -30,15 +30,15 @@ def digests(folder, step=heads.STEPS):
 def whole(tmp_path_factory):
   """A run that nothing stopped, and its end."""
   folder = tmp_path_factory.mktemp('whole')
-  return folder, heads.run(folder, evaluate=lambda step, found: {
+  return folder, heads.run(folder, evaluate=lambda step, networks: {
       f'{name}/norm': float(np.linalg.norm(params['w'][0]))
-      for name, params in found.items()})
+      for name, params in networks.items()})
 
 
 def test_all_heads_but_the_diverging_one_learn(whole, capsys):
   folder, result = whole
-  found = rows(folder)
-  steps = [row for row in found if 'loss' in row]
+  log_rows = rows(folder)
+  steps = [row for row in log_rows if 'loss' in row]
   assert [row['step'] for row in steps] == list(range(1, heads.STEPS + 1))
   assert steps[-1]['loss'] < steps[0]['loss']
   # Of two widths one rate each, from the step after its first on.

@@ -53,8 +53,8 @@ def test_bins_reach_both_ends():
   for spacing in ('linear', 'log'):
     values = depth.bins(5, min_depth=0.5, max_depth=8, spacing=spacing)
     np.testing.assert_allclose(values[[0, -1]], [0.5, 8], rtol=1e-6)
-  one = jnp.full((1, 1, 1, 5), -50.0).at[..., 3].set(50.0)
-  got = depth.expected_depth(one, values, normalize='softmax')
+  logits = jnp.full((1, 1, 1, 5), -50.0).at[..., 3].set(50.0)
+  got = depth.expected_depth(logits, values, normalize='softmax')
   np.testing.assert_allclose(got, [[[values[3]]]], rtol=1e-6)
 
 

@@ -53,9 +53,9 @@ def test_one_image_or_many_of_any_kind(model, photo):
   image = Image.fromarray(pixels)
   expected = model.preprocess([str(path)])
   assert expected.shape == (1, 224, 224, 3) and expected.dtype == np.float32
-  for one in (path, str(path), data, image, pixels, pixels[None],
-              iter([path])):
-    np.testing.assert_array_equal(model.preprocess(one), expected)
+  for images in (path, str(path), data, image, pixels, pixels[None],
+                 iter([path])):
+    np.testing.assert_array_equal(model.preprocess(images), expected)
   mixed = model.preprocess([path, data, image, pixels])
   np.testing.assert_array_equal(mixed, np.repeat(expected, 4, 0))
   grey = pixels[..., 0]

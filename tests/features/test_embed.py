@@ -64,10 +64,10 @@ def test_a_table_equals_direct_calls(
 
 
 def test_whole_images_equal_each_alone(model, folder, tmp_path, monkeypatch):
-  seen, said = embedded.watched(monkeypatch), []
+  seen, messages = embedded.watched(monkeypatch), []
   embedded.extract(model, folder, tmp_path / 'a.npz', embedded.WHOLE,
-                   images_per_shard=11, say=said.append)
-  assert said == ['--resize_px=30 is rounded to 28, whole patches of 14']
+                   images_per_shard=11, say=messages.append)
+  assert messages == ['--resize_px=30 is rounded to 28, whole patches of 14']
   assert {shape[0] for shape in seen} == {4}  # padded: a program for a size
   table, sizes = embedded.load(tmp_path / 'a.npz'), set()
   for name, value in zip(table['names'], table['features'], strict=True):
@@ -138,8 +138,8 @@ def test_rows_do_not_depend_on_batches_shards_and_devices(
           (model, embedded.WHOLE, {'images_per_shard': 11}),
           (model, embedded.WHOLE, {'images_per_shard': 5, 'num_threads': 1})]
   first = {}
-  for i, (one, choice, kwargs) in enumerate(runs):
-    embedded.extract(one, folder, tmp_path / f'{i}.npz', choice, **kwargs)
+  for i, (backbone, choice, kwargs) in enumerate(runs):
+    embedded.extract(backbone, folder, tmp_path / f'{i}.npz', choice, **kwargs)
     table = embedded.load(tmp_path / f'{i}.npz')
     same = first.setdefault(choice, table)
     assert table['names'].tolist() == same['names'].tolist()
@@ -204,12 +204,12 @@ def test_wrong_flags_end_in_sentences(weights, tmp_path):
       ({'crop_px': '224', 'keep_aspect': 'true'}, 'leave one out'),
       ({'layers': '3'}, 'set it to 1 … 2')]
   for flags, text in cases:
-    code, said = forked.run(
+    code, output = forked.run(
         ['--compile_cache=', *(
             f'--{key}={value}' for key, value in (base | flags).items())],
         module='dinojax.commands.embed', JAX_PLATFORMS='cpu')
-    assert code == 2, said
-    line, = (line for line in said.splitlines() if 'error:' in line)
+    assert code == 2, output
+    line, = (line for line in output.splitlines() if 'error:' in line)
     assert text in line
   assert sorted(os.listdir(tmp_path)) == ['file']
 
@@ -227,8 +227,8 @@ def test_crops_much_larger_than_those_of_training_are_said():
   remarks = lambda config, **sizes: list(
       preprocessing.Preprocessing(**sizes).remarks(config))
   assert not remarks(embedded.CONFIG, crop_px=56)
-  said, = remarks(embedded.CONFIG)
-  assert 'learned at 56' in said and '--crop_px=56 --resize_px=64' in said
+  remark, = remarks(embedded.CONFIG)
+  assert 'learned at 56' in remark and '--crop_px=56 --resize_px=64' in remark
   assert not remarks(embedded.CONFIG, resize_px=252, crop_px=None)
   # RoPE is for every size: its image_px says nothing of training.
   rope = dataclasses.replace(embedded.CONFIG, position='rope')

@@ -76,9 +76,9 @@ def test_csv_holds_what_npz_does(folder, tmp_path):
   np.testing.assert_array_equal(
       np.array([row[3:] for row in body], np.float32), npz['features'])
   assert tables.summary(str(tmp_path / 'a.csv')) == (5, result.bad)
-  said = []
-  extract(folder, tmp_path / 'a.csv', say=said.append)
-  assert 'is complete' in said[0]
+  messages = []
+  extract(folder, tmp_path / 'a.csv', say=messages.append)
+  assert 'is complete' in messages[0]
 
 
 def test_csv_without_labels_and_of_patches(folder, tmp_path):

@@ -62,7 +62,8 @@ def test_what_enters_a_block_is_what_the_last_one_gave(model):
 def test_keys_are_those_of_the_attention(model):
   """Queries against keys, turned by RoPE, are the attention."""
   layer = 1
-  found, = model.read(IMAGES, spec.FeatureSpec(('keys', 'attention'), (layer,)))
+  features, = model.read(
+      IMAGES, spec.FeatureSpec(('keys', 'attention'), (layer,)))
 
   def queries(net, x):
     tokens = net.read(x, [('before', layer)])[0]['prenorm']
@@ -75,8 +76,8 @@ def test_keys_are_those_of_the_attention(model):
   rope = positions.rope((3, 4), VIT.periods, normalize=VIT.rope_normalize,
                         dtype=np.dtype(VIT.rope_dtype))
   split = lambda x: rotary.rotate(x.reshape(2, 17, 2, 24), rope)
-  scores = np.einsum('rnhd,rmhd->rhnm', split(q), split(found['keys']))
-  close(jax.nn.softmax(scores * 24 ** -0.5), found['attention'])
+  scores = np.einsum('rnhd,rmhd->rhnm', split(q), split(features['keys']))
+  close(jax.nn.softmax(scores * 24 ** -0.5), features['attention'])
 
 
 def test_a_pyramid_on_a_grid_of_patches_keeps_its_own_at_the_end(tmp_path):
@@ -107,9 +108,10 @@ def test_several_specs_are_one_pass_of_the_backbone(model):
   specs = {'first': spec.FeatureSpec(('cls',), (0,)),
            'all': spec.FeatureSpec(('patches', 'attention'), 3),
            'raw': spec.FeatureSpec(('mean',), 1, 'raw')}
-  found = model.run(IMAGES, specs)
-  for name, one in specs.items():
-    for a, b in zip(found[name], model.read(IMAGES, one), strict=True):
+  features = model.run(IMAGES, specs)
+  for name, feature_spec in specs.items():
+    for a, b in zip(
+        features[name], model.read(IMAGES, feature_spec), strict=True):
       jax.tree.map(close, a, b)
   together, alone = (model._program(which, False, None) for which in (
       specs, {'all': specs['all']}))
@@ -131,8 +133,8 @@ def test_a_pyramid_gives_its_stages(pyramid):
   raw, = read(('map', 'cls'), (1,), 'raw')
   close(before['map'], raw['map'])
   close(before['cls'], raw['cls'])
-  one = spec.FeatureSpec(('cls',), (1, 2), 'before')
-  assert one.widths(CONVNEXT) == (8, 12)
+  feature_spec = spec.FeatureSpec(('cls',), (1, 2), 'before')
+  assert feature_spec.widths(CONVNEXT) == (8, 12)
   assert spec.FeatureSpec(('cls',), 2).widths(CONVNEXT) == (16, 24)
 
 

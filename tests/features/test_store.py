@@ -45,7 +45,7 @@ def test_a_killed_run_ends_in_the_same_bytes(
   kept = sorted((tmp_path / f'a.{kind}.shards').glob('shard-*'))
   assert [path.name for path in kept] == [
       'shard-00000-of-00004.npz', 'shard-00001-of-00004.npz']
-  times, said = [path.stat().st_mtime_ns for path in kept], []
+  times, messages = [path.stat().st_mtime_ns for path in kept], []
   seen.clear()
 
   def check_kept(done):
@@ -53,15 +53,15 @@ def test_a_killed_run_ends_in_the_same_bytes(
     assert done >= 6
 
   embedded.extract(model, folder, out, choice, images_per_shard=3,
-                   progress=check_kept, say=said.append)
-  assert any('continuing after 6 of 11 images' in line for line in said)
+                   progress=check_kept, say=messages.append)
+  assert any('continuing after 6 of 11 images' in line for line in messages)
   assert 0 < len(seen) < whole
   assert out.read_bytes() == (
       tmp_path / 'whole' / f'a.{kind}').read_bytes()
   seen.clear()
   embedded.extract(
-      model, folder, out, choice, images_per_shard=3, say=said.append)
-  assert 'complete' in said[-1] and not seen
+      model, folder, out, choice, images_per_shard=3, say=messages.append)
+  assert 'complete' in messages[-1] and not seen
 
 
 def test_a_half_written_shard_is_computed_again(model, folder, tmp_path):

@@ -31,18 +31,19 @@ def test_processes_share_every_batch(count, section_rows):
   shares = [stream._Shares(indices, section_rows, p, count, 6)
             for p in range(count)]
   batches = [list(share.batches()) for share in shares]
-  assert len({len(one) for one in batches}) == 1
-  assert len({tuple(ends for _, ends in one) for one in batches}) == 1
+  assert len({len(sequence) for sequence in batches}) == 1
+  assert len({tuple(ends for _, ends in sequence) for sequence in batches}) == 1
   for number, parts in enumerate(zip(*batches, strict=True)):
     rows = [place for places, _ in parts for place in places]
     assert rows == list(range(rows[0], rows[0] + len(rows)))
     assert len(rows) == 6 or parts[0][1], number
     assert all(len(places) <= shares[0].rows for places, _ in parts)
-  assert sorted(i for share in shares for i in share.own()) == sorted(indices)
-  for share, one in zip(shares, batches, strict=True):
-    assert list(share.own()) == [indices[i] for places, _ in one
-                                 for i in places]
-    assert one[-1][1] and sum(ends for _, ends in one) == (
+  assert sorted(i for share in shares for i in share.local_indices()) == sorted(
+      indices)
+  for share, sequence in zip(shares, batches, strict=True):
+    assert list(share.local_indices()) == [
+        indices[i] for places, _ in sequence for i in places]
+    assert sequence[-1][1] and sum(ends for _, ends in sequence) == (
         3 if section_rows else 1)
 
 
@@ -57,20 +58,20 @@ def test_a_table_has_every_readable_record_in_order(model):
     layer, = batch.local()['cls']
     return {'cls': layer['cls'], 'image': batch.images[:len(batch.rows)]}
 
-  found = stream.table(model.mesh, batches, columns)
-  assert found['index'].tolist() == [0, 5, 7, 9] == found['label'].tolist()
+  table = stream.table(model.mesh, batches, columns)
+  assert table['index'].tolist() == [0, 5, 7, 9] == table['label'].tolist()
   assert len(bad) == 1
   np.testing.assert_allclose(
-      found['cls'], model(model.normalize(found['image'])).cls, atol=1e-5)
+      table['cls'], model(model.normalize(table['image'])).cls, atol=1e-5)
 
 
 def test_a_batch_of_unreadable_images_has_columns_without_rows(model):
   batches = stream.read(model, CLS, test_pipeline.Pictures(3, {0, 1, 2}),
                         SIZES, stream.Reading(2))
-  found = stream.table(
+  table = stream.table(
       model.mesh, batches,
       lambda batch: {'cls': batch.local()['cls'][0]['cls']})
-  assert found['cls'].shape == (0, 48)
+  assert table['cls'].shape == (0, 48)
 
 
 @pytest.mark.parametrize('sizes', [
@@ -102,7 +103,7 @@ def test_a_model_of_one_process_reads_all_records_in_each(
 def test_rows_of_all_processes_come_together(monkeypatch):
   """Of more rows than are gathered at a time, and not as many in each."""
   counts = (stream._GATHERED_ROWS + 3, 2 * stream._GATHERED_ROWS + 1, 0)
-  own = [np.arange(count) + 10_000 * i for i, count in enumerate(counts)]
+  indices = [np.arange(count) + 10_000 * i for i, count in enumerate(counts)]
   calls = []
 
   def gather(x):  # what each process would give, in the same order
@@ -112,12 +113,12 @@ def test_rows_of_all_processes_come_together(monkeypatch):
     calls.append(x.shape)
     return np.stack([np.resize(np.append(
         rows[start:start + len(x)], np.zeros(len(x), int)), len(x))
-        for rows in own])
+        for rows in indices])
 
   monkeypatch.setattr(stream.multihost_utils, 'process_allgather', gather)
-  found = stream._everywhere({'index': own[0], 'label': own[0]}, 3)
-  for values in found.values():
-    np.testing.assert_array_equal(values, np.concatenate(own))
+  table = stream._everywhere({'index': indices[0], 'label': indices[0]}, 3)
+  for values in table.values():
+    np.testing.assert_array_equal(values, np.concatenate(indices))
   assert set(calls) == {(stream._GATHERED_ROWS,)}
 
 

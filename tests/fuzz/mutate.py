@@ -1,7 +1,8 @@
 """Seeded damage to a file, and what a reader makes of it in a child process.
 
-    found = mutate.outcomes(data, 'tests.fuzz.readers:image', tries=200, seed=1)
-    assert not found.faults, found.report()
+    outcomes = mutate.outcomes(
+        data, 'tests.fuzz.readers:image', tries=200, seed=1)
+    assert not outcomes.faults, outcomes.report()
 
 A reader is a function of a module: it takes the damaged bytes and returns a
 word for what came of them ('read', 'refused'), having caught the errors that

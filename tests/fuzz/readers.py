@@ -35,10 +35,10 @@ def image(data: bytes) -> str:
 def record(data: bytes) -> str:
   """A record, as it is stored in a shard."""
   try:
-    found = records.unpack(data)
+    content = records.unpack(data)
   except ValueError:
     return 'refused'
-  assert type(found.label) is int and isinstance(found.name, str)
+  assert type(content.label) is int and isinstance(content.name, str)
   return 'read'
 
 

@@ -70,15 +70,15 @@ def test_damaged_images_are_read_or_bad():
   longest = max(map(len, VARIANTS.values()))
   seeds = [data for kind in VARIANTS
            for data in (files(kind) * longest)[:longest]]
-  found = mutate.outcomes(seeds, READER, TRIES * len(VARIANTS), seed=1)
-  assert not found.faults, found.report()
-  assert found.counts['read'] > 100 and found.counts['bad image'] > 1000
-  assert found.stderr == b''
+  outcomes = mutate.outcomes(seeds, READER, TRIES * len(VARIANTS), seed=1)
+  assert not outcomes.faults, outcomes.report()
+  assert outcomes.counts['read'] > 100 and outcomes.counts['bad image'] > 1000
+  assert outcomes.stderr == b''
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('kind', VARIANTS)
 def test_many_damaged_images_of_a_format(kind):
-  found = mutate.outcomes(files(kind), READER, MANY, seed=2)
-  assert not found.faults, found.report()
-  assert found.stderr == b''
+  outcomes = mutate.outcomes(files(kind), READER, MANY, seed=2)
+  assert not outcomes.faults, outcomes.report()
+  assert outcomes.stderr == b''

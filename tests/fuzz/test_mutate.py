@@ -41,14 +41,14 @@ def test_mutants_are_a_function_of_seed_and_number():
 
 
 def test_every_kind_of_fault_is_found_and_the_tries_go_on():
-  found = mutate.outcomes(DATA, 'tests.fuzz.test_mutate:bad', 9, 1,
-                          max_s=0.5, max_bytes=2**25)
+  outcomes = mutate.outcomes(DATA, 'tests.fuzz.test_mutate:bad', 9, 1,
+                             max_s=0.5, max_bytes=2**25)
   assert [(fault.number, fault.what.split(':')[0])
-          for fault in found.faults] == [
+          for fault in outcomes.faults] == [
       (0, 'KeyError'), (1, 'died'), (2, 'time'), (3, 'memory'),
-      (4, 'KeyboardInterrupt')], found.report()
-  assert found.counts == {'fault': 5, 'read': 4}
-  for fault in found.faults:
+      (4, 'KeyboardInterrupt')], outcomes.report()
+  assert outcomes.counts == {'fault': 5, 'read': 4}
+  for fault in outcomes.faults:
     assert fault.data == mutate.mutant(DATA, 1, fault.number)
 
 
@@ -58,6 +58,6 @@ def test_a_reader_that_cannot_start_is_said():
 
 
 def test_a_reader_without_faults_has_none():
-  found = mutate.outcomes([DATA, DATA[:50]], 'tests.fuzz.test_mutate:good',
-                          20, 1)
-  assert not found.faults and found.counts['damaged'] > 15
+  outcomes = mutate.outcomes([DATA, DATA[:50]], 'tests.fuzz.test_mutate:good',
+                             20, 1)
+  assert not outcomes.faults and outcomes.counts['damaged'] > 15

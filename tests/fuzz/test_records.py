@@ -57,10 +57,10 @@ NAMES = ['record', 'shard', 'manifest', 'data_note', 'table']
 
 
 def damage(name, folder, tries, seed):
-  found = mutate.outcomes(
+  outcomes = mutate.outcomes(
       seeds(name, folder), f'tests.fuzz.readers:{name}', tries, seed)
-  assert not found.faults, found.report()
-  return found.counts
+  assert not outcomes.faults, outcomes.report()
+  return outcomes.counts
 
 
 @pytest.mark.parametrize('name', NAMES)

@@ -16,8 +16,8 @@ KINDS = {'binary': (weights.seeds, 6), 'text': (weights.texts, 4)}
 def test_damaged_files_are_a_result_or_a_sentence(kind, tries):
   """`tries` mutants of each format, in one child process."""
   make, formats = KINDS[kind]
-  found = mutate.outcomes(
+  outcomes = mutate.outcomes(
       list(make().values()), f'tests.fuzz.weights:{kind}', tries * formats,
       seed=tries)
-  assert not found.faults, found.report()
-  assert min(found.counts['read'], found.counts['refused']) > tries // 10
+  assert not outcomes.faults, outcomes.report()
+  assert min(outcomes.counts['read'], outcomes.counts['refused']) > tries // 10

@@ -48,22 +48,22 @@ def tiny(config: vit.ViTConfig) -> reading.Weights:
 def seeds() -> dict[str, bytes]:
   """Whole files by format: those of PyTorch where it is installed."""
   state = writing.meta_state(tiny(CONFIG))
-  found, place = {}, pathlib.Path(tempfile.mkdtemp())
+  contents, place = {}, pathlib.Path(tempfile.mkdtemp())
   try:
     files.write_safetensors(str(place / 'a'), state)
-    found['safetensors'] = (place / 'a').read_bytes()
+    contents['safetensors'] = (place / 'a').read_bytes()
     files.write_safetensors(
         str(place / 'a'), writing.meta_state(tiny(V3)))
-    found['safetensors, RoPE'] = (place / 'a').read_bytes()
+    contents['safetensors, RoPE'] = (place / 'a').read_bytes()
     store.save(str(place / 'ours'), tiny(CONFIG))
-    found['ours'] = (place / 'ours' / store.TENSORS).read_bytes()
+    contents['ours'] = (place / 'ours' / store.TENSORS).read_bytes()
     npz = io.BytesIO()
     np.savez(npz, **state)
-    found['npz'] = npz.getvalue()
-    found |= _of_torch(state)
+    contents['npz'] = npz.getvalue()
+    contents |= _of_torch(state)
   finally:
     shutil.rmtree(place)
-  return found
+  return contents
 
 
 def _of_torch(state: dict[str, np.ndarray]) -> dict[str, bytes]:

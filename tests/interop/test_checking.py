@@ -36,8 +36,8 @@ def check(folder, written, kind, **kwargs):
       str(folder), written, kind, conversions.features, **kwargs)
 
 
-def worst(said):
-  return float(re.search(r'at most (\S+)', said)[1])
+def worst(sentence):
+  return float(re.search(r'at most (\S+)', sentence)[1])
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -48,9 +48,9 @@ def worst(said):
 def test_a_good_file_passes_and_says_how_close_it_is(name, kind, tmp_path):
   written = cases.weights(cases.MODELS[name])
   write(tmp_path, written, kind)
-  said = check(tmp_path, written, kind)
-  assert said.startswith('checked: ') and 'of 2 images' in said
-  assert worst(said) <= 1e-5
+  sentence = check(tmp_path, written, kind)
+  assert sentence.startswith('checked: ') and 'of 2 images' in sentence
+  assert worst(sentence) <= 1e-5
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -68,8 +68,8 @@ def test_a_wrong_file_does_not(kind, tmp_path):
   with pytest.raises(errors.UserError, match='is wrong'):
     check(tmp_path, written, kind)
   if kind != 'meta':
-    said = check(tmp_path, written, kind, lossy=True)
-    assert 'with parts left out' in said and worst(said) > 1e-2
+    sentence = check(tmp_path, written, kind, lossy=True)
+    assert 'with parts left out' in sentence and worst(sentence) > 1e-2
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -99,13 +99,13 @@ def test_a_runtime_that_does_not_import_is_named(tmp_path, monkeypatch):
   written = cases.weights(cases.V2)
   writing.write(str(tmp_path), written, 'timm')
   # As torchvision beside another build of PyTorch does.
-  said = 'operator torchvision::nms does not exist'
-  (tmp_path / 'timm.py').write_text(f'raise RuntimeError("{said}\\nmore")')
+  message = 'operator torchvision::nms does not exist'
+  (tmp_path / 'timm.py').write_text(f'raise RuntimeError("{message}\\nmore")')
   monkeypatch.delitem(sys.modules, 'timm', raising=False)
   monkeypatch.syspath_prepend(tmp_path)
   assert check(tmp_path, written, 'timm') == (
       'not checked: timm would run it, and cannot be imported here '
-      f'(RuntimeError: {said})')
+      f'(RuntimeError: {message})')
 
 
 def test_the_command_writes_a_program_and_checks_it(tmp_path):

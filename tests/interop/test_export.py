@@ -37,8 +37,8 @@ def tokens(features):
 def test_transformers_opens_the_folder(name, tmp_path):
   config = cases.MODELS.get(name, cases.V3_BARE)
   written = cases.weights(config)
-  said = writing.write(str(tmp_path), written, 'hf')
-  assert 'tensors' in said[0]
+  sentences = writing.write(str(tmp_path), written, 'hf')
+  assert 'tensors' in sentences[0]
   transformers = peers.transformers()
   theirs, report = transformers.AutoModel.from_pretrained(
       tmp_path, local_files_only=True, output_loading_info=True)
@@ -75,10 +75,10 @@ def test_a_block_of_transformers_gives_ours(name, tmp_path):
 def test_timm_loads_the_state_dict(name, tmp_path):
   config = cases.MODELS[name]
   written = cases.weights(config)
-  said = writing.write(str(tmp_path), written, 'timm')
+  sentences = writing.write(str(tmp_path), written, 'timm')
   state = files.read(str(tmp_path / 'model.safetensors'))
   architecture, options = timm.architecture(config, state)
-  assert f'timm.create_model({architecture!r}, num_classes=0, ' in said[0]
+  assert f'timm.create_model({architecture!r}, num_classes=0, ' in sentences[0]
   theirs = peers.timm().create_model(
       architecture, num_classes=0, **options).eval()
   theirs.load_state_dict(
@@ -126,9 +126,9 @@ def test_a_bias_of_keys_is_refused_unless_asked(kind, tmp_path):
   written = cases.weights(dataclasses.replace(cases.V3, mask_k_bias=False))
   with pytest.raises(errors.UserError, match='--lossy'):
     writing.write(str(tmp_path), written, kind)
-  said = writing.write(str(tmp_path), written, kind, lossy=True)
+  sentences = writing.write(str(tmp_path), written, kind, lossy=True)
   assert any('left out' in text and re.search(r'k_(proj\.)?bias', text)
-             for text in said)
+             for text in sentences)
 
 
 def test_what_a_library_lacks_is_refused(tmp_path):
@@ -149,8 +149,8 @@ def test_a_norm_of_local_crops_is_refused_unless_asked(kind, tmp_path):
       cases.V3, untie_global_and_local_cls_norm=True))
   with pytest.raises(errors.UserError, match='local_cls_norm.*--lossy'):
     writing.write(str(tmp_path), written, kind)
-  said = writing.write(str(tmp_path), written, kind, lossy=True)
-  assert any('local_cls_norm.weight' in text for text in said)
+  sentences = writing.write(str(tmp_path), written, kind, lossy=True)
+  assert any('local_cls_norm.weight' in text for text in sentences)
   assert not any(key.startswith('local_cls_norm') for key in files.read(
       str(tmp_path / 'model.safetensors')))
 

@@ -153,9 +153,9 @@ def test_positions_of_a_grid_that_is_not_square(tmp_path, grid):
   files.write_safetensors(str(place / 'model.safetensors'), state)
   with pytest.raises(errors.UserError, match=f'{grid[0]} × {grid[1]} patches'):
     reading.read(str(place))
-  found = reading.read(str(place), image_px=24)
-  assert found.config.image_px == 24
-  table = found.params['pos_embed'][1:].reshape(12, 12, 8)
+  weights = reading.read(str(place), image_px=24)
+  assert weights.config.image_px == 24
+  table = weights.params['pos_embed'][1:].reshape(12, 12, 8)
   inner = slice(2, -2)  # cubic interpolation of a ramp is one but at edges
   np.testing.assert_allclose(
       np.diff(table[inner, inner, 0], axis=1), 0, atol=1e-5)
@@ -181,10 +181,10 @@ def test_positions_that_cannot_be_square_in_a_file_alone(tmp_path, state):
   refuse(tmp_path / 'a.safetensors', '30 patches', num_heads=2)
 
 
-@pytest.mark.parametrize('said', [
+@pytest.mark.parametrize('contents', [
     {'model_args': {'img_size': [18, 32]}},
     {'pretrained_cfg': {'input_size': [3, 18, 32]}}])
-def test_a_folder_of_timm_says_that_it_is_not_square(tmp_path, state, said):
+def test_a_folder_of_timm_says_that_it_is_not_square(tmp_path, state, contents):
   timm = {k: v for k, v in state.items() if k != 'mask_token'}
   path = tmp_path / 'model.safetensors'
   files.write_safetensors(str(path), timm)
@@ -192,7 +192,7 @@ def test_a_folder_of_timm_says_that_it_is_not_square(tmp_path, state, said):
   config = tmp_path / 'config.json'
   config.write_text(json.dumps({'pretrained_cfg': cfg}))
   assert reading.read(str(tmp_path), num_heads=2).std == (1, 2, 3)
-  config.write_text(json.dumps(said))
+  config.write_text(json.dumps(contents))
   with pytest.raises(errors.UserError, match='not square'):
     reading.read(str(tmp_path), num_heads=2)
 

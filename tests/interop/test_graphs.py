@@ -94,13 +94,13 @@ def test_parameters_of_large_models_lie_beside_the_graph(
     tmp_path, monkeypatch):
   written, images = cases.weights(cases.V2), cases.images(cases.V2, (4, 4))
   monkeypatch.setattr(graphs, '_ONE_FILE_BYTES', 1000)
-  said, = writing.write(str(tmp_path), written, 'onnx')
-  assert 'model.onnx.data, which has to stay' in said
+  sentence, = writing.write(str(tmp_path), written, 'onnx')
+  assert 'model.onnx.data, which has to stay' in sentence
   assert (tmp_path / 'model.onnx').stat().st_size < 100_000  # of 400 kB
   beside = run_onnx(tmp_path, images)
   monkeypatch.undo()
-  said, = writing.write(str(tmp_path), written, 'onnx')
-  assert 'data' not in said and not (tmp_path / 'model.onnx.data').exists()
+  sentence, = writing.write(str(tmp_path), written, 'onnx')
+  assert 'data' not in sentence and not (tmp_path / 'model.onnx.data').exists()
   np.testing.assert_array_equal(
       beside['cls'], run_onnx(tmp_path, images)['cls'])
 

@@ -65,13 +65,13 @@ def test_names_that_cannot_be(cache, name):
 
 
 def test_it_is_fetched_once_and_its_revision_said(cache, capsys):
-  found = models.read('hf:owner/name')
-  assert found.config.embed_dim == tiny.CONFIG.embed_dim
+  weights = models.read('hf:owner/name')
+  assert weights.config.embed_dim == tiny.CONFIG.embed_dim
   assert cache.calls == [
       ('owner/name', None, True), ('owner/name', None, False)]
-  said = capsys.readouterr().out
-  assert 'hf:owner/name is fetched from huggingface.co' in said
-  assert f'hf:owner/name is hf:owner/name@{OLD}' in said
+  output = capsys.readouterr().out
+  assert 'hf:owner/name is fetched from huggingface.co' in output
+  assert f'hf:owner/name is hf:owner/name@{OLD}' in output
   models.read(f'hf:owner/name@{OLD}')
   assert cache.calls[2:] == [('owner/name', OLD, True)]
   assert 'fetched' not in capsys.readouterr().out

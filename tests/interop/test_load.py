@@ -116,9 +116,9 @@ def test_rounded_periods_are_kept_or_not(tmp_path):
   weights = reading.read(path, num_heads=heads(case))
   written = writing.meta_state(weights)
   np.testing.assert_array_equal(written['rope_embed.periods'], rounded)
-  said = writing.write(str(tmp_path / 'hf'), dataclasses.replace(
+  sentences = writing.write(str(tmp_path / 'hf'), dataclasses.replace(
       weights, params=no_bias_of_keys(weights)), 'hf')
-  assert any('float32' in text for text in said)
+  assert any('float32' in text for text in sentences)
 
 
 def no_bias_of_keys(weights):

@@ -37,18 +37,18 @@ def find(tensors, part='ema'):
     '_fsdp_wrapped_module.backbone._checkpoint_wrapped_module.',
     'encoder.net.', 'dinov2.', 'state_dict.model.backbone.'])
 def test_any_prefix_comes_off(names, prefix):
-  found = find(state(names, prefix))
-  assert set(found.state) == set(names) and not found.heads
+  backbone = find(state(names, prefix))
+  assert set(backbone.state) == set(names) and not backbone.heads
   told = prefix.replace('module.', '').strip('._') not in (
       '', 'backbone') and 'wrapped' not in prefix and 'orig' not in prefix
-  assert bool(found.notes) == told, found.notes
+  assert bool(backbone.notes) == told, backbone.notes
 
 
 def test_wrappers_within_names_come_off():
-  found = find({
+  backbone = find({
       'patch_embed.proj.weight': np.ones(1),
       'blocks.0._orig_mod.norm1._checkpoint_wrapped_module.bias': np.ones(1)})
-  assert 'blocks.0.norm1.bias' in found.state
+  assert 'blocks.0.norm1.bias' in backbone.state
   with pytest.raises(errors.UserError, match='weight twice'):
     find(state(BODY) | state(BODY, 'module.', 2.0))
   assert find(state(BODY) | state(BODY, 'module.')).state.keys() == set(BODY)
@@ -79,14 +79,14 @@ def test_of_a_training_the_one_that_is_meant(parts, part, taken, nest):
   tensors = whole(*parts, nest=nest)
   # What an optimizer keeps for each parameter is no backbone.
   tensors |= state(BODY, 'optimizer.state.exp_avg.student.backbone.', 9)
-  found = find(tensors, part)
+  backbone = find(tensors, part)
   value = parts.index(taken)
-  assert set(found.state) == set(BODY)
-  assert (found.state['cls_token'] == value).all()
-  assert found.heads['dino_head']['last_layer.weight'] == value
+  assert set(backbone.state) == set(BODY)
+  assert (backbone.state['cls_token'] == value).all()
+  assert backbone.heads['dino_head']['last_layer.weight'] == value
   assert any(f'{shown}{taken}' in note and 'backbone' in note
-             for note in found.notes), found.notes
-  assert any('left out' in note for note in found.notes)
+             for note in backbone.notes), backbone.notes
+  assert any('left out' in note for note in backbone.notes)
 
 
 def test_what_is_not_known_is_asked():
@@ -110,23 +110,23 @@ def test_what_is_not_known_is_asked():
 def test_one_without_a_prefix_holds_none_of_the_others():
   tensors = state(BODY) | state(BODY, 'ema.', 2.0)
   assert (find(tensors).state['cls_token'] == 2).all()
-  found = find(tensors, 'student')
-  assert set(found.state) == set(BODY) and (
-      found.state['cls_token'] == 1).all()
-  assert 'left out ema' in found.notes[-1]
+  backbone = find(tensors, 'student')
+  assert set(backbone.state) == set(BODY) and (
+      backbone.state['cls_token'] == 1).all()
+  assert 'left out ema' in backbone.notes[-1]
 
 
 def test_a_classifier_is_left_out_and_the_unknown_is_not():
   for key in ('classifier.weight', 'head.bias', 'head.fc.weight', 'fc.bias',
               'linear_head.weight', 'n_averaged'):
-    found = find(state(BODY) | {key: np.ones(1)})
-    assert key not in found.state
-    assert 'left out' in found.notes[-1] and key.split('.')[0] in (
-        found.notes[-1])
-  found = find(state(BODY, 'dinov2.') | {
+    backbone = find(state(BODY) | {key: np.ones(1)})
+    assert key not in backbone.state
+    assert 'left out' in backbone.notes[-1] and key.split('.')[0] in (
+        backbone.notes[-1])
+  backbone = find(state(BODY, 'dinov2.') | {
       'classifier.weight': np.ones(1), 'dinov2.extra': np.ones(1)})
-  assert 'extra' in found.state and 'left out classifier (1 tensor)' in (
-      found.notes[-1])
+  assert 'extra' in backbone.state and 'left out classifier (1 tensor)' in (
+      backbone.notes[-1])
 
 
 @pytest.mark.slow  # PyTorch's checkpoints take seconds to import
@@ -149,10 +149,10 @@ def test_the_file_of_our_own_advice_loads(tmp_path):
   with pytest.raises(errors.UserError, match='dcp_to_torch'):
     reading.read(str(tmp_path / 'dcp'))
   format_utils.dcp_to_torch_save(tmp_path / 'dcp', tmp_path / 'whole.pth')
-  found = reading.read(str(tmp_path / 'whole.pth'), num_heads=2)
+  ema = reading.read(str(tmp_path / 'whole.pth'), num_heads=2)
   np.testing.assert_array_equal(
-      found.params['cls_token'], weights.params['cls_token'])
-  assert any('model.model_ema is taken' in note for note in found.notes)
+      ema.params['cls_token'], weights.params['cls_token'])
+  assert any('model.model_ema is taken' in note for note in ema.notes)
   other = reading.read(
       str(tmp_path / 'whole.pth'), num_heads=2, part='student')
   np.testing.assert_array_equal(

@@ -112,7 +112,7 @@ def test_the_platform_and_the_heads_choose(platform, width, num_heads, want):
 
 
 @pytest.fixture
-def said(caplog):
+def log(caplog):
   """What the log says of fresh choices."""
   attention._say.cache_clear()
   caplog.set_level(logging.INFO, attention.__name__)
@@ -120,13 +120,13 @@ def said(caplog):
   attention._say.cache_clear()
 
 
-def test_the_shape_picks_and_the_log_says_so_once(said, monkeypatch):
+def test_the_shape_picks_and_the_log_says_so_once(log, monkeypatch):
   monkeypatch.setattr(attention_tpu, 'MAX_TOKENS', 8192)
   sizes = dict(width=384, num_heads=6, dtype=jnp.dtype('bfloat16'))
   for _ in range(2):
     assert attention.pick('tpu', 257, **sizes) == 'tpu'
     assert attention.pick('tpu', 16385, **sizes) == 'xla'
-  assert said.messages == [
+  assert log.messages == [
       'attention: tpu for 257 tokens',
       'attention: xla for 16,385 tokens (tpu takes 8,192 of bfloat16 at '
       'most)']
@@ -144,11 +144,11 @@ def test_few_tokens_go_to_the_gpu_kernel_and_many_to_cudnn():
   assert pick(1374, 12, 'float32') == pick(257, 6, 'float32') == 'xla'
 
 
-def test_float32_does_not_go_to_cudnn(said):
+def test_float32_does_not_go_to_cudnn(log):
   qkv, _ = inputs(SHAPES[0])
   out = attention.attend(qkv, num_heads=2, implementation='cudnn')
   np.testing.assert_array_equal(
       out, attention.attend(qkv, num_heads=2, implementation='xla'))
-  assert said.messages[0] == (
+  assert log.messages[0] == (
       'attention: xla for 10 tokens (cudnn takes bfloat16 and float16, not '
       'float32)')

@@ -77,11 +77,11 @@ def test_odd_lengths_and_both_head_widths(batch, length, head_dim):
   check(batch, length, head_dim)
 
 
-@pytest.mark.parametrize('own, other', [(64, 16), (16, 64)])
-def test_blocks_of_any_two_sizes_agree(own, other, monkeypatch):
+@pytest.mark.parametrize('rows, other', [(64, 16), (16, 64)])
+def test_blocks_of_any_two_sizes_agree(rows, other, monkeypatch):
   monkeypatch.setattr(
       attention_gpu, 'blocks',
-      lambda *_: attention_gpu.Blocks(own, other, warps=4))
+      lambda *_: attention_gpu.Blocks(rows, other, warps=4))
   check(1, 85, 64)
 
 

@@ -162,9 +162,9 @@ def batch_of(inputs, step) -> dict:
 def start(case, method, names, mesh):
   """The state before the first step: the teacher is the student."""
   state = state_lib.create(method, mesh, 0)
-  own = tiny.alone(state)
+  student = tiny.alone(state)
   for part in ('student', 'ema'):
-    own[part] = jax.tree.map(
+    student[part] = jax.tree.map(
         lambda x, old: jax.device_put(x, old.sharding),
-        names.to_ours(case.weights['']), own[part])
+        names.to_ours(case.weights['']), student[part])
   return state

@@ -365,9 +365,9 @@ def start(case, method, teacher, names, first, mesh):
     parts['gram'] = only.to_ours(case.weights['gram_teacher0'])['backbone']
   put = lambda values, old: jax.tree.map(
       lambda x, old: jax.device_put(x, old.sharding), values, old)
-  own = tiny.alone(state)
+  student = tiny.alone(state)
   for part in ('student', 'ema'):
-    own[part] = put(parts[part], own[part])
+    student[part] = put(parts[part], student[part])
   if teacher:
     frozen = state['frozen']
     frozen['teacher'] = put(parts['teacher'], frozen['teacher'])
@@ -441,8 +441,8 @@ def of_end(case, call, state, names) -> dict:
       noise |= dict(call[key])
   near = lambda key, value: golden.Within(
       value, atol=2e-5 + 5 * noise.get(key, 0.0))
-  own = tiny.alone(state)
-  parts = {'final_student': own['student'], 'final_teacher': own['ema']}
+  student = tiny.alone(state)
+  parts = {'final_student': student['student'], 'final_teacher': student['ema']}
   out, final = {}, {}
   for name, params in parts.items():
     final[name] = names.to_theirs(jax.device_get(params))
@@ -460,7 +460,7 @@ def of_end(case, call, state, names) -> dict:
       sums, rtol=1e-5, atol=5 * noise.get(key, 0.0) + entries[:, None])}
   if 'gram' in state:
     ema = names.to_theirs(jax.device_get(
-        {**own['student'], 'backbone': state['gram']}))
+        {**student['student'], 'backbone': state['gram']}))
     order = case.outputs['final_gram_teacher/names']
     norms = [np.linalg.norm(ema[str(n)].astype(np.float64)) for n in order]
     out |= {'final_gram_teacher/names': order,

@@ -134,11 +134,11 @@ def test_a_workload_of_gke(fake):
     ['tpu.sh', 'train', 'my-run', *ARGUMENTS], ['tpu.sh', 'stop', 'my-run'],
     ['tpu.sh', 'delete', 'my-run'], ['xpk.sh', 'my-run', *ARGUMENTS]])
 def test_a_dry_run_says_what_a_run_does(fake, words):
-  said = fake.run(*words, DRY_RUN='1', **TPU, **XPK)
-  assert said.returncode == 0 and not fake.calls()
+  process = fake.run(*words, DRY_RUN='1', **TPU, **XPK)
+  assert process.returncode == 0 and not fake.calls()
   fake.run(*words, **TPU, **XPK)
   plain = subprocess.run(  # bash quotes newlines as no other reader knows
-      ['bash', '-c', f'printf "%s\\0" {said.stdout.replace(chr(10), " ")}'],
+      ['bash', '-c', f'printf "%s\\0" {process.stdout.replace(chr(10), " ")}'],
       capture_output=True, text=True, check=True).stdout.split('\0')[:-1]
   archive = re.compile(r'dinojax\.\w{6}$')
   mask = lambda words: [archive.sub('ARCHIVE', word) for word in words]

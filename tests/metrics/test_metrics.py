@@ -21,7 +21,7 @@ def test_a_query_without_a_positive_has_no_precision():
   scores = np.array([[0.9, 0.1, 0.5]])
   assert np.isnan(retrieval.average_precision(
       scores, np.zeros((1, 3), bool)))[0]
-  found = np.array([[True, False, False]])
+  positive = np.array([[True, False, False]])
   for trapezoid in (False, True):
     assert retrieval.average_precision(
-        scores, found, trapezoid=trapezoid)[0] == 1
+        scores, positive, trapezoid=trapezoid)[0] == 1

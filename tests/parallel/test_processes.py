@@ -171,7 +171,7 @@ def test_all_go_by_what_the_first_process_read():
       {'JAX_COORDINATOR_ADDRESS': f'localhost:{port}',
        'JAX_NUM_PROCESSES': '2', 'JAX_PROCESS_ID': str(i)} for i in range(2)],
       TELL)
-  texts = [one.communicate(timeout=120) for one in both]
+  texts = [process.communicate(timeout=120) for process in both]
   assert all(out.endswith('told éé\n') for out, _ in texts), texts
 
 

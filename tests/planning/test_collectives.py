@@ -40,15 +40,16 @@ ENTRY %main (a: f32[64]) -> f32[16] {
 
 
 def test_loops_chains_and_groups_are_counted():
-  found = {(c.kind, c.elements): c for c in collectives.of_program(TEXT)}
-  plain = found['all-gather', 8 * 16]
+  operations = {(c.kind, c.elements): c for c in collectives.of_program(TEXT)}
+  plain = operations['all-gather', 8 * 16]
   assert (plain.count, plain.devices, plain.dtype) == (40, 4, 'bf16')
   assert plain.sent_bytes == 40 * 8 * 16 * 2 * 3 / 4
-  assert found['all-gather', 32 * 8].count == 40  # its chain's parts are one
-  scatter = found['reduce-scatter', 64]
+  # Its chain's parts are one.
+  assert operations['all-gather', 32 * 8].count == 40
+  scatter = operations['reduce-scatter', 64]
   assert scatter.sent_bytes == 64 * 4 * 3 / 4
-  reduce, = (c for c in found.values() if c.kind == 'all-reduce')
-  assert (reduce.devices, reduce.elements) == (8, 110) and len(found) == 4
+  reduce, = (c for c in operations.values() if c.kind == 'all-reduce')
+  assert (reduce.devices, reduce.elements) == (8, 110) and len(operations) == 4
 
 
 @pytest.mark.parametrize('groups, devices', [
@@ -57,13 +58,13 @@ def test_loops_chains_and_groups_are_counted():
     ("mesh['x'=16,'z'=4] {'z','x'}", 64), ("mesh['x'=16] {'x':(2)4}", 4),
     ("mesh['x'=1,'y'=16,'z'=16], device_ids=([16,16]T(1,0)) {'y'}", 16)])
 def test_every_way_to_name_a_group_is_read(groups, devices):
-  one, = collectives.of_program(f'''
+  collective, = collectives.of_program(f'''
 ENTRY %main (a: f32[64]) -> f32[64] {{
   ROOT %r = f32[64]{{0}} all-reduce(%a), replica_groups={groups}, to_apply=%b
 }}
 ''')
-  assert one.devices == devices
-  assert one.sent_bytes == 2 * 64 * 4 * (devices - 1) / devices
+  assert collective.devices == devices
+  assert collective.sent_bytes == 2 * 64 * 4 * (devices - 1) / devices
 
 
 def test_an_unknown_way_to_name_a_group_is_an_error():
@@ -73,7 +74,7 @@ def test_an_unknown_way_to_name_a_group_is_an_error():
 
 
 def test_what_starts_counts_what_comes_out():
-  found = collectives.of_program('''
+  operations = collectives.of_program('''
 ENTRY %main (a: f32[64]) -> f32[64] {
   %g = ((bf16[4], bf16[8]), (bf16[16], bf16[32])) all-gather-start(%a), GROUPS
   %h = (bf16[16]{0}, bf16[32]{0}) all-gather-done(%g)
@@ -81,7 +82,7 @@ ENTRY %main (a: f32[64]) -> f32[64] {
   ROOT %q = f32[64]{0} collective-permute-done(%p)
 }
 '''.replace('GROUPS', 'replica_groups={{0,1,2,3}}'))
-  assert [(c.kind, c.dtype, c.elements, c.sent_bytes) for c in found] == [
+  assert [(c.kind, c.dtype, c.elements, c.sent_bytes) for c in operations] == [
       ('all-gather', 'bf16', 48, 48 * 2 * 3 / 4),
       ('collective-permute', 'f32', 64, 64 * 4)]
 
@@ -101,6 +102,6 @@ def test_a_real_program_agrees_with_the_count():
     text = jax.jit(jax.shard_map(
         local, in_specs=(jax.P(None, None, 'fsdp'), jax.P('fsdp')),
         out_specs=jax.P('fsdp'))).lower(weights, x).compile().as_text()
-  one, = collectives.of_program(text)
-  assert (one.kind, one.elements, one.devices, one.count) == (
-      'all-gather', 8 * 32, 4, 5)
+  collective, = collectives.of_program(text)
+  assert (collective.kind, collective.elements, collective.devices,
+          collective.count) == ('all-gather', 8 * 32, 4, 5)

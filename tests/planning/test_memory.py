@@ -144,9 +144,9 @@ def test_arrays_are_counted_by_what_a_device_holds():
     program = jax.jit(lambda x: x @ jnp.ones((4, 4))).trace(split)
     assert memory.gib(whole) == mesh.size * memory.gib(split)
   parts = liveness.temporaries(program.jaxpr)
-  one = liveness.temporaries(
+  whole_bytes = liveness.temporaries(
       jax.jit(lambda x: x @ jnp.ones((4, 4))).trace(whole).jaxpr)
-  assert parts < one / 4
+  assert parts < whole_bytes / 4
 
 
 @pytest.fixture
@@ -178,13 +178,13 @@ class Method:
 
 
 def test_a_step_that_cannot_fit_is_refused_with_values_that_fit(linear):
-  mesh, said = mesh_of_one(), []
+  mesh, messages = mesh_of_one(), []
   check = lambda free, **changes: memory.check(
-      Method(linear(**changes)), mesh, free, said.append)
+      Method(linear(**changes)), mesh, free, messages.append)
   check(10.0)  # 7.4 of 10
-  assert not said
+  assert not messages
   check(8.0)
-  assert len(said) == 1 and 'has 8 GiB free: it may not fit' in said[0]
+  assert len(messages) == 1 and 'has 8 GiB free: it may not fit' in messages[0]
   with pytest.raises(errors.UserError) as caught:
     check(6.0)
   text = str(caught.value)

@@ -26,35 +26,35 @@ def jax_has_started():
 @pytest.mark.slow  # make test plans a small step
 def test_the_dearest_steps_are_planned():
   small = dict(model__depth=1, model__drop_path_rate=0.0)
-  found = plan.compiled(tiny.config(
+  numbers = plan.compiled(tiny.config(
       **small, crops__sizes=((8, 8, None, 0.9), (16, 8, None, 0.1))), 'cpu:8')
   alone = plan.compiled(tiny.config(**small), 'cpu:8')
   assert alone['dearest_of'] is None
-  assert found['model_flops_per_step'] == alone['model_flops_per_step']
+  assert numbers['model_flops_per_step'] == alone['model_flops_per_step']
   assert ('of the dearest, with crops of 16 and 8 pixels; the whole'
-          in plan_text.table(found))
+          in plan_text.table(numbers))
 
 
 def test_the_plan_of_a_small_step():
   config = tiny.config(train__batch_size=16, model__remat='none')
   config['mesh'] = dict(data=1, fsdp=2)
-  found = plan.compiled(config, 'cpu:2')  # of the eight there are
-  assert found['devices'] == 2 and found['images_per_step'] == 16
-  assert found['peak_gib'] > 0 and found['hbm_gib'] is None
-  assert 0.75 < found['estimated_gib'] / found['peak_gib'] < 1.25
+  numbers = plan.compiled(config, 'cpu:2')  # of the eight there are
+  assert numbers['devices'] == 2 and numbers['images_per_step'] == 16
+  assert numbers['peak_gib'] > 0 and numbers['hbm_gib'] is None
+  assert 0.75 < numbers['estimated_gib'] / numbers['peak_gib'] < 1.25
   # Stochastic depth, packing and sharding compute nothing that is not needed.
-  wasted = found['executed_flops_per_step'] / found['model_flops_per_step']
+  wasted = numbers['executed_flops_per_step'] / numbers['model_flops_per_step']
   assert 0.99 < wasted < 1.05
-  kinds = {name.split()[0] for name in found['collectives']}
+  kinds = {name.split()[0] for name in numbers['collectives']}
   assert {'all-gather', 'reduce-scatter'} <= kinds
   assert 'all-to-all' not in kinds
-  gathers = sum(x['count'] for name, x in found['collectives'].items()
+  gathers = sum(x['count'] for name, x in numbers['collectives'].items()
                 if name.startswith('all-gather'))
   assert gathers >= tiny.config()['model']['depth']
-  text = plan_text.table(found)
+  text = plan_text.table(numbers)
   assert '2 devices (data 1 × fsdp 2)' in text and 'all-gather' in text
   assert 'no roofline' in text and 'model.remat=none' in text
-  assert json.loads(json.dumps(found)) == found
+  assert json.loads(json.dumps(numbers)) == numbers
 
 
 PROGRAM = '''HloModule m
@@ -86,10 +86,10 @@ ENTRY %main (a: bf16[197000,1000]) -> bf16[197000,512] {
 def test_the_estimate_of_a_program_by_hand():
   work = {'model_flops_per_step': 16e12, 'total_steps': 36000}
   sent = [collectives.Collective('all-gather', 'bf16', 10**9, 4, 1)]
-  found = estimate.of_program(PROGRAM, 'v5e:4x4', 16, sent, work)
+  numbers = estimate.of_program(PROGRAM, 'v5e:4x4', 16, sent, work)
   product = 2 * 197000 * 1000 * 512
-  assert found['executed_flops_per_step'] == 16 * product
-  r = found['roofline']
+  assert numbers['executed_flops_per_step'] == 16 * product
+  r = numbers['roofline']
   place = 'backward, blocks: heads.Head.__call__ dot_general'
   moved = 2 * (197000 * 1024 + 1000 * 512 + 197000 * 512)
   assert r['hbm_bytes'] == moved and r['padded_flops'] == product * 1.024
@@ -99,12 +99,12 @@ def test_the_estimate_of_a_program_by_hand():
   assert r['host_s'] == 0
   assert r['step_s']['no_overlap'] == pytest.approx(busy + links)
   assert r['step_s']['full_overlap'] == pytest.approx(links)
-  assert found['roofline_mfu_pct'] == pytest.approx(
+  assert numbers['roofline_mfu_pct'] == pytest.approx(
       100 * 16e12 / (16 * 197e12) / (busy + links))
   assert r['chip_hours']['no_overlap'] == pytest.approx(160 * (busy + links))
   assert r['items'][0]['name'] == place
   shown = plan_text.table({
-      **found, **work, 'topology': 'v5e:4x4', 'devices': 16, 'mesh': {},
+      **numbers, **work, 'topology': 'v5e:4x4', 'devices': 16, 'mesh': {},
       'attention': 'tpu', 'remat': 'none', 'images_per_step': 64,
       'dearest_of': None, 'parameters': {}, 'peak_gib': 4.0,
       'arguments_gib': 1.0, 'estimated_gib': 4.5, 'hbm_gib': 16,
@@ -145,15 +145,15 @@ def test_the_largest_batch_is_found(monkeypatch, state_gib, image_gib, group,
                                     best):
   monkeypatch.setattr(topologies, 'devices', lambda topology: [None] * 8)
   for first in (group, 5 * group):  # fits at once, or perhaps does not
-    compiled, said = [], []
+    compiled, messages = [], []
     config = tiny.config(train__batch_size=8 * first,
                          train__group_images=group)
-    found = fit.largest(config, 'v5e:2x4', said.append,
-                        compiled=fake(state_gib, image_gib, compiled))
-    assert found['fit']['images_per_device'] == best
-    assert found['images_per_step'] == 8 * best
+    numbers = fit.largest(config, 'v5e:2x4', messages.append,
+                          compiled=fake(state_gib, image_gib, compiled))
+    assert numbers['fit']['images_per_device'] == best
+    assert numbers['images_per_step'] == 8 * best
     assert len(set(compiled)) == len(compiled) <= 5
-    assert len(said) == 2 * len(compiled)
+    assert len(messages) == 2 * len(compiled)
 
 
 def test_what_never_fits_answers_in_a_sentence(monkeypatch):

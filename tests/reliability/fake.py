@@ -31,11 +31,11 @@ def fresh(mesh):
   """A state of a few numbers."""
   place = jax.NamedSharding(mesh, jax.P())
   put = lambda x: jax.device_put(x, place)
-  one = lambda: {'backbone': {'w': put(jnp.linspace(0, 1, 16))}}
+  weights = lambda: {'backbone': {'w': put(jnp.linspace(0, 1, 16))}}
   count = lambda: put(jnp.int32(0))
   return {'step': count(), 'key': put(jax.random.key(0)),
           'counters': {'bad_images': count()}, 'students': {'student': {
-              'student': one(), 'ema': one(), 'opt': {'mu': one()},
+              'student': weights(), 'ema': weights(), 'opt': {'mu': weights()},
               'begun': count(), 'counters': {
                   'skipped_steps': count(), 'nonfinite_in_row': count()}}}}
 
@@ -43,18 +43,18 @@ def fresh(mesh):
 def step(state, batch, nan_from=10**9):
   """Draws the weights to a mean of the batch; not finite from a step on."""
   number = int(state['step']) + 1
-  own = state['students']['student']
-  w = 0.9 * own['student']['backbone']['w'] + 0.1 * float(batch.mean())
+  student = state['students']['student']
+  w = 0.9 * student['student']['backbone']['w'] + 0.1 * float(batch.mean())
   bad = number >= nan_from
-  counters = own['counters'] | {'nonfinite_in_row': (
-      own['counters']['nonfinite_in_row'] + 1) * bad}
+  counters = student['counters'] | {'nonfinite_in_row': (
+      student['counters']['nonfinite_in_row'] + 1) * bad}
   if not bad:
-    own = own | {'student': {'backbone': {'w': w}}}
+    student = student | {'student': {'backbone': {'w': w}}}
   metrics = {'loss': jnp.float32(np.nan) if bad else w.mean(),
              'nonfinite_in_row': counters['nonfinite_in_row'],
              'first_bad_leaf': jnp.int32(0), 'bad_images': jnp.int32(0)}
   return state | {'step': state['step'] + 1, 'students': {
-      'student': own | {'counters': counters}}}, metrics
+      'student': student | {'counters': counters}}}, metrics
 
 
 def batches(*args, **_):

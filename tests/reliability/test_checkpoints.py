@@ -145,11 +145,11 @@ def damage(path, kind, seed=0):
 
 def harmless_or_damaged(run):
   try:
-    found = restore(run)
+    state = restore(run)
   except checkpoint.Damaged as error:
     assert 'step 6' in str(error)
     return False
-  assert_same(found, make(6))
+  assert_same(state, make(6))
   return True
 
 
@@ -245,8 +245,8 @@ def in_two_processes(folder, what):
       [sys.executable, '-m', 'tests.reliability.two_processes', str(folder),
        what], cwd=root, env=env | {'JAX_PROCESS_ID': str(i)}, text=True,
       stdout=subprocess.PIPE, stderr=subprocess.PIPE) for i in range(2)]
-  texts = [one.communicate(timeout=200) for one in both]
-  assert [one.returncode for one in both] == [0, 0], texts
+  texts = [process.communicate(timeout=200) for process in both]
+  assert [process.returncode for process in both] == [0, 0], texts
   return [[line for line in out.splitlines() if not line.startswith('[Gloo]')]
           for out, _ in texts]
 

@@ -142,9 +142,9 @@ def test_where_images_are_measured(tmp_path):
 def test_what_was_chosen_stays(tmp_path, linear, monkeypatch):
   folders(tmp_path / 'one', 'a', 'b')
   monkeypatch.setattr(autoconfig, '_speed', lambda *_: 1e11)
-  said, data, workdir = [], str(tmp_path / 'one'), str(tmp_path / 'w')
-  first = autoconfig.config_for(data, None, None, workdir, said.append)
-  assert any('kept:folder:' in line for line in said)
+  messages, data, workdir = [], str(tmp_path / 'one'), str(tmp_path / 'w')
+  first = autoconfig.config_for(data, None, None, workdir, messages.append)
+  assert any('kept:folder:' in line for line in messages)
   # The command line reads the same values from the file.
   values = flags.FlagValues()
   holder = config_flags.DEFINE_config_file(
@@ -152,13 +152,13 @@ def test_what_was_chosen_stays(tmp_path, linear, monkeypatch):
   values(['train', f'--config={workdir}/config.py'])
   assert holder.value.to_json() == first.to_json()
   monkeypatch.setattr(autoconfig, 'look', lambda *_: pytest.fail('again'))
-  again = autoconfig.config_for(data, None, None, workdir, said.append)
-  assert again.to_json() == first.to_json() and 'used again' in said[-1]
+  again = autoconfig.config_for(data, None, None, workdir, messages.append)
+  assert again.to_json() == first.to_json() and 'used again' in messages[-1]
   with pytest.raises(errors.UserError, match="model='vits14'.*--workdir"):
-    autoconfig.config_for(data, None, 'vits14', workdir, said.append)
+    autoconfig.config_for(data, None, 'vits14', workdir, messages.append)
   (tmp_path / 'w/config.py').write_text('c = 3')
   with pytest.raises(errors.UserError, match='is no config'):
-    autoconfig.config_for(data, None, None, workdir, said.append)
+    autoconfig.config_for(data, None, None, workdir, messages.append)
 
 
 def test_folders_that_teach_nothing(tmp_path):

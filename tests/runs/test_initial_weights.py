@@ -99,8 +99,8 @@ def test_other_patches_and_grids_are_resampled(saved, capsys):
   assert got['patch_embed']['kernel'].shape == (8, 8, 3, 64)
   assert got['pos_embed'].shape == (1 + 6 * 6, 64)
   assert equal(got['blocks'], weights.params['blocks'])
-  said = capsys.readouterr().out
-  assert 'patches of 4 resampled to 8' in said and '4 × 4' in said
+  output = capsys.readouterr().out
+  assert 'patches of 4 resampled to 8' in output and '4 × 4' in output
 
 
 def test_a_larger_patch_sees_what_the_smaller_one_saw():

@@ -57,15 +57,16 @@ def train(folder, source):
 
 def digests(folder, step, name):
   """Those of today in the names of layout 1."""
-  found = checkpoint.Checkpoints(folder).info(step)['digests']
+  item_digests = checkpoint.Checkpoints(folder).info(step)['digests']
   if name == 'students':
-    return found
-  return {'student': found['student.student'], 'teacher': found['ema.student'],
-          'opt': found['opt.student'], 'gram': found['gram']}
+    return item_digests
+  return {'student': item_digests['student.student'],
+          'teacher': item_digests['ema.student'],
+          'opt': item_digests['opt.student'], 'gram': item_digests['gram']}
 
 
-def same(found, wanted):
-  return all(found[item] == wanted[item] for item in found
+def same(item_digests, wanted):
+  return all(item_digests[item] == wanted[item] for item in item_digests
              if not item.startswith('meta'))
 
 
@@ -120,10 +121,10 @@ def test_weights_of_former_layouts_are_read(unpacked):
 
 
 def test_a_state_survives_its_former_layout():
-  own = {name: {'w': np.arange(3)} for name in ('student', 'ema', 'opt')}
+  student = {name: {'w': np.arange(3)} for name in ('student', 'ema', 'opt')}
   state = {'step': np.int32(4), 'key': np.uint32([1, 2]), 'gram': {'w': 1},
            'counters': {'bad_images': 1, 'gram_refreshes': 2},
-           'centers': {'dino': 3}, 'students': {'student': own | {
+           'centers': {'dino': 3}, 'students': {'student': student | {
                'counters': {'skipped_steps': 5, 'nonfinite_in_row': 6},
                'begun': np.int32(0)}}}
   for distils, ema in ((False, 'teacher'), (True, 'ema')):

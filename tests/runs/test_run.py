@@ -152,9 +152,9 @@ def test_a_finished_run_leaves_its_results(finished):
   assert 'finished 20 steps in ' in last
   command = shlex.split(last.split('`')[1])
   assert command[:2] == ['dinojax', 'pca']
-  code, said = forked.run(command[2:], cwd=workdir.parent,
+  code, output = forked.run(command[2:], cwd=workdir.parent,
                             module='dinojax.commands.pca', JAX_PLATFORMS='cpu')
-  assert code == 0 and (workdir / 'pca.png').exists(), said
+  assert code == 0 and (workdir / 'pca.png').exists(), output
   results = json.loads((workdir / 'results.json').read_text())
   assert set(results['knn_top1_pct']) == {
       'raw_pixels', 'untrained', 'trained'}
@@ -203,12 +203,12 @@ def test_board_and_profile_are_written(finished):
   assert 'profile written to' in text
   trace, = (workdir / 'profile').rglob('*.xplane.pb')
   planes = jax.profiler.ProfileData.from_file(str(trace)).planes
-  found = [event for plane in planes for line in plane.lines
-           for event in line.events]
-  assert {dict(event.stats).get('step_num') for event in found
+  profile_events = [event for plane in planes for line in plane.lines
+                    for event in line.events]
+  assert {dict(event.stats).get('step_num') for event in profile_events
           if event.name == 'train'} == {8, 9}
   # The evaluation after step 9 would be most of it.
-  names = {event.name.split()[-1] for event in found if event.name}
+  names = {event.name.split()[-1] for event in profile_events if event.name}
   assert 'next_batch' in names and 'evaluate' not in names
   events = b''.join(  # of both starts
       path.read_bytes() for path in (workdir / 'tensorboard').iterdir())

@@ -278,9 +278,9 @@ def test_an_error_says_in_which_stage(monkeypatch, tmp_path):
 def test_recipes_read_and_every_stage_starts_from_another(
     tmp_path, name, uses, arg):
   module = importlib.import_module(f'configs.recipes.{name}')
-  found = stages.read(module.get_config(arg), str(tmp_path))
-  assert {stage.name: stage.needs for stage in found} == uses
-  assert len(found[-1].settings.students) >= 2
+  chain = stages.read(module.get_config(arg), str(tmp_path))
+  assert {stage.name: stage.needs for stage in chain} == uses
+  assert len(chain[-1].settings.students) >= 2
 
 
 CHAIN = '''
@@ -398,12 +398,12 @@ def test_a_whole_recipe_killed_in_every_stage(tmp_path, name, names):
   assert code == 0, text
   for stage in names:
     same_weights(tmp_path / 'killed' / stage, tmp_path / 'whole' / stage)
-  found = [json.loads((tmp_path / d / 'results.json').read_text())
-           for d in ('whole', 'killed')]
+  run_results = [json.loads((tmp_path / d / 'results.json').read_text())
+                 for d in ('whole', 'killed')]
   knn = lambda results: {
       stage: result['knn_top1_pct'] for stage, result in results.items()}
-  assert knn(found[0]) == knn(found[1])
-  students = {key.split('/')[0] for key in knn(found[0])['distil']}
+  assert knn(run_results[0]) == knn(run_results[1])
+  students = {key.split('/')[0] for key in knn(run_results[0])['distil']}
   assert len(students) == 2
 
 

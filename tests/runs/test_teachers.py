@@ -94,8 +94,8 @@ def begun(**changes):
     method = method_lib.build(settings, mesh, epoch_steps=2)
     state = initial_weights.InitialWeights(method, mesh).begin(
         state_lib.create(method, mesh, 0))
-  own = state['students']['student']
-  return own['ema'], own['student']
+  student = state['students']['student']
+  return student['ema'], student['student']
 
 
 @pytest.mark.parametrize('which, want', [
@@ -174,9 +174,9 @@ def test_students_come_and_go(run, tmp_path, capsys):
   second = several(run, 'late', 'one')
   state = assemble.train(second, str(tmp_path)).state
   assert gap(before, part(tmp_path, 'one')) == 0  # whoever else learns
-  said = capsys.readouterr().out
-  assert 'students late begin now' in said
-  assert 'students two are no longer trained' in said
+  output = capsys.readouterr().out
+  assert 'students late begin now' in output
+  assert 'students two are no longer trained' in output
   assert int(state['students']['late']['begun']) == 2
   assert int(state['students']['late']['opt']['count']) == 2
   assert int(state['students']['one']['opt']['count']) == 4

@@ -46,10 +46,10 @@ def text():
     jax.config.update('jax_enable_compilation_cache', True)
 
 
-def found(kind):
+def large_collectives(kind):
   """Collectives of the size of a block's weights or more."""
-  return [one for one in collectives.of_program(text())
-          if one.kind == kind and one.elements >= WIDTH * WIDTH]
+  return [collective for collective in collectives.of_program(text())
+          if collective.kind == kind and collective.elements >= WIDTH * WIDTH]
 
 
 def test_attention_is_the_kernel():
@@ -57,18 +57,19 @@ def test_attention_is_the_kernel():
 
 
 def test_weights_are_gathered_in_bfloat16():
-  gathers = found('all-gather')
+  gathers = large_collectives('all-gather')
   # Four matrices of two blocks, for the teacher, forward, and again backward.
-  assert sum(one.count for one in gathers) >= 4 * 2 * 3
-  assert {one.dtype for one in gathers} == {'bf16'}
+  assert sum(collective.count for collective in gathers) >= 4 * 2 * 3
+  assert {collective.dtype for collective in gathers} == {'bf16'}
 
 
 def test_gradients_of_weights_are_scattered_in_float32():
-  scatters = found('reduce-scatter')
-  assert sum(one.count for one in scatters) >= 4 * 2
-  assert {one.dtype for one in scatters} == {'f32'}
+  scatters = large_collectives('reduce-scatter')
+  assert sum(collective.count for collective in scatters) >= 4 * 2
+  assert {collective.dtype for collective in scatters} == {'f32'}
   # What is summed whole is summed once, over `data`, and never in a loop.
-  assert all(one.count == 1 for one in found('all-reduce'))
+  assert all(collective.count == 1
+             for collective in large_collectives('all-reduce'))
 
 
 def test_sums_over_rows_are_float32():
@@ -84,4 +85,4 @@ def test_sums_over_rows_are_float32():
 
 
 def test_nothing_goes_from_all_to_all():
-  assert not found('all-to-all')
+  assert not large_collectives('all-to-all')

@@ -20,7 +20,7 @@ def row(loss=0.8, std=0.9, usage=0.7, lr=1e-3, last_layer_lr=1e-3, **more):
               loss * math.log(K), 0.5 * math.log(K), K)} | more
 
 
-def said(rows, window=5):
+def messages(rows, window=5):
   judge = monitor.Monitor(K, window=window)
   return [text for text in map(judge.check, rows) if text]
 
@@ -29,13 +29,13 @@ HEALTHY = [row(loss=x) for x in np.linspace(1.0, 0.7, 40)]
 
 
 def test_a_healthy_run_is_left_alone():
-  assert not said(HEALTHY)
+  assert not messages(HEALTHY)
   # A loss that hovers near ln K but moves is slow, not collapsed.
-  assert not said([row(loss=1 - 0.004 * (i % 2)) for i in range(40)])
+  assert not messages([row(loss=1 - 0.004 * (i % 2)) for i in range(40)])
 
 
 def test_uniform_answers_are_named_with_numbers_and_remedies():
-  text, = said([row(loss=1.0002)] * 40)
+  text, = messages([row(loss=1.0002)] * 40)
   assert 'uniform distribution' in text
   assert f'ln K = {math.log(K):.4f}' in text and 'K = 512' in text
   assert '0.500 ln K' in text
@@ -47,7 +47,7 @@ def test_uniform_answers_are_named_with_numbers_and_remedies():
 @pytest.mark.parametrize('sign', [
     dict(std=1e-3), dict(usage=1.0 / K), dict(std=1e-3, usage=1.0 / K)])
 def test_constant_features_are_named_with_numbers_and_remedies(sign):
-  text, = said([row(**sign)] * 40)
+  text, = messages([row(**sign)] * 40)
   assert 'nearly the same features' in text
   used = 1.0 if 'usage' in sign else 0.7 * K
   assert f'{used:.1f} of 512' in text
@@ -56,42 +56,42 @@ def test_constant_features_are_named_with_numbers_and_remedies(sign):
 
 
 def test_equal_features_are_named_once_they_stay():
-  text, = said([row(**{'koleo/duplicates': 6.0})] * 40)
+  text, = messages([row(**{'koleo/duplicates': 6.0})] * 40)
   assert 'now 6 (koleo/duplicates)' in text and 'copies of an image' in text
-  assert not said([row(**{'koleo/duplicates': i % 2}) for i in range(40)])
+  assert not messages([row(**{'koleo/duplicates': i % 2}) for i in range(40)])
 
 
 def test_one_row_says_nothing():
   rows = [row(std=1e-3) if i % 5 else row() for i in range(40)]
-  assert not said(rows)
-  assert len(said(rows, window=4)) == 1
+  assert not messages(rows)
+  assert len(messages(rows, window=4)) == 1
 
 
 def test_a_second_collapse_is_said_after_a_recovery():
   rows = [row(std=1e-3)] * 10 + [row()] * 10 + [row(std=1e-3)] * 10
-  assert len(said(rows)) == 2
+  assert len(messages(rows)) == 2
 
 
 def test_the_start_of_a_run_is_not_a_collapse():
   rising = [row(loss=1.0, std=5e-3, lr=1e-5 * i) for i in range(40)]
   frozen = [row(loss=1.0, std=5e-3, last_layer_lr=0.0)] * 40
-  assert not said(rising) and not said(frozen)
-  assert len(said(rising + [row(loss=1.0, std=5e-3)] * 20)) == 2
+  assert not messages(rising) and not messages(frozen)
+  assert len(messages(rising + [row(loss=1.0, std=5e-3)] * 20)) == 2
 
 
 def test_a_collapse_within_the_warm_up_is_seen():
   rising = [row(lr=1e-5 * i, std=0.9 if i < 10 else 1e-3) for i in range(40)]
-  text, = said(rising)
+  text, = messages(rising)
   assert 'nearly the same features' in text
 
 
 def test_absent_metrics_show_nothing():
-  assert not said([{'loss': 1.0}] * 40)
-  assert len(said([{'teacher/feature_std': 0.0}] * 40)) == 1
+  assert not messages([{'loss': 1.0}] * 40)
+  assert len(messages([{'teacher/feature_std': 0.0}] * 40)) == 1
 
 
 def test_not_a_number_is_not_a_collapse():
-  assert not said([row(loss=math.nan, std=math.nan, usage=math.nan)] * 40)
+  assert not messages([row(loss=math.nan, std=math.nan, usage=math.nan)] * 40)
 
 
 def test_target_metrics_of_known_targets():
@@ -134,4 +134,4 @@ def test_outputs_of_a_collapsed_network_are_judged_end_to_end():
     numbers = monitor.feature_metrics(cls) | monitor.target_metrics(
         jax.nn.softmax(logits / 0.1))
     numbers = {key: float(value) for key, value in numbers.items()}
-    assert len(said([numbers] * 10)) == (name == 'constant'), numbers
+    assert len(messages([numbers] * 10)) == (name == 'constant'), numbers

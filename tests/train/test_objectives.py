@@ -137,9 +137,10 @@ def test_config_checks_and_planning_know_it():
     read(1.0, train__batch_size=4)
   config = tiny.config()
   config['variance'] = {'loss_weight': -1.0, 'leest': 2}
-  with pytest.raises(errors.UserError, match=r'variance.leest .*least') as said:
+  with pytest.raises(
+      errors.UserError, match=r'variance.leest .*least') as error:
     settings_lib.read(config, Settings)
-  assert 'variance.loss_weight=-1.0 is not 0 or more' in str(said.value)
+  assert 'variance.loss_weight=-1.0 is not 0 or more' in str(error.value)
   assert flops.step(read(1.0), 10) == flops.step(read(0.0), 10) + 1e6
   assert Settings.own_sections() == (
       'model', 'dino', 'ibot', 'koleo', 'variance', 'optimizer', 'schedules',

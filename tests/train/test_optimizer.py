@@ -129,13 +129,13 @@ def test_sgd_is_that_of_pytorch():
   rule = torch.optim.SGD([theirs], lr=0.1, momentum=0.8)
   ours = {'w': jnp.asarray(start, jnp.float32)}
   sgd = optimizer.sgd(beta1=0.8)
-  state, one = sgd.init(ours), optimizer.Multipliers({'w': 1.0}, {'w': 0.0})
+  state, factors = sgd.init(ours), optimizer.Multipliers({'w': 1.0}, {'w': 0.0})
   for grad in grads:
     theirs.grad = torch.tensor(grad, dtype=torch.float32)
     rule.step()
     ours, state = sgd.update(
         {'w': jnp.asarray(grad, jnp.float32)}, state, ours,
-        {'lr': 0.1, 'weight_decay': 0.0}, one)
+        {'lr': 0.1, 'weight_decay': 0.0}, factors)
   np.testing.assert_allclose(
       ours['w'], theirs.detach().numpy(), rtol=1e-6, atol=1e-7)
 
@@ -143,9 +143,9 @@ def test_sgd_is_that_of_pytorch():
 def test_a_rate_of_its_own_for_the_momentum():
   params = {'backbone': {'norm': {'scale': jnp.ones(3)}}}
   rule = optimizer.adamw(beta1=0.9)
-  one = optimizer.Multipliers(*[jax.tree.map(lambda _: 1.0, params)] * 2)
+  factors = optimizer.Multipliers(*[jax.tree.map(lambda _: 1.0, params)] * 2)
   _, state = rule.update(
       params, rule.init(params), params,
-      {'lr': 0.1, 'weight_decay': 0.0, 'beta1': jnp.float32(0.5)}, one)
+      {'lr': 0.1, 'weight_decay': 0.0, 'beta1': jnp.float32(0.5)}, factors)
   np.testing.assert_allclose(
       state['mu']['backbone']['norm']['scale'], 0.5)

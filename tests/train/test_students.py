@@ -70,8 +70,8 @@ def run_anew(settings, shape, steps):
       rows = processes.to_devices(tiny.batch(settings, i), mesh)
       state, out = step(state, rows)
       metrics.append({k: float(v) for k, v in out.items()})
-      moments = moments or {name: jax.device_get(own['opt']['mu'])
-                            for name, own in state['students'].items()}
+      moments = moments or {name: jax.device_get(student['opt']['mu'])
+                            for name, student in state['students'].items()}
     return metrics, moments, jax.device_get((start, state))
 
 
@@ -119,11 +119,11 @@ def test_two_students_are_mesh_equal():
 
 @pytest.mark.slow  # alone it learns what the reference does, see the goldens
 def test_a_student_learns_among_others_what_it_learns_alone():
-  both, one = run(two_students()), alone()
-  for a, b in zip(both[0], one[0], strict=True):
+  both, single_run = run(two_students()), alone()
+  for a, b in zip(both[0], single_run[0], strict=True):
     np.testing.assert_allclose(
         a['same/loss'], b['same/loss'], rtol=1e-6)
-  assert_alike((both[0], {'same': both[1]['same']}, None), one)
+  assert_alike((both[0], {'same': both[1]['same']}, None), single_run)
 
 
 def test_a_share_is_of_the_groups_of_images():
@@ -270,9 +270,9 @@ def test_a_teacher_without_weights_is_never_random():
   mesh = mesh_lib.make(devices=jax.devices()[:1])
   with mesh_lib.activate(mesh):
     method = method_lib.build(settings, mesh, 100, teacher_of(settings))
-    one = pretraining.Pretraining(method, mesh)
+    trainable = pretraining.Pretraining(method, mesh)
     shapes = state_lib.abstract(method, mesh, with_teacher=False)
-    assert 'teacher' in one.enter(shapes, one.variant(0))['frozen']
+    assert 'teacher' in trainable.enter(shapes, trainable.variant(0))['frozen']
     state = {'step': 0, 'students': shapes['students']}
     with pytest.raises(ValueError, match='its weights were not given'):
-      one.enter(state, one.variant(0))
+      trainable.enter(state, trainable.variant(0))

@@ -39,11 +39,11 @@ def mesh():
 
 
 def text(method, mesh):
-  one = pretraining.Pretraining(method, mesh)
+  students = pretraining.Pretraining(method, mesh)
   variant = variants.heaviest(method)
   return program.trace(
-      one, variant, state_lib.abstract(method, mesh),
-      program.prepared(one, variant, mesh)).lower().as_text()
+      students, variant, state_lib.abstract(method, mesh),
+      program.prepared(students, variant, mesh)).lower().as_text()
 
 
 def test_before_its_start_anchoring_costs_nothing(mesh):
@@ -72,17 +72,17 @@ def test_shapes_of_a_state_touch_no_device(mesh, monkeypatch):
 
 def test_the_gram_teacher_is_the_ema_of_its_first_step(mesh):
   whole = method_lib.build(settings_of(**GRAM), mesh, epoch_steps=10)
-  one = pretraining.Pretraining(whole, mesh)
-  before, after = map(one.variant, (2, 3))
-  state = one.create(jax.random.key(0))
-  own = tiny.alone(state)
-  own['ema'] = jax.tree.map(lambda x: 2 * x, own['ema'])
-  assert one.enter(state, before) is state
-  entered = one.enter(state, after)
+  students = pretraining.Pretraining(whole, mesh)
+  before, after = map(students.variant, (2, 3))
+  state = students.create(jax.random.key(0))
+  student = tiny.alone(state)
+  student['ema'] = jax.tree.map(lambda x: 2 * x, student['ema'])
+  assert students.enter(state, before) is state
+  entered = students.enter(state, after)
   jax.tree.map(np.testing.assert_array_equal, entered['gram'],
-               own['ema']['backbone'])
-  assert one.enter(entered, after) is entered
-  shapes = one.enter(trainable.shapes_of(state), after)
+               student['ema']['backbone'])
+  assert students.enter(entered, after) is entered
+  shapes = students.enter(trainable.shapes_of(state), after)
   assert jax.tree.map(lambda x: (x.shape, x.sharding), shapes) == (
       jax.tree.map(lambda x: (x.shape, x.sharding), entered))
 
@@ -99,14 +99,14 @@ def test_the_gram_teacher_is_the_ema_of_its_first_step(mesh):
 def test_anchoring_begins_in_the_step(mesh):
   settings = settings_of(**GRAM)
   whole = method_lib.build(settings, mesh, epoch_steps=10)
-  one = pretraining.Pretraining(whole, mesh)
-  before, after = (one.of(one.variant(s)) for s in (2, 3))
-  state = one.create(jax.random.key(0))
+  students = pretraining.Pretraining(whole, mesh)
+  before, after = (students.of(students.variant(s)) for s in (2, 3))
+  state = students.create(jax.random.key(0))
   batch = processes.to_devices(tiny.batch(settings, 0), mesh)
   state, metrics = jax.jit(
       lambda s, b: step_lib.train_step(s, b, method=before))(state, batch)
   assert 'loss/gram' not in metrics
-  entered = one.enter(state, one.variant(3))
+  entered = students.enter(state, students.variant(3))
   rng = np.random.default_rng(0)
   crops = rng.normal(size=(16, 2, 32, 32, 3)).astype(np.float32)
   rows = batch | processes.to_devices({'gram': crops}, mesh)
@@ -129,8 +129,8 @@ def test_batches_have_what_their_program_takes(mesh):
         settings, training, [], step, whole.gram_start))
     for name in ('problems', 'label'):  # the loop keeps them to itself
       batch.pop(name)
-    one = pretraining.Pretraining(whole, mesh)
-    want = one.batch(one.variant(step))
+    students = pretraining.Pretraining(whole, mesh)
+    want = students.batch(students.variant(step))
     assert {k: v.shape for k, v in batch.items()} == {
         k: v.shape for k, v in want.items()}
 

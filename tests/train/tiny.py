@@ -135,8 +135,8 @@ def follow(settings, mesh, state, step, start: int, end: int):
 
 def alone(state: dict) -> dict:
   """The entries of the student of a state that has one."""
-  own, = state['students'].values()
-  return own
+  student, = state['students'].values()
+  return student
 
 
 def everywhere(tree):
