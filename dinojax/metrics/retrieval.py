@@ -24,7 +24,7 @@ def average_precision(scores: np.ndarray, positive: np.ndarray, *,
   """
   junk = np.zeros_like(positive) if junk is None else junk
   return np.array([
-      _of_query(s[~j], p[~j], trapezoid)
+      _query(s[~j], p[~j], trapezoid)
       for s, p, j in zip(scores, positive, junk, strict=True)])
 
 
@@ -33,7 +33,7 @@ def mean(precisions: np.ndarray) -> float:
   return float(np.nanmean(precisions))
 
 
-def _of_query(scores: np.ndarray, positive: np.ndarray, trapezoid: bool) -> float:
+def _query(scores: np.ndarray, positive: np.ndarray, trapezoid: bool) -> float:
   ranked = positive[np.argsort(-scores, kind='stable')]
   if not ranked.any():
     return float('nan')
