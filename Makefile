@@ -1,6 +1,7 @@
 # make install | demo | test | test-all | lint: each works on a fresh machine.
 # TORCH=0 leaves out PyTorch, and the tests that need it, and says which.
 # make test-pythons: a fresh install, and the tests, on every other Python.
+# make notebooks: colabs/*.ipynb from colabs/*.py, which are what is edited.
 # make audit: known holes and licences of all that is installed.
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ FILES := pyproject.toml requirements.txt constraints.txt
 # Versions of everything, so that a later release breaks no install.
 PIP = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: install demo test test-all test-pythons audit lint clean
+.PHONY: install demo test test-all test-pythons notebooks audit lint clean
 
 install: $(VENV)/.installed
 
@@ -51,6 +52,9 @@ test-all: $(VENV)/.installed-test-$(TORCH)
 
 test-pythons:
 	$(PYTHON) tests/pythons.py
+
+notebooks: $(VENV)/.installed-test-$(TORCH)
+	$(BIN)/python -m tests.colabs.notebooks
 
 audit: $(VENV)/.installed-test-$(TORCH)
 	$(BIN)/python -m pip install --quiet pip-audit==2.10.1

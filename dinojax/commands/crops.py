@@ -25,6 +25,7 @@ def define(values: flags.FlagValues, argv: list[str]):
 def main(values: flags.FlagValues, words: list[str]) -> int:
   """Writes the picture."""
   del words
-  batch_picture.draw(values.config, paths.expand(values.out), values.count)
+  batch_picture.draw(values.config, values.count).save(
+      paths.expand(values.out))
   print(f'wrote {values.out}')
   return 0

@@ -36,7 +36,7 @@ def main(values: flags.FlagValues, words: list[str]) -> int:
   del words
   runs = [paths.expand(run) for run in (values.workdir, *values.compare)]
   out = paths.expand(values.out or patch_picture.default_out(runs[0]))
-  patch_picture.draw(runs, out, images=values.images, count=values.count,
-                     grid=values.grid)
+  patch_picture.draw(runs, images=values.images, count=values.count,
+                     grid=values.grid).save(out)
   print(f'wrote {out}')
   return 0

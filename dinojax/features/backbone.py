@@ -237,9 +237,22 @@ class Backbone:
     Raises:
       UserError: an image that cannot be read, or is no image.
     """
-    return self.normalize(preprocessing.centers(
+    return self.normalize(
+        self.pixels(images, resize_px=resize_px, crop_px=crop_px))
+
+  def pixels(self, images: ImageLike | Iterable[ImageLike], *,
+             resize_px: int = 256, crop_px: int = 224) -> np.ndarray:
+    """The squares that `preprocess` normalises, to be shown beside features.
+
+    Returns:
+      [b, crop_px, crop_px, c] uint8.
+
+    Raises:
+      UserError: an image that cannot be read, or is no image.
+    """
+    return preprocessing.centers(
         images, resize_px=resize_px, crop_px=crop_px,
-        value_range=self.value_range))
+        value_range=self.value_range)
 
   def normalize(self, pixels: np.ndarray) -> np.ndarray:
     """[..., c] values from 0 to 255 as the backbone was trained to see them."""

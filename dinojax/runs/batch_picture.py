@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from PIL import Image
 
 from dinojax.core import text
 from dinojax.data import sources
@@ -13,12 +14,11 @@ from dinojax.train import method as method_lib
 from dinojax.train import settings as settings_lib
 
 
-def draw(config: Any, out: str, count: int):
-  """Writes the crops of the first images after augmentation.
+def draw(config: Any, count: int = 8) -> Image.Image:
+  """The crops of the first images after augmentation, a row an image.
 
   Args:
     config: see assemble.train.
-    out: picture to write.
     count: images that are shown.
 
   Raises:
@@ -34,6 +34,6 @@ def draw(config: Any, out: str, count: int):
   names = ('global', 'local', 'mask', 'row')
   batch = {k: v[:count] for k, v in batch.items() if k in names}
   seen = jax.jit(lambda b: method_lib.prepare(settings, b, 0))(batch)
-  pictures.contact_sheet(
+  return pictures.contact_sheet(
       jax.tree.map(np.asarray, seen), settings.augment.mean,
-      settings.augment.std, count).save(out)
+      settings.augment.std, count)

@@ -38,9 +38,9 @@ def bring_in(path: str, out: str, **options):
   """Reads weights of another library into a folder of ours.
 
   Args:
-    path: see weights.read.
+    path: see models.read.
     out: folder to write.
-    **options: see weights.read.
+    **options: see models.read.
   """
   weights = models_lib.read(path, **options)
   store.save(out, weights)
@@ -50,16 +50,17 @@ def bring_in(path: str, out: str, **options):
         f'dinojax.load({out!r})')
 
 
-def take_out(path: str, out: str, *, part: str, num_heads: int | None,
-             format: str, image_px: int | None, lossy: bool, check: bool):
+def take_out(path: str, out: str, *, format: str, part: str = 'ema',
+             num_heads: int | None = None, image_px: int | None = None,
+             lossy: bool = False, check: bool = True):
   """Writes weights in a format of another library.
 
   Args:
-    path: see weights.read.
+    path: see models.read.
     out: folder to write.
-    part: see weights.read.
-    num_heads: see weights.read.
     format: one of writing.FORMATS.
+    part: see models.read.
+    num_heads: see models.read.
     image_px: side of the images that a program takes.
     lossy: leaves out what the format cannot hold.
     check: runs what was written, where its runtime is installed.

@@ -24,13 +24,12 @@ def default_out(run: str) -> str:
   return str(folder / 'pca.png') if folder.is_dir() else f'{run}_pca.png'
 
 
-def draw(runs: list[str], out: str, *, images: str | None = None,
-         count: int = 4, grid: int = 32):
-  """Writes the patch features of the EMA of runs as colours.
+def draw(runs: list[str], *, images: str | None = None, count: int = 4,
+         grid: int = 32) -> Image.Image:
+  """Patch features of the EMA of runs as colours, a row an image.
 
   Args:
     runs: runs or weights, drawn beside each other.
-    out: picture to write.
     images: source of images; None: regions of the embedded photographs far
       from every training tile.
     count: images that are shown.
@@ -51,7 +50,7 @@ def draw(runs: list[str], out: str, *, images: str | None = None,
     grids.append(np.asarray(features['map'], np.float32))
     shown = pixels if shown is None else shown
   names = [os.path.basename(run.rstrip('/')) for run in runs]
-  sheet(shown, grids, names).save(out)
+  return sheet(shown, grids, names)
 
 
 def sheet(shown: np.ndarray, grids: list[np.ndarray],

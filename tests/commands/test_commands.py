@@ -7,6 +7,7 @@ import sys
 import types
 
 from absl import flags
+from PIL import Image
 import pytest
 
 from dinojax import commands
@@ -236,12 +237,13 @@ def test_every_command_is_a_short_module_that_defines_nothing():
 def test_commands_run_one_after_the_other_in_one_process(
     tmp_path, capsys, monkeypatch):
   """With other overrides each time: nothing of a call is left for the next."""
-  seen = []
+  seen, sheet = [], Image.new('RGB', (8, 8))
+  monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(training, 'train', lambda request: seen.append(
       (request.config.train.batch_size, request.config.seed)) or True)
   monkeypatch.setattr(
-      batch_picture, 'draw', lambda config, out, count: seen.append(
-          (config.train.batch_size, count)))
+      batch_picture, 'draw', lambda config, count: (
+          seen.append((config.train.batch_size, count)) or sheet))
   train = lambda *words: commands.run(
       'train', ['--config=demo:smoke', f'--workdir={tmp_path}', *words])
   assert train('--config.train.batch_size=3', '--config.seed=5') == 0

@@ -7,7 +7,6 @@ import time
 
 import jax
 import numpy as np
-from PIL import Image
 import pytest
 
 from dinojax.configs import demo
@@ -246,13 +245,12 @@ def test_an_earlier_checkpoint_has_a_name(run):
     part(f'{run}@3')
 
 
-def test_runs_are_drawn_beside_each_other(run, tmp_path):
-  out = tmp_path / 'compared.png'
-  patch_picture.draw([run, f'{run}@2'], str(out))
+def test_runs_are_drawn_beside_each_other(run):
+  drawn = patch_picture.draw([run, f'{run}@2'])
   # Without --out a student's or a step's goes beside the folder of the run.
   assert patch_picture.default_out(run) == f'{run}/pca.png'
   assert patch_picture.default_out(f'{run}@2') == f'{run}@2_pca.png'
-  sheet = np.asarray(Image.open(out).convert('RGB'), int)
+  sheet = np.asarray(drawn.convert('RGB'), int)
   assert sheet.shape[1] == 5 * 224 + 6 * 8  # image, and two of each
   column = lambda i: sheet[30:, 8 + 232 * i:232 * (i + 1)]
   assert column(2).std() > 10 and (column(2) != column(4)).any()

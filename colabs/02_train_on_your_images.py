@@ -1,0 +1,168 @@
+# %% [markdown]
+# # 2 · Train on your own images
+#
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/example/dinojax/blob/main/colabs/02_train_on_your_images.ipynb)
+#
+# From a folder of images to a model of its own: no labels are needed. This
+# notebook looks at the images as the network will see them, trains, reads the
+# curves, and looks at what was learned. Everything it does, `dinojax train`
+# does from a shell, on a laptop as on a TPU pod.
+#
+# It runs on a CPU, a GPU and a TPU without a change.
+
+# %% tags=["install"]
+# Installs dinojax, with what the accelerator of this machine needs, unless it
+# is here. If Colab then asks to restart the session: do, and go on below.
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+
+REPOSITORY = 'https://github.com/example/dinojax'
+if importlib.util.find_spec('dinojax') is None:
+  extras = 'notebooks'
+  if shutil.which('nvidia-smi'):
+    driver = subprocess.check_output(
+        ['nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader'],
+        text=True)
+    extras += ',cuda13' if int(driver.split('.')[0]) >= 580 else ',cuda12'
+  elif os.path.exists('/dev/vfio/0') or os.path.exists('/dev/accel0'):
+    extras += ',tpu'
+  subprocess.check_call([sys.executable, '-m', 'pip', 'install', '--quiet',
+                         f'dinojax[{extras}] @ git+{REPOSITORY}'])
+
+# %% [markdown]
+# ## Your images
+#
+# `IMAGES` is a folder. Sub-folders are classes; they are used only to measure,
+# never to learn. In Colab, upload a folder, or mount your drive:
+#
+# ```
+# from google.colab import drive
+# drive.mount('/content/drive')
+# ```
+#
+# Leave it empty to learn from tiles of sixteen photographs that are installed
+# here: three minutes on two cores.
+
+# %% tags=["parameters"]
+SMOKE = os.environ.get('SMOKE') == '1'  # seconds: only to try the notebook
+IMAGES = ''  # such as '/content/drive/MyDrive/plankton'
+WORKDIR = 'runs/notebook_smoke' if SMOKE else 'runs/notebook'
+
+# %%
+from IPython.display import display
+import numpy as np
+
+import dinojax
+from dinojax.data import sources
+from dinojax.evals import knn
+from dinojax.runs import autoconfig
+from dinojax.runs import batch_picture
+from dinojax.runs import catalog
+from dinojax.runs import patch_picture
+from dinojax.runs import pictures
+from dinojax.runs.report import curves
+
+# %% [markdown]
+# ## A config
+#
+# A config says everything about a training: the model, the crops, the losses,
+# the schedules. For a folder of yours one is chosen, and each choice is printed
+# with its reason. It is kept in the folder of the run, so running this cell
+# again gives the same one.
+
+# %%
+if IMAGES:
+  config = autoconfig.config_for(IMAGES, None, None, WORKDIR, print)
+else:
+  config = catalog.load('demo:smoke' if SMOKE else 'demo')
+
+print(f'{config.model.depth} blocks of width {config.model.embed_dim}, patches '
+      f'of {config.model.patch_px} pixels; crops of {config.crops.global_px} '
+      f'and {config.crops.local_px} pixels; batch {config.train.batch_size}')
+
+# %% [markdown]
+# Any value can be changed before training: `config.train.batch_size = 32`.
+# Lengths have a unit, `_steps`, `_epochs` or `_images`; another unit than the
+# config's needs that one at 0.
+#
+# ## Look before you train
+#
+# The first rows of the first batch, after cropping, colour changes and blur.
+# The teacher sees the two global crops whole; the student sees them with the
+# grey patches hidden, and the small local crops, and must say what the teacher
+# says. If you cannot recognise your images here, the network cannot either.
+
+# %%
+batch_picture.draw(config, count=4)
+
+# %% [markdown]
+# ## Train
+#
+# The progress line shows the loss; *loss/ln K* is 1 for a student that answers
+# every image alike, and must fall below it; *data wait* is the share of a step
+# that devices were idle, waiting for images; and what is left of the time.
+# Interrupt the cell when you like: run it again, and it goes on from the last
+# checkpoint, to the same weights.
+
+# %%
+result = dinojax.train(config, WORKDIR)
+result
+
+# %% [markdown]
+# ## Curves
+
+# %%
+for chart in curves.of_run(WORKDIR)[:3]:
+  display(chart)
+
+# %% [markdown]
+# - **Losses** start at ln K, the uniform answer. A DINO loss that stays there
+#   learns nothing yet; the log says so in words if it lasts.
+# - **k-NN accuracy** asks: are the nearest images of a held-out image of its
+#   class? It needs labels, and is the number to trust. Compare it with what raw
+#   pixels and the untrained network reach: the difference is what was learned.
+# - **Teacher**: *spread* near 0 means that all images get the same features.
+#
+# ## What its patches have learned
+#
+# Principal components of the patch features as colours, and how similar every
+# patch is to the marked one.
+
+# %%
+patch_picture.draw(
+    [WORKDIR], images=IMAGES or None, count=2 if SMOKE else 4,
+    grid=8 if SMOKE else 32)
+
+# %% [markdown]
+# ## Which images are alike?
+#
+# The nearest neighbours of some images by their CLS vector: each row starts
+# with an image, and its neighbours follow.
+
+# %%
+model = dinojax.load(WORKDIR)
+source = sources.open_source(IMAGES or config.data.validation)
+every = max(len(source) // 400, 1)  # at most some hundred images
+images = [source[i].image for i in range(0, len(source), every)]
+side = config.crops.global_px
+cls = np.asarray(model(model.preprocess(
+    images, resize_px=side, crop_px=side)).cls, np.float32)
+asked = np.linspace(0, len(images) - 1, 5).astype(int)
+_, nearest = knn.nearest(cls, cls[asked], k=7)
+shown = model.pixels([images[i] for i in nearest.ravel()], resize_px=side,
+                     crop_px=side).reshape(*nearest.shape, side, side, -1)
+pictures.panel([[pictures.enlarge(image, 96) for image in row]
+                for row in shown], ['image', 'its nearest neighbours'])
+
+# %% [markdown]
+# ## Where to go from here
+#
+# - Train for longer: raise `train.total_steps` or `train.total_epochs`, and use
+#   another `WORKDIR`. Small data sets need hundreds of epochs.
+# - Begin with weights that know much already: `03_continue_from_weights`.
+# - Make a smaller model of it: `04_distill`.
+# - Use it in PyTorch: `05_export_to_pytorch`.
+# - The same from a shell: `dinojax train --data=FOLDER --workdir=runs/mine`.

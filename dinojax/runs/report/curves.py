@@ -1,0 +1,178 @@
+"""Curves of a run, or of several side by side, from their metrics.jsonl."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import math
+import os
+
+from etils import epath
+
+from dinojax.core import errors
+from dinojax.core import log
+from dinojax.core import paths
+from dinojax.engine import report as log_lib
+from dinojax.runs import models
+from dinojax.runs.report import charts
+from dinojax.train import settings as settings_lib
+
+_EVALUATION = 'time/evaluation_s'  # of rows that are evaluations
+
+
+@dataclasses.dataclass(frozen=True)
+class History:
+  """What a run has logged.
+
+  Attributes:
+    name: name of the run, of its folder.
+    settings: its config.
+    rows: rows of training, by rising step.
+    evaluations: rows of evaluations, by rising step.
+  """
+
+  name: str
+  settings: settings_lib.Settings
+  rows: Sequence[Mapping[str, float]]
+  evaluations: Sequence[Mapping[str, float]]
+
+  def lines(self, key: str) -> list[charts.Line]:
+    """A line for each student that has logged a key, of either kind of row."""
+    names = ['', *(f'{name}/' for name in self.settings.students)]
+    lines = []
+    for name in names:
+      points = [(row['step'], float(row[name + key]))
+                for row in (*self.rows, *self.evaluations)
+                if name + key in row]
+      if points:
+        steps, values = zip(*sorted(points), strict=True)
+        lines.append(charts.Line(name.rstrip('/'), steps, values))
+    return lines
+
+
+def read(workdir: str | os.PathLike) -> History:
+  """The history of a run, finished or not.
+
+  Raises:
+    UserError: no run there, or one that has logged nothing yet.
+  """
+  folder = epath.Path(paths.expand(workdir))
+  settings = models.read_workdir(str(folder))
+  rows = [row for row in log.rows(folder / log_lib.LOG) if 'step' in row]
+  if not rows:
+    raise errors.UserError(
+        f'{folder} has logged nothing yet: wait for log.every_steps='
+        f'{settings.log.every_steps} steps of training')
+  return History(
+      folder.name, settings, [row for row in rows if _EVALUATION not in row],
+      [row for row in rows if _EVALUATION in row])
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+  """A chart as it is asked for.
+
+  Attributes:
+    title: title, with the unit.
+    keys: logged keys with their names in the legend.
+    note: sentence that says how to read it.
+  """
+
+  title: str
+  keys: Mapping[str, str]
+  note: str = ''
+
+
+LOSS = Curve('Losses, nats', {
+    'loss/dino_global': 'DINO, global crops',
+    'loss/dino_local': 'DINO, local crops', 'loss/ibot': 'iBOT'},
+    'A student that answers every image alike stays at ln K; iBOT begins at '
+    'half of it.')
+KNN = Curve('k-NN accuracy, %', {'knn/trained': 'trained'},
+            'Dashed: what raw pixels and the untrained network reach.')
+CURVES = (
+    LOSS, KNN,
+    Curve('Teacher: 1 is the most', {
+        'teacher/entropy': 'entropy of targets',
+        'teacher/usage': 'prototypes in use',
+        'teacher/feature_std': 'spread of features'},
+        'Usage or spread near 0: all images get the same answer.'),
+    Curve('Left to learn from the teacher, ln K',
+          {'dino/divergence': 'divergence'}),
+    Curve('KoLeo', {'loss/koleo': 'KoLeo'},
+          'Lower is more evenly spread; it may be negative.'),
+    Curve('Gram anchoring', {'loss/gram': 'Gram'}),
+    Curve('Gradient norms before clipping', {
+        'grad_norm/backbone': 'backbone', 'grad_norm/dino_head': 'DINO head',
+        'grad_norm/ibot_head': 'iBOT head'}),
+    Curve('Learning rate', {'schedule/lr': 'weights',
+                            'schedule/last_layer_lr': 'last layer'}),
+    Curve('Teacher temperature',
+          {'schedule/teacher_temperature': 'temperature'}),
+    Curve('Images a second', {'time/images_per_s': 'images/s'}),
+    Curve('Waiting for images, % of a step',
+          {'time/data_wait_pct': 'data wait'}),
+    Curve('Updates left out, images replaced', {
+        'skipped_steps': 'updates', 'bad_images': 'images'}),
+)
+
+
+def draw(histories: Sequence[History]) -> list[charts.Chart]:
+  """All curves of which something was logged.
+
+  Args:
+    histories: one run; or several, whose curves share a chart for each key.
+  """
+  if len(histories) == 1:
+    made = [_of_run(histories[0], curve) for curve in CURVES]
+  else:
+    made = [_of_runs(histories, curve, key)
+            for curve in CURVES for key in curve.keys]
+  return [chart for chart in made if chart.lines]
+
+
+def of_run(workdir: str | os.PathLike) -> list[charts.Chart]:
+  """The curves of a run, to be shown.
+
+  Raises:
+    UserError: see `read`.
+  """
+  return draw([read(workdir)])
+
+
+def _of_run(history: History, curve: Curve) -> charts.Chart:
+  lines = [
+      dataclasses.replace(line, name=f'{line.name} {name}'.strip())
+      for key, name in curve.keys.items() for line in history.lines(key)]
+  return charts.Chart(
+      curve.title, lines, _levels(history, curve), curve.note)
+
+
+def _of_runs(histories: Sequence[History], curve: Curve,
+             key: str) -> charts.Chart:
+  lines = [
+      dataclasses.replace(line, name=f'{history.name} {line.name}'.strip())
+      for history in histories for line in history.lines(key)]
+  levels = [level for history in histories
+            for level in _levels(history, curve)]
+  title = curve.title if len(curve.keys) == 1 else (
+      f'{curve.title}: {curve.keys[key]}')
+  return charts.Chart(title, lines, _once(levels), curve.note)
+
+
+def _levels(history: History, curve: Curve) -> list[charts.Level]:
+  if curve is LOSS:
+    return _once([
+        charts.Level(f'ln {section.num_prototypes}',
+                     math.log(section.num_prototypes))
+        for section in (history.settings.dino,)])
+  if curve is not KNN:
+    return []
+  named = {'knn/untrained': 'untrained', 'knn/raw_pixels': 'raw pixels',
+           'knn/start': 'given weights'}
+  return _once([
+      charts.Level(f'{line.name} {name}'.strip(), line.values[-1])
+      for key, name in named.items() for line in history.lines(key)])
+
+
+def _once(levels: Sequence[charts.Level]) -> list[charts.Level]:
+  """The same levels without repetitions, in order."""
+  return list(dict.fromkeys(levels))
