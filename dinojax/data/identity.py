@@ -97,6 +97,17 @@ class Data:
     return f'{head}: {compared(names, self._lines[spec])}'
 
 
+def counts(folder: epath.Path) -> dict[str, int]:
+  """Records by source of the run in a folder; {} where they are not known."""
+  path = folder / DIGESTS
+  try:
+    kept = atomic.read_json(path, '') if path.exists() else {}
+  except errors.UserError:
+    return {}  # the next start of the run says what is wrong with it
+  return {spec: entry['records'] for spec, entry in kept.items()
+          } if _is_summary(kept) else {}
+
+
 def compared(before: Sequence[str], after: Sequence[str]) -> str:
   """How many lines came and went, with a name or two of each."""
   old, new = set(before), set(after)

@@ -36,6 +36,7 @@ from dinojax.planning import memory as memory_lib
 from dinojax.planning import throughput
 from dinojax.runs import assemble
 from dinojax.runs import models as models_lib
+from dinojax.runs import workdir as workdir_lib
 from dinojax.train import method as method_lib
 from dinojax.train import sections
 from dinojax.train import settings as settings_lib
@@ -337,7 +338,7 @@ def _continues(workdir: str, settings: settings_lib.Settings
   except errors.UserError as wrong:
     return findings.error('workdir', f'{workdir}: {wrong}',
                           'use another --workdir')
-  lines = assemble.changes(old, settings)
+  lines = workdir_lib.changes(old, settings)
   if not lines:
     return findings.ok('workdir', f'{workdir}: continues its run')
   return findings.error(

@@ -42,8 +42,24 @@ def _not_orbax(record: logging.LogRecord) -> bool:
   return 'orbax' not in record.pathname
 
 
+class _Best(ocp.training.preservation_policies.PreservationPolicy):
+  """Keeps the step that its owner calls the best."""
+
+  def __init__(self, owner: 'Checkpoints'):
+    self._owner = owner
+
+  def should_preserve(self, checkpoints, *, context) -> list[bool]:
+    """True for the best of the checkpoints."""
+    del context
+    return [checkpoint.step == self._owner.best for checkpoint in checkpoints]
+
+
 class Checkpoints:
-  """The checkpoints of one workdir."""
+  """The checkpoints of one workdir.
+
+  Attributes:
+    best: a step that is kept however old it is; None: there is none.
+  """
 
   def __init__(self, workdir: epath.PathLike, *, keep: int = 2,
                archive_every: int | None = None, writes: bool = False):
@@ -65,7 +81,8 @@ class Checkpoints:
       # After damage, orbax leaves what it had begun.
       warnings.filterwarnings('ignore', message='coroutine .*never awaited')
     policies = ocp.training.preservation_policies
-    kept = [policies.LatestN(keep)]
+    self.best: int | None = None  # a step that is kept besides
+    kept = [policies.LatestN(keep), _Best(self)]
     if archive_every:
       kept.append(policies.EveryNSteps(archive_every))
     # Orbax refuses relative paths, and only when it writes.

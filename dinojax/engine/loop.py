@@ -55,6 +55,8 @@ class Job:
     deterministic: see mesh.compiler_options.
     layout: gives the layout of a checkpoint by its info; None: `current`.
     advice: words for errors of the input pipeline and of gradients.
+    score: number of an evaluation by which a checkpoint is the best, which is
+      then kept; None: none is. Evaluations are then at steps that are saved.
     is_lost: tells whether the workdir was removed or replaced meanwhile;
       asked at each save, on the first process.
   """
@@ -76,6 +78,7 @@ class Job:
   deterministic: bool = False
   layout: Callable[[dict], items.Layout] | None = None
   advice: rescue.Advice = rescue.NoAdvice()
+  score: Callable[[Mapping[str, float]], float] | None = None
   is_lost: Callable[[], bool] = lambda: False
 
   @property
@@ -152,7 +155,14 @@ def ended(job: Job) -> Result:
         job.trainable.enter(state, job.trainable.variant(step)), step, True,
         False,
         saved.info().get('seconds', 0.0),
-        report.evaluation(job.workdir, step) or {})
+        report.evaluations(job.workdir).get(step, {}))
+
+
+def best(job: Job, scores: Mapping[int, Mapping[str, float]]) -> int | None:
+  """The evaluated step with the best score; the first of equal ones."""
+  if job.score is None or not scores:
+    return None
+  return max(scores, key=lambda step: (job.score(scores[step]), -step))
 
 
 def _resumed(job: Job, saved: checkpoint.Checkpoints) -> tuple[int, dict]:
@@ -203,6 +213,8 @@ class _Session:
         job.trainable, job.log, job.workdir, total_steps=job.total_steps,
         start=start)
     self.evaluation: dict[str, float] = {}
+    self.scores = report.evaluations(job.workdir) if job.score else {}
+    saved.best = best(job, self.scores)
     self.batches: Iterator[dict] = iter(())
     self.running: jax.Array | None = None  # of the step in flight
     self.profiling = False
@@ -342,14 +354,18 @@ class _Session:
         step, self.job.trainable.evaluated(state))
     self.report.evaluated(
         step, self.evaluation, seconds=time.monotonic() - began)
+    self.scores[step] = self.evaluation
+    self.saved.best = best(self.job, self.scores)
 
   def evaluate_at_the_end(self, step: int, state: dict):
     """Evaluates the last step, unless an earlier start has."""
     if self.job.evaluate is None:
       return
-    self.evaluation = report.evaluation(self.job.workdir, step)
-    if self.evaluation is None:
+    known = report.evaluations(self.job.workdir).get(step)
+    if known is None:
       self.evaluate(step, state)
+    else:
+      self.evaluation = known
 
   def begin_profile(self, step: int):
     """Opens the profiler window before its first step."""

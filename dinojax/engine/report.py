@@ -17,6 +17,7 @@ from dinojax.engine import trainable as trainable_lib
 from dinojax.parallel import processes
 
 LOG = 'metrics.jsonl'  # in the workdir, of the first process
+EVALUATION_S = 'time/evaluation_s'  # of rows that are evaluations, alone
 
 
 class NonFinite(errors.UserError):
@@ -144,7 +145,7 @@ class Report:
     self._evaluation = numbers
     if self._first:
       self._metrics.write({'step': step, **numbers,
-                           'time/evaluation_s': seconds})
+                           EVALUATION_S: seconds})
       self._board.write(step, numbers)
       self.say(f'step {step}: ' + ' · '.join(
           f'{name} {value:.2f}' for name, value in numbers.items()))
@@ -215,17 +216,18 @@ def _three_digits(value: float) -> str:
   return f'{value:.0f}' if value >= 100 else f'{value:.3g}'
 
 
-def evaluation(workdir: epath.Path, step: int) -> dict[str, float] | None:
-  """Reads the logged evaluation of a step; None: there is none.
+def evaluations(workdir: epath.Path) -> dict[int, dict[str, float]]:
+  """Reads the logged evaluations by step.
 
   The first process reads and tells all: they evaluate together or not at all.
   """
-  rows = [row for row in log.rows(workdir / LOG)
-          if row.get('step') == step and 'time/evaluation_s' in row
-          ] if processes.is_first() else []
-  told = json.loads(processes.of_first(json.dumps(rows[-1:])))
-  return {name: float(value) for name, value in told[0].items()
-          if name not in ('step', 'time/evaluation_s')} if told else None
+  rows = {row['step']: row for row in log.rows(workdir / LOG)
+          if EVALUATION_S in row and 'step' in row
+          } if processes.is_first() else {}
+  rows = json.loads(processes.of_first(json.dumps(list(rows.values()))))
+  return {int(row['step']): {
+      name: float(value) for name, value in row.items()
+      if name not in ('step', EVALUATION_S)} for row in rows}
 
 
 def memory() -> dict[str, float]:

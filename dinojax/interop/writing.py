@@ -56,6 +56,26 @@ def write(folder: str, weights: reading.Weights, kind: str, *,
   return writer(place, weights, lossy)
 
 
+def check(config: reading.Config, kind: str):
+  """Refuses a model that a format cannot hold, whatever its weights are.
+
+  Args:
+    config: configuration of the backbone.
+    kind: one of FORMATS.
+
+  Raises:
+    UserError: it cannot, with the option that is in the way.
+  """
+  if kind == 'hf':
+    hf.describe(config)
+  elif kind == 'timm':
+    timm.table(config)
+  elif kind == 'meta':
+    meta.table(config)
+  else:
+    graphs.image_px(config)
+
+
 def meta_state(weights: reading.Weights) -> dict[str, np.ndarray]:
   """The state dict of DINOv2's or DINOv3's own module."""
   state = translate.to_theirs(weights.params, meta.table(weights.config))

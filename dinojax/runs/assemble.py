@@ -1,20 +1,17 @@
 """From a config and a workdir to a run: the parts that entry points share."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import dataclasses
-import functools
-import importlib.metadata
 import json
 import os
+import statistics
 from typing import Any
 
 from etils import epath
 import jax
 
-from dinojax import __version__
 from dinojax.core import atomic
-from dinojax.core import config as config_lib
 from dinojax.core import errors
 from dinojax.core import output
 from dinojax.core import paths
@@ -33,6 +30,7 @@ from dinojax.parallel import holder as holder_lib
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
 from dinojax.planning import memory
+from dinojax.runs import exports
 from dinojax.runs import initial_weights
 from dinojax.runs import models as models_lib
 from dinojax.runs import results
@@ -47,9 +45,6 @@ from dinojax.train import settings as settings_lib
 DEFAULT_COMPILE_CACHE = os.path.join(
     os.environ.get('XDG_CACHE_HOME') or '~/.cache',
     'dinojax', 'compiled')
-_SOURCES = 'sources.json'  # which checkpoints a run was given
-_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain',
-             'numpy', 'pillow')
 
 
 def compile_cache(folder: str):
@@ -70,16 +65,19 @@ def train(config: Any, workdir: str) -> loop.Result:
     UserError: anything the user can mend, before work starts where possible.
   """
   settings = settings_lib.read(config)
-  folder = open_workdir(workdir, settings)
+  exports.check(settings)
+  folder = workdir_lib.open_run(workdir, settings)
   with contextlib.ExitStack() as stack:
     job, has_results = _job(config, settings, folder, stack)
     if has_results:
       return results.tell_ended(loop.ended(job), folder)
     result = loop.run(job)
-    if result.finished and processes.is_first():
-      with workdir_lib.writable(folder):
-        results.write(folder, result)
-      results.tell_finished(result, settings, folder)
+    if result.finished:
+      exports.write(folder, settings, result)
+      if processes.is_first():
+        with workdir_lib.writable(folder):
+          results.write(folder, result)
+        results.tell_finished(result, settings, folder)
   return result
 
 
@@ -124,8 +122,8 @@ def _job(config: Any, settings: settings_lib.Settings, folder: epath.Path,
     _check_data(folder, data, settings)
   evaluator = online.make(method, mesh, given.fill, folder)
   if holder:
-    write_workdir(folder, config, pins)
-    keep_data(folder, data)
+    workdir_lib.write_config(folder, config, pins)
+    workdir_lib.keep_data(folder, data)
     describe(method, mesh, num_images, epoch_steps)
     _check_shared_memory(settings)
   job = loop.Job(
@@ -134,6 +132,7 @@ def _job(config: Any, settings: settings_lib.Settings, folder: epath.Path,
       mesh=mesh, workdir=folder, total_steps=total, checkpoint_steps=every,
       archive_steps=steps(settings.checkpoint.archive_every),
       evaluation_steps=steps(settings.knn.every), evaluate=evaluator,
+      score=_score(settings, evaluator, steps(settings.knn.every), every),
       batches=lambda step: batches(
           settings, training, homogeneous, step, method.gram_start),
       is_lost=holder.is_lost if holder else lambda: False,
@@ -141,11 +140,35 @@ def _job(config: Any, settings: settings_lib.Settings, folder: epath.Path,
   return job, holder is None
 
 
+def _score(settings: settings_lib.Settings, evaluator: Any,
+           evaluation_steps: int | None, checkpoint_steps: int
+           ) -> Callable[[Mapping[str, float]], float] | None:
+  """The number whose best checkpoint is kept; None: none is.
+
+  Raises:
+    UserError: it is not measured, or where nothing is saved.
+  """
+  if not settings.checkpoint.keep_best:
+    return None
+  if evaluator is None:
+    raise errors.UserError(
+        'checkpoint.keep_best=True needs k-NN: set data.validation to images '
+        'with labels')
+  if evaluation_steps and evaluation_steps % checkpoint_steps:
+    raise errors.UserError(
+        f'checkpoint.keep_best=True: k-NN is measured every {evaluation_steps} '
+        f'steps, and checkpoints are saved every {checkpoint_steps}: set '
+        'knn.every_steps to a multiple of checkpoint.every_steps')
+  return lambda numbers: statistics.fmean(
+      value for name, value in numbers.items()
+      if name.rpartition('knn/')[2] == 'trained')
+
+
 def _options(settings: settings_lib.Settings) -> dict[str, Any]:
   """Fields of loop.Job that a config holds as they are."""
   log = settings.log
   return {
-      'seed': settings.seed, 'info': versions(),
+      'seed': settings.seed, 'info': workdir_lib.versions(),
       'keep': settings.checkpoint.keep, 'log': log_options(settings),
       'profile': None if log.profile_start is None else (
           log.profile_start, log.profile_steps),
@@ -209,13 +232,6 @@ def _check_data(folder: epath.Path, data: identity.Data,
     print(note, flush=True)
 
 
-def keep_data(folder: epath.Path, data: identity.Data):
-  """Writes what the next start compares its data with."""
-  if processes.is_first():
-    with workdir_lib.writable(folder):
-      data.keep(folder)
-
-
 def _check_memory(method: method_lib.Method, mesh: jax.sharding.Mesh):
   """Warns or raises before compiling a step that may not fit."""
   if not method.settings.train.check_memory:
@@ -262,40 +278,6 @@ def batches(settings: settings_lib.Settings, training: list,
       num_threads=data.num_threads)
 
 
-def open_workdir(workdir: str, settings: settings_lib.Settings) -> epath.Path:
-  """Creates the workdir, or checks that it belongs to this config.
-
-  Raises:
-    UserError: no permission, or a field that changes the result differs.
-  """
-  workdir = paths.expand(workdir)
-  folder = epath.Path(workdir)
-  path = folder / models_lib.CONFIG
-  with workdir_lib.writable(workdir):
-    folder.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-      old = models_lib.read_workdir(workdir)
-      lines = changes(old, settings)
-      if lines:
-        text = '\n  '.join(lines)
-        raise errors.UserError(
-            f'{workdir} holds a run of another config; these fields change '
-            f'the result:\n  {text}\nUse another --workdir, or set them back')
-  return folder
-
-
-def changes(old: settings_lib.Settings,
-             new: settings_lib.Settings) -> list[str]:
-  """Lists differences that change the result; students may come and go."""
-  both = old.students.keys() & new.students.keys()
-  flat = [config_lib.flatten(s, results_only=True) | {
-      f'students.{name}.{key}': value for name in both
-      for key, value in config_lib.flatten(
-          s.students[name], results_only=True).items()}
-          for s in (old, new)]
-  return config_lib.difference(*flat)
-
-
 def pinned(settings: settings_lib.Settings, folder: epath.Path
            ) -> tuple[settings_lib.Settings, dict[str, str]]:
   """Settings whose runs are read at the step of the first start.
@@ -306,7 +288,7 @@ def pinned(settings: settings_lib.Settings, folder: epath.Path
   Returns:
     The settings, and what each source is: written beside the config.
   """
-  path = folder / _SOURCES
+  path = folder / workdir_lib.SOURCES
   pins = atomic.read_json(
       path, 'bring it back from a copy, or remove it: the runs that this one '
       'starts from are then read at their last step of today'
@@ -336,28 +318,6 @@ def _sources(settings: settings_lib.Settings) -> set[str]:
                     for student in (settings, *settings.students.values())
                     for name in ('init', 'gram', 'distillation')}
   return {source for source in weight_sources if source is not None}
-
-
-def write_workdir(folder: epath.Path, config: Any,
-                  pins: Mapping[str, str] | None = None):
-  """Puts the config into the workdir, which is then a run of it."""
-  if processes.is_first():
-    with workdir_lib.writable(folder):
-      atomic.write_text(folder / models_lib.CONFIG,
-                 json.dumps(paths.expand_all(config_lib.plain(config)),
-                            indent=1))
-      if pins:
-        atomic.write_text(folder / _SOURCES, json.dumps(pins, indent=1))
-      atomic.write_text(
-          folder / 'versions.json', json.dumps(versions(), indent=1))
-
-
-def versions() -> dict[str, str]:
-  """Versions of dinojax and of the packages that decide its numbers."""
-  return {'dinojax': __version__} | {name: _version(name) for name in _PACKAGES}
-
-
-_version = functools.cache(importlib.metadata.version)  # 5 ms each
 
 
 def describe(method: method_lib.Method, mesh, num_images: int,

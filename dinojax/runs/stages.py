@@ -262,7 +262,7 @@ def _check_here(stages: Sequence[Stage], chosen: Sequence[Stage]):
         settings_lib.check_devices(
             stage.settings, mesh_lib.make(plan.data, plan.fsdp).size)
       if (stage.folder / models_lib.CONFIG).exists():
-        assemble.open_workdir(str(stage.folder), stage.settings)
+        workdir_lib.open_run(str(stage.folder), stage.settings)
     except errors.UserError as error:
       problems.append(f'stage {stage.name}: {error}')
   _raise_any(problems)

@@ -213,6 +213,28 @@ class Checkpoint:
   keep: fields.Positive = 2  # Checkpoints that are kept.
   # Time between checkpoints that are kept for ever; None: none are.
   archive_every: Duration | None = None
+  # Keeps the checkpoint of the best k-NN too; knn.every must be a multiple of
+  # checkpoint.every.
+  keep_best: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+  """The EMA for others, in WORKDIR/export, when training ends."""
+
+  # Writes weights with their config, which dinojax.load reads, and a model
+  # card.
+  weights: bool = True
+  # Writes formats of other libraries too, such as hf,meta; see `dinojax convert
+  # export`.
+  formats: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """The report of a run, one HTML file."""
+
+  at_end: bool = True  # Writes WORKDIR/report.html when training ends.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,6 +285,8 @@ class Settings:
   checkpoint: Checkpoint = free(Checkpoint())
   log: Log = free(Log())  # When a row of metrics is written.
   knn: Knn = free(Knn())  # How k-NN is measured.
+  export: Export = free(Export())  # Weights that are written for others.
+  report: Report = free(Report())  # A page that shows the run.
   gram: gram_lib.Gram = gram_lib.Gram()  # Loss that anchors patch features.
   init: Init = Init()  # Weights that a new run starts from.
   # A frozen network as the teacher, instead of the EMA.

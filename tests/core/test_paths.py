@@ -12,6 +12,7 @@ from dinojax.engine import checkpoint
 from dinojax.runs import assemble
 from dinojax.runs import models
 from dinojax.runs import stages
+from dinojax.runs import workdir as workdir_lib
 from tests.train import tiny
 
 
@@ -51,9 +52,9 @@ def test_what_a_run_writes_down_does_not_depend_on_the_reader(
   config = tiny.config() | {'init': {'source': '~/given'}}
   settings = assemble.settings_lib.read(config)
   assert settings.init.source == f'{home}/given'
-  folder = assemble.open_workdir('~/runs/x', settings)
+  folder = workdir_lib.open_run('~/runs/x', settings)
   assert str(folder) == f'{home}/runs/x'
-  assemble.write_workdir(folder, config)
+  workdir_lib.write_config(folder, config)
   monkeypatch.setenv('HOME', '/elsewhere')
   text = (home / 'runs/x/config.json').read_text()
   assert '~' not in text and f'{home}/given' in text

@@ -30,6 +30,7 @@ from dinojax.planning import throughput
 from dinojax.runs import assemble
 from dinojax.runs import catalog
 from dinojax.runs import models as models_lib
+from dinojax.runs import workdir as workdir_lib
 from dinojax.train import method as method_lib
 from dinojax.train import settings as settings_lib
 from dinojax.train import state as state_lib
@@ -380,7 +381,7 @@ def test_a_config_is_measured_from_end_to_end(tmp_path):
 
 def test_a_workdir_of_another_run(tmp_path):
   old = demo.get_config('smoke')
-  assemble.write_workdir(assemble.open_workdir(
+  workdir_lib.write_config(workdir_lib.open_run(
       str(tmp_path), settings_lib.read(old)), old)
 
   def look(**changes):

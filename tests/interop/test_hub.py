@@ -10,6 +10,7 @@ from dinojax.core import errors
 from dinojax.interop import hub
 from dinojax.runs import assemble
 from dinojax.runs import models
+from dinojax.runs import workdir as workdir_lib
 from tests.fuzz import weights as tiny
 from tests.interop import test_files
 from tests.train import tiny as tiny_config
@@ -83,7 +84,7 @@ def test_a_run_reads_the_revision_of_its_first_start(cache, tmp_path):
   folder.mkdir()
   first, pins = assemble.pinned(settings, folder)
   assert first.init.source == f'hf:owner/name@{OLD}'
-  assemble.write_workdir(assemble.epath.Path(folder), config, pins)
+  workdir_lib.write_config(assemble.epath.Path(folder), config, pins)
   assert json.loads((folder / 'sources.json').read_text()) == {
       'hf:owner/name': f'hf:owner/name@{OLD}'}
   cache.newest, before = NEW, len(cache.calls)

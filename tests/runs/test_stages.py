@@ -18,6 +18,7 @@ from dinojax.core import atomic
 from dinojax.core import errors
 from dinojax.runs import assemble
 from dinojax.runs import stages
+from dinojax.runs import workdir as workdir_lib
 from dinojax.train import settings as settings_lib
 from tests import forked
 from tests.runs import test_run
@@ -51,8 +52,8 @@ class Job:
 
   def train(self, config, workdir):
     folder = epath.Path(workdir)
-    assemble.open_workdir(workdir, settings_lib.read(config))
-    assemble.write_workdir(folder, config)
+    workdir_lib.open_run(workdir, settings_lib.read(config))
+    workdir_lib.write_config(folder, config)
     self.configs[folder.name] = config
     finished = folder.name not in self.stopped
     if finished:

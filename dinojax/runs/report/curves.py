@@ -15,12 +15,10 @@ from dinojax.runs import models
 from dinojax.runs.report import charts
 from dinojax.train import settings as settings_lib
 
-_EVALUATION = 'time/evaluation_s'  # of rows that are evaluations
-
 
 @dataclasses.dataclass(frozen=True)
 class History:
-  """What a run has logged.
+  """Rows that a run has logged.
 
   Attributes:
     name: name of the run, of its folder.
@@ -61,9 +59,10 @@ def read(workdir: str | os.PathLike) -> History:
     raise errors.UserError(
         f'{folder} has logged nothing yet: wait for log.every_steps='
         f'{settings.log.every_steps} steps of training')
-  return History(
-      folder.name, settings, [row for row in rows if _EVALUATION not in row],
-      [row for row in rows if _EVALUATION in row])
+  kinds = [], []  # of training, of evaluation
+  for row in rows:
+    kinds[log_lib.EVALUATION_S in row].append(row)
+  return History(folder.name, settings, *kinds)
 
 
 @dataclasses.dataclass(frozen=True)

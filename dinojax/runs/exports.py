@@ -1,0 +1,127 @@
+"""Weights of a run that has ended, for others: WORKDIR/export.
+
+The EMA with its config, as `dinojax.load` reads it, a model card, and formats
+of other libraries in folders of their names. Of several students each has a
+folder of its own.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import os
+import pathlib
+import tempfile
+
+from etils import epath
+
+from dinojax.core import atomic
+from dinojax.core import errors
+from dinojax.core import output
+from dinojax.core import text
+from dinojax.engine import loop
+from dinojax.interop import reading
+from dinojax.interop import store
+from dinojax.interop import writing
+from dinojax.parallel import processes
+from dinojax.runs import cards
+from dinojax.runs import models
+from dinojax.train import sections
+from dinojax.train import settings as settings_lib
+
+FOLDER = 'export'  # in the workdir
+
+
+def formats(settings: settings_lib.Settings) -> list[str]:
+  """The formats that are written besides our own.
+
+  Raises:
+    UserError: one is not known.
+  """
+  names = [name.strip() for name in settings.export.formats.split(',')
+           if name.strip()]
+  for name in names:
+    if name not in writing.FORMATS:
+      raise errors.UserError(
+          f'export.formats={settings.export.formats}: {name!r} is not known: '
+          f'use any of {",".join(writing.FORMATS)}')
+  if names and not settings.export.weights:
+    raise errors.UserError(
+        f'export.formats={settings.export.formats} is written only with '
+        'export.weights=True: set it, or leave the formats out')
+  return names
+
+
+def check(settings: settings_lib.Settings):
+  """Checks before training that all formats can hold the models.
+
+  Raises:
+    UserError: one is not known, or cannot.
+  """
+  for name in formats(settings):
+    for student, own_settings in settings.each.items():
+      try:
+        writing.check(own_settings.model.inference(), name)
+      except errors.UserError as error:
+        raise errors.UserError(
+            f'export.formats={settings.export.formats}'
+            + ('' if student == sections.ALONE else f' of {student}')
+            + f': {error}') from error
+
+
+def write(folder: epath.Path, settings: settings_lib.Settings,
+          result: loop.Result):
+  """Writes the export of a run; all processes read, the first one writes.
+
+  What cannot be written is a warning, with the command that does it later: the
+  checkpoints are there.
+
+  Args:
+    folder: workdir.
+    settings: config of the run.
+    result: how it ended.
+  """
+  if not settings.export.weights:
+    return
+  for name in settings.each:
+    weights = models.read_run(models.CheckpointName(str(folder), name))
+    alone = name == sections.ALONE
+    if processes.is_first():
+      place = folder / FOLDER if alone else folder / FOLDER / name
+      source = folder if alone else folder / name
+      try:
+        _write(place, weights, settings, name, result, source)
+      except (OSError, errors.UserError) as error:
+        output.warn(
+            f'{place} could not be written: {text.printable(error)}. The run '
+            'has ended well, and its checkpoints are there: `dinojax convert '
+            f'export --source={source} --out=DIR --format=meta` writes them')
+
+
+def _write(place: epath.Path, weights: reading.Weights,
+           settings: settings_lib.Settings, name: str, result: loop.Result,
+           source: epath.Path):
+  with _local(place) as local:
+    store.save(str(local), weights)
+    for kind in formats(settings):
+      try:
+        for line in writing.write(str(local / kind), weights, kind):
+          print(f'export: {text.visible(line)}', flush=True)
+      except errors.UserError as error:
+        output.warn(f'export.formats: {kind} was not written: {error}')
+    atomic.write_text(local / cards.FILE, cards.card(
+        weights, settings, name, result, source))
+
+
+@contextlib.contextmanager
+def _local(place: epath.Path) -> Iterator[pathlib.Path]:
+  """A folder on a disk, whose files are then in `place`."""
+  if atomic.is_local(place):
+    place.mkdir(parents=True, exist_ok=True)
+    yield pathlib.Path(os.fspath(place))
+    return
+  with tempfile.TemporaryDirectory() as folder:
+    yield pathlib.Path(folder)
+    for path in sorted(pathlib.Path(folder).rglob('*')):
+      if path.is_file():
+        target = place / path.relative_to(folder).as_posix()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        atomic.write_bytes(target, path.read_bytes())
