@@ -3,9 +3,11 @@
 A mistake is one sentence on stderr and exit code 2, never a traceback.
 """
 
+import ast
 from collections.abc import Callable, Iterator, Sequence
 import difflib
 import functools
+import inspect
 import operator
 import os
 import re
@@ -185,7 +187,7 @@ def parse(module: types.ModuleType, command: str, argv: Sequence[str]
     for name in getattr(module, 'REQUIRED', ()):
       if values[name].value is None:
         raise errors.UserError(f'--{name} is missing: {values[name].help}')
-    _check_words(words, getattr(module, 'WORDS', ()), module.__doc__ or '')
+    _check_words(words, getattr(module, 'WORDS', ()), _usage(module))
   except (flags.Error, errors.UserError) as error:
     print(f'error: {_sentence(error, values, command, argv)}',
           file=sys.stderr)
@@ -194,6 +196,15 @@ def parse(module: types.ModuleType, command: str, argv: Sequence[str]
     from dinojax.parallel import platforms
     platforms.leave_out_tpus()
   return values, words
+
+
+def _usage(module: types.ModuleType) -> str:
+  """The docstring as written: from Python 3.13 on __doc__ is not indented."""
+  try:
+    source = inspect.getsource(module)
+  except (OSError, TypeError):  # a program without its source
+    return module.__doc__ or ''
+  return ast.get_docstring(ast.parse(source), clean=False) or ''
 
 
 def _check_words(words: list[str], known: Sequence[str], usage: str):
@@ -282,7 +293,7 @@ def _help(module: types.ModuleType, values: flags.FlagValues, command: str,
   """Prints it; the exit code."""
   command_flags = _flags(values)
   has_config = any(f.name == 'config' for f in command_flags)
-  lines = [(module.__doc__ or '').strip(), '']
+  lines = [_usage(module).strip(), '']
   lines += [line for flag in command_flags for line in _described(flag)]
   if command == 'train':
     from dinojax.commands import reference

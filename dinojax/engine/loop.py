@@ -128,6 +128,7 @@ def run(job: Job) -> Result:
       if start >= job.total_steps:
         return session.ended(state)
       batch = session.next_batch()
+      session.report.starts(job.mesh, job.info)
       programs = program.compile_all(
           job.trainable, job.mesh, state, start, job.total_steps,
           session.report.say, deterministic=job.deterministic)
@@ -156,13 +157,6 @@ def ended(job: Job) -> Result:
         False,
         saved.info().get('seconds', 0.0),
         report.evaluations(job.workdir).get(step, {}))
-
-
-def best(job: Job, scores: Mapping[int, Mapping[str, float]]) -> int | None:
-  """The evaluated step with the best score; the first of equal ones."""
-  if job.score is None or not scores:
-    return None
-  return max(scores, key=lambda step: (job.score(scores[step]), -step))
 
 
 def _resumed(job: Job, saved: checkpoint.Checkpoints) -> tuple[int, dict]:
@@ -214,7 +208,7 @@ class _Session:
         start=start)
     self.evaluation: dict[str, float] = {}
     self.scores = report.evaluations(job.workdir) if job.score else {}
-    saved.best = best(job, self.scores)
+    saved.best = report.best(self.scores, job.score)
     self.batches: Iterator[dict] = iter(())
     self.running: jax.Array | None = None  # of the step in flight
     self.profiling = False
@@ -227,7 +221,8 @@ class _Session:
   def begin(self, state: dict) -> dict:
     """The state with what its next step needs; batches begin to be made."""
     if self.start:
-      self.report.say(f'resumed from step {self.start} of {self.job.workdir}')
+      self.report.event(
+          f'resumed from step {self.start} of {self.job.workdir}')
     state = self.enter(self.start, state)
     if self.start < self.job.total_steps:
       self.batches = self.job.batches(self.start)
@@ -287,14 +282,16 @@ class _Session:
         self.read(step, previous)
         self.save(step, state)
         self.saved.wait()
-        self.report.say(f'stopped by a signal: saved step {step}; the same '
-                        'command continues')
+        self.report.event(
+            f'stopped by a signal: saved step {step}; the same command '
+            'continues')
         return Result(state, step, False, True, self.seconds, {})
     if previous is not None:
       self.read(step, previous)
     self.save(step, state)
     self.evaluate_at_the_end(step, state)
     self.saved.wait()
+    self.report.event(f'ended at step {step}', silent=True)
     return Result(
         state, step, True, stop.seen, self.seconds, self.evaluation)
 
@@ -303,7 +300,7 @@ class _Session:
     trainable = self.job.trainable
     after = trainable.enter(state, trainable.variant(step))
     for name in after.keys() - state.keys() - {trainable_lib.FROZEN}:
-      self.report.say(f'step {step}: {trainable.words[name]} begins')
+      self.report.event(f'step {step}: {trainable.words[name]} begins')
     return after
 
   def save(self, step: int, state: dict):
@@ -355,7 +352,7 @@ class _Session:
     self.report.evaluated(
         step, self.evaluation, seconds=time.monotonic() - began)
     self.scores[step] = self.evaluation
-    self.saved.best = best(self.job, self.scores)
+    self.saved.best = report.best(self.scores, self.job.score)
 
   def evaluate_at_the_end(self, step: int, state: dict):
     """Evaluates the last step, unless an earlier start has."""

@@ -17,6 +17,7 @@ from dinojax.engine import trainable as trainable_lib
 from dinojax.parallel import processes
 
 LOG = 'metrics.jsonl'  # in the workdir, of the first process
+EVENTS = 'events.jsonl'  # beside it: what happened, of all starts
 EVALUATION_S = 'time/evaluation_s'  # of rows that are evaluations, alone
 
 
@@ -87,6 +88,7 @@ class Report:
                        for row in log.rows(workdir / name)}
     if self._first:
       self._metrics = log.JsonLines(workdir / LOG, cut_after=start)
+      self._events = log.JsonLines(workdir / EVENTS)
       self._board = log.TensorBoard(
           workdir / 'tensorboard', step=start,
           enabled=options.tensorboard)
@@ -95,6 +97,22 @@ class Report:
     """One line to the user, from the first process."""
     if self._first:
       self._progress.say(text)
+
+  def event(self, text: str, *, silent: bool = False):
+    """A line to the user that the report of the run tells, too."""
+    if self._first:
+      self._events.write({'time': time.strftime(
+          '%Y-%m-%dT%H:%M:%SZ', time.gmtime()), 'text': text})
+      if not silent:
+        self._progress.say(text)
+
+  def starts(self, mesh: jax.sharding.Mesh, info: Mapping[str, Any]):
+    """Notes what this start trains on."""
+    self.event(
+        f'trains from step {self._logged[0]} on {mesh.size} × '
+        f'{mesh.devices.flat[0].device_kind}, {jax.process_count()} '
+        f'processes, dinojax {info.get("dinojax", "")}, jax '
+        f'{jax.__version__}', silent=True)
 
   def begin(self, step: int):
     """Starts the clock: what came before, such as compiling, is no step."""
@@ -155,6 +173,7 @@ class Report:
     self._bad_images.close()
     if self._first:
       self._metrics.close()
+      self._events.close()
       self._board.close()
 
   def _check_finite(self, step: int, values: Mapping[str, np.ndarray]):
@@ -170,7 +189,7 @@ class Report:
             + f'; the update was skipped ({count} in a row)')
     if count >= self._options.max_nonfinite_steps:
       raise NonFinite(step - count + 1, f'{text}: stopped')
-    self.say(f'warning: {text}')
+    self.event(f'warning: {text}')
 
   def _check_images(self, step: int, bad: int):
     """Stops when too many images could not be read."""
@@ -203,7 +222,7 @@ class Report:
     self._progress.show(step, self._line(row))
     warning = self._trainable.watch(row)
     if warning:
-      self.say(f'warning: step {step}: {warning}')
+      self.event(f'warning: step {step}: {warning}')
 
   def _line(self, row: Mapping[str, float]) -> dict[str, str]:
     """The parts of the progress line, the most important first."""
@@ -228,6 +247,14 @@ def evaluations(workdir: epath.Path) -> dict[int, dict[str, float]]:
   return {int(row['step']): {
       name: float(value) for name, value in row.items()
       if name not in ('step', EVALUATION_S)} for row in rows}
+
+
+def best(scores: Mapping[int, Mapping[str, float]],
+         score: Callable[[Mapping[str, float]], float] | None) -> int | None:
+  """The evaluated step with the best score; the first of equal ones."""
+  if score is None or not scores:
+    return None
+  return max(scores, key=lambda step: (score(scores[step]), -step))
 
 
 def memory() -> dict[str, float]:

@@ -27,6 +27,7 @@ from dinojax.engine import checkpoint
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
 from dinojax.runs import assemble
+from dinojax.runs import exports
 from dinojax.runs import models as models_lib
 from dinojax.runs import workdir as workdir_lib
 from dinojax.train import settings as settings_lib
@@ -258,6 +259,7 @@ def _check_here(stages: Sequence[Stage], chosen: Sequence[Stage]):
         for spec in specs(stage.settings) - opened:
           sources.open_source(spec)
           opened.add(spec)
+        exports.check(stage.settings)
         plan = stage.settings.mesh
         settings_lib.check_devices(
             stage.settings, mesh_lib.make(plan.data, plan.fsdp).size)

@@ -1,7 +1,6 @@
 """What a run leaves for others when it ends, and the checkpoint it keeps."""
 
 import json
-import types
 
 from etils import epath
 import numpy as np
@@ -94,9 +93,8 @@ def test_a_best_step_outlives_all_later_ones(tmp_path):
     ({}, None), ({2: {'a': 1.0}}, 2), ({2: {'a': 1.0}, 4: {'a': 3.0},
                                         6: {'a': 3.0}}, 4)])
 def test_the_best_step_is_the_first_with_the_best_score(scores, expected):
-  job = types.SimpleNamespace(score=lambda numbers: numbers['a'])
-  assert loop.best(job, scores) == expected
-  assert loop.best(types.SimpleNamespace(score=None), scores) is None
+  assert report.best(scores, lambda numbers: numbers['a']) == expected
+  assert report.best(scores, None) is None
 
 
 def test_a_resumed_run_knows_its_best(tmp_path):
@@ -107,8 +105,7 @@ def test_a_resumed_run_knows_its_best(tmp_path):
       ''.join(json.dumps(row) + '\n' for row in rows))
   scores = report.evaluations(epath.Path(tmp_path))
   assert scores == {2: {'knn/trained': 70.0}, 4: {'knn/trained': 60.0}}
-  job = types.SimpleNamespace(score=lambda numbers: numbers['knn/trained'])
-  assert loop.best(job, scores) == 2
+  assert report.best(scores, lambda numbers: numbers['knn/trained']) == 2
 
 
 @pytest.mark.parametrize('changes, message', [
