@@ -204,6 +204,9 @@ def smoke(c: config_dict.ConfigDict) -> config_dict.ConfigDict:
   c.knn.resize_px = 4 * patch
   c.knn.crop_px = 4 * patch
   c.log.every_steps = 1
+  # A report takes longer than the run: `dinojax report` writes it.
+  c.report.at_end = False
+  c.report.patch_images = 0
   c.mesh.data = -1
   c.mesh.fsdp = 1
   return c

@@ -13,8 +13,8 @@ import pytest
 from dinojax.configs import demo
 from dinojax.core import errors
 from dinojax.data import sources
-from dinojax.runs import assemble
 from dinojax.runs import autoconfig
+from dinojax.runs import batches as batches_lib
 from dinojax.train import settings as settings_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -51,7 +51,7 @@ def test_the_source_of_the_page_gives_batches(page_source):
   assert source.spec == page_source and source.classes == ('a', 'b')
   assert pickle.loads(pickle.dumps(source))[3].label == 1
   s = settings_lib.read(demo.get_config('smoke'))
-  batch = next(assemble.batches(s, [(source, 1.0)], [], 0))
+  batch = next(batches_lib.make(s, [(source, 1.0)], [], 0))
   assert set(batch['label']) == {0, 1} and not batch['bad'].any()
   assert len(sources.open_source(f'held_out:{page_source}')) == 1
 

@@ -15,6 +15,7 @@ COMMANDS = {
     'crops': 'draw the first training batch as a picture',
     'embed': 'features of a folder of images, as a file',
     'pca': 'draw patch features of images in colour',
+    'report': 'one HTML file that tells a run',
     'compile': 'what a config needs on a machine',
     'doctor': 'what is wrong, or slow, before a run',
     'convert': 'images to records, weights in and out',

@@ -15,7 +15,7 @@ from dinojax.parallel import hardware
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.planning import memory
 from dinojax.planning import throughput
-from dinojax.runs import assemble
+from dinojax.runs import batches as batches_lib
 from dinojax.train import method as method_lib
 
 Findings = list[findings.Finding]
@@ -101,7 +101,7 @@ def _input(method: method_lib.Method, training: list, homogeneous: list,
       train, batch_size=unit * -(-_INPUT_BATCH // unit))
   settings = dataclasses.replace(method.settings, train=small)
   return jax.process_count() * throughput.input_rate(
-      assemble.batches(settings, training, homogeneous, 0), seconds)
+      batches_lib.make(settings, training, homogeneous, 0), seconds)
 
 
 def _step(method: method_lib.Method, mesh: jax.sharding.Mesh, flops: float,

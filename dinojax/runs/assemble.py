@@ -1,6 +1,6 @@
 """From a config and a workdir to a run: the parts that entry points share."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 import contextlib
 import dataclasses
 import json
@@ -17,19 +17,21 @@ from dinojax.core import output
 from dinojax.core import paths
 from dinojax.core import tree
 from dinojax.data import identity
-from dinojax.data import pipeline
 from dinojax.data import shared_memory
 from dinojax.data import sources
 from dinojax.engine import checkpoint
 from dinojax.engine import loop
 from dinojax.engine import report
 from dinojax.evals import online
+from dinojax.evals import patches
 from dinojax.models import network
 from dinojax.parallel import hardware
 from dinojax.parallel import holder as holder_lib
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
 from dinojax.planning import memory
+from dinojax.runs import batches as batches_lib
+from dinojax.runs import ending
 from dinojax.runs import exports
 from dinojax.runs import initial_weights
 from dinojax.runs import models as models_lib
@@ -73,11 +75,7 @@ def train(config: Any, workdir: str) -> loop.Result:
       return results.tell_ended(loop.ended(job), folder)
     result = loop.run(job)
     if result.finished:
-      exports.write(folder, settings, result)
-      if processes.is_first():
-        with workdir_lib.writable(folder):
-          results.write(folder, result)
-        results.tell_finished(result, settings, folder)
+      ending.end(folder, settings, result)
   return result
 
 
@@ -120,7 +118,7 @@ def _job(config: Any, settings: settings_lib.Settings, folder: epath.Path,
   data = identity.Data([source for source, _ in training + homogeneous])
   if saved.latest() is not None:
     _check_data(folder, data, settings)
-  evaluator = online.make(method, mesh, given.fill, folder)
+  knn = online.make(method, mesh, given.fill, folder)
   if holder:
     workdir_lib.write_config(folder, config, pins)
     workdir_lib.keep_data(folder, data)
@@ -131,13 +129,29 @@ def _job(config: Any, settings: settings_lib.Settings, folder: epath.Path,
           method, mesh, given, total_steps=total),
       mesh=mesh, workdir=folder, total_steps=total, checkpoint_steps=every,
       archive_steps=steps(settings.checkpoint.archive_every),
-      evaluation_steps=steps(settings.knn.every), evaluate=evaluator,
-      score=_score(settings, evaluator, steps(settings.knn.every), every),
-      batches=lambda step: batches(
+      evaluation_steps=steps(settings.knn.every),
+      evaluate=_together(knn, patches.make(method, mesh, folder)),
+      score=_score(settings, knn, steps(settings.knn.every), every),
+      batches=lambda step: batches_lib.make(
           settings, training, homogeneous, step, method.gram_start),
       is_lost=holder.is_lost if holder else lambda: False,
       **_options(settings))
   return job, holder is None
+
+
+def _together(*evaluators: loop.Evaluator | None) -> loop.Evaluator | None:
+  """One evaluator of several, of which any may be absent."""
+  known = [evaluator for evaluator in evaluators if evaluator]
+  if not known:
+    return None
+
+  def evaluate(step, emas):
+    scores = {}
+    for evaluator in known:
+      scores |= evaluator(step, emas)
+    return scores
+
+  return evaluate
 
 
 def _score(settings: settings_lib.Settings, evaluator: Any,
@@ -258,24 +272,6 @@ def _check_students(saved: checkpoint.Checkpoints,
   if gone and processes.is_first():
     print(f'step {saved.latest()}: students {", ".join(gone)} are no longer '
           'trained', flush=True)
-
-
-def batches(settings: settings_lib.Settings, training: list,
-            homogeneous: list, step: int,
-            gram_start: int = 0) -> Iterator[dict]:
-  """This process's batches from `step` on, see pipeline.train_batches."""
-  data, train = settings.data, settings.train
-  plan = pipeline.Plan(
-      mixed=tuple(training), homogeneous=tuple(homogeneous),
-      seed=settings.seed, batch_size=train.batch_size,
-      group_images=train.group_images, crops=settings.made_crops,
-      masks=settings.chosen,
-      patch_px=settings.model.token_px, max_pixels=data.max_pixels,
-      value_range=tuple(data.value_range), gram_start=gram_start)
-  return pipeline.train_batches(
-      plan, step, process_index=jax.process_index(),
-      process_count=jax.process_count(), num_workers=data.num_workers,
-      num_threads=data.num_threads)
 
 
 def pinned(settings: settings_lib.Settings, folder: epath.Path

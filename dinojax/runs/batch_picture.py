@@ -8,7 +8,7 @@ from PIL import Image
 
 from dinojax.core import text
 from dinojax.data import sources
-from dinojax.runs import assemble
+from dinojax.runs import batches as batches_lib
 from dinojax.runs import pictures
 from dinojax.train import method as method_lib
 from dinojax.train import settings as settings_lib
@@ -27,7 +27,7 @@ def draw(config: Any, count: int = 8) -> Image.Image:
   settings = method_lib.resolve(settings_lib.read(config), 'cpu')
   training = [(sources.open_training(spec), weight)
               for spec, weight in settings.data.mixture]
-  batch = next(assemble.batches(settings, training, [], 0))
+  batch = next(batches_lib.make(settings, training, [], 0))
   for problem in batch['problems']:
     print(f'replaced: {text.printable(problem["name"])}: '
           f'{text.printable(problem["reason"])}')

@@ -5,7 +5,7 @@ of other libraries in folders of their names. Of several students each has a
 folder of its own.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import contextlib
 import os
 import pathlib
@@ -21,7 +21,6 @@ from dinojax.engine import loop
 from dinojax.interop import reading
 from dinojax.interop import store
 from dinojax.interop import writing
-from dinojax.parallel import processes
 from dinojax.runs import cards
 from dinojax.runs import models
 from dinojax.train import sections
@@ -57,9 +56,9 @@ def check(settings: settings_lib.Settings):
     UserError: one is not known, or cannot.
   """
   for name in formats(settings):
-    for student, own_settings in settings.each.items():
+    for student, its_settings in settings.each.items():
       try:
-        writing.check(own_settings.model.inference(), name)
+        writing.check(its_settings.model.inference(), name)
       except errors.UserError as error:
         raise errors.UserError(
             f'export.formats={settings.export.formats}'
@@ -67,9 +66,20 @@ def check(settings: settings_lib.Settings):
             + f': {error}') from error
 
 
+def read(folder: epath.Path,
+         settings: settings_lib.Settings) -> dict[str, reading.Weights]:
+  """The EMA of every student at the last step, on every process.
+
+  Raises:
+    UserError: a checkpoint is damaged.
+  """
+  return {name: models.read_run(models.CheckpointName(str(folder), name))
+          for name in settings.each}
+
+
 def write(folder: epath.Path, settings: settings_lib.Settings,
-          result: loop.Result):
-  """Writes the export of a run; all processes read, the first one writes.
+          result: loop.Result, weights: Mapping[str, reading.Weights]):
+  """Writes the export of a run.
 
   What cannot be written is a warning, with the command that does it later: the
   checkpoints are there.
@@ -78,22 +88,19 @@ def write(folder: epath.Path, settings: settings_lib.Settings,
     folder: workdir.
     settings: config of the run.
     result: how it ended.
+    weights: weights by student, see `read`.
   """
-  if not settings.export.weights:
-    return
-  for name in settings.each:
-    weights = models.read_run(models.CheckpointName(str(folder), name))
+  for name, student in weights.items():
     alone = name == sections.ALONE
-    if processes.is_first():
-      place = folder / FOLDER if alone else folder / FOLDER / name
-      source = folder if alone else folder / name
-      try:
-        _write(place, weights, settings, name, result, source)
-      except (OSError, errors.UserError) as error:
-        output.warn(
-            f'{place} could not be written: {text.printable(error)}. The run '
-            'has ended well, and its checkpoints are there: `dinojax convert '
-            f'export --source={source} --out=DIR --format=meta` writes them')
+    place = folder / FOLDER if alone else folder / FOLDER / name
+    source = folder if alone else folder / name
+    try:
+      _write(place, student, settings, name, result, source)
+    except (OSError, errors.UserError) as error:
+      output.warn(
+          f'{place} could not be written: {text.printable(str(error))}. The '
+          'run has ended well, and its checkpoints are there: `dinojax convert '
+          f'export --source={source} --out=DIR --format=meta` writes them')
 
 
 def _write(place: epath.Path, weights: reading.Weights,

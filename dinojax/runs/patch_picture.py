@@ -1,5 +1,6 @@
 """Patch features of runs as colours, beside their images."""
 
+from collections.abc import Sequence
 import os
 
 from etils import epath
@@ -10,6 +11,7 @@ from dinojax.core import paths
 from dinojax.data import inspection
 from dinojax.data import photos
 from dinojax.data import sources
+from dinojax.features import backbone
 from dinojax.features import spec
 from dinojax.runs import models as models_lib
 from dinojax.runs import pictures
@@ -38,23 +40,34 @@ def draw(runs: list[str], *, images: str | None = None, count: int = 4,
   Raises:
     UserError: nothing there, or damaged.
   """
+  names = [os.path.basename(run.rstrip('/')) for run in runs]
+  return of_models([models_lib.load(run) for run in runs], names,
+                   images=images, count=count, grid=grid)
+
+
+def of_models(models: Sequence[backbone.Backbone], names: Sequence[str], *,
+              images: str | None = None, count: int = 4,
+              grid: int = 32) -> Image.Image:
+  """As `draw`, of models that are loaded already, by their names.
+
+  Raises:
+    UserError: no images there, or none that can be read.
+  """
   read, shown, grids = {}, None, []
-  for run in runs:
-    model = models_lib.load(run)
+  for model in models:
     greys = model.value_range  # as it was trained to see them
     if greys not in read:
       read[greys] = _images(images, count, greys)
     side = grid * model.config.token_px
     pixels = np.stack([_square(image, side) for image in read[greys]])
-    features, = model.read(model.normalize(pixels), _MAP)
-    grids.append(np.asarray(features['map'], np.float32))
+    last, = model.read(model.normalize(pixels), _MAP)
+    grids.append(np.asarray(last['map'], np.float32))
     shown = pixels if shown is None else shown
-  names = [os.path.basename(run.rstrip('/')) for run in runs]
   return sheet(shown, grids, names)
 
 
 def sheet(shown: np.ndarray, grids: list[np.ndarray],
-          names: list[str]) -> Image.Image:
+          names: Sequence[str]) -> Image.Image:
   """One row an image: itself with a marked patch; PCA, similarity of each."""
   size = 224
   count = grids[0].shape[1]

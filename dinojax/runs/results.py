@@ -11,6 +11,7 @@ from dinojax.core import log
 from dinojax.engine import loop
 from dinojax.parallel import processes
 from dinojax.runs import workdir as workdir_lib
+from dinojax.runs.report import page
 from dinojax.train import settings as settings_lib
 
 
@@ -35,11 +36,13 @@ def tell_ended(result: loop.Result, folder: epath.Path) -> loop.Result:
 
 
 def tell_finished(result: loop.Result, settings: settings_lib.Settings,
-                   folder: epath.Path):
+                  folder: epath.Path):
   """Says where the numbers are, and how to see what was learned."""
   run = next((folder / name for name in settings.students), folder)
   images = settings.data.validation or settings.data.mixture[0][0]
   words = ['dinojax', 'pca', f'--workdir={run}', f'--images={images}']
+  report = folder / page.FILE
   print(f'finished {result.step} steps in {log.duration(result.seconds)}: '
-        f'{folder / workdir_lib.RESULTS}; `{shlex.join(words)}` draws what it '
-        'has learned', flush=True)
+        f'{folder / workdir_lib.RESULTS}'
+        + (f', {report}' if report.exists() else '')
+        + f'; `{shlex.join(words)}` draws what it has learned', flush=True)

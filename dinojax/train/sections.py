@@ -235,6 +235,8 @@ class Report:
   """The report of a run, one HTML file."""
 
   at_end: bool = True  # Writes WORKDIR/report.html when training ends.
+  # Images whose patches are compared at every evaluation; 0: none are.
+  patch_images: fields.Natural = 8
 
 
 @dataclasses.dataclass(frozen=True)

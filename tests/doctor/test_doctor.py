@@ -27,7 +27,7 @@ from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import platforms
 from dinojax.planning import memory
 from dinojax.planning import throughput
-from dinojax.runs import assemble
+from dinojax.runs import batches as batches_lib
 from dinojax.runs import catalog
 from dinojax.runs import models as models_lib
 from dinojax.runs import workdir as workdir_lib
@@ -436,7 +436,7 @@ def test_made_up_batches_are_those_of_the_pipeline():
   mesh = mesh_lib.make(devices=mesh_lib.one_device())
   made = throughput._batch(s, mesh)
   training = [(sources.open_source(s.data.train), 1.0)]
-  real = next(assemble.batches(s, training, [], 0))
+  real = next(batches_lib.make(s, training, [], 0))
   real = {k: v for k, v in real.items() if k not in ('problems', 'label')}
   assert made.keys() == real.keys()
   for name, value in real.items():

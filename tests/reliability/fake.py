@@ -1,5 +1,6 @@
 """A run whose step is a line of arithmetic, everything else as it is."""
 
+import functools
 import json
 import pathlib
 
@@ -7,10 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dinojax.core import tree
 from dinojax.engine import program
 from dinojax.engine import trainable
 from dinojax.evals import online
+from dinojax.interop import reading
+from dinojax.models import vit
 from dinojax.runs import assemble
+from dinojax.runs import batches as batches_lib
+from dinojax.runs import exports
 from dinojax.train import method as method_lib
 from dinojax.train import pretraining
 from dinojax.train import state as state_lib
@@ -75,6 +81,17 @@ def _build(settings, mesh, epoch_steps, teacher=None):
   return _RECIPES[key]
 
 
+@functools.cache
+def weights():
+  """A small backbone, which is exported in place of the line."""
+  config = vit.ViTConfig(embed_dim=8, depth=1, num_heads=1, patch_px=4,
+                         image_px=8, num_channels=3)
+  params = tree.map_with_name(
+      lambda name, x: np.full(x.shape, 0.5, np.float32), reading.shapes(config))
+  return reading.Weights(config, params, {}, 'dinojax', {}, (0.5,) * 3,
+                         (0.5,) * 3)
+
+
 def install(monkeypatch, nan_from=10**9):
   """Puts the fake in place of what compiles."""
   programs = program.Programs(
@@ -92,7 +109,8 @@ def install(monkeypatch, nan_from=10**9):
   monkeypatch.setattr(
       state_lib, 'abstract', lambda method, mesh, **_: trainable.shapes_of(
           fresh(mesh)))
-  monkeypatch.setattr(assemble, 'batches', batches)
+  monkeypatch.setattr(batches_lib, 'make', batches)
+  monkeypatch.setattr(exports, 'read', lambda *_: {'student': weights()})
   monkeypatch.setattr(online, 'make', lambda *_: (
       lambda step, emas: {'knn/trained': 50.0 + step}))
 

@@ -142,7 +142,9 @@ def test_an_export_that_fails_is_a_warning(run, tmp_path, monkeypatch, capsys):
     raise OSError(28, 'No space left on device')
   monkeypatch.setattr(store, 'save', full)
   result = loop.Result({}, 6, True, False, 60.0, {'knn/trained': 50.0})
-  exports.write(epath.Path(folder), settings_of(), result)
+  place = epath.Path(folder)
+  exports.write(place, settings_of(), result,
+                exports.read(place, settings_of()))
   message = capsys.readouterr().err
   assert 'No space left' in message and 'dinojax convert export' in message
   results.write(epath.Path(tmp_path), result)

@@ -233,8 +233,8 @@ def test_a_reader_leaves_a_run_that_writes_alone(run):
 
 
 def test_a_file_in_the_workdir_is_not_a_student(run):
-  (pathlib.Path(run) / 'export').mkdir()
-  assert models_lib.find_run(f'{run}/export') is None
+  (pathlib.Path(run) / 'notes').mkdir()
+  assert models_lib.find_run(f'{run}/notes') is None
   assert models_lib.find_run(f'{run}/b').student == 'b'
 
 

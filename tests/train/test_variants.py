@@ -11,7 +11,7 @@ from dinojax.engine import program
 from dinojax.engine import trainable
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
-from dinojax.runs import assemble
+from dinojax.runs import batches as batches_lib
 from dinojax.train import method as method_lib
 from dinojax.train import pretraining
 from dinojax.train import settings as settings_lib
@@ -125,7 +125,7 @@ def test_batches_have_what_their_program_takes(mesh):
   whole = method_lib.build(settings, mesh, epoch_steps=10)
   training = [(sources.open_source('photos:train'), 1.0)]
   for step in range(6):
-    batch = next(assemble.batches(
+    batch = next(batches_lib.make(
         settings, training, [], step, whole.gram_start))
     for name in ('problems', 'label'):  # the loop keeps them to itself
       batch.pop(name)

@@ -31,6 +31,7 @@ def config(**changes) -> dict:
       crops=dict(global_px=16, local_px=8, num_local=2),
       masks={}, augment={}, teacher={}, dino=dict(head), ibot=dict(head),
       koleo=dict(group_images=2), gram={}, knn={},
+      report=dict(at_end=False, patch_images=0),
       optimizer=dict(layerwise_decay=0.9),
       schedules=dict(
           lr=curve(LR, LR, LR), weight_decay=curve(0.04, 0.04, 0.4),

@@ -96,6 +96,11 @@ CURVES = (
         'Usage or spread near 0: all images get the same answer.'),
     Curve('Left to learn from the teacher, ln K',
           {'dino/divergence': 'divergence'}),
+    Curve('Cosines within images', {
+        'patches/cls_cosine': 'CLS with its patches',
+        'patches/patch_cosine': 'between patches'},
+        'Both rise when patches lose what is theirs: dense features degrade, '
+        'though k-NN may still rise.'),
     Curve('KoLeo', {'loss/koleo': 'KoLeo'},
           'Lower is more evenly spread; it may be negative.'),
     Curve('Gram anchoring', {'loss/gram': 'Gram'}),

@@ -1,0 +1,233 @@
+"""The report of a run: one HTML file with everything inside it."""
+
+from collections.abc import Callable, Iterator, Sequence
+import html
+import os
+
+from etils import epath
+
+from dinojax import __version__
+from dinojax.core import atomic
+from dinojax.core import errors
+from dinojax.core import paths
+from dinojax.runs import models as models_lib
+from dinojax.runs import workdir as workdir_lib
+from dinojax.runs.report import charts
+from dinojax.runs.report import curves
+from dinojax.runs.report import facts
+from dinojax.runs.report import gallery
+
+FILE = 'report.html'  # in the workdir
+_STYLE = """
+:root{color-scheme:light dark;--paper:#fbfaf8;--card:#fff;--ink:#24262b;
+--soft:#676c76;--edge:#e2e0db}
+@media(prefers-color-scheme:dark){:root{--paper:#15171b;--card:#1d2026;
+--ink:#e8e7e3;--soft:#a0a5ae;--edge:#33373f}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--paper);color:var(--ink);
+font:15px/1.55 system-ui,-apple-system,"Segoe UI",sans-serif}
+main{max-width:1180px;margin:0 auto;padding:28px 20px 60px}
+h1{font-size:28px;margin:0 0 2px;overflow-wrap:anywhere}
+h2{font-size:18px;margin:38px 0 12px}
+h3{font-size:15px;margin:0 0 2px}
+p{margin:0 0 10px;max-width:75ch;overflow-wrap:anywhere}
+.soft{color:var(--soft)}
+.grid{display:grid;gap:14px;
+grid-template-columns:repeat(auto-fit,minmax(min(330px,100%),1fr))}
+.card{background:var(--card);border:1px solid var(--edge);border-radius:10px;
+padding:14px 16px;min-width:0}
+.big{display:flex;flex-wrap:wrap;gap:10px;margin:16px 0}
+.big .card{padding:8px 16px}
+.big b{display:block;font-size:24px;line-height:1.3}
+.scroll{overflow-x:auto}
+table{border-collapse:collapse;font-size:14px}
+.facts td,.facts th{padding:3px 18px 3px 0;text-align:left;vertical-align:top;
+font-weight:400;overflow-wrap:anywhere}
+.facts th{color:var(--soft);overflow-wrap:normal}
+.facts code{overflow-wrap:anywhere}
+img{max-width:100%;height:auto;border-radius:6px;display:block}
+.picture{margin-bottom:14px}
+footer{margin-top:44px;color:var(--soft);font-size:13px}
+summary{cursor:pointer;color:var(--soft)}
+"""
+
+
+def write(workdir: str, out: str | None = None, *,
+          compare: Sequence[str] = (),
+          models: Callable[[], gallery.Models] | None = None,
+          has_ended: bool = False) -> str:
+  """Writes the report of a run or of a chain of runs.
+
+  Args:
+    workdir: folder of the run; it may still train.
+    out: file to write; None: report.html in the workdir.
+    compare: other runs, whose curves are drawn beside.
+    models: gives the models that are drawn, of the run first; None: its last
+      checkpoint, and those of the others.
+    has_ended: the run ends just now, and its results are not written yet.
+
+  Returns:
+    The path of the file.
+
+  Raises:
+    UserError: no run there, one that has logged nothing yet, or a file that
+      cannot be written.
+  """
+  folder = epath.Path(paths.expand(workdir))
+  path = epath.Path(paths.expand(out)) if out else folder / FILE
+  others = [str(paths.expand(other)) for other in compare]
+  if _is_chain(folder):
+    if others:
+      raise errors.UserError(
+          f'{folder} is a chain of runs: compare its stages, such as '
+          f'{folder}/STAGE, which are runs')
+    body = _of_chain(folder)
+  else:
+    body = _of_run(folder, others, models, has_ended)
+  try:
+    atomic.write_text(path, _page(folder.name, ''.join(body)))
+  except OSError as error:
+    raise errors.cannot_write(str(path), error) from error
+  return os.fspath(path)
+
+
+def _is_chain(folder: epath.Path) -> bool:
+  return not (folder / models_lib.CONFIG).exists() and (
+      folder / workdir_lib.RESULTS).exists()
+
+
+def _of_run(folder: epath.Path, others: Sequence[str],
+            models: Callable[[], gallery.Models] | None,
+            has_ended: bool) -> Iterator[str]:
+  histories = facts.histories([str(folder), *others])
+  history = histories[0]
+  yield f'<h1>{_text(history.name)}</h1>'
+  yield f'<p class="soft">{_text(facts.state(folder, history, has_ended))}</p>'
+  yield _headline(list(facts.scores(history)))
+  yield _section('What was trained', _table(
+      facts.training(folder, history), head=True))
+  if others:
+    yield _section('Compared', _table(
+        [(other.name, *_one_line(facts.scores(other))) for other in histories],
+        head=True))
+  yield _section('Curves', _charts(curves.draw(histories)))
+  yield '<h2>Pictures</h2>'
+  names = _names(histories, folder, others)
+  for picture in gallery.draw(
+      folder, history.settings, models or (lambda: gallery.load(names))):
+    yield _picture(picture)
+  yield _events(folder)
+  name, rows = facts.config(history)
+  yield _section('Config', (
+      f'<p>Nearest of <code>dinojax configs</code>: <b>{_text(name)}</b>; '
+      f'{len(rows)} values differ.</p>' + _folded('values', _table(
+          rows, titles=('key', name, 'this run')))))
+  yield _section('Versions', _folded(
+      'packages', _table(facts.versions(folder), head=True)))
+
+
+def _of_chain(folder: epath.Path) -> Iterator[str]:
+  results = atomic.read_json(
+      folder / workdir_lib.RESULTS, 'the command of the chain writes it anew')
+  yield f'<h1>{_text(folder.name)}</h1>'
+  yield f'<p class="soft">A chain of {len(results)} runs that have ended.</p>'
+  yield _section('Stages', _table(
+      facts.stages(results), titles=('stage', 'steps', 'time',
+                                     'k-NN accuracy, %')))
+  for name in results:
+    if not (folder / name / models_lib.CONFIG).exists():
+      yield _section(name, '<p>Its folder is not here.</p>')
+      continue
+    history = curves.read(folder / name)
+    yield f'<h2>{_text(name)}</h2>'
+    yield f'<p class="soft">{_text(facts.state(folder / name, history))}</p>'
+    yield _table(facts.training(folder / name, history), head=True)
+    yield _charts(curves.draw([history]))
+
+
+def _names(histories: Sequence[curves.History], folder: epath.Path,
+           others: Sequence[str]) -> dict[str, str]:
+  """Names and places of the models that are drawn, the run's first."""
+  places = {}
+  for history, place in zip(
+      histories, (str(folder), *others), strict=True):
+    for student in history.settings.students or ('',):
+      name = f'{history.name} {student}'.strip()
+      while name in places:
+        name += "'"
+      places[name] = f'{place}/{student}' if student else place
+  return places
+
+
+def _one_line(rows: Iterator[facts.Row]) -> tuple[str]:
+  return (' · '.join(f'{name} {value}' for name, value in rows)
+          or 'k-NN not measured',)
+
+
+def _headline(rows: Sequence[facts.Row]) -> str:
+  if not rows:
+    return ('<p>k-NN accuracy was not measured: the run has no labelled '
+            'validation images (data.validation).</p>')
+  return '<div class="big">' + ''.join(
+      f'<div class="card"><b>{_text(value)}</b>k-NN, {_text(name)}</div>'
+      for name, value in rows) + '</div>'
+
+
+def _charts(drawn: Sequence[charts.Chart]) -> str:
+  return '<div class="grid">' + ''.join(
+      f'<div class="card">{chart.html()}</div>' for chart in drawn) + '</div>'
+
+
+def _picture(picture: gallery.Picture) -> str:
+  shown = (f'<img alt="{_text(picture.title)}" src="{picture.data()}">'
+           if picture.image else
+           f'<p class="soft">Not drawn: {_text(picture.reason)}</p>')
+  return (f'<div class="card picture"><h3>{_text(picture.title)}</h3>'
+          f'<p class="soft">{_text(picture.note)}</p>{shown}</div>')
+
+
+def _events(folder: epath.Path) -> str:
+  rows = facts.events(folder)
+  count, some = facts.bad_images(folder)
+  parts = [_table(rows, head=True) if rows else '<p>None were written.</p>']
+  if count:
+    parts.append(f'<p>{count} images could not be read; {len(some)} of '
+                 f'them:</p>' + _table(some))
+  return _section('Events, times in UTC', ''.join(parts))
+
+
+def _section(title: str, body: str) -> str:
+  return f'<h2>{_text(title)}</h2>{body}'
+
+
+def _folded(title: str, body: str) -> str:
+  return f'<details><summary>{_text(title)}</summary>{body}</details>'
+
+
+def _table(rows, *, titles: Sequence[str] = (), head: bool = False) -> str:
+  """Rows of text; with `head` their first cells name them."""
+  lines = []
+  if titles:
+    lines.append('<tr>' + ''.join(
+        f'<th scope="col">{_text(title)}</th>' for title in titles) + '</tr>')
+  for first, *rest in rows:
+    first = (f'<th scope="row">{_text(first)}</th>' if head
+             else f'<td>{_text(first)}</td>')
+    lines.append(f'<tr>{first}' + ''.join(
+        f'<td>{_text(cell)}</td>' for cell in rest) + '</tr>')
+  return ('<div class="scroll"><table class="facts">'
+          f'{"".join(lines)}</table></div>')
+
+
+def _text(value: str) -> str:
+  return html.escape(str(value))
+
+
+def _page(name: str, body: str) -> str:
+  return (
+      '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+      '<meta name="viewport" content="width=device-width,initial-scale=1">'
+      f'<title>{_text(name)} · dinojax</title>'
+      f'<style>{_STYLE}{charts.STYLE}</style></head><body><main>{body}'
+      f'<footer>Written by dinojax {__version__}. This file holds all it '
+      'shows, and needs no network.</footer></main></body></html>\n')

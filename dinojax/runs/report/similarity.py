@@ -1,0 +1,50 @@
+"""Similarity maps of one patch over training, from similarity.jsonl."""
+
+from etils import epath
+import numpy as np
+from PIL import Image
+
+from dinojax.core import errors
+from dinojax.core import log
+from dinojax.data import sources
+from dinojax.evals import patches
+from dinojax.features import preprocessing
+from dinojax.runs import pictures
+from dinojax.train import settings as settings_lib
+
+_SIDE_PX = 224
+
+
+def has(folder: epath.Path) -> bool:
+  """Tells whether a run has logged any."""
+  return (folder / patches.FILE).exists()
+
+
+def draw(folder: epath.Path, settings: settings_lib.Settings) -> Image.Image:
+  """A row for each student: the image, then its first, middle and last map.
+
+  Raises:
+    UserError: nothing was logged, or the image cannot be read any more.
+  """
+  rows = [row for row in log.rows(folder / patches.FILE) if 'maps' in row]
+  if not rows:
+    raise errors.UserError(f'{folder / patches.FILE} holds no map yet')
+  chosen = list({row['step']: row for row in (
+      rows[0], rows[len(rows) // 2], rows[-1])}.values())
+  source = sources.open_source(patches.source_of(settings))
+  image, = preprocessing.centers(
+      source[int(patches.indices(source, 1)[0])].image,
+      resize_px=settings.knn.resize_px, crop_px=settings.knn.crop_px,
+      value_range=tuple(settings.data.value_range))
+  drawn = []
+  for name in chosen[-1]['maps']:
+    maps = [np.array(row['maps'][name], float) for row in chosen
+            if name in row['maps']]
+    count = len(maps[-1])
+    spot = tuple((n + 0.5) * _SIDE_PX / count for n in patches.query(
+        (count, len(maps[-1][0])))[::-1])
+    drawn.append(
+        [pictures.mark(pictures.enlarge(image, _SIDE_PX, smooth=True), spot)]
+        + [pictures.enlarge(pictures.colorize(x), _SIDE_PX) for x in maps])
+  return pictures.panel(
+      drawn, ['image', *(f'step {row["step"]}' for row in chosen)])
