@@ -13,6 +13,7 @@ import numpy as np
 
 from dinojax.core import errors
 from dinojax.core import log
+from dinojax.engine import trackers as trackers_lib
 from dinojax.engine import trainable as trainable_lib
 from dinojax.parallel import processes
 
@@ -41,6 +42,8 @@ class Options:
     batch_size: images of a step.
     every_steps: steps between logged rows.
     tensorboard: True writes rows for TensorBoard too.
+    trackers: other trackers, see trackers.names.
+    config: values that trackers show beside the numbers.
     max_nonfinite_steps: non-finite steps in a row at which the run stops.
     max_bad_fraction: share of unreadable images above which the run stops.
     line: makes the parts of the progress line behind loss and images a second
@@ -50,6 +53,8 @@ class Options:
   batch_size: int
   every_steps: int = 10
   tensorboard: bool = False
+  trackers: tuple[str, ...] = ()
+  config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   max_nonfinite_steps: int = 3
   max_bad_fraction: float = 0.1
   line: Callable[[Mapping[str, float], Mapping[str, float]], dict[str, str]] = (
@@ -92,6 +97,8 @@ class Report:
       self._board = log.TensorBoard(
           workdir / 'tensorboard', step=start,
           enabled=options.tensorboard)
+      self._trackers = trackers_lib.Trackers(
+          options.trackers, workdir, options.config)
 
   def say(self, text: str):
     """One line to the user, from the first process."""
@@ -165,6 +172,7 @@ class Report:
       self._metrics.write({'step': step, **numbers,
                            EVALUATION_S: seconds})
       self._board.write(step, numbers)
+      self._trackers.write(step, numbers)
       self.say(f'step {step}: ' + ' · '.join(
           f'{name} {value:.2f}' for name, value in numbers.items()))
 
@@ -175,6 +183,7 @@ class Report:
       self._metrics.close()
       self._events.close()
       self._board.close()
+      self._trackers.close()
 
   def _check_finite(self, step: int, values: Mapping[str, np.ndarray]):
     """Stops after several non-finite steps in a row."""
@@ -219,6 +228,7 @@ class Report:
     self._logged, self.waited, self.rested = (step, now), 0.0, 0.0
     self._metrics.write(row)
     self._board.write(step, row)
+    self._trackers.write(step, row)
     self._progress.show(step, self._line(row))
     warning = self._trainable.watch(row)
     if warning:

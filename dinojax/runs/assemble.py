@@ -12,6 +12,7 @@ from etils import epath
 import jax
 
 from dinojax.core import atomic
+from dinojax.core import config as config_lib
 from dinojax.core import errors
 from dinojax.core import output
 from dinojax.core import paths
@@ -22,6 +23,7 @@ from dinojax.data import sources
 from dinojax.engine import checkpoint
 from dinojax.engine import loop
 from dinojax.engine import report
+from dinojax.engine import trackers
 from dinojax.evals import online
 from dinojax.evals import patches
 from dinojax.models import network
@@ -68,6 +70,7 @@ def train(config: Any, workdir: str) -> loop.Result:
   """
   settings = settings_lib.read(config)
   exports.check(settings)
+  trackers.names(settings.log.trackers)
   folder = workdir_lib.open_run(workdir, settings)
   with contextlib.ExitStack() as stack:
     job, has_results = _job(config, settings, folder, stack)
@@ -198,6 +201,8 @@ def log_options(settings: settings_lib.Settings) -> report.Options:
       batch_size=settings.train.batch_size,
       every_steps=settings.log.every_steps,
       tensorboard=settings.log.tensorboard,
+      trackers=tuple(trackers.names(settings.log.trackers)),
+      config=config_lib.flatten(settings),
       max_nonfinite_steps=settings.train.max_nonfinite_steps,
       max_bad_fraction=settings.data.max_bad_fraction,
       line=pretraining.line)

@@ -245,6 +245,7 @@ class Log:
 
   every_steps: fields.Positive = 10  # Steps between two rows of metrics.
   tensorboard: bool = True  # Also for TensorBoard, where it is installed.
+  trackers: str = ''  # Also for any of wandb, trackio, mlflow: wandb,mlflow.
   # Step at which a profile begins; None: none is made.
   profile_start: fields.Natural | None = None
   profile_steps: fields.Positive = 5  # Steps of the profile.

@@ -20,19 +20,10 @@ from dinojax.runs import models
 from dinojax.runs import results
 from dinojax.train import settings as settings_lib
 from tests.reliability import test_checkpoints
+from tests.runs import finished
 from tests.runs import test_run
 
-
-@pytest.fixture(scope='module')
-def run(tmp_path_factory):
-  """A run of six steps, each saved and measured, of which one is kept."""
-  folder = tmp_path_factory.mktemp('runs') / 'plankton'
-  code, text = test_run.run(
-      folder, '--config.export.formats=hf, timm',
-      '--config.checkpoint.keep_best=True', '--config.checkpoint.keep=1',
-      '--config.checkpoint.every_steps=1', '--config.knn.every_steps=1')
-  assert code == 0, text
-  return folder, text
+run = pytest.fixture(finished.run)
 
 
 def settings_of(**changes):

@@ -17,6 +17,7 @@ from dinojax.metrics import similarity as cosines
 from dinojax.runs.report import curves
 from dinojax.runs.report import facts
 from dinojax.runs.report import page
+from tests.runs import finished
 from tests.runs import test_run
 
 VOID = {'meta', 'img', 'line', 'polyline', 'polygon', 'circle', 'br'}
@@ -69,15 +70,9 @@ def check(path, *, pictures):
   return parsed
 
 
-FLAGS = ('--config.report.at_end=True', '--config.report.patch_images=2',
-         '--config.checkpoint.every_steps=2', '--config.knn.every_steps=2')
-
-
-@pytest.fixture(scope='module')
-def run(tmp_path_factory):
-  folder = tmp_path_factory.mktemp('runs') / 'plankton'
-  code, text = test_run.run(folder, *FLAGS)
-  assert code == 0, text
+@pytest.fixture
+def run():
+  folder, text = finished.run()
   assert f'{folder}/report.html' in text
   return folder
 
@@ -93,13 +88,13 @@ def test_a_run_ends_with_a_report_of_it(run):
 
 def test_cosines_of_patches_are_logged_and_drawn(run):
   rows = [row for row in test_run.rows(run) if 'patches/cls_cosine' in row]
-  assert [row['step'] for row in rows] == [2, 4, 6]
+  assert [row['step'] for row in rows] == [1, 2, 3, 4, 5, 6]
   for row in rows:
     assert -1 <= row['patches/cls_cosine'] <= 1
     assert -1 <= row['patches/patch_cosine'] <= 1
   maps = [json.loads(line) for line in
           (run / 'similarity.jsonl').read_text().splitlines()]
-  assert [row['step'] for row in maps] == [2, 4, 6]
+  assert [row['step'] for row in maps] == [1, 2, 3, 4, 5, 6]
   first = np.array(maps[0]['maps']['student'])
   assert first.shape == (4, 4) and first[1, 1] == pytest.approx(1, abs=1e-3)
   text = Parsed((run / 'report.html').read_text()).text
