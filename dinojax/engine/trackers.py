@@ -224,7 +224,10 @@ class _Mlflow:
   def write(self, step, row):
     now = int(1000 * time.time())
     self._client.log_batch(self._run, metrics=[
-        self._metric(name, value, now, step) for name, value in row.items()])
+        # Files of a folder: `loss` cannot stand beside `loss/ibot`.
+        self._metric(f'{name}/total' if name.rpartition('/')[2] == 'loss'
+                     else name, value, now, step)
+        for name, value in row.items()])
 
   def close(self):
     self._client.set_terminated(self._run)

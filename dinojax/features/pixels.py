@@ -14,7 +14,7 @@ def flatten(images: np.ndarray, mean: Sequence[float], std: Sequence[float],
   """Raw pixels as features: what the network sees, flattened.
 
   Args:
-    images: [b, y, x, c] uint8.
+    images: [b, y, x, c] uint8; b may be 0, where a process has none.
     mean: mean of the normalisation; centred pixels are the stronger baseline.
     std: deviation of the normalisation.
     side: larger images are averaged down to about this side, in pixels.
@@ -22,13 +22,14 @@ def flatten(images: np.ndarray, mean: Sequence[float], std: Sequence[float],
   Returns:
     [b, e] float32.
   """
-  b, y, x, _ = images.shape
+  y, x = images.shape[1:3]
   rows, columns = max(y // side, 1), max(x // side, 1)
   cut = images[:, :y // rows * rows, :x // columns * columns]
   squares = einops.rearrange(
       cut, 'b (y i) (x j) c -> b y i x j c', i=rows, j=columns)
   small = squares.mean((2, 4), dtype=np.float32) / 255
-  return ((small - np.float32(mean)) / np.float32(std)).reshape(b, -1)
+  normal = (small - np.float32(mean)) / np.float32(std)
+  return einops.rearrange(normal, 'b y x c -> b (y x c)')
 
 
 def multi_scale(model: Callable[[jax.Array], jax.Array], images: jax.Array,

@@ -12,7 +12,7 @@ import pytest
 from dinojax.core import errors
 from dinojax.engine import trackers
 
-ROWS = [(10, {'step': 10, 'loss': 3.0, 'knn/trained': 50.0}),
+ROWS = [(10, {'step': 10, 'loss': 3.0, 'loss/ibot': 1.0, 'knn/trained': 50.0}),
         (20, {'step': 20, 'loss': 2.0, 'bad': math.nan, 'text': 'nan'})]
 CONFIG = {'train.batch_size': 8, 'model.dtype': 'float32'}
 
@@ -43,7 +43,7 @@ def test_mlflow_has_the_numbers_and_goes_on(workdir, capsys):
   client = mlflow.MlflowClient(f'file:{workdir}/mlruns')
   run_id = json.loads((workdir / 'trackers.json').read_text())['mlflow']
   points = {(m.step, m.value) for m in client.get_metric_history(
-      run_id, 'loss')}
+      run_id, 'loss/total')}
   assert points == {(10, 3.0), (20, 2.0), (30, 1.0)}
   run = client.get_run(run_id)
   assert run.data.params['train.batch_size'] == '8'

@@ -76,6 +76,12 @@ def test_colours_run_from_dark_to_bright():
   assert (np.diff(ramp.sum(-1)[0]) >= 0).mean() > 0.9
 
 
+def test_pixels_of_no_image_are_no_rows():
+  """A process may have none of the last batch of an evaluation."""
+  none = np.zeros((0, 8, 8, 3), np.uint8)
+  assert pixels.flatten(none, (0.5,) * 3, (0.25,) * 3).shape == (0, 192)
+
+
 def test_raw_pixels_are_what_the_network_sees():
   image = np.zeros((1, 8, 8, 3), np.uint8)
   image[:, :4] = 255
