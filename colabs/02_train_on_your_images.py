@@ -132,9 +132,8 @@ for chart in curves.of_run(WORKDIR)[:3]:
 # patch is to the marked one.
 
 # %%
-patch_picture.draw(
-    [WORKDIR], images=IMAGES or None, count=2 if SMOKE else 4,
-    grid=8 if SMOKE else 32)
+patch_picture.draw([WORKDIR], patch_picture.Look(
+    images=IMAGES or None, count=2 if SMOKE else 4, grid=8 if SMOKE else 32))
 
 # %% [markdown]
 # ## Which images are alike?

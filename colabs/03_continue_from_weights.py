@@ -116,9 +116,8 @@ for chart in curves.of_run(WORKDIR)[:2]:
   display(chart)
 
 # %%
-patch_picture.draw(
-    [WEIGHTS, WORKDIR], images=IMAGES or None, count=2,
-    grid=8 if SMOKE else 16)
+patch_picture.draw([WEIGHTS, WORKDIR], patch_picture.Look(
+    images=IMAGES or None, count=2, grid=8 if SMOKE else 16))
 
 # %% [markdown]
 # ## Where to go from here

@@ -110,8 +110,8 @@ for label, model, measured in (
 # The teacher, and beside it the student:
 
 # %%
-patch_picture.draw([TEACHER, WORKDIR], count=2 if SMOKE else 4,
-                   grid=8 if SMOKE else 32)
+patch_picture.draw([TEACHER, WORKDIR], patch_picture.Look(
+    count=2 if SMOKE else 4, grid=8 if SMOKE else 32))
 
 # %% [markdown]
 # ## Where to go from here

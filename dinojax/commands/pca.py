@@ -17,18 +17,21 @@ REQUIRED = ('workdir',)
 def define(values: flags.FlagValues, argv: list[str]):
   """Defines the flags of one call."""
   del argv
-  text, number = call.texts(values), call.numbers(values)
-  text('workdir', 'Folder of the run.')
+  text, number, switch = (
+      f(values) for f in (call.texts, call.numbers, call.switches))
+  text('workdir', 'Folder of the run, or any weights that dinojax.load takes.')
   text('images', 'Images, as `embed --source` takes them: a folder, one image, '
-       'arrayrecord:GLOB, …; default: regions of the embedded photographs far '
-       'from every training tile.')
+       'arrayrecord:GLOB, …, or a video; default: regions of the embedded '
+       'photographs far from every training tile.')
   text('out', 'Picture to write; default: pca.png in the workdir, or beside it '
        'where that names a student, a step or a file.')
   flags.DEFINE_list(
       'compare', [], 'Other runs or weights, drawn beside the first.',
       flag_values=values)
-  number('count', 'Images shown.', 4)
+  number('count', 'Images shown, or frames of a video.', 4)
   number('grid', 'Patches along the side of an image.', 32, least=2)
+  switch('foreground', 'Colours the foreground alone, by its own components.')
+  switch('attention', 'Also: attention of the CLS token, mean of the heads.')
 
 
 def main(values: flags.FlagValues, words: list[str]) -> int:
@@ -36,7 +39,8 @@ def main(values: flags.FlagValues, words: list[str]) -> int:
   del words
   runs = [paths.expand(run) for run in (values.workdir, *values.compare)]
   out = paths.expand(values.out or patch_picture.default_out(runs[0]))
-  patch_picture.draw(runs, images=values.images, count=values.count,
-                     grid=values.grid).save(out)
+  patch_picture.draw(runs, patch_picture.Look(**{
+      name: values[name].value for name in (
+          'images', 'count', 'grid', 'foreground', 'attention')})).save(out)
   print(f'wrote {out}')
   return 0

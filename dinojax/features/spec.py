@@ -15,7 +15,7 @@ from dinojax.core import errors
 Array = jax.Array
 Outputs = dict[str, Array]
 TOKENS = ('cls', 'mean', 'registers', 'patches', 'map')
-ATTENTION = ('keys', 'attention')
+ATTENTION = ('keys', 'attention', 'cls_attention')
 PLACES = ('final', 'normed', 'raw', 'before')
 
 
@@ -27,7 +27,8 @@ class FeatureSpec:
     outputs: any of 'cls' [b, d], 'mean' of the patches [b, d], 'registers'
       [b, n, d], 'patches' [b, p, d], 'map' [b, y, x, d], the patches on their
       grid; of a ViT also 'keys' [b, n, d] of the layer's attention, heads one
-      after the other, before RoPE turns them, and 'attention' [b, h, n, n].
+      after the other, before RoPE turns them, 'attention' [b, h, n, n], and
+      'cls_attention' [b, h, n], that of CLS alone.
     layers: how many of the last, or which, counted from 0.
     place: 'final': what the last layer gives, as training sees it; 'normed':
       after the layer and the final norm, patches of a ConvNeXt on the grid of

@@ -3,6 +3,7 @@
 import functools
 import logging
 
+import einops
 import jax
 import jax.numpy as jnp
 
@@ -16,6 +17,9 @@ IMPLEMENTATIONS = ('xla', 'head_major', 'tpu', 'gpu', 'cudnn', 'gpu_cudnn')
 PLANNED = 'planned'  # shapes of 'cudnn' alone, see attention_planned
 # About the second-level cache of a CPU core.
 _CACHE_BYTES = 2**20
+# Scores of one image beyond the first are made a block of queries at a time,
+# and again for gradients; a block has about the second.
+_WHOLE_BYTES, _BLOCK_BYTES = 2**30, 2**26
 # What cuDNN takes on every GPU since Ampere.
 _CUDNN_HEAD_DIM, _CUDNN_UNIT = 128, 8
 _CUDNN_DTYPES = (jnp.bfloat16, jnp.float16)
@@ -60,7 +64,15 @@ def attend(qkv: jax.Array, *, num_heads: int,
     return attention_gpu.attend(qkv, num_heads=num_heads, rope=rope)
   mix = {'xla': jax.nn.dot_product_attention, 'head_major': _head_major,
          'cudnn': _cudnn, PLANNED: attention_planned.mix}[name]
+  if name in ('xla', 'head_major') and (
+      _scores_bytes(qkv.shape[1], num_heads) > _WHOLE_BYTES):
+    mix = _in_blocks
   return mix(*heads(qkv, num_heads, rope)).reshape(*qkv.shape[:2], -1)
+
+
+def _scores_bytes(length: int, num_heads: int) -> int:
+  """Bytes of the scores of one image in float32."""
+  return 4 * num_heads * length * length
 
 
 def pick(implementation: str, length: int, width: int, num_heads: int,
@@ -145,6 +157,22 @@ def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
                key_value_seq_lengths=lengths)[:, :length]
 
 
+def _in_blocks(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+  """Some queries of one image at a time: scores are never whole in memory."""
+  n, h = q.shape[1:3]
+  rows = max(min(_BLOCK_BYTES // (4 * h * n), n), 1)
+  blocks = jnp.pad(q, ((0, 0), (0, -n % rows), (0, 0), (0, 0)))
+  blocks = einops.rearrange(blocks, 'b (s n) h d -> b s n h d', n=rows)
+
+  def image(qkv):
+    blocks, k, v = qkv
+    mix = jax.checkpoint(lambda q: jax.nn.dot_product_attention(q, k, v))
+    return jax.lax.map(mix, blocks)
+
+  out = jax.lax.map(image, (blocks, k, v))
+  return einops.rearrange(out, 'b s n h d -> b (s n) h d')[:, :n]
+
+
 def _head_major(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
   """Matrices of heads, normalised after the second product.
 
@@ -163,7 +191,6 @@ def _head_major(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     return jnp.moveaxis(out.astype(v.dtype), -3, -2)
 
   q = q * q.shape[-1] ** -0.5
-  scores_bytes = 4 * q.shape[-2] * q.shape[-3] * k.shape[-3]
-  if scores_bytes < _CACHE_BYTES:
+  if _scores_bytes(q.shape[-3], q.shape[-2]) < _CACHE_BYTES:
     return mix(q, k, v)
   return jax.lax.map(lambda qkv: mix(*qkv), (q, k, v))

@@ -237,7 +237,7 @@ class ViT(nnx.Module):
         after the block and the final norm ('final': of the last block), 'raw'
         without the norm, 'before' what enters the block; 'keys' of its
         attention [r, n, d], before RoPE turns them; 'attention' [r, h, n, n],
-        rows of which sum to one.
+        rows of which sum to one; 'cls_attention' [r, h, n], its first row.
 
     Returns:
       One result for each: features as `__call__` has them, or an array.
@@ -254,7 +254,7 @@ class ViT(nnx.Module):
             [tokens], [rope], [grid], [{}], start, stops[pair])
         start = stops[pair]
       kind, layer = pair
-      if kind in ('keys', 'attention'):
+      if kind in ('keys', 'attention', 'cls_attention'):
         out[pair] = self._attention(tokens, layer, rope, kind)
       else:
         normed = kind in ('final', 'normed')
@@ -298,6 +298,13 @@ class ViT(nnx.Module):
     if kind == 'keys':
       return jnp.split(qkv, 3, axis=-1)[1]
     q, k, _ = attention.heads(qkv, self.config.num_heads, rope)
+    if kind == 'cls_attention':
+      return self._weights(q[:, :1], k)[:, :, 0]
+    return self._weights(q, k)
+
+  @staticmethod
+  def _weights(q: Array, k: Array) -> Array:
+    """Attention [r, h, n, m] of queries [r, n, h, d] to keys [r, m, h, d]."""
     scores = jnp.einsum('rnhd,rmhd->rhnm', q, k,
                         preferred_element_type=jnp.float32)
     return jax.nn.softmax(scores * q.shape[-1] ** -0.5, axis=-1)

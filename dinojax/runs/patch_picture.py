@@ -1,6 +1,7 @@
 """Patch features of runs as colours, beside their images."""
 
 from collections.abc import Sequence
+import dataclasses
 import os
 
 from etils import epath
@@ -12,12 +13,40 @@ from dinojax.data import inspection
 from dinojax.data import photos
 from dinojax.data import sources
 from dinojax.features import backbone
-from dinojax.features import spec
+from dinojax.features import spec as spec_lib
+from dinojax.runs import frames
 from dinojax.runs import models as models_lib
 from dinojax.runs import pictures
 
-_MAP = spec.FeatureSpec(('map',), 1, 'final')
 _PHOTOS = ('chelsea', 'coffee', 'rocket', 'astronaut')
+_BATCH_PATCHES = 4096  # of the images that are read together
+_CELL_PX, _PATCH_PX, _LARGEST_PX = 224, 4, 1024  # sides of a cell of the sheet
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+  """What of the images is drawn.
+
+  Attributes:
+    images: source of images, or a video; None: regions of the embedded
+      photographs far from every training tile.
+    count: images, or frames, that are shown.
+    grid: patches along the side of an image.
+    foreground: colours the foreground alone, by components of its own.
+    attention: adds the attention of CLS in the last block, mean of the heads.
+  """
+
+  images: str | None = None
+  count: int = 4
+  grid: int = 32
+  foreground: bool = False
+  attention: bool = False
+
+  @property
+  def spec(self) -> spec_lib.FeatureSpec:
+    """The features that are read."""
+    outputs = ('map', 'cls_attention') if self.attention else ('map',)
+    return spec_lib.FeatureSpec(outputs, 1, 'final')
 
 
 def default_out(run: str) -> str:
@@ -26,64 +55,82 @@ def default_out(run: str) -> str:
   return str(folder / 'pca.png') if folder.is_dir() else f'{run}_pca.png'
 
 
-def draw(runs: list[str], *, images: str | None = None, count: int = 4,
-         grid: int = 32) -> Image.Image:
+def draw(runs: Sequence[str], look: Look = Look()) -> Image.Image:
   """Patch features of the EMA of runs as colours, a row an image.
 
   Args:
     runs: runs or weights, drawn beside each other.
-    images: source of images; None: regions of the embedded photographs far
-      from every training tile.
-    count: images that are shown.
-    grid: patches along the side of an image.
+    look: what is drawn.
 
   Raises:
     UserError: nothing there, or damaged.
   """
   names = [os.path.basename(run.rstrip('/')) for run in runs]
-  return of_models([models_lib.load(run) for run in runs], names,
-                   images=images, count=count, grid=grid)
+  return of_models([models_lib.load(run) for run in runs], names, look)
 
 
-def of_models(models: Sequence[backbone.Backbone], names: Sequence[str], *,
-              images: str | None = None, count: int = 4,
-              grid: int = 32) -> Image.Image:
+def of_models(models: Sequence[backbone.Backbone], names: Sequence[str],
+              look: Look = Look()) -> Image.Image:
   """As `draw`, of models that are loaded already, by their names.
 
   Raises:
     UserError: no images there, or none that can be read.
   """
-  read, shown, grids = {}, None, []
+  for model in models:
+    look.spec.check(model.config)  # before images are read
+  read, shown, features = {}, None, []
   for model in models:
     greys = model.value_range  # as it was trained to see them
     if greys not in read:
-      read[greys] = _images(images, count, greys)
-    side = grid * model.config.token_px
+      read[greys] = _images(look.images, look.count, greys)
+    side = look.grid * model.config.token_px
     pixels = np.stack([_square(image, side) for image in read[greys]])
-    last, = model.read(model.normalize(pixels), _MAP)
-    grids.append(np.asarray(last['map'], np.float32))
+    features.append(_features(model, pixels, look))
     shown = pixels if shown is None else shown
-  return sheet(shown, grids, names)
+  return _sheet(shown, features, names, look)
 
 
-def sheet(shown: np.ndarray, grids: list[np.ndarray],
-          names: Sequence[str]) -> Image.Image:
-  """One row an image: itself with a marked patch; PCA, similarity of each."""
-  size = 224
-  count = grids[0].shape[1]
-  query = (count * 45 // 100,) * 2
-  place = ((query[0] + 0.5) * size / count,) * 2
+def _features(model: backbone.Backbone, pixels: np.ndarray,
+              look: Look) -> dict[str, np.ndarray]:
+  """Patches `map` [b, y, x, d] and, asked for, `attention` [b, y, x]."""
+  most = max(_BATCH_PATCHES // look.grid**2, 1)
+  rows = next(n for n in range(min(most, len(pixels)), 0, -1)
+              if len(pixels) % n == 0)
+  parts = []
+  for i in range(0, len(pixels), rows):
+    last, = model.read(model.normalize(pixels[i:i + rows]), look.spec)
+    part = {'map': np.asarray(last['map'], np.float32)}
+    if look.attention:
+      weights = np.asarray(last['cls_attention'], np.float32).mean(1)
+      part['attention'] = weights[:, -look.grid**2:].reshape(
+          -1, look.grid, look.grid)
+    parts.append(part)
+  return {name: np.concatenate([part[name] for part in parts])
+          for name in parts[0]}
+
+
+def _sheet(shown: np.ndarray, features: Sequence[dict[str, np.ndarray]],
+           names: Sequence[str], look: Look) -> Image.Image:
+  """One row an image: itself with a marked patch, then what models see."""
+  size = min(max(_CELL_PX, _PATCH_PX * look.grid), _LARGEST_PX)
+  query = (look.grid * 45 // 100,) * 2
+  place = ((query[0] + 0.5) * size / look.grid,) * 2
   rows = [[pictures.mark(pictures.enlarge(image, size, smooth=True), place)]
           for image in shown]
-  for grid in grids:
-    for row, colours, patches in zip(
-        rows, pictures.pca_rgb(grid), grid, strict=True):
-      near = pictures.colorize(pictures.similarity(patches, query))
-      row += [pictures.enlarge(colours, size), pictures.mark(
-          pictures.enlarge(near, size, smooth=True), place)]
-  titles = ['image'] + [
-      f'{name}: {what}' if len(names) > 1 else what for name in names
-      for what in ('PCA of patches', 'similarity to the mark')]
+  enlarge = lambda colours: pictures.enlarge(colours, size, smooth=True)
+  for maps in features:
+    patches = maps['map']
+    mask = pictures.foreground(patches) if look.foreground else None
+    for i, colours in enumerate(pictures.pca_rgb(patches, mask)):
+      near = pictures.colorize(pictures.similarity(patches[i], query))
+      rows[i] += [pictures.enlarge(colours, size),
+                  pictures.mark(enlarge(near), place)]
+      if look.attention:
+        rows[i].append(enlarge(pictures.colorize(maps['attention'][i])))
+  what = ['PCA of the foreground' if look.foreground else 'PCA of patches',
+          'similarity to the mark'] + ['attention of CLS'] * look.attention
+  titles = ['image'] + [f'{name}: {text}' if len(names) > 1 else text
+                        for name in names for text in what]
   return pictures.panel(rows, titles)
 
 
@@ -92,6 +139,8 @@ def _images(spec: str | None, count: int,
   if spec is None:
     return [Image.fromarray(photos.held_out(name))
             for name in _PHOTOS[:count]]
+  if frames.is_video(spec):
+    return frames.read(paths.expand(spec), count)
   return inspection.readable(
       sources.open_source(paths.expand(spec)), count,
       value_range=value_range, say=print)

@@ -9,6 +9,7 @@ from PIL import ImageDraw
 from PIL import ImageFont
 
 _MARGIN, _CAPTION = 8, 22
+_LEAST_SHARE = 0.03  # of patches that are foreground, or background
 _INK, _PAPER = (40, 40, 40), (250, 250, 248)
 # Seven points of a perceptually even ramp, dark blue to yellow.
 _RAMP = np.array([
@@ -16,11 +17,14 @@ _RAMP = np.array([
     (235, 110, 60), (250, 170, 40), (245, 240, 110)], float)
 
 
-def pca_rgb(features: np.ndarray) -> np.ndarray:
+def pca_rgb(features: np.ndarray,
+            mask: np.ndarray | None = None) -> np.ndarray:
   """Three principal components of patch features as colours.
 
   Args:
     features: [b, y, x, d]; the components are of all images together.
+    mask: [b, y, x] bool, patches whose components are taken and that are
+      coloured, the others are black; None: all.
 
   Returns:
     [b, y, x, 3] uint8: sigmoid of twice the whitened components.
@@ -31,16 +35,58 @@ def pca_rgb(features: np.ndarray) -> np.ndarray:
   if d < 3:
     raise ValueError(f'PCA colours need 3 features of a patch, not {d}')
   flat = einops.rearrange(features, 'b y x d -> (b y x) d').astype(np.float64)
-  flat = flat - flat.mean(0)
-  _, _, axes = np.linalg.svd(flat, full_matrices=False)
-  axes = axes[:3]
+  taken = np.ones(len(flat), bool) if mask is None else mask.reshape(-1)
+  parts = (flat - flat[taken].mean(0)) @ _axes(flat[taken], 3).T
+  parts /= parts[taken].std(0) + 1e-12
+  colours = 255 / (1 + np.exp(-2 * np.clip(parts, -30, 30)))
+  colours[~taken] = 0
+  return np.round(colours).astype(np.uint8).reshape(*shape, 3)
+
+
+def _axes(rows: np.ndarray, count: int) -> np.ndarray:
+  """The first principal axes [count, d] of rows [r, d], the widest first."""
+  gap = rows - rows.mean(0)
+  # Of many rows, the axes of their covariance are found much sooner.
+  _, axes = np.linalg.eigh(gap.T @ gap)
+  axes = axes[:, ::-1][:, :count].T
   # An axis and its opposite are the same: the larger side counts as positive.
   biggest = np.abs(axes).argmax(1)
-  axes *= np.sign(axes[np.arange(len(axes)), biggest])[:, None]
-  parts = flat @ axes.T
-  parts /= parts.std(0) + 1e-12
-  colours = 1 / (1 + np.exp(-2 * parts))
-  return np.round(255 * colours).astype(np.uint8).reshape(*shape, 3)
+  return axes * np.sign(axes[np.arange(count), biggest])[:, None]
+
+
+def foreground(features: np.ndarray) -> np.ndarray:
+  """[b, y, x] bool, the patches of what images show, from [b, y, x, d].
+
+  The first principal component of all images together parts most scenes into
+  what they show and what is around it; of the two sides, the background is the
+  one that more of the borders are of. Where one side has nearly nothing, all
+  is foreground.
+  """
+  flat = einops.rearrange(features, 'b y x d -> (b y x) d').astype(np.float64)
+  values = ((flat - flat.mean(0)) @ _axes(flat, 1)[0]).reshape(
+      features.shape[:3])
+  mask = values > _parting(values.reshape(-1))
+  border = np.ones(features.shape[1:3], bool)
+  border[1:-1, 1:-1] = False
+  if mask[:, border].mean() > mask[:, ~border].mean():
+    mask = ~mask
+  if not _LEAST_SHARE < mask.mean() < 1 - _LEAST_SHARE:
+    return np.ones_like(mask)
+  return mask
+
+
+def _parting(values: np.ndarray) -> float:
+  """The value that parts numbers into two groups that differ most.
+
+  Source: Otsu 1979.
+  """
+  ordered = np.sort(values)
+  total, count = np.cumsum(ordered), np.arange(1, len(ordered))
+  low = total[:-1] / count
+  high = (total[-1] - total[:-1]) / (len(ordered) - count)
+  between = count * (len(ordered) - count) * (high - low) ** 2
+  place = int(between.argmax())
+  return (ordered[place] + ordered[place + 1]) / 2
 
 
 def similarity(features: np.ndarray, query: tuple[int, int]) -> np.ndarray:

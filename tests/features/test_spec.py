@@ -44,7 +44,8 @@ def test_all_outputs_of_a_layer_have_their_shapes(model):
           for layer in layers] == 2 * [{
               'cls': (48,), 'mean': (48,), 'registers': (4, 48),
               'patches': (12, 48), 'map': (3, 4, 48), 'keys': (17, 48),
-              'attention': (2, 17, 17)}]
+              'attention': (2, 17, 17),
+              'cls_attention': (2, 17)}]
   last = layers[-1]
   close(last['mean'], last['patches'].mean(1))
   close(last['map'].reshape(2, 12, 48), last['patches'])
@@ -63,7 +64,8 @@ def test_keys_are_those_of_the_attention(model):
   """Queries against keys, turned by RoPE, are the attention."""
   layer = 1
   features, = model.read(
-      IMAGES, spec.FeatureSpec(('keys', 'attention'), (layer,)))
+      IMAGES, spec.FeatureSpec(
+          ('keys', 'attention', 'cls_attention'), (layer,)))
 
   def queries(net, x):
     tokens = net.read(x, [('before', layer)])[0]['prenorm']
@@ -78,6 +80,7 @@ def test_keys_are_those_of_the_attention(model):
   split = lambda x: rotary.rotate(x.reshape(2, 17, 2, 24), rope)
   scores = np.einsum('rnhd,rmhd->rhnm', split(q), split(features['keys']))
   close(jax.nn.softmax(scores * 24 ** -0.5), features['attention'])
+  close(features['attention'][:, :, 0], features['cls_attention'])
 
 
 def test_a_pyramid_on_a_grid_of_patches_keeps_its_own_at_the_end(tmp_path):

@@ -54,6 +54,27 @@ def test_forward_is_exact(name, shape):
       out, exact(qkv, shape[2]), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize('name', PORTABLE)
+def test_many_tokens_go_in_blocks_to_the_same_result(name, monkeypatch):
+  """Scores are never whole; the last block is padded."""
+  shape = (2, 210, 2, 8)
+  (qkv, cotangent), heads = inputs(shape), shape[2]
+
+  def run():
+    f = lambda x: attention.attend(x, num_heads=heads, implementation=name)
+    out, pull = jax.vjp(f, jnp.asarray(qkv))
+    text = jax.jit(f).lower(qkv).as_text()
+    return out, pull(jnp.asarray(cotangent))[0], '210x210' in text
+
+  *whole, is_whole = run()
+  monkeypatch.setattr(attention, '_WHOLE_BYTES', 0)
+  monkeypatch.setattr(attention, '_BLOCK_BYTES', 4 * heads * 210 * 64)
+  *blocks, has_whole = run()
+  assert is_whole and not has_whole
+  np.testing.assert_allclose(blocks[0], exact(qkv, heads), rtol=1e-4, atol=1e-4)
+  close.close(blocks[1], whole[1], of_largest=1e-5)
+
+
 @pytest.mark.parametrize('shape', SHAPES)
 def test_the_oracle_is_exact(shape):
   qkv, _ = inputs(shape)

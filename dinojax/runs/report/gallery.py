@@ -86,10 +86,10 @@ def draw(folder: epath.Path, settings: settings_lib.Settings,
       'patch to the marked one, of images that are not trained on where there '
       'are validation images.',
       lambda: patch_picture.of_models(
-          list(ready().values()), list(ready()), count=4,
-          # Of these whole regions are installed, which show more than tiles.
-          images=None if images.startswith('photos:') else images,
-          grid=_grid(ready())))
+          list(ready().values()), list(ready()), patch_picture.Look(
+              # Whole regions of these are installed: they show more than tiles.
+              images=None if images.startswith('photos:') else images,
+              grid=_grid(ready()))))
   yield _drawn(
       'Nearest neighbours',
       'Some images, each followed by those whose CLS features are nearest.',

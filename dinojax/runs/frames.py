@@ -1,0 +1,80 @@
+"""Frames of a video, by whichever reader of videos is installed."""
+
+import importlib.util
+import pathlib
+
+import numpy as np
+from PIL import Image
+
+from dinojax.core import errors
+
+SUFFIXES = ('.mp4', '.mov', '.m4v', '.avi', '.mkv', '.webm', '.mpg', '.mpeg')
+
+
+def is_video(path: str) -> bool:
+  """Tells whether a path is that of a video, by its name."""
+  return path.lower().endswith(SUFFIXES)
+
+
+def read(path: str, count: int) -> list[Image.Image]:
+  """`count` frames, evenly over a video; fewer where it has fewer.
+
+  Args:
+    path: file.
+    count: frames to read, at least 1.
+
+  Raises:
+    UserError: no such file, no reader of videos is installed, or it has no
+      frame that can be read.
+  """
+  if not pathlib.Path(path).is_file():
+    raise errors.UserError(f'{path} is not a file: check the path')
+  if importlib.util.find_spec('av'):
+    frames = _by_av(path, count)
+  elif importlib.util.find_spec('cv2'):
+    frames = _by_cv2(path, count)
+  else:
+    raise errors.UserError(
+        f'{path} is a video, and nothing that reads one is installed: '
+        '`pip install opencv-python-headless` (or `pip install av`, whose '
+        'wheel holds codecs under the GPL), or give a folder of its frames')
+  if not frames:
+    raise errors.UserError(
+        f'{path} has no frame that can be read: check that it plays, or give a '
+        'folder of its frames')
+  return frames
+
+
+def _chosen(total: int, count: int) -> list[int]:
+  """Numbers of frames, evenly over all."""
+  return np.unique(np.linspace(
+      0, total - 1, min(count, total)).round().astype(int)).tolist()
+
+
+def _by_av(path: str, count: int) -> list[Image.Image]:
+  import av  # not in an extra: the user's choice
+  try:
+    with av.open(path) as video:
+      total = sum(1 for _ in video.decode(video=0))
+    wanted, frames = set(_chosen(total, count)) if total else set(), []
+    with av.open(path) as video:
+      for number, frame in enumerate(video.decode(video=0)):
+        if number in wanted:
+          frames.append(frame.to_image().convert('RGB'))
+  except (av.FFmpegError, OSError, IndexError) as error:
+    raise errors.UserError(f'{path} cannot be read as a video: {error}'
+                           ) from error
+  return frames
+
+
+def _by_cv2(path: str, count: int) -> list[Image.Image]:
+  import cv2  # not in an extra: the user's choice
+  video = cv2.VideoCapture(path)
+  total, frames = int(video.get(cv2.CAP_PROP_FRAME_COUNT)), []
+  for number in _chosen(total, count) if total > 0 else ():
+    video.set(cv2.CAP_PROP_POS_FRAMES, number)
+    is_read, frame = video.read()
+    if is_read:
+      frames.append(Image.fromarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)))
+  video.release()
+  return frames
