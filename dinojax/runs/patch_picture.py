@@ -25,7 +25,7 @@ _CELL_PX, _PATCH_PX, _LARGEST_PX = 224, 4, 1024  # sides of a cell of the sheet
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-  """What of the images is drawn.
+  """Choice of the images and of what is drawn of them.
 
   Attributes:
     images: source of images, or a video; None: regions of the embedded
@@ -60,7 +60,7 @@ def draw(runs: Sequence[str], look: Look = Look()) -> Image.Image:
 
   Args:
     runs: runs or weights, drawn beside each other.
-    look: what is drawn.
+    look: images, and what is drawn of them.
 
   Raises:
     UserError: nothing there, or damaged.
