@@ -2,6 +2,7 @@
 # TORCH=0 leaves out PyTorch, and the tests that need it, and says which.
 # make test-pythons: a fresh install, and the tests, on every other Python.
 # make notebooks: colabs/*.ipynb from colabs/*.py, which are what is edited.
+# make docs: the site, in build/docs, with the notebooks executed.
 # make audit: known holes and licences of all that is installed.
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ FILES := pyproject.toml requirements.txt constraints.txt
 # Versions of everything, so that a later release breaks no install.
 PIP = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: install demo test test-all test-pythons notebooks audit lint clean
+.PHONY: install demo test test-all test-pythons notebooks docs audit lint clean
 
 install: $(VENV)/.installed
 
@@ -55,6 +56,13 @@ test-pythons:
 
 notebooks: $(VENV)/.installed-test-$(TORCH)
 	$(BIN)/python -m tests.colabs.notebooks
+
+$(VENV)/.installed-docs: $(FILES) | $(BIN)/python
+	$(PIP) --editable ".[docs]"
+	touch $@
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx -W --keep-going -q docs build/docs
 
 audit: $(VENV)/.installed-test-$(TORCH)
 	$(BIN)/python -m pip install --quiet pip-audit==2.10.1
