@@ -22,6 +22,7 @@ def run() -> tuple[pathlib.Path, str]:
       folder, '--config.export.formats=hf, timm',
       '--config.checkpoint.keep_best=True', '--config.checkpoint.keep=1',
       '--config.checkpoint.every_steps=1', '--config.knn.every_steps=1',
-      '--config.report.at_end=True', '--config.report.patch_images=2')
+      '--config.report.at_end=True', '--config.report.patch_images=2',
+      '--config.crops.num_local=0')  # a quarter of what is compiled
   assert code == 0, text
   return folder, text

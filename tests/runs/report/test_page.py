@@ -201,7 +201,8 @@ def test_a_chain_is_a_table_of_its_stages(run, tmp_path):
 
 def test_the_nearest_config_is_that_of_the_run(run):
   name, rows = facts.config(curves.read(run))
-  assert name == 'demo:smoke' and not rows
+  assert name == 'demo:smoke'
+  assert rows == [('crops.num_local', '2', '0')]
 
 
 def test_cosines_are_those_of_all_pairs():
