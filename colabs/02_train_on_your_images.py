@@ -22,11 +22,11 @@ import sys
 REPOSITORY = 'https://github.com/example/dinojax'
 if importlib.util.find_spec('dinojax') is None:
   extras = 'notebooks'
-  if shutil.which('nvidia-smi'):
-    driver = subprocess.check_output(
-        ['nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader'],
-        text=True)
-    extras += ',cuda13' if int(driver.split('.')[0]) >= 580 else ',cuda12'
+  driver = shutil.which('nvidia-smi') and subprocess.run(
+      ['nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader'],
+      capture_output=True, text=True).stdout.split('.')[0]
+  if driver and driver.isdigit():  # else there is no GPU in this runtime
+    extras += ',cuda13' if int(driver) >= 580 else ',cuda12'
   elif os.path.exists('/dev/vfio/0') or os.path.exists('/dev/accel0'):
     extras += ',tpu'
   subprocess.check_call([sys.executable, '-m', 'pip', 'install', '--quiet',
@@ -53,16 +53,14 @@ WORKDIR = 'runs/notebook_smoke' if SMOKE else 'runs/notebook'
 
 # %%
 from IPython.display import display
-import numpy as np
 
 import dinojax
 from dinojax.data import sources
-from dinojax.evals import knn
 from dinojax.runs import autoconfig
 from dinojax.runs import batch_picture
 from dinojax.runs import catalog
+from dinojax.runs import neighbour_picture
 from dinojax.runs import patch_picture
-from dinojax.runs import pictures
 from dinojax.runs.report import curves
 
 # %% [markdown]
@@ -142,19 +140,9 @@ patch_picture.draw([WORKDIR], patch_picture.Look(
 # with an image, and its neighbours follow.
 
 # %%
-model = dinojax.load(WORKDIR)
-source = sources.open_source(IMAGES or config.data.validation)
-every = max(len(source) // 400, 1)  # at most some hundred images
-images = [source[i].image for i in range(0, len(source), every)]
-side = config.crops.global_px
-cls = np.asarray(model(model.preprocess(
-    images, resize_px=side, crop_px=side)).cls, np.float32)
-asked = np.linspace(0, len(images) - 1, 5).astype(int)
-_, nearest = knn.nearest(cls, cls[asked], k=7)
-shown = model.pixels([images[i] for i in nearest.ravel()], resize_px=side,
-                     crop_px=side).reshape(*nearest.shape, side, side, -1)
-pictures.panel([[pictures.enlarge(image, 96) for image in row]
-                for row in shown], ['image', 'its nearest neighbours'])
+neighbour_picture.draw(
+    dinojax.load(WORKDIR), sources.open_source(IMAGES or config.data.validation),
+    resize_px=config.crops.global_px, crop_px=config.crops.global_px)
 
 # %% [markdown]
 # ## Where to go from here

@@ -23,11 +23,11 @@ import sys
 REPOSITORY = 'https://github.com/example/dinojax'
 if importlib.util.find_spec('dinojax') is None:
   extras = 'notebooks'
-  if shutil.which('nvidia-smi'):
-    driver = subprocess.check_output(
-        ['nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader'],
-        text=True)
-    extras += ',cuda13' if int(driver.split('.')[0]) >= 580 else ',cuda12'
+  driver = shutil.which('nvidia-smi') and subprocess.run(
+      ['nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader'],
+      capture_output=True, text=True).stdout.split('.')[0]
+  if driver and driver.isdigit():  # else there is no GPU in this runtime
+    extras += ',cuda13' if int(driver) >= 580 else ',cuda12'
   elif os.path.exists('/dev/vfio/0') or os.path.exists('/dev/accel0'):
     extras += ',tpu'
   subprocess.check_call([sys.executable, '-m', 'pip', 'install', '--quiet',

@@ -8,6 +8,7 @@ that still trains, or was killed, has a report of what it has logged.
 from absl import flags
 
 from dinojax.commands import call
+from dinojax.runs import assemble
 from dinojax.runs.report import page
 
 REQUIRED = ('workdir',)
@@ -28,6 +29,7 @@ def define(values: flags.FlagValues, argv: list[str]):
 def main(values: flags.FlagValues, words: list[str]) -> int:
   """Writes the report."""
   del words
+  assemble.compile_cache(values.compile_cache)
   path = page.write(values.workdir, values.out, compare=values.compare)
   print(f'wrote {path}')
   return 0

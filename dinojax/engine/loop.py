@@ -207,7 +207,9 @@ class _Session:
         job.trainable, job.log, job.workdir, total_steps=job.total_steps,
         start=start)
     self.evaluation: dict[str, float] = {}
-    self.scores = report.evaluations(job.workdir) if job.score else {}
+    known = report.evaluations(job.workdir) if job.score else {}
+    self.scores = {  # a step that was not saved cannot be kept
+        step: known[step] for step in saved.steps() if step in known}
     saved.best = report.best(self.scores, job.score)
     self.batches: Iterator[dict] = iter(())
     self.running: jax.Array | None = None  # of the step in flight

@@ -197,6 +197,7 @@ class Report:
             + (f' ({", ".join(terms)})' if terms else '')
             + f'; the update was skipped ({count} in a row)')
     if count >= self._options.max_nonfinite_steps:
+      self.event(f'{text}: stopped', silent=True)
       raise NonFinite(step - count + 1, f'{text}: stopped')
     self.event(f'warning: {text}')
 
@@ -206,6 +207,8 @@ class Report:
     limit = self._options.max_bad_fraction
     # Ten images of the first thousand are noise whatever the fraction.
     if bad > limit * max(seen, 1000):
+      self.event(f'step {step}: {bad} of {seen} images could not be read: '
+                 'stopped', silent=True)
       raise errors.UserError(
           f'{bad} of {seen} images that were drawn could not be read, more '
           f'than data.max_bad_fraction={limit}: '

@@ -183,7 +183,10 @@ class _Trackio:
     self._trackio = trackio
     trackio.init(
         project=os.environ.get('TRACKIO_PROJECT', _PROJECT),
-        name=workdir.name, space_id=os.environ.get('TRACKIO_SPACE_ID'),
+        # Folders of the same name are different runs.
+        name=_run_id(workdir, 'trackio', lambda: (
+            f'{workdir.name}-{secrets.token_hex(3)}')),
+        space_id=os.environ.get('TRACKIO_SPACE_ID'),
         config=dict(config), resume='allow', embed=False)
 
   def write(self, step, row):
@@ -204,6 +207,9 @@ class _Mlflow:
     if not address:
       # Its files, since a database wants packages that mlflow-skinny leaves
       # out; `mlflow migrate-filestore` moves them into one.
+      if not atomic.is_local(workdir):
+        raise errors.UserError(
+            'set MLFLOW_TRACKING_URI: its files cannot be on an object store')
       os.environ.setdefault('MLFLOW_ALLOW_FILE_STORE', 'true')
       address = f'file:{os.fspath(workdir)}/mlruns'
     self._client = mlflow.MlflowClient(address)

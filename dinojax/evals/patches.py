@@ -10,6 +10,7 @@ Source: DINOv3, section on patch-level consistency.
 
 from collections.abc import Callable, Mapping
 import contextlib
+import logging
 
 import einops
 from etils import epath
@@ -74,9 +75,14 @@ def make(method: method_lib.Method, mesh: jax.sharding.Mesh,
     for name, student in method.each.items():
       prefix = '' if name == sections.ALONE else f'{name}/'
       columns = _measure(student, mesh, emas[name], source)
+      if not len(columns['index']):
+        logging.warning('none of the images of %s whose patches are compared '
+                        'can be read', source.spec)
+        continue
       scores |= {f'{prefix}patches/{key}': float(columns[key].mean())
                  for key in ('cls_cosine', 'patch_cosine')}
-      maps[name] = np.round(columns['first'][0], 3).tolist()
+      maps[name] = {'record': int(columns['index'][0]),
+                    'map': np.round(columns['first'][0], 3).tolist()}
     if folder is not None and processes.is_first():
       # What a later start evaluates again takes the place of the old rows.
       with contextlib.closing(log.JsonLines(

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import statistics
 from typing import Any
@@ -176,9 +177,13 @@ def _score(settings: settings_lib.Settings, evaluator: Any,
         f'checkpoint.keep_best=True: k-NN is measured every {evaluation_steps} '
         f'steps, and checkpoints are saved every {checkpoint_steps}: set '
         'knn.every_steps to a multiple of checkpoint.every_steps')
-  return lambda numbers: statistics.fmean(
-      value for name, value in numbers.items()
-      if name.rpartition('knn/')[2] == 'trained')
+
+  def score(numbers: Mapping[str, float]) -> float:
+    values = [value for name, value in numbers.items()
+              if name.rpartition('knn/')[2] == 'trained']
+    return statistics.fmean(values) if values else -math.inf
+
+  return score
 
 
 def _options(settings: settings_lib.Settings) -> dict[str, Any]:

@@ -56,8 +56,8 @@ def _training(student: settings_lib.Settings, settings: settings_lib.Settings,
         f'{settings.seed}, {log.duration(result.seconds)}'
   terms = [term for term in student.terms() if getattr(student, term).is_on]
   yield f'- losses: {", ".join(terms)}'
-  yield (f'- crops: 2 of {crops.global_px} pixels, {crops.num_local} of '
-         f'{crops.local_px}')
+  yield (f'- crops: {crops.num_global} of {crops.global_px} pixels, '
+         f'{crops.num_local} of {crops.local_px}')
   if settings.distillation.is_on:
     yield ('- a frozen network teaches: '
            f'{settings.distillation.source or settings.distillation.model}')
@@ -70,7 +70,7 @@ def _data(settings: settings_lib.Settings,
           source: epath.Path) -> Iterator[str]:
   counts = identity.counts(source) or identity.counts(source.parent)
   for spec, weight in settings.data.mixture:
-    count = counts.get(spec)
+    count = counts.get(spec, counts.get(f'folder:{spec}'))
     yield f'- `{spec}`' + (f', {count} images' if count else '') + (
         f', weight {weight:g}' if len(settings.data.mixture) > 1 else '')
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 import contextlib
 import os
 import pathlib
+import shlex
 import tempfile
 
 from etils import epath
@@ -96,11 +97,13 @@ def write(folder: epath.Path, settings: settings_lib.Settings,
     source = folder if alone else folder / name
     try:
       _write(place, student, settings, name, result, source)
-    except (OSError, errors.UserError) as error:
+    except Exception as error:  # noqa: BLE001 (of any kind: training has ended)
+      command = shlex.join(['dinojax', 'convert', 'import',
+                            f'--source={source}', '--out=DIR'])
       output.warn(
           f'{place} could not be written: {text.printable(str(error))}. The '
-          'run has ended well, and its checkpoints are there: `dinojax convert '
-          f'export --source={source} --out=DIR --format=meta` writes them')
+          f'run has ended well, and its checkpoints are there: `{command}` '
+          'writes the same')
 
 
 def _write(place: epath.Path, weights: reading.Weights,
@@ -112,8 +115,9 @@ def _write(place: epath.Path, weights: reading.Weights,
       try:
         for line in writing.write(str(local / kind), weights, kind):
           print(f'export: {text.visible(line)}', flush=True)
-      except errors.UserError as error:
-        output.warn(f'export.formats: {kind} was not written: {error}')
+      except Exception as error:  # noqa: BLE001 (of other libraries, too)
+        output.warn(f'export.formats: {kind} was not written: '
+                    f'{text.printable(str(error))}')
     atomic.write_text(local / cards.FILE, cards.card(
         weights, settings, name, result, source))
 
@@ -127,7 +131,9 @@ def _local(place: epath.Path) -> Iterator[pathlib.Path]:
     return
   with tempfile.TemporaryDirectory() as folder:
     yield pathlib.Path(folder)
-    for path in sorted(pathlib.Path(folder).rglob('*')):
+    # The description last: until it is there, there is no model.
+    for path in sorted(pathlib.Path(folder).rglob('*'),
+                       key=lambda path: path.name == store.DESCRIPTION):
       if path.is_file():
         target = place / path.relative_to(folder).as_posix()
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,12 @@
 """Images beside those that a model finds most like them."""
 
+from collections.abc import Iterator
+import itertools
+
 import numpy as np
 from PIL import Image
 
+from dinojax.core import errors
 from dinojax.data import inspection
 from dinojax.data import record as record_lib
 from dinojax.evals import knn
@@ -30,11 +34,8 @@ def draw(model: backbone.Backbone, source: record_lib.Source, *,
   Raises:
     UserError: none of the images can be read.
   """
-  images = inspection.readable(
-      source, min(most, len(source)), value_range=model.value_range,
-      say=lambda text: None)
-  pixels = model.pixels(images, resize_px=max(resize_px, crop_px),
-                        crop_px=crop_px)
+  pixels = np.stack(list(_squares(
+      model, source, most, max(resize_px, crop_px), crop_px)))
   cls = np.concatenate([
       np.asarray(model(model.normalize(pixels[i:i + _BATCH])).cls, np.float32)
       for i in range(0, len(pixels), _BATCH)])
@@ -45,3 +46,20 @@ def draw(model: backbone.Backbone, source: record_lib.Source, *,
         for index in (first, *[n for n in near if n != first][:columns])]
        for first, near in zip(asked, nearest, strict=True)],
       ['image', 'nearest'])
+
+
+def _squares(model: backbone.Backbone, source: record_lib.Source, most: int,
+             resize_px: int, crop_px: int) -> Iterator[np.ndarray]:
+  """Crops of readable images, one decoded at a time."""
+  count = 0
+  for index in itertools.islice(inspection.spread(source, most), most):
+    try:
+      square, = model.pixels(
+          source[index].image, resize_px=resize_px, crop_px=crop_px)
+    except errors.UserError:
+      continue  # one picture less: `crops` and training say which and why
+    count += 1
+    yield square
+  if not count:
+    raise errors.UserError(
+        f'none of the images of {source.spec} that are looked at can be read')

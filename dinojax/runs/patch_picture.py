@@ -8,6 +8,7 @@ from etils import epath
 import numpy as np
 from PIL import Image
 
+from dinojax.core import atomic
 from dinojax.core import paths
 from dinojax.data import inspection
 from dinojax.data import photos
@@ -50,7 +51,12 @@ class Look:
 
 
 def default_out(run: str) -> str:
-  """In the folder of a run; else beside DIR/STUDENT, DIR@STEP or a file."""
+  """In the folder of a run; else beside DIR/STUDENT, DIR@STEP or a file.
+
+  Of what is not on this machine, here.
+  """
+  if run.startswith('hf:') or not atomic.is_local(run):
+    return f'{run.rstrip("/").rpartition("/")[2]}_pca.png'
   folder = epath.Path(run)
   return str(folder / 'pca.png') if folder.is_dir() else f'{run}_pca.png'
 

@@ -24,6 +24,7 @@ from dinojax.core import errors
 from dinojax.core import paths
 from dinojax.data import sources
 from dinojax.engine import checkpoint
+from dinojax.engine import trackers
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
 from dinojax.runs import assemble
@@ -260,6 +261,7 @@ def _check_here(stages: Sequence[Stage], chosen: Sequence[Stage]):
           sources.open_source(spec)
           opened.add(spec)
         exports.check(stage.settings)
+        trackers.names(stage.settings.log.trackers)
         plan = stage.settings.mesh
         settings_lib.check_devices(
             stage.settings, mesh_lib.make(plan.data, plan.fsdp).size)

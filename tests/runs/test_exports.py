@@ -15,9 +15,10 @@ from dinojax.engine import report
 from dinojax.interop import files
 from dinojax.interop import store
 from dinojax.runs import assemble
+from dinojax.runs import ending
 from dinojax.runs import exports
 from dinojax.runs import models
-from dinojax.runs import results
+from dinojax.runs.report import page
 from dinojax.train import settings as settings_lib
 from tests.reliability import test_checkpoints
 from tests.runs import finished
@@ -126,17 +127,26 @@ def test_a_best_checkpoint_needs_numbers_where_it_is_saved(
     assemble.train(config, str(tmp_path))
 
 
-def test_an_export_that_fails_is_a_warning(run, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize('error', [
+    OSError(28, 'No space left on device'), RuntimeError('out of memory')])
+def test_an_export_that_fails_is_a_warning(
+    error, run, tmp_path, monkeypatch, capsys):
   """Weeks of training do not end in an error of their last second."""
   folder, _ = run
-  def full(*_):
-    raise OSError(28, 'No space left on device')
-  monkeypatch.setattr(store, 'save', full)
+  def broken(*_):
+    raise error
+  monkeypatch.setattr(store, 'save', broken)
   result = loop.Result({}, 6, True, False, 60.0, {'knn/trained': 50.0})
   place = epath.Path(folder)
   exports.write(place, settings_of(), result,
                 exports.read(place, settings_of()))
   message = capsys.readouterr().err
-  assert 'No space left' in message and 'dinojax convert export' in message
-  results.write(epath.Path(tmp_path), result)
+  assert str(error) in message and 'dinojax convert import' in message
+  # The report needs them, too.
+  monkeypatch.setattr(exports, 'read', broken)
+  monkeypatch.setattr(page, 'write', broken)
+  place = epath.Path(tmp_path)
+  ending.end(place, settings_of(report__at_end=True), result)
+  message = capsys.readouterr().err
+  assert 'no weights are written' in message and 'no report: ' in message
   assert json.loads((tmp_path / 'results.json').read_text())['steps'] == 6

@@ -38,7 +38,7 @@ STYLE = """
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-  """Values over steps; those that are not finite leave a gap.
+  """Values over steps; those that are not finite are left out.
 
   Attributes:
     name: name in the legend.
@@ -130,6 +130,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 def number(value: float) -> str:
   """A number in few characters: 12.5k, 0.042, 3e-05."""
+  value = float(f'{value:.4g}')  # 999,999.9 is a million
   size = abs(value)
   for limit, letter in ((1e9, 'G'), (1e6, 'M'), (1e4, 'k')):
     if size >= limit:

@@ -84,7 +84,7 @@ LOSS = Curve('Losses, nats', {
     'loss/dino_global': 'DINO, global crops',
     'loss/dino_local': 'DINO, local crops', 'loss/ibot': 'iBOT'},
     'A student that answers every image alike stays at ln K; iBOT begins at '
-    'half of it.')
+    'the part of its own that the share of masked crops is.')
 KNN = Curve('k-NN accuracy, %', {'knn/trained': 'trained'},
             'Dashed: what raw pixels and the untrained network reach.')
 CURVES = (
@@ -155,8 +155,10 @@ def _of_runs(histories: Sequence[History], curve: Curve,
   lines = [
       dataclasses.replace(line, name=f'{history.name} {line.name}'.strip())
       for history in histories for line in history.lines(key)]
-  levels = [level for history in histories
-            for level in _levels(history, curve)]
+  levels = [
+      level if curve is LOSS else dataclasses.replace(
+          level, name=f'{history.name} {level.name}')
+      for history in histories for level in _levels(history, curve)]
   title = curve.title if len(curve.keys) == 1 else (
       f'{curve.title}: {curve.keys[key]}')
   return charts.Chart(title, lines, _once(levels), curve.note)
@@ -164,10 +166,8 @@ def _of_runs(histories: Sequence[History], curve: Curve,
 
 def _levels(history: History, curve: Curve) -> list[charts.Level]:
   if curve is LOSS:
-    return _once([
-        charts.Level(f'ln {section.num_prototypes}',
-                     math.log(section.num_prototypes))
-        for section in (history.settings.dino,)])
+    count = history.settings.dino.num_prototypes
+    return [charts.Level(f'ln {count}', math.log(count))]
   if curve is not KNN:
     return []
   named = {'knn/untrained': 'untrained', 'knn/raw_pixels': 'raw pixels',

@@ -1,8 +1,10 @@
 """Facts of a run as rows of text: state, training, events, config, versions."""
 
 from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
 import fcntl
 import json
+import re
 
 from etils import epath
 
@@ -22,10 +24,10 @@ from dinojax.train import settings as settings_lib
 
 Row = tuple[str, ...]
 _SHOWN_IMAGES = 10
-_BAD_IMAGES = 'bad_images.jsonl'
 # Keys that say where a run is made, kept and measured, not what it is.
 _PLACES = ('data.', 'knn.', 'mesh.', 'checkpoint.', 'log.', 'export.',
            'report.', 'init.source', 'gram.source', 'distillation.source')
+_OF_STUDENT = re.compile(r'^students\.[^.]+\.')
 
 
 def state(folder: epath.Path, history: curves.History,
@@ -61,22 +63,24 @@ def _in_use(folder: epath.Path) -> bool:
 def training(folder: epath.Path, history: curves.History) -> Iterator[Row]:
   """Rows on what is trained, and from what."""
   s = history.settings
+  of = {name: '' if not s.students else f' of {name}' for name in s.each}
   for name, student in s.each.items():
-    label = 'model' if not s.students else f'student {name}'
-    yield label, student.model.describe()
+    yield f'model{of[name]}', student.model.describe()
   counts = identity.counts(folder)
   yield 'images', ', '.join(
-      spec + (f' ({counts[spec]})' if spec in counts else '')
+      spec + (f' ({count})' if (count := images(counts, spec)) else '')
       for spec, _ in s.data.mixture)
   validation = s.knn.validation or s.data.validation
   yield 'validation', validation or 'none: k-NN is not measured'
   yield 'batch', f'{s.train.batch_size} images'
   local = (f' and {s.crops.num_local} local of {s.crops.local_px}'
            if s.crops.num_local else '')
-  yield 'crops', f'2 global of {s.crops.global_px}{local} pixels'
-  yield 'losses', ', '.join(
-      term for term in s.terms() if getattr(s, term).is_on)
-  yield 'started from', s.init.source or 'random weights'
+  yield 'crops', (f'{s.crops.num_global} global of {s.crops.global_px}{local} '
+                  'pixels')
+  for name, student in s.each.items():
+    yield f'losses{of[name]}', ', '.join(
+        term for term in s.terms() if getattr(student, term).is_on)
+    yield f'started from{of[name]}', student.init.source or 'random weights'
   if s.distillation.is_on:
     yield 'taught by', s.distillation.source or s.distillation.model
   last = history.rows[-1] if history.rows else {}
@@ -132,7 +136,7 @@ def config(history: curves.History) -> tuple[str, list[Row]]:
 
 def _flat(settings: settings_lib.Settings) -> dict:
   return {key: value for key, value in config_lib.flatten(settings).items()
-          if not key.startswith(_PLACES)}
+          if not _OF_STUDENT.sub('', key).startswith(_PLACES)}
 
 
 def _shown(flat: Mapping, key: str) -> str:
@@ -176,10 +180,22 @@ def stages(results: Mapping[str, Mapping]) -> list[Row]:
   return rows
 
 
+def images(counts: Mapping[str, int], spec: str) -> int | None:
+  """The number of images of a source as a config names it; None: not known."""
+  return counts.get(spec, counts.get(f'folder:{spec}'))
+
+
 def histories(paths: Sequence[str]) -> list[curves.History]:
   """The histories of runs, each by a name of its own.
 
   Raises:
     UserError: one of them is no run, or has logged nothing yet.
   """
-  return [curves.read(path) for path in paths]
+  known: dict[str, curves.History] = {}
+  for path in paths:
+    history = curves.read(path)
+    name = history.name
+    if name in known:  # of the same name in another folder
+      name = path.rstrip('/')
+    known[name] = dataclasses.replace(history, name=name)
+  return list(known.values())

@@ -13,8 +13,11 @@ from dinojax.core import errors
 from dinojax.core import text
 from dinojax.core import tree
 from dinojax.data import sources
+from dinojax.evals import patches
 from dinojax.features import backbone
+from dinojax.interop import reading
 from dinojax.parallel import hardware
+from dinojax.parallel import mesh as mesh_lib
 from dinojax.runs import batch_picture
 from dinojax.runs import models as models_lib
 from dinojax.runs import neighbour_picture
@@ -58,9 +61,25 @@ def load(names: Mapping[str, str]) -> Models:
   """Models by the name that is shown, from what `dinojax.load` takes.
 
   Raises:
-    UserError: no checkpoint yet, or a damaged one.
+    UserError: no checkpoint yet, a damaged one, or too large for a device.
   """
-  return {shown: models_lib.load(path) for shown, path in names.items()}
+  return {shown: placed(models_lib.read(path), path)
+          for shown, path in names.items()}
+
+
+def placed(weights: reading.Weights, source: str) -> backbone.Backbone:
+  """A backbone on the first device.
+
+  Raises:
+    UserError: it would not fit beside its activations.
+  """
+  need = 1.5 * 4 * tree.num_elements(weights.params) / 2**30
+  free = hardware.available_gib(mesh_lib.one_device()[0])
+  if need > free:
+    raise errors.UserError(
+        f'the model needs about {need:.0f} GiB and the device has {free:.0f} '
+        'GiB: draw it on a larger one, with `dinojax report`')
+  return backbone.Backbone.of(weights, source=source)
 
 
 def draw(folder: epath.Path, settings: settings_lib.Settings,
@@ -78,7 +97,7 @@ def draw(folder: epath.Path, settings: settings_lib.Settings,
       'the patches hidden that the student must fill in, and local crops.',
       lambda: batch_picture.draw(
           atomic.read_json(folder / models_lib.CONFIG, ''), 4))
-  images = _shown(settings)
+  images = patches.source_of(settings)
   ready = _Once(models)
   yield _drawn(
       'Patch features as colours',
@@ -108,41 +127,27 @@ class _Once:
   """Loads models at their first use; a failure is one for every use."""
 
   def __init__(self, models: Callable[[], Models]):
-    self._models, self._loaded = models, None
+    self._models, self._loaded, self._error = models, None, None
 
   def __call__(self) -> Models:
+    if self._error:
+      raise self._error
     if self._loaded is None:
-      self._loaded = self._models()
-      for model in self._loaded.values():
-        _check_size(model)
+      try:
+        self._loaded = self._models()
+      except Exception as error:
+        self._error = error
+        raise
     return self._loaded
-
-
-def _check_size(model: backbone.Backbone):
-  """Refuses what would not fit the memory of a device beside its activations.
-
-  Raises:
-    UserError: it would not.
-  """
-  need = 1.5 * 4 * tree.num_elements(model.params) / 2**30
-  free = hardware.available_gib(model.mesh.local_devices[0])
-  if need > free:
-    raise errors.UserError(
-        f'the model needs about {need:.0f} GiB and the device has {free:.0f} '
-        'GiB: draw it on a larger one, with `dinojax report`')
 
 
 def _drawn(title: str, note: str, make: Callable[[], Image.Image]) -> Picture:
   try:
     return Picture(title, note, make())
-  except (errors.UserError, OSError) as error:
-    return Picture(title, note, None, text.printable(str(error)))
-
-
-def _shown(settings: settings_lib.Settings) -> str:
-  """The source of the images that are shown."""
-  return (settings.knn.validation or settings.data.validation
-          or settings.data.mixture[0][0])
+  except Exception as error:  # noqa: BLE001 (a picture less ends no report)
+    known = isinstance(error, errors.UserError | OSError)
+    reason = str(error) if known else f'{type(error).__name__}: {error}'
+    return Picture(title, note, None, text.printable(reason))
 
 
 def _grid(models: Models) -> int:

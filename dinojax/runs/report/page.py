@@ -18,6 +18,7 @@ from dinojax.runs.report import facts
 from dinojax.runs.report import gallery
 
 FILE = 'report.html'  # in the workdir
+_EVENTS = 200  # the last ones are shown
 _STYLE = """
 :root{color-scheme:light dark;--paper:#fbfaf8;--card:#fff;--ink:#24262b;
 --soft:#676c76;--edge:#e2e0db}
@@ -73,7 +74,9 @@ def write(workdir: str, out: str | None = None, *,
     UserError: no run there, one that has logged nothing yet, or a file that
       cannot be written.
   """
-  folder = epath.Path(paths.expand(workdir))
+  place = paths.expand(workdir)
+  folder = epath.Path(  # '.' has no name
+      os.path.abspath(place) if atomic.is_local(place) else place)
   path = epath.Path(paths.expand(out)) if out else folder / FILE
   others = [str(paths.expand(other)) for other in compare]
   if _is_chain(folder):
@@ -81,19 +84,28 @@ def write(workdir: str, out: str | None = None, *,
       raise errors.UserError(
           f'{folder} is a chain of runs: compare its stages, such as '
           f'{folder}/STAGE, which are runs')
-    body = _of_chain(folder)
+    body = ''.join(_of_chain(folder))
   else:
-    body = _of_run(folder, others, models, has_ended)
+    body = ''.join(_of_run(folder, others, models, has_ended))
   try:
-    atomic.write_text(path, _page(folder.name, ''.join(body)))
+    atomic.write_text(path, _page(folder.name, body))
   except OSError as error:
     raise errors.cannot_write(str(path), error) from error
   return os.fspath(path)
 
 
 def _is_chain(folder: epath.Path) -> bool:
-  return not (folder / models_lib.CONFIG).exists() and (
-      folder / workdir_lib.RESULTS).exists()
+  return not (folder / models_lib.CONFIG).exists() and bool(_stages(folder))
+
+
+def _stages(folder: epath.Path) -> list[str]:
+  """The runs below a folder, in the order in which they began."""
+  if not folder.is_dir():
+    return []
+  configs = [path / models_lib.CONFIG for path in folder.iterdir()
+             if (path / models_lib.CONFIG).exists()]
+  return [path.parent.name for path in sorted(
+      configs, key=lambda path: (path.stat().mtime, str(path)))]
 
 
 def _of_run(folder: epath.Path, others: Sequence[str],
@@ -127,19 +139,22 @@ def _of_run(folder: epath.Path, others: Sequence[str],
 
 
 def _of_chain(folder: epath.Path) -> Iterator[str]:
-  results = atomic.read_json(
-      folder / workdir_lib.RESULTS, 'the command of the chain writes it anew')
+  names = _stages(folder)
+  results = {name: result for name in names if (
+      result := workdir_lib.results(folder / name)) is not None}
   yield f'<h1>{_text(folder.name)}</h1>'
-  yield f'<p class="soft">A chain of {len(results)} runs that have ended.</p>'
+  yield (f'<p class="soft">A chain of runs: {len(results)} of {len(names)} '
+         'that have begun have ended.</p>')
   yield _section('Stages', _table(
       facts.stages(results), titles=('stage', 'steps', 'time',
                                      'k-NN accuracy, %')))
-  for name in results:
-    if not (folder / name / models_lib.CONFIG).exists():
-      yield _section(name, '<p>Its folder is not here.</p>')
-      continue
-    history = curves.read(folder / name)
+  for name in names:
     yield f'<h2>{_text(name)}</h2>'
+    try:
+      history = curves.read(folder / name)
+    except errors.UserError as error:
+      yield f'<p>{_text(error)}</p>'
+      continue
     yield f'<p class="soft">{_text(facts.state(folder / name, history))}</p>'
     yield _table(facts.training(folder / name, history), head=True)
     yield _charts(curves.draw([history]))
@@ -187,7 +202,7 @@ def _picture(picture: gallery.Picture) -> str:
 
 
 def _events(folder: epath.Path) -> str:
-  rows = facts.events(folder)
+  rows = facts.events(folder)[-_EVENTS:]
   count, some = facts.bad_images(folder)
   parts = [_table(rows, head=True) if rows else '<p>None were written.</p>']
   if count:

@@ -1,5 +1,7 @@
 """Similarity maps of one patch over training, from similarity.jsonl."""
 
+from collections.abc import Mapping
+
 from etils import epath
 import numpy as np
 from PIL import Image
@@ -32,19 +34,27 @@ def draw(folder: epath.Path, settings: settings_lib.Settings) -> Image.Image:
   chosen = list({row['step']: row for row in (
       rows[0], rows[len(rows) // 2], rows[-1])}.values())
   source = sources.open_source(patches.source_of(settings))
-  image, = preprocessing.centers(
-      source[int(patches.indices(source, 1)[0])].image,
-      resize_px=settings.knn.resize_px, crop_px=settings.knn.crop_px,
-      value_range=tuple(settings.data.value_range))
   drawn = []
   for name in chosen[-1]['maps']:
-    maps = [np.array(row['maps'][name], float) for row in chosen
-            if name in row['maps']]
-    count = len(maps[-1])
+    maps = [row['maps'].get(name) for row in chosen]
+    last = maps[-1]
+    count = len(last['map'])
     spot = tuple((n + 0.5) * _SIDE_PX / count for n in patches.query(
-        (count, len(maps[-1][0])))[::-1])
+        (count, len(last['map'][0])))[::-1])
+    image, = preprocessing.centers(
+        source[last['record']].image,
+        resize_px=settings.knn.resize_px, crop_px=settings.knn.crop_px,
+        value_range=tuple(settings.data.value_range))
     drawn.append(
         [pictures.mark(pictures.enlarge(image, _SIDE_PX, smooth=True), spot)]
-        + [pictures.enlarge(pictures.colorize(x), _SIDE_PX) for x in maps])
+        + [_map(x) for x in maps])
   return pictures.panel(
       drawn, ['image', *(f'step {row["step"]}' for row in chosen)])
+
+
+def _map(kept: Mapping | None) -> Image.Image:
+  """A map in colours; grey where a student had not begun."""
+  if kept is None:
+    return Image.new('RGB', (_SIDE_PX, _SIDE_PX), (128, 128, 128))
+  return pictures.enlarge(
+      pictures.colorize(np.array(kept['map'], float)), _SIDE_PX)

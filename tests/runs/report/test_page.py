@@ -16,6 +16,7 @@ from dinojax.core import errors
 from dinojax.metrics import similarity as cosines
 from dinojax.runs.report import curves
 from dinojax.runs.report import facts
+from dinojax.runs.report import gallery
 from dinojax.runs.report import page
 from tests.runs import finished
 from tests.runs import test_run
@@ -95,7 +96,8 @@ def test_cosines_of_patches_are_logged_and_drawn(run):
   maps = [json.loads(line) for line in
           (run / 'similarity.jsonl').read_text().splitlines()]
   assert [row['step'] for row in maps] == [1, 2, 3, 4, 5, 6]
-  first = np.array(maps[0]['maps']['student'])
+  first = np.array(maps[0]['maps']['student']['map'])
+  assert maps[0]['maps']['student']['record'] == 0
   assert first.shape == (4, 4) and first[1, 1] == pytest.approx(1, abs=1e-3)
   text = Parsed((run / 'report.html').read_text()).text
   assert 'CLS with its patches' in text
@@ -157,6 +159,15 @@ def test_what_cannot_be_drawn_has_a_reason(copy):
   assert 'k-NN accuracy was not measured' in text and 'None were' in text
 
 
+def test_whatever_a_picture_dies_of_ends_no_report(copy, monkeypatch):
+  def broken(*_, **__):
+    raise RuntimeError('out of memory')
+  monkeypatch.setattr(gallery.patch_picture, 'of_models', broken)
+  page.write(str(copy))
+  text = check(copy / 'report.html', pictures=3).text
+  assert 'Not drawn: RuntimeError: out of memory' in text
+
+
 def test_names_of_others_are_no_markup(copy):
   config = json.loads((copy / 'config.json').read_text())
   config['init'] = {'source': '<script>alert(1)</script>'}
@@ -173,8 +184,7 @@ def test_names_of_others_are_no_markup(copy):
 @pytest.mark.parametrize('change, message', [
     (lambda folder: (folder / 'metrics.jsonl').unlink(),
      'has logged nothing yet'),
-    (lambda folder: [(folder / name).unlink()
-                     for name in ('config.json', 'results.json')],
+    (lambda folder: (folder / 'config.json').unlink(),
      'holds no run: config.json is missing')])
 def test_a_folder_without_numbers_is_a_sentence(change, message, copy):
   change(copy)
@@ -188,13 +198,14 @@ def test_a_file_that_cannot_be_written_is_a_sentence(run):
 
 
 def test_a_chain_is_a_table_of_its_stages(run, tmp_path):
+  """Of which one has logged nothing yet; before there is a results.json."""
   shutil.copytree(run, tmp_path / 'pretrain')
-  result = json.loads((run / 'results.json').read_text())
-  (tmp_path / 'results.json').write_text(json.dumps(
-      {'pretrain': result, 'gone': result}))
+  (tmp_path / 'gram').mkdir()
+  shutil.copy(run / 'config.json', tmp_path / 'gram')
   page.write(str(tmp_path))
   text = check(tmp_path / 'report.html', pictures=0).text
-  assert 'A chain of 2 runs' in text and 'Its folder is not here' in text
+  assert 'A chain of runs: 1 of 2' in text
+  assert 'has logged nothing yet' in text
   with pytest.raises(errors.UserError, match='compare its stages'):
     page.write(str(tmp_path), compare=[str(run)])
 
@@ -230,10 +241,13 @@ def test_a_browser_shows_it_within_its_width(run, width, is_dark, tmp_path):
   shot = tmp_path / 'shot.png'
   # The page tells its own width: what is wider would be seen in the title.
   data = (run / 'report.html').read_text().replace('</body>', (
-      '<script>document.body.setAttribute("data-wide",[...document.'
+      # A browser has no window as narrow as a telephone: the page is made so.
+      f'<script>document.documentElement.style.width="{width}px";'
+      'document.body.setAttribute("data-wide",[...document.'
       'querySelectorAll("main *")].filter(e=>!e.closest(".scroll")&&'
-      'e.getBoundingClientRect().right>innerWidth+1).map(e=>e.tagName+'
-      '"."+e.className).join()+"|"+innerWidth)</script></body>'))
+      f'e.getBoundingClientRect().right>{width}+1).map(e=>e.tagName+'
+      '"."+e.className).join()+"|"+document.body.offsetWidth)'
+      '</script></body>'))
   copy = tmp_path / 'page.html'
   copy.write_text(data)
   command = [
@@ -249,6 +263,7 @@ def test_a_browser_shows_it_within_its_width(run, width, is_dark, tmp_path):
   assert 'CONSOLE' not in done.stderr, done.stderr
   wide = re.search(r'data-wide="([^"]*)\|(\d+)"', done.stdout)
   assert wide and not wide[1], wide[1]
+  assert int(wide[2]) == width
   if shot.exists():
     corner = np.asarray(Image.open(shot).convert('L'))[:4, :4].mean()
     assert corner < 60 if is_dark else corner > 200
