@@ -97,6 +97,9 @@ def pick(implementation: str, length: int, width: int, num_heads: int,
     name = 'gpu' if length <= few else 'cudnn'
   if name == 'cudnn' and dtype not in _CUDNN_DTYPES:
     name, reason = 'xla', f'cudnn takes bfloat16 and float16, not {dtype}'
+  if name in ('xla', 'head_major') and (
+      _scores_bytes(length, num_heads) > _WHOLE_BYTES):
+    reason = f'{reason}; in blocks' if reason else 'in blocks'
   _say(name, length, reason)
   return name
 
