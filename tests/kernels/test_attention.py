@@ -150,7 +150,7 @@ def test_the_shape_picks_and_the_log_says_so_once(log, monkeypatch):
   assert log.messages == [
       'attention: tpu for 257 tokens',
       'attention: xla for 16,385 tokens (tpu takes 8,192 of bfloat16 at '
-      'most)']
+      'most; in blocks)']
   assert attention.pick(
       'tpu', 8192, **sizes | {'dtype': jnp.dtype('float32')}) == 'xla'
 
