@@ -97,15 +97,20 @@ class Data:
     return f'{head}: {compared(names, self._lines[spec])}'
 
 
-def counts(folder: epath.Path) -> dict[str, int]:
-  """Records by source of the run in a folder; {} where they are not known."""
+def count(folder: epath.Path, spec: str) -> int | None:
+  """Records of a source of the run in a folder; None: not known.
+
+  Args:
+    folder: workdir.
+    spec: the source as a config names it; a folder may lack its `folder:`.
+  """
   path = folder / DIGESTS
   try:
     kept = atomic.read_json(path, '') if path.exists() else {}
   except errors.UserError:
-    return {}  # the next start of the run says what is wrong with it
-  return {spec: entry['records'] for spec, entry in kept.items()
-          } if _is_summary(kept) else {}
+    return None  # the next start of the run says what is wrong with it
+  known = kept if _is_summary(kept) else {}
+  return known.get(spec, known.get(f'folder:{spec}', {})).get('records')
 
 
 def compared(before: Sequence[str], after: Sequence[str]) -> str:

@@ -211,6 +211,7 @@ class _Session:
     self.scores = {  # a step that was not saved cannot be kept
         step: known[step] for step in saved.steps() if step in known}
     saved.best = report.best(self.scores, job.score)
+    self.measured: int | None = None  # step of `evaluation`
     self.batches: Iterator[dict] = iter(())
     self.running: jax.Array | None = None  # of the step in flight
     self.profiling = False
@@ -313,6 +314,9 @@ class _Session:
         'checkpoints are gone. Bring the folder back from a copy and start '
         'the same command again, or begin anew in another --workdir'
     ) if processes.is_first() and self.job.is_lost() else None)
+    if step == self.measured:
+      self.scores[step] = self.evaluation
+      self.saved.best = report.best(self.scores, self.job.score)
     named = self.job.trainable.named
     self.saved.save(
         step, self.job.current.split(state), self.job.info | {
@@ -353,8 +357,7 @@ class _Session:
         step, self.job.trainable.evaluated(state))
     self.report.evaluated(
         step, self.evaluation, seconds=time.monotonic() - began)
-    self.scores[step] = self.evaluation
-    self.saved.best = report.best(self.scores, self.job.score)
+    self.measured = step
 
   def evaluate_at_the_end(self, step: int, state: dict):
     """Evaluates the last step, unless an earlier start has."""

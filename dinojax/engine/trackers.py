@@ -22,7 +22,7 @@ from dinojax.core import atomic
 from dinojax.core import errors
 from dinojax.core import output
 
-PACKAGES = {'wandb': 'wandb', 'trackio': 'trackio', 'mlflow': 'mlflow'}
+KNOWN = ('wandb', 'trackio', 'mlflow')  # also the names of their packages
 FILE = 'trackers.json'  # in the workdir: names by which runs go on
 _PROJECT = 'dinojax'
 _QUEUE_ROWS = 1000
@@ -49,11 +49,11 @@ def names(text: str) -> list[str]:
   """
   chosen = [name.strip() for name in text.split(',') if name.strip()]
   for name in chosen:
-    if name not in PACKAGES:
+    if name not in KNOWN:
       raise errors.UserError(
           f'log.trackers={text}: {name!r} is not known: use any of '
-          f'{",".join(PACKAGES)}; TensorBoard is log.tensorboard')
-    if not importlib.util.find_spec(PACKAGES[name]):
+          f'{",".join(KNOWN)}; TensorBoard is log.tensorboard')
+    if not importlib.util.find_spec(name):
       raise errors.UserError(
           f'log.trackers={text}: {name} is not installed: '
           f'pip install "dinojax[{name}]"')

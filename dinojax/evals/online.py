@@ -27,6 +27,9 @@ from dinojax.train import method as method_lib
 from dinojax.train import sections
 from dinojax.train import state as state_lib
 
+# What is measured, and how it is called where people read it.
+NAMES = {'knn/trained': 'trained', 'knn/start': 'given weights',
+         'knn/untrained': 'untrained', 'knn/raw_pixels': 'raw pixels'}
 _CLS = spec.FeatureSpec()
 
 

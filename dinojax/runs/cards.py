@@ -9,6 +9,7 @@ from dinojax.core import log
 from dinojax.core import tree
 from dinojax.data import identity
 from dinojax.engine import loop
+from dinojax.evals import online
 from dinojax.interop import reading
 from dinojax.runs import models
 from dinojax.train import sections
@@ -68,20 +69,17 @@ def _training(student: settings_lib.Settings, settings: settings_lib.Settings,
 
 def _data(settings: settings_lib.Settings,
           source: epath.Path) -> Iterator[str]:
-  counts = identity.counts(source) or identity.counts(source.parent)
   for spec, weight in settings.data.mixture:
-    count = counts.get(spec, counts.get(f'folder:{spec}'))
+    count = identity.count(source, spec) or identity.count(
+        source.parent, spec)
     yield f'- `{spec}`' + (f', {count} images' if count else '') + (
         f', weight {weight:g}' if len(settings.data.mixture) > 1 else '')
 
 
 def _evaluation(name: str, result: loop.Result) -> Iterator[str]:
   prefix = '' if name == sections.ALONE else f'{name}/'
-  words = {'trained': 'this model', 'start': 'the weights it started from',
-           'untrained': 'the network before training',
-           'raw_pixels': 'raw pixels'}
-  rows = [(text, result.evaluation.get(f'{prefix}knn/{key}'))
-          for key, text in words.items()]
+  rows = [(text, result.evaluation.get(f'{prefix}{key}'))
+          for key, text in online.NAMES.items()]
   rows = [(text, value) for text, value in rows if value is not None]
   if not rows:
     yield 'None: the run had no labelled validation images.'

@@ -13,6 +13,7 @@ from dinojax.core import paths
 from dinojax.data import inspection
 from dinojax.data import photos
 from dinojax.data import sources
+from dinojax.evals import patches as patches_lib
 from dinojax.features import backbone
 from dinojax.features import spec as spec_lib
 from dinojax.runs import frames
@@ -119,7 +120,7 @@ def _sheet(shown: np.ndarray, features: Sequence[dict[str, np.ndarray]],
            names: Sequence[str], look: Look) -> Image.Image:
   """One row an image: itself with a marked patch, then what models see."""
   size = min(max(_CELL_PX, _PATCH_PX * look.grid), _LARGEST_PX)
-  query = (look.grid * 45 // 100,) * 2
+  query = patches_lib.query((look.grid,) * 2)
   place = ((query[0] + 0.5) * size / look.grid,) * 2
   rows = [[pictures.mark(pictures.enlarge(image, size, smooth=True), place)]
           for image in shown]

@@ -8,6 +8,8 @@ from PIL import Image
 from PIL import ImageDraw
 from PIL import ImageFont
 
+from dinojax.metrics import similarity as cosines
+
 _MARGIN, _CAPTION = 8, 22
 _LEAST_SHARE = 0.03  # of patches that are foreground, or background
 _INK, _PAPER = (40, 40, 40), (250, 250, 248)
@@ -91,8 +93,7 @@ def _parting(values: np.ndarray) -> float:
 
 def similarity(features: np.ndarray, query: tuple[int, int]) -> np.ndarray:
   """Cosine of every patch of [y, x, d] with the one at (row, column)."""
-  norm = np.linalg.norm(features, axis=-1, keepdims=True)
-  unit = features / np.maximum(norm, 1e-12)
+  unit = cosines.unit(features)
   return unit @ unit[query]
 
 

@@ -1,6 +1,7 @@
 """What a run leaves for others when it ends, and the checkpoint it keeps."""
 
 import json
+import types
 
 from etils import epath
 import numpy as np
@@ -56,7 +57,7 @@ def test_the_card_says_what_it_was_made_from(run):
   knn = json.loads((folder / 'results.json').read_text())['knn_top1_pct']
   for text in ('license: unknown', '# plankton', '6 steps of 8 images',
                'losses: dino, ibot, koleo', '`patterns:train`, 128 images',
-               f'| this model | {knn["trained"]:.2f} |',
+               f'| trained | {knn["trained"]:.2f} |',
                f'| raw pixels | {knn["raw_pixels"]:.2f} |'):
     assert text in card, text
 
@@ -79,6 +80,30 @@ def test_a_best_step_outlives_all_later_ones(tmp_path):
       saved.best = 2
   saved.wait()
   assert saved.steps() == [2, 4]
+
+
+def test_a_step_that_is_not_saved_is_not_the_best():
+  """After gradients that are not finite a save is left out."""
+  class Saved:
+    best = None
+    def steps(self):
+      return [2]
+    def save(self, step, *_):
+      self.best_at_save = (step, self.best)
+
+  session = loop._Session.__new__(loop._Session)
+  session.saved = Saved()
+  session.job = types.SimpleNamespace(
+      score=lambda numbers: numbers['a'], is_lost=lambda: False,
+      trainable=types.SimpleNamespace(named='heads'), info={},
+      current=types.SimpleNamespace(split=lambda state: {}))
+  session.clock, session.scores = 0.0, {2: {'a': 1.0}}
+  session.evaluation, session.measured = {'a': 9.0}, 4  # and 4 is not saved
+  session.save(6, {'heads': {}})
+  assert session.saved.best is None and 4 not in session.scores
+  session.evaluation, session.measured = {'a': 5.0}, 8
+  session.save(8, {'heads': {}})
+  assert session.saved.best_at_save == (8, 8)
 
 
 @pytest.mark.parametrize('scores, expected', [

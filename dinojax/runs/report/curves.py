@@ -11,6 +11,7 @@ from dinojax.core import errors
 from dinojax.core import log
 from dinojax.core import paths
 from dinojax.engine import report as log_lib
+from dinojax.evals import online
 from dinojax.runs import models
 from dinojax.runs.report import charts
 from dinojax.train import settings as settings_lib
@@ -170,11 +171,10 @@ def _levels(history: History, curve: Curve) -> list[charts.Level]:
     return [charts.Level(f'ln {count}', math.log(count))]
   if curve is not KNN:
     return []
-  named = {'knn/untrained': 'untrained', 'knn/raw_pixels': 'raw pixels',
-           'knn/start': 'given weights'}
   return _once([
       charts.Level(f'{line.name} {name}'.strip(), line.values[-1])
-      for key, name in named.items() for line in history.lines(key)])
+      for key, name in online.NAMES.items() if key not in KNN.keys
+      for line in history.lines(key)])
 
 
 def _once(levels: Sequence[charts.Level]) -> list[charts.Level]:

@@ -15,6 +15,7 @@ from dinojax.core import log
 from dinojax.core import text
 from dinojax.data import identity
 from dinojax.engine import report as log_lib
+from dinojax.evals import online
 from dinojax.parallel import holder
 from dinojax.runs import catalog
 from dinojax.runs import workdir as workdir_lib
@@ -66,9 +67,8 @@ def training(folder: epath.Path, history: curves.History) -> Iterator[Row]:
   of = {name: '' if not s.students else f' of {name}' for name in s.each}
   for name, student in s.each.items():
     yield f'model{of[name]}', student.model.describe()
-  counts = identity.counts(folder)
   yield 'images', ', '.join(
-      spec + (f' ({count})' if (count := images(counts, spec)) else '')
+      spec + (f' ({count})' if (count := identity.count(folder, spec)) else '')
       for spec, _ in s.data.mixture)
   validation = s.knn.validation or s.data.validation
   yield 'validation', validation or 'none: k-NN is not measured'
@@ -92,9 +92,7 @@ def training(folder: epath.Path, history: curves.History) -> Iterator[Row]:
 
 def scores(history: curves.History) -> Iterator[Row]:
   """Rows of the last k-NN of every student, with what it is compared with."""
-  named = {'knn/trained': 'trained', 'knn/start': 'given weights',
-           'knn/untrained': 'untrained', 'knn/raw_pixels': 'raw pixels'}
-  for key, name in named.items():
+  for key, name in online.NAMES.items():
     for line in history.lines(key):
       yield (f'{line.name} {name}'.strip(), f'{line.values[-1]:.2f} %')
 
@@ -180,11 +178,6 @@ def stages(results: Mapping[str, Mapping]) -> list[Row]:
   return rows
 
 
-def images(counts: Mapping[str, int], spec: str) -> int | None:
-  """The number of images of a source as a config names it; None: not known."""
-  return counts.get(spec, counts.get(f'folder:{spec}'))
-
-
 def histories(paths: Sequence[str]) -> list[curves.History]:
   """The histories of runs, each by a name of its own.
 
@@ -197,5 +190,7 @@ def histories(paths: Sequence[str]) -> list[curves.History]:
     name = history.name
     if name in known:  # of the same name in another folder
       name = path.rstrip('/')
+    while name in known:  # the same run again
+      name += "'"
     known[name] = dataclasses.replace(history, name=name)
   return list(known.values())

@@ -48,6 +48,10 @@ def draw(folder: epath.Path, settings: settings_lib.Settings) -> Image.Image:
     drawn.append(
         [pictures.mark(pictures.enlarge(image, _SIDE_PX, smooth=True), spot)]
         + [_map(x) for x in maps])
+  if not drawn:
+    raise errors.UserError(
+        f'the last row of {folder / patches.FILE} holds no map: none of the '
+        'images could be read')
   return pictures.panel(
       drawn, ['image', *(f'step {row["step"]}' for row in chosen)])
 

@@ -128,6 +128,14 @@ def test_runs_are_compared(run, copy, tmp_path, capsys):
   assert 'Losses, nats: iBOT' in parsed.text
 
 
+def test_a_run_is_compared_with_itself_and_its_like(run, copy, tmp_path):
+  """Runs of the same folder name, and the same run twice."""
+  twin = shutil.copytree(run, tmp_path / 'other' / run.name)
+  names = [history.name for history in facts.histories(
+      [str(run), str(twin), str(copy), str(copy), str(copy)])]
+  assert names == ['plankton', str(twin), 'copied', str(copy), f"{copy}'"]
+
+
 def test_a_run_that_was_killed_says_so(copy):
   (copy / 'results.json').unlink()
   page.write(str(copy))
