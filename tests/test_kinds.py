@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests import golden
+from tests.kinds import configs
 from tests.kinds import data
 from tests.kinds import evals
 from tests.kinds import libraries
@@ -133,7 +134,7 @@ def training_case(name, **changes):
 
 
 def settings(case):
-  return training.settings_of(case, dict(case.calls[0]['arch']))
+  return configs.settings_of(case, dict(case.calls[0]['arch']))
 
 
 def test_training_may_hold_fewer_images_than_its_config_says():
@@ -178,6 +179,6 @@ def test_a_distilled_teacher_may_have_heads_of_another_depth():
   call['teacher'] = call['teacher'] | {'cfg': cfg | {
       'dino': cfg['dino'] | {'head_nlayers': 2}}}
   case = dataclasses.replace(case, meta=case.meta | {'calls': [call]})
-  teacher = training.frozen_teacher(case.calls[0], settings(case))
+  teacher = configs.frozen_teacher(case.calls[0], settings(case))
   assert teacher.dino_head.num_layers == 2
   assert teacher.ibot_head.num_layers == 3

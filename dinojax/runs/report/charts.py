@@ -146,6 +146,8 @@ def _range(chart: Chart, lines: Sequence[_Binned]) -> tuple[float, float]:
   ends = [f(line.mean) for line in lines for f in (np.min, np.max)]
   ends += [level.value for level in chart.levels]
   low, high = float(min(ends)), float(max(ends))
+  if low == high == 0:
+    return 0.0, 1.0  # nothing ever happened, and counts are not negative
   air = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
   return low - air, high + air
 
