@@ -117,7 +117,8 @@ def _without_range(kind):
 def base() -> config_dict.ConfigDict:
   """Every section with its defaults."""
   c = config_dict.ConfigDict(section(sections.Settings))
-  c.data.train = 'patterns:train'
+  # A text, or a tuple of sources with their weights.
+  c.data.train = config_dict.FieldReference('patterns:train', object)
   c.model.update(embed_dim=384, depth=12, num_heads=6, patch_px=14,
                  dtype='auto', packing='auto', attention='auto')
   c.train.batch_size = 64

@@ -239,6 +239,9 @@ def _value(value: Any, hint: Any, key: str, problems: Errors) -> Any:
     options = [o for o in options if o is not type(None)]
     if len(options) > 1 and isinstance(value, tuple | list):
       options = [o for o in options if tuple in (o, typing.get_origin(o))]
+    if len(options) > 1 and isinstance(value, str) and value.startswith('('):
+      problems.stop(f'{key}={shown(value)} is not read as a tuple: look at its '
+                    'brackets, commas and quotes')
     return _value(value, options[0], key, problems)
   if hint is Any:
     return value
@@ -252,7 +255,9 @@ def _value(value: Any, hint: Any, key: str, problems: Errors) -> Any:
     return value
   if origin is tuple or hint is tuple:
     if not isinstance(value, tuple | list):
-      problems.stop(f'{key}={shown(value)} is not a tuple')
+      # One entry with brackets around it is that entry, not a tuple.
+      problems.stop(f'{key}={shown(value)} is not {_tuple_words(options)}; a '
+                    'tuple of one entry ends with a comma: (entry,)')
       return ()
     return _tuple(value, options, key, problems)
   return _plain(value, hint, key, problems)
@@ -293,6 +298,14 @@ def _tuple(value, options, key: str, problems: Errors) -> tuple:
   hints = options or (Any,) * len(value)
   return tuple(_value(v, h, f'{key}[{i}]', problems)
                for i, (v, h) in enumerate(zip(value, hints, strict=True)))
+
+
+def _tuple_words(options: tuple) -> str:
+  """Names what a tuple holds, such as 'a pair of a text and a number'."""
+  kinds = [_KINDS.get(getattr(o, '__origin__', o)) for o in options]
+  if len(kinds) == 2 and all(kinds):
+    return f'a pair of {kinds[0]} and {kinds[1]}'
+  return 'a tuple'
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict:

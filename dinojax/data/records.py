@@ -175,7 +175,7 @@ class ArrayRecords:
   """Shards written by `write`, as one source."""
 
   def __init__(self, pattern: str):
-    """Opens every file that matches.
+    """Opens every file that matches; of a folder, all of its shards.
 
     Raises:
       UserError: no file matches, or one is damaged.
@@ -183,6 +183,8 @@ class ArrayRecords:
     self.spec = f'arrayrecord:{pattern}'
     path = epath.Path(paths.expand(pattern))
     try:
+      if path.is_dir():
+        path = path / '*.arrayrecord'
       files = sorted(
           str(p) for p in path.parent.glob(path.name) if '.tmp' not in p.name)
     except (OSError, ImportError, ValueError) as error:
@@ -200,7 +202,8 @@ class ArrayRecords:
       count = self._reader(shard).num_records()
       if not count:
         raise errors.UserError(
-            f'{path_name} holds no records or is damaged: write it again')
+            f'{path_name} holds no records or is damaged: write it again, or '
+            f'give shards alone: {path.parent}/*.arrayrecord')
       self._starts.append(self._starts[-1] + count)
     note = path.parent / MANIFEST
     self._manifest = _read_manifest(note) if note.exists() else {}

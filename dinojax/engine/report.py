@@ -118,7 +118,7 @@ class Report:
     self.event(
         f'trains from step {self._logged[0]} on {mesh.size} × '
         f'{mesh.devices.flat[0].device_kind}, {jax.process_count()} '
-        f'processes, dinojax {info.get("dinojax", "")}, jax '
+        f'process{"es" if jax.process_count() > 1 else ""}, dinojax {info.get("dinojax", "")}, jax '
         f'{jax.__version__}', silent=True)
 
   def begin(self, step: int):

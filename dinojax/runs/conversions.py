@@ -46,7 +46,7 @@ def bring_in(path: str, out: str, **options):
   store.save(out, weights)
   size = tree.num_elements(weights.params) / 1e6
   heads = ' and '.join(['', *weights.heads])
-  print(f'{size:.1f} M parameters{heads} ({weights.family}) in {out}: '
+  print(f'{size:.3g} M parameters{heads} ({weights.family}) in {out}: '
         f'dinojax.load({out!r})')
 
 

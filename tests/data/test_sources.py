@@ -51,6 +51,19 @@ def test_sources_travel_to_workers(folder, tmp_path):
     assert again[3] == original[3] and len(again) == len(original)
 
 
+def test_a_folder_of_shards_is_all_of_them(folder, tmp_path):
+  records.write(
+      sources.open_source(f'folder:{folder}'), str(tmp_path / 'out'),
+      num_shards=2)
+  whole = sources.open_source(f'arrayrecord:{tmp_path}/out')
+  packed = sources.open_source(f'arrayrecord:{tmp_path}/out/*.arrayrecord')
+  assert whole.classes == packed.classes == ('cat', 'dog')
+  assert [whole[i] for i in range(len(whole))] == [
+      packed[i] for i in range(len(packed))]
+  with pytest.raises(errors.UserError, match='give shards alone: .*out/'):
+    sources.open_source(f'arrayrecord:{tmp_path}/out/*')
+
+
 @pytest.mark.parametrize('spec, text', [
     ('folder:/no/such/place', 'check the path'),
     ('arrayrecord:/no/such/*.arrayrecord', 'dinojax convert'),

@@ -83,7 +83,7 @@ def test_a_run_ends_with_a_report_of_it(run):
   knn = json.loads((run / 'results.json').read_text())['knn_top1_pct']
   for text in ('plankton', 'Finished at step 6', f'{knn["trained"]:.2f} %',
                'patterns:train (128)', 'ViT of 2 blocks', 'random weights',
-               'demo:smoke', 'ended at step 6', '× cpu, 1 processes'):
+               'demo:smoke', 'ended at step 6', '× cpu, 1 process,'):
     assert text in parsed.text, text
 
 
