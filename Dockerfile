@@ -11,6 +11,15 @@
 # `docker stop --time=120` saves before it ends.
 
 # The Python and, by requirements.txt, the jax that the tests run on.
+FROM python:3.11.15-slim-trixie AS build
+
+WORKDIR /source
+COPY requirements.txt constraints.txt pyproject.toml MANIFEST.in README.md LICENSE ./
+COPY dinojax ./dinojax
+COPY configs ./configs
+RUN python -m pip install build==1.6.1 \
+ && python -m build --wheel --outdir /wheels
+
 FROM python:3.11.15-slim-trixie
 
 # Which optional dependencies of pyproject.toml; several with commas.
@@ -25,11 +34,11 @@ WORKDIR /dinojax
 COPY requirements.txt constraints.txt ./
 RUN python -m pip install --requirement requirements.txt \
     --constraint constraints.txt
-COPY pyproject.toml README.md LICENSE ./
-COPY dinojax ./dinojax
+COPY --from=build /wheels /wheels
+RUN python -m pip install --constraint constraints.txt \
+    "$(echo /wheels/dinojax-*.whl)${EXTRA:+[${EXTRA}]}"
+# As paths, too: --config=configs/vitg.py.
 COPY configs ./configs
-RUN python -m pip install --editable ".${EXTRA:+[${EXTRA}]}" \
-    --constraint constraints.txt
 
 # A number, so that Kubernetes can check that it is not root. Where the devices
 # of TPUs belong to root, --build-arg RUN_AS=0.

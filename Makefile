@@ -3,6 +3,7 @@
 # make test-pythons: a fresh install, and the tests, on every other Python.
 # make notebooks: colabs/*.ipynb from colabs/*.py, which are what is edited.
 # make docs: the site, in build/docs, with the notebooks executed.
+# make dist: sdist, wheel and list of what they need, in dist and build.
 # make audit: known holes and licences of all that is installed.
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ FILES := pyproject.toml requirements.txt constraints.txt
 # Versions of everything, so that a later release breaks no install.
 PIP = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: install demo test test-all test-pythons notebooks docs audit lint clean
+.PHONY: install demo test test-all test-pythons notebooks docs dist audit lint clean
 
 install: $(VENV)/.installed
 
@@ -63,6 +64,20 @@ $(VENV)/.installed-docs: $(FILES) | $(BIN)/python
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/python -m sphinx -W --keep-going -q docs build/docs
+
+$(VENV)/.installed-dist: Makefile | $(BIN)/python
+	$(PIP) build==1.6.1 twine==7.0.0 cyclonedx-bom==7.5.0
+	touch $@
+
+# The list (an SBOM, CycloneDX) is of an environment that has the wheel alone.
+dist: $(VENV)/.installed-dist
+	rm -rf dist build/bdist.* build/lib build/sbom build/sbom.json
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+	$(PYTHON) -m venv build/sbom
+	build/sbom/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml \
+	  --mc-type library --output-reproducible --output-file build/sbom.json build/sbom
 
 audit: $(VENV)/.installed-test-$(TORCH)
 	$(BIN)/python -m pip install --quiet pip-audit==2.10.1

@@ -115,11 +115,12 @@ class Report:
 
   def starts(self, mesh: jax.sharding.Mesh, info: Mapping[str, Any]):
     """Notes what this start trains on."""
+    count = jax.process_count()
+    processes = '1 process' if count == 1 else f'{count} processes'
     self.event(
         f'trains from step {self._logged[0]} on {mesh.size} × '
-        f'{mesh.devices.flat[0].device_kind}, {jax.process_count()} '
-        f'process{"es" if jax.process_count() > 1 else ""}, dinojax {info.get("dinojax", "")}, jax '
-        f'{jax.__version__}', silent=True)
+        f'{mesh.devices.flat[0].device_kind}, {processes}, dinojax '
+        f'{info.get("dinojax", "")}, jax {jax.__version__}', silent=True)
 
   def begin(self, step: int):
     """Starts the clock: what came before, such as compiling, is no step."""
