@@ -1,35 +1,60 @@
-"""What a wheel holds, and that it works where it is installed."""
+"""What wheel, sdist and image hold, and that a wheel works elsewhere."""
 
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-PROJECT = ('pyproject.toml', 'requirements.txt', 'README.md', 'LICENSE')
+BUILDING, RUNNING = re.split(
+    r'^FROM .*', (ROOT / 'Dockerfile').read_text(), flags=re.MULTILINE)[1:]
+
+
+def copied(stage):
+  """What a stage of the image takes of this repository."""
+  return [word for line in re.findall(
+      r'^COPY (?!--from)(.*)', stage, re.MULTILINE)
+      for word in line.split()[:-1]]
+
+
+def build(kind, source, out):
+  """Runs setuptools as pip and `python -m build` do; the file."""
+  done = subprocess.run(
+      [sys.executable, '-c', 'import sys\nfrom setuptools import build_meta\n'
+       f'build_meta.build_{kind}(sys.argv[1])', out], cwd=source, text=True,
+      capture_output=True, timeout=120)
+  assert done.returncode == 0, done.stderr
+  told = [line for line in done.stderr.splitlines() if 'warning' in
+          line.lower() and 'byte-compiling is disabled' not in line]
+  assert not told, told
+  path, = pathlib.Path(out).iterdir()
+  return path
 
 
 @pytest.fixture(scope='module')
-def wheel(tmp_path_factory):
+def source(tmp_path_factory):
+  """What the image builds its wheel from, and nothing else."""
   pytest.importorskip(
       'setuptools', reason='builds a wheel: pip install -e ".[test]"')
-  source = tmp_path_factory.mktemp('source')
-  for name in PROJECT:
-    shutil.copy(ROOT / name, source)
-  keep = shutil.ignore_patterns('__pycache__')
-  for name in ('dinojax', 'configs'):
-    shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=keep)
-  out = tmp_path_factory.mktemp('wheel')
-  subprocess.run(
-      [sys.executable, '-c', 'import sys\nfrom setuptools import build_meta\n'
-       'build_meta.build_wheel(sys.argv[1])', out], cwd=source, check=True,
-      capture_output=True, timeout=120)
-  (path,) = out.glob('dinojax-*.whl')
-  return path
+  folder = tmp_path_factory.mktemp('source')
+  for name in copied(BUILDING):
+    if (ROOT / name).is_dir():
+      shutil.copytree(ROOT / name, folder / name, symlinks=True,
+                      ignore=shutil.ignore_patterns('__pycache__'))
+    else:
+      shutil.copy(ROOT / name, folder)
+  return folder
+
+
+@pytest.fixture(scope='module')
+def wheel(source, tmp_path_factory):
+  return build('wheel', source, tmp_path_factory.mktemp('wheel'))
 
 
 @pytest.fixture(scope='module')
@@ -63,6 +88,43 @@ def test_a_wheel_has_one_package_and_every_config(wheel):
   ours = {str(path.relative_to(ROOT))
           for path in (ROOT / 'configs').rglob('*.py')}
   assert ours and ours <= inside
+
+
+def test_an_sdist_makes_the_same_wheel(source, wheel, tmp_path):
+  (tmp_path / 'sdist').mkdir()
+  with tarfile.open(build('sdist', source, tmp_path / 'sdist')) as packed:
+    packed.extractall(tmp_path, filter='data')
+    names = packed.getnames()
+  folder, = tmp_path.glob('dinojax-*')
+  tops = {name.split('/')[1] for name in names if '/' in name}
+  assert tops == {'dinojax', 'dinojax.egg-info', 'PKG-INFO', 'setup.cfg',
+                  *copied(BUILDING)} - {'configs'}  # a link to it is files
+  (tmp_path / 'wheel').mkdir()
+  again = build('wheel', folder, tmp_path / 'wheel')
+  inside = lambda path: {
+      item.filename: item.CRC for item in zipfile.ZipFile(path).infolist()
+      if not item.filename.endswith('RECORD')}
+  assert inside(again) == inside(wheel)
+
+
+def test_the_image_installs_that_wheel(wheel):
+  made, = re.findall(r'--outdir (\S+)', BUILDING)
+  assert f'\nCOPY --from=build {made} {made}\n' in RUNNING
+  pattern, extra = re.search(
+      r'pip install .*\\\n +"\$\(echo (\S+)\)\$\{EXTRA:\+\[\$\{EXTRA\}\]\}"',
+      RUNNING).groups()[0], re.search(r'^ARG EXTRA=(.*)', RUNNING, re.M)[1]
+  assert extra == '""'
+  assert pathlib.PurePath(f'{made}/{wheel.name}').match(pattern)
+  head = zipfile.ZipFile(wheel).read(next(
+      name for name in zipfile.ZipFile(wheel).namelist()
+      if name.endswith('METADATA'))).decode()
+  asked = re.findall(r'EXTRA=(\w+)', (ROOT / 'Dockerfile').read_text())
+  assert asked and {*asked} <= {*re.findall(r'^Provides-Extra: (\w+)', head,
+                                           re.MULTILINE)}
+  # What is installed before, so that code alone changes the last layer.
+  needed = (ROOT / 'requirements.txt').read_text()
+  for line in re.findall(r'^Requires-Dist: ([\w-]+)[^;]*$', head, re.MULTILINE):
+    assert line in needed
 
 
 def test_configs_are_listed_and_copied_beside_a_package_of_that_name(
