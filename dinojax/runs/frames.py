@@ -60,7 +60,10 @@ def _by_av(path: str, count: int) -> list[Image.Image]:
     with av.open(path) as video:
       for number, frame in enumerate(video.decode(video=0)):
         if number in wanted:
-          frames.append(frame.to_image().convert('RGB'))
+          # Telephones write how they were held; OpenCV turns by itself.
+          image = frame.to_image().convert('RGB')
+          frames.append(image.rotate(
+              getattr(frame, 'rotation', 0), expand=True))
   except (av.FFmpegError, OSError, IndexError) as error:
     raise errors.UserError(f'{path} cannot be read as a video: {error}'
                            ) from error
@@ -70,11 +73,33 @@ def _by_av(path: str, count: int) -> list[Image.Image]:
 def _by_cv2(path: str, count: int) -> list[Image.Image]:
   import cv2  # not in an extra: the user's choice
   video = cv2.VideoCapture(path)
-  total, frames = int(video.get(cv2.CAP_PROP_FRAME_COUNT)), []
-  for number in _chosen(total, count) if total > 0 else ():
-    video.set(cv2.CAP_PROP_POS_FRAMES, number)
-    is_read, frame = video.read()
-    if is_read:
-      frames.append(Image.fromarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)))
+  total = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
+  if total <= 0:  # as in streams, whose headers were written first
+    total = 0
+    while video.grab():
+      total += 1
   video.release()
+  frames, seen = _frames_of(cv2, path, _chosen(total, count)) if (
+      total) else ([], 0)
+  if 0 < seen < total and len(frames) < min(count, seen):
+    # The header promised more than there is.
+    frames, _ = _frames_of(cv2, path, _chosen(seen, count))
   return frames
+
+
+def _frames_of(cv2, path: str, wanted: list[int]
+               ) -> tuple[list[Image.Image], int]:
+  """Frames by number, and how many there are up to the last of them.
+
+  They are read one after the other: a jump to a number is inexact in videos
+  whose frames depend on each other.
+  """
+  video, frames, number = cv2.VideoCapture(path), [], 0
+  while number <= wanted[-1] and video.grab():
+    if number in wanted:
+      is_read, frame = video.retrieve()
+      if is_read:
+        frames.append(Image.fromarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)))
+    number += 1
+  video.release()
+  return frames, number

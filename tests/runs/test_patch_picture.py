@@ -103,27 +103,33 @@ def grey(i):
   return np.full((40, 60, 3), (10 * i, 0, 0), np.uint8)
 
 
-def cv2(total=20, readable=True):
-  """OpenCV with a video of frames, each of its own red."""
+def cv2(total=20, readable=True, header=None):
+  """OpenCV with a video of frames, each of its own red.
+
+  Args:
+    total: its frames.
+    readable: whether they can be decoded.
+    header: frames that it says it has; None: as many.
+  """
   class Video:
-    place = 0
     def __init__(self, path):
-      pass
+      self.place = -1
     def get(self, _):
-      return float(total)
-    def set(self, _, place):
-      self.place = place
-    def read(self):
+      return float(total if header is None else header)
+    def grab(self):
+      self.place += 1
+      return self.place < total
+    def retrieve(self):
       return readable, grey(self.place)[..., ::-1]
     def release(self):
       pass
   return types.SimpleNamespace(
-      VideoCapture=Video, CAP_PROP_FRAME_COUNT=7, CAP_PROP_POS_FRAMES=1,
-      COLOR_BGR2RGB=4, cvtColor=lambda x, _: np.ascontiguousarray(x[..., ::-1]))
+      VideoCapture=Video, CAP_PROP_FRAME_COUNT=7, COLOR_BGR2RGB=4,
+      cvtColor=lambda x, _: np.ascontiguousarray(x[..., ::-1]))
 
 
-def av(total=20):
-  """PyAV with the same video."""
+def av(total=20, rotation=0):
+  """PyAV with the same video, held at an angle."""
   class Video:
     def __enter__(self):
       return self
@@ -132,7 +138,7 @@ def av(total=20):
     def decode(self, video):
       for i in range(total):
         yield types.SimpleNamespace(
-            to_image=lambda i=i: Image.fromarray(grey(i)))
+            to_image=lambda i=i: Image.fromarray(grey(i)), rotation=rotation)
   return types.SimpleNamespace(
       open=lambda path: Video(), FFmpegError=ValueError)
 
@@ -152,7 +158,12 @@ def video(tmp_path, monkeypatch):
   return str(path), install
 
 
-@pytest.mark.parametrize('modules', [{'cv2': cv2()}, {'av': av()}])
+# Real ones say 0 or a negative number of frames where nothing tells, and a
+# file that was cut says more than it has.
+@pytest.mark.parametrize('modules', [
+    {'cv2': cv2()}, {'av': av()}, {'cv2': cv2(header=0)},
+    {'cv2': cv2(header=-1)}, {'cv2': cv2(header=50)}],
+    ids=['cv2', 'av', 'uncounted', 'unknown', 'cut'])
 def test_frames_are_evenly_over_a_video(video, modules):
   path, install = video
   install(**modules)
@@ -160,6 +171,12 @@ def test_frames_are_evenly_over_a_video(video, modules):
   reds = [frame.getpixel((0, 0))[0] for frame in frames.read(path, 3)]
   assert reds == [0, 100, 190]  # of twenty: the first, the middle, the last
   assert len(frames.read(path, 99)) == 20
+
+
+def test_a_video_is_turned_as_it_was_held(video):
+  path, install = video
+  install(av=av(rotation=-90))
+  assert frames.read(path, 1)[0].size == (40, 60)
 
 
 @pytest.mark.parametrize('modules, message', [
