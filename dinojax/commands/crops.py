@@ -9,6 +9,7 @@ from absl import flags
 from dinojax.commands import call
 from dinojax.core import paths
 from dinojax.runs import batch_picture
+from dinojax.runs import pictures
 
 REQUIRED = ('config',)
 
@@ -25,7 +26,8 @@ def define(values: flags.FlagValues, argv: list[str]):
 def main(values: flags.FlagValues, words: list[str]) -> int:
   """Writes the picture."""
   del words
-  batch_picture.draw(values.config, values.count).save(
-      paths.expand(values.out))
+  out = paths.expand(values.out)
+  pictures.check_out(out)
+  batch_picture.draw(values.config, values.count).save(out)
   print(f'wrote {values.out}')
   return 0

@@ -10,6 +10,7 @@ from absl import flags
 from dinojax.commands import call
 from dinojax.core import paths
 from dinojax.runs import patch_picture
+from dinojax.runs import pictures
 
 REQUIRED = ('workdir',)
 
@@ -39,6 +40,7 @@ def main(values: flags.FlagValues, words: list[str]) -> int:
   del words
   runs = [paths.expand(run) for run in (values.workdir, *values.compare)]
   out = paths.expand(values.out or patch_picture.default_out(runs[0]))
+  pictures.check_out(out)
   patch_picture.draw(runs, patch_picture.Look(**{
       name: values[name].value for name in (
           'images', 'count', 'grid', 'foreground', 'attention')})).save(out)

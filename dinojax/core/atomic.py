@@ -9,15 +9,39 @@ import contextlib
 import errno
 import json
 import os
+import tempfile
 from typing import Any
 
 from etils import epath
 
 from dinojax.core import errors
+from dinojax.core import paths
 
 SUFFIX = '.tmp'  # of a file that is not whole yet
 # Disks that cannot be asked to write now: some network and user-space ones.
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}
+
+
+def check_out(out: str):
+  """Makes the folder of a file that a command is to write.
+
+  Raises:
+    UserError: not possible, or not a local path.
+  """
+  if '://' in out:
+    raise errors.UserError(
+        f'--out={out} is not a local path: write to a disk and copy the file')
+  path = epath.Path(paths.expand(out))
+  try:
+    if path.is_dir():
+      raise IsADirectoryError(errno.EISDIR, 'it is a folder')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path.parent):
+      pass
+  except OSError as error:
+    raise errors.UserError(
+        f'--out={out} cannot be written: {error.strerror or error}; choose '
+        'a file in a folder of yours') from error
 
 
 def write_text(path: epath.PathLike, text: str):

@@ -294,7 +294,7 @@ class _Session:
     self.save(step, state)
     self.evaluate_at_the_end(step, state)
     self.saved.wait()
-    self.report.event(f'ended at step {step}', silent=True)
+    self.report.ended(step)
     return Result(
         state, step, True, stop.seen, self.seconds, self.evaluation)
 
@@ -396,5 +396,5 @@ class _Session:
     """Ends pending writes; the first error is the one to tell."""
     with contextlib.suppress(*((errors.UserError, OSError) if kind else ())):
       self.end_profile()
-      self.report.close()
+      self.report.close(failed=bool(kind))
       self.saved.close()

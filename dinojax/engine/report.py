@@ -83,6 +83,7 @@ class Report:
     self._first = processes.is_first()
     self._progress = log.Progress(total_steps, start)
     self._evaluation: Mapping[str, float] = {}
+    self._has_ended = start >= total_steps
     self.waited = self.rested = 0.0
     self.is_finite = True
     self._logged = (start, time.monotonic())
@@ -116,10 +117,10 @@ class Report:
   def starts(self, mesh: jax.sharding.Mesh, info: Mapping[str, Any]):
     """Notes what this start trains on."""
     count = jax.process_count()
-    processes = '1 process' if count == 1 else f'{count} processes'
+    parts = '1 process' if count == 1 else f'{count} processes'
     self.event(
         f'trains from step {self._logged[0]} on {mesh.size} × '
-        f'{mesh.devices.flat[0].device_kind}, {processes}, dinojax '
+        f'{mesh.devices.flat[0].device_kind}, {parts}, dinojax '
         f'{info.get("dinojax", "")}, jax {jax.__version__}', silent=True)
 
   def begin(self, step: int):
@@ -177,14 +178,20 @@ class Report:
       self.say(f'step {step}: ' + ' · '.join(
           f'{name} {value:.2f}' for name, value in numbers.items()))
 
-  def close(self):
+  def ended(self, step: int):
+    """Notes the last step of the run."""
+    self.event(f'ended at step {step}', silent=True)
+    self._has_ended = True
+
+  def close(self, *, failed: bool = False):
     """Ends pending writes."""
     self._bad_images.close()
     if self._first:
       self._metrics.close()
       self._events.close()
       self._board.close()
-      self._trackers.close()
+      self._trackers.close('failed' if failed else 'finished' if (
+          self._has_ended) else 'stopped')
 
   def _check_finite(self, step: int, values: Mapping[str, np.ndarray]):
     """Stops after several non-finite steps in a row."""

@@ -37,8 +37,8 @@ class Tracker(Protocol):
   def write(self, step: int, row: Mapping[str, float]):
     """Takes the numbers of a step."""
 
-  def close(self):
-    """Ends well."""
+  def close(self, outcome: str):
+    """Ends a start of the run: 'finished', 'stopped' or 'failed'."""
 
 
 def names(text: str) -> list[str]:
@@ -84,10 +84,14 @@ class Trackers:
     for behind in self._behind:
       behind.write(step, numbers)
 
-  def close(self):
-    """Waits a little for what is still in the queues."""
+  def close(self, outcome: str = 'finished'):
+    """Waits a little for what is still in the queues.
+
+    Args:
+      outcome: 'finished'; 'stopped', and goes on later; or 'failed'.
+    """
     for behind in self._behind:
-      behind.end()
+      behind.end(outcome)
     until = time.monotonic() + _CLOSE_S
     for behind in self._behind:
       behind.join(until)
@@ -99,7 +103,7 @@ class _Behind:
   def __init__(self, name: str, opener: Callable[[], Tracker]):
     self._name, self._opener = name, opener
     self._rows: queue.Queue = queue.Queue(_QUEUE_ROWS)
-    self._lost = self._ending = False
+    self._lost, self._outcome = False, ''
     self._thread = threading.Thread(
         target=self._run, name=f'tracker {name}', daemon=True)
     self._thread.start()
@@ -110,8 +114,8 @@ class _Behind:
     except queue.Full:
       self._lose(f'is behind by {_QUEUE_ROWS} rows')
 
-  def end(self):
-    self._ending = True
+  def end(self, outcome: str):
+    self._outcome = outcome
 
   def join(self, until: float):
     self._thread.join(max(until - time.monotonic(), 0.0))
@@ -124,7 +128,7 @@ class _Behind:
       try:
         return self._rows.get(timeout=_LOOK_S)
       except queue.Empty:
-        if self._ending:
+        if self._outcome:
           return None
 
   def _lose(self, reason: str):
@@ -138,7 +142,7 @@ class _Behind:
       tracker = self._opener()
       while (item := self._next()) is not None:
         tracker.write(*item)
-      tracker.close()
+      tracker.close(self._outcome)
     except Exception as error:  # noqa: BLE001 (of any kind: another library's)
       self._lose(f'failed ({type(error).__name__}: {error})')
 
@@ -171,8 +175,10 @@ class _Wandb:
   def write(self, step, row):
     self._run.log({'step': step, **row})
 
-  def close(self):
-    self._run.finish()
+  def close(self, outcome):
+    if outcome == 'stopped':
+      self._run.mark_preempting()
+    self._run.finish(exit_code=int(outcome != 'finished'))
 
 
 class _Trackio:
@@ -192,7 +198,8 @@ class _Trackio:
   def write(self, step, row):
     self._trackio.log(dict(row), step=step)
 
-  def close(self):
+  def close(self, outcome):
+    del outcome  # it knows of none
     self._trackio.finish()
 
 
@@ -226,6 +233,7 @@ class _Mlflow:
       return run
 
     self._run = _run_id(workdir, 'mlflow', create)
+    self._client.update_run(self._run, status='RUNNING')  # again
 
   def write(self, step, row):
     now = int(1000 * time.time())
@@ -235,8 +243,10 @@ class _Mlflow:
                      else name, value, now, step)
         for name, value in row.items()])
 
-  def close(self):
-    self._client.set_terminated(self._run)
+  def close(self, outcome):
+    self._client.set_terminated(self._run, {
+        'finished': 'FINISHED', 'stopped': 'KILLED', 'failed': 'FAILED',
+    }[outcome])
 
 
 _OPENERS: dict[str, Callable[[epath.Path, Mapping[str, Any]], Tracker]] = {

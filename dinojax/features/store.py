@@ -14,7 +14,6 @@ import json
 import os
 import pathlib
 import shutil
-import tempfile
 import zipfile
 
 import jax
@@ -62,26 +61,6 @@ def digest(config, params: tree.Tree) -> str:
     out.update(f'{name} {value.shape}'.encode())
     out.update(flat[::max(flat.size // 1000, 1)].tobytes())
   return out.hexdigest()[:16]
-
-
-def check_writable(out: str):
-  """Makes the folder of `out`.
-
-  Raises:
-    UserError: not possible, or not a local path.
-  """
-  if '://' in out:
-    raise errors.UserError(
-        f'--out={out} is not a local path: write to a disk and copy the file')
-  folder = pathlib.Path(paths.expand(out)).parent
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-      pass
-  except OSError as error:
-    raise errors.UserError(
-        f'--out={out} cannot be written: {error.strerror or error}; choose '
-        'a folder of yours') from error
 
 
 class Store:

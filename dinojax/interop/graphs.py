@@ -8,6 +8,7 @@ when the model has none) and `patches` [b, p, d] after the final norm.
 from collections.abc import Callable, Sequence
 import contextlib
 import dataclasses
+import importlib.util
 import logging
 import pathlib
 
@@ -267,6 +268,21 @@ def _is_linear(params: dict, inputs: list) -> bool:
   """Tells whether a product is [..., d] @ [d, e]."""
   return inputs[1].ndim == 2 and params['dimension_numbers'] == (
       ((inputs[0].ndim - 1,), (0,)), ((), ()))
+
+
+def check(config: reading.Config, kind: str):
+  """Refuses a program that could not be written, whatever the weights are.
+
+  Raises:
+    UserError: what writes it is not installed, or no size of images fits.
+  """
+  image_px(config)
+  missing = [name for name in ('jax2onnx', 'onnx')
+             if kind == 'onnx' and not importlib.util.find_spec(name)]
+  if missing:
+    raise errors.UserError(
+        f'onnx needs {" and ".join(missing)}: pip install "dinojax[onnx]", or '
+        'use stablehlo')
 
 
 def _to_onnx(function: Callable, spec: jax.ShapeDtypeStruct,

@@ -8,7 +8,10 @@ from collections.abc import Mapping
 import dataclasses
 import json
 import pathlib
+import tempfile
 from typing import Any
+
+from etils import epath
 
 from dinojax.core import atomic
 from dinojax.core import config as config_lib
@@ -31,7 +34,7 @@ _VERSION = 1
 
 def is_ours(folder: str) -> bool:
   """Tells whether a folder holds a model that `save` wrote."""
-  return (pathlib.Path(folder) / DESCRIPTION).exists()
+  return (epath.Path(folder) / DESCRIPTION).exists()
 
 
 def save(folder: str, weights: reading.Weights):
@@ -64,16 +67,24 @@ def save(folder: str, weights: reading.Weights):
 
 
 def load(folder: str) -> reading.Weights:
-  """Reads what `save` wrote.
+  """Reads what `save` wrote, of a disk or an object store.
 
   Raises:
     UserError: missing or damaged files, or of a later version.
   """
-  place = pathlib.Path(folder)
   if not is_ours(folder):
     raise errors.UserError(
         f'{folder} holds no model: {DESCRIPTION} is missing; convert weights '
         'with `dinojax convert import`')
+  if atomic.is_local(folder):
+    return _load(pathlib.Path(folder))
+  with tempfile.TemporaryDirectory() as here:
+    for name in (DESCRIPTION, TENSORS):
+      (epath.Path(folder) / name).copy(epath.Path(here) / name)
+    return _load(pathlib.Path(here))
+
+
+def _load(place: pathlib.Path) -> reading.Weights:
   values = told.Told.read(place / DESCRIPTION)
   version, kind = values.get('version', None), values.get('kind', None)
   if version != _VERSION or kind not in tuple(_KINDS):

@@ -73,7 +73,7 @@ def check(config: reading.Config, kind: str):
   elif kind == 'meta':
     meta.table(config)
   else:
-    graphs.image_px(config)
+    graphs.check(config, kind)
 
 
 def meta_state(weights: reading.Weights) -> dict[str, np.ndarray]:

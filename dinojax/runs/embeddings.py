@@ -4,6 +4,7 @@ from collections.abc import Sequence
 import math
 import os
 
+from dinojax.core import atomic
 from dinojax.core import errors
 from dinojax.core import log
 from dinojax.core import paths
@@ -11,7 +12,6 @@ from dinojax.core import text
 from dinojax.data import images
 from dinojax.data import sources
 from dinojax.features import embedding
-from dinojax.features import store
 from dinojax.features import stream
 from dinojax.features import tables
 from dinojax.runs import assemble
@@ -43,7 +43,7 @@ def embed(model: str, source: str, out: str, *, features: str = 'cls',
   choice = _choice(features, layers, dtype, resize_px, crop_px, keep_aspect)
   tables.check(out, features)
   greys = _value_range(value_range)
-  store.check_writable(out)
+  atomic.check_out(out)
   opened = sources.open_source(source)
   assemble.compile_cache(compile_cache)
   backbone = models_lib.load(model, num_heads=num_heads)

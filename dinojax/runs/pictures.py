@@ -1,6 +1,7 @@
 """Pictures people look at: first batches, PCA of patches, similarity maps."""
 
 from collections.abc import Sequence
+import os
 
 import einops
 import numpy as np
@@ -8,6 +9,8 @@ from PIL import Image
 from PIL import ImageDraw
 from PIL import ImageFont
 
+from dinojax.core import atomic
+from dinojax.core import errors
 from dinojax.metrics import similarity as cosines
 
 _MARGIN, _CAPTION = 8, 22
@@ -17,6 +20,19 @@ _INK, _PAPER = (40, 40, 40), (250, 250, 248)
 _RAMP = np.array([
     (13, 8, 60), (70, 3, 130), (140, 20, 140), (200, 60, 100),
     (235, 110, 60), (250, 170, 40), (245, 240, 110)], float)
+
+
+def check_out(out: str):
+  """Checks that a picture can be written, before it is drawn.
+
+  Raises:
+    UserError: no kind of picture, or no place for it.
+  """
+  kind = os.path.splitext(out)[1].lower()
+  if Image.registered_extensions().get(kind) not in Image.SAVE:
+    raise errors.UserError(
+        f'--out={out} is no picture by its name: end it with .png or .jpg')
+  atomic.check_out(out)
 
 
 def pca_rgb(features: np.ndarray,

@@ -25,9 +25,9 @@ def check(s: Settings, problems: Errors):
         re.fullmatch(r'\w+', name) is not None,
         f'students.{name!r}: a name is letters, digits and _')
     problems.check(
-        name != sections.ALONE,
-        f'students.{name}: that is the name of a student that is alone; '
-        'give it another')
+        name not in (sections.ALONE, 'export'),
+        f'students.{name}: a student that is alone, and the folder of weights '
+        'for others, are called student and export: give it another name')
   for name, student in s.each.items():
     with problems.inside(f'students.{name}' if s.students else ''):
       _check_model(student, problems)

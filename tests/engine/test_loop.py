@@ -10,6 +10,7 @@ import pytest
 
 from dinojax.core import errors
 from dinojax.engine import checkpoint
+from dinojax.engine import report
 from dinojax.parallel import mesh as mesh_lib
 from tests import forked
 from tests.engine import heads
@@ -70,8 +71,18 @@ def test_the_log_tells_of_growth_and_warnings(tmp_path, capsys):
   assert 'compiling for 1 × cpu: averaged' in text
 
 
+@pytest.fixture
+def outcomes(monkeypatch):
+  """What trackers are told of the end of each start."""
+  told = []
+  monkeypatch.setattr(report.trackers_lib.Trackers, 'close',
+                      lambda self, outcome: told.append(outcome))
+  return told
+
+
 @pytest.mark.parametrize('number', [2, 3, 5])
-def test_stopped_at_a_step_it_ends_in_the_same_bits(whole, tmp_path, number):
+def test_stopped_at_a_step_it_ends_in_the_same_bits(
+    whole, tmp_path, number, outcomes):
   def feed(step):
     for batch in heads.batches(step):
       if step == number:
@@ -82,6 +93,8 @@ def test_stopped_at_a_step_it_ends_in_the_same_bits(whole, tmp_path, number):
   stopped = heads.run(tmp_path, feed=feed)
   assert not stopped.finished and stopped.step == number + 1
   assert heads.run(tmp_path).finished
+  assert heads.run(tmp_path).finished  # nothing is left to do
+  assert outcomes == ['stopped', 'finished', 'finished']
   assert digests(tmp_path) == digests(whole[0])
   assert rows(tmp_path) == [row for row in rows(whole[0]) if 'loss' in row]
 
@@ -109,7 +122,8 @@ def test_on_a_mesh_it_learns_the_same(whole, tmp_path):
         jax.device_get(state['heads'][name]), jax.device_get(want))
 
 
-def test_it_stops_when_all_have_diverged(tmp_path, monkeypatch):
+def test_it_stops_when_all_have_diverged(tmp_path, monkeypatch, outcomes):
   monkeypatch.setattr(heads, 'RATES', (3e38, 3e38))
   with pytest.raises(errors.UserError, match='loss is not finite.*3 in a row'):
     heads.run(tmp_path)
+  assert outcomes == ['failed']

@@ -28,19 +28,24 @@ def workdir(tmp_path, monkeypatch):
   return epath.Path(folder)
 
 
-def written(name, workdir, rows=ROWS):
+def written(name, workdir, rows=ROWS, outcome='finished'):
   opened = trackers.Trackers([name], workdir, CONFIG)
   for step, row in rows:
     opened.write(step, row)
-  opened.close()
+  opened.close(outcome)
 
 
 def test_mlflow_has_the_numbers_and_goes_on(workdir, capsys):
   import mlflow
-  written('mlflow', workdir)
+  run_of = lambda: client.get_run(
+      json.loads((workdir / 'trackers.json').read_text())['mlflow'])
+  written('mlflow', workdir, outcome='stopped')
+  client = mlflow.MlflowClient(f'file:{workdir}/mlruns')
+  assert run_of().info.status == 'KILLED'
+  written('mlflow', workdir, outcome='failed')
+  assert run_of().info.status == 'FAILED'
   written('mlflow', workdir, [(20, {'loss': 2.0}), (30, {'loss': 1.0})])
   assert 'mlflow' not in capsys.readouterr().err
-  client = mlflow.MlflowClient(f'file:{workdir}/mlruns')
   run_id = json.loads((workdir / 'trackers.json').read_text())['mlflow']
   points = {(m.step, m.value) for m in client.get_metric_history(
       run_id, 'loss/total')}
@@ -70,6 +75,22 @@ def test_wandb_has_the_numbers(workdir, capsys):
   assert b'knn/trained' in data and b'train.batch_size' in data
 
 
+@pytest.mark.parametrize('outcome', ['finished', 'stopped', 'failed'])
+def test_wandb_knows_how_a_start_ended(workdir, outcome, monkeypatch):
+  import wandb
+  ended = []
+  monkeypatch.setattr(
+      wandb.sdk.wandb_run.Run, 'finish',
+      lambda self, exit_code: ended.append(exit_code))
+  monkeypatch.setattr(
+      wandb.sdk.wandb_run.Run, 'mark_preempting',
+      lambda self: ended.append('goes on later'))
+  tracker = trackers._Wandb(workdir, CONFIG)
+  tracker.close(outcome)
+  assert ended == {'finished': [0], 'failed': [1],
+                   'stopped': ['goes on later', 1]}[outcome]
+
+
 @pytest.mark.parametrize('text, message', [
     ('wandb,tensorboard', "'tensorboard' is not known: use any of wandb"),
     ('neptune', "'neptune' is not known")])
@@ -95,7 +116,7 @@ class Broken:
     if self.at == 'write':
       raise ValueError('refused')
 
-  def close(self):
+  def close(self, outcome):
     if self.at == 'close':
       raise OSError('gone')
 

@@ -11,11 +11,11 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from dinojax.core import atomic
 from dinojax.core import errors
 from dinojax.data import sources
 from dinojax.features import backbone as backbone_lib
 from dinojax.features import embedding
-from dinojax.features import store as store_lib
 from dinojax.features import tables
 from tests.features import embedded
 from tests.interop import cases
@@ -161,7 +161,7 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path):
   for out, text in ((tmp_path / 'file' / 'a.npz', 'cannot be written'),
                     ('gs://x/a.npz', 'not a local path')):
     with pytest.raises(errors.UserError, match=text):
-      store_lib.check_writable(str(out))
+      atomic.check_out(str(out))
 
 
 @pytest.mark.slow  # make test interrupts it in this process

@@ -6,6 +6,7 @@ import os
 import pickle
 import zipfile
 
+import jax
 import numpy as np
 import pytest
 
@@ -211,6 +212,18 @@ def test_modes_follow_the_umask(tmp_path):
            for path in tmp_path.rglob('*.*')}
   # And a .pth where PyTorch is installed.
   assert len(modes) >= 5 and set(modes.values()) == {'0o640'}, modes
+
+
+def test_our_own_folder_of_an_object_store(tmp_path, monkeypatch):
+  """Its files are fetched; a disk that is no disk stands for the store."""
+  weights = tiny.tiny(tiny.CONFIG)
+  store.save(str(tmp_path), weights)
+  monkeypatch.setattr(store.atomic, 'is_local', lambda path: False)
+  monkeypatch.setattr(store.files, 'read', lambda path, read=store.files.read: (
+      read(path) if str(tmp_path) not in path else pytest.fail('not fetched')))
+  loaded = store.load(str(tmp_path))
+  assert loaded.config == weights.config
+  jax.tree.map(np.testing.assert_array_equal, loaded.params, weights.params)
 
 
 @pytest.mark.parametrize(('change', 'text'), [

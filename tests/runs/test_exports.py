@@ -14,6 +14,7 @@ from dinojax.engine import checkpoint
 from dinojax.engine import loop
 from dinojax.engine import report
 from dinojax.interop import files
+from dinojax.interop import graphs
 from dinojax.interop import store
 from dinojax.runs import assemble
 from dinojax.runs import ending
@@ -134,6 +135,14 @@ def test_a_resumed_run_knows_its_best(tmp_path):
 def test_what_cannot_be_written_is_said_before_training(changes, message):
   with pytest.raises(errors.UserError, match=message):
     exports.check(settings_of(**changes))
+
+
+def test_a_format_whose_library_is_missing_is_said_before_training(monkeypatch):
+  monkeypatch.setattr(graphs.importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(errors.UserError, match=(
+      r'export.formats=onnx: onnx needs jax2onnx and onnx: pip install')):
+    exports.check(settings_of(export__formats='onnx'))
+  exports.check(settings_of(export__formats='stablehlo'))
 
 
 @pytest.mark.parametrize('changes, message', [

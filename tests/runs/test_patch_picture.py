@@ -191,6 +191,21 @@ def test_a_video_that_cannot_be_read_is_a_sentence(video, modules, message):
     frames.read(path, 3)
 
 
+@pytest.mark.parametrize('out, message', [
+    ('a.txt', 'is no picture by its name: end it with .png'),
+    ('none', 'is no picture by its name'), ('.', 'is no picture'),
+    ('file/a.png', 'cannot be written'), ('folder.png', 'it is a folder')])
+@pytest.mark.parametrize('command', [
+    ['pca', '--workdir=no_such_run'], ['crops', '--config=vits']])
+def test_a_picture_that_cannot_be_written_is_said_first(
+    command, out, message, tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'file').write_bytes(b'')
+  (tmp_path / 'folder.png').mkdir()
+  assert commands.run(command[0], [*command[1:], f'--out={out}']) == 2
+  assert message in capsys.readouterr().err
+
+
 def test_a_video_that_is_not_there_is_a_sentence():
   with pytest.raises(errors.UserError, match='gone.mp4 is not a file'):
     frames.read('gone.mp4', 3)

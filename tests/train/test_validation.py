@@ -70,6 +70,7 @@ def test_the_groups_of_recipes_are_those_they_were_tried_with(name, group):
      ['data.homogeneous', '1.4']),
     (dict(augment__blur_taps=4), ['augment.blur_taps=4', 'set it to 5']),
     (dict(train__total_steps=float('inf')), ['train.total_steps=inf']),
+    (dict(students={'export': {}}), ['students.export', 'another name']),
     (dict(model__patch_px=0), ['model.patch_px=0 is not 1 or more']),
     (dict(model__patch_px='4'), ["model.patch_px='4' is not a whole number"]),
 ])
@@ -77,7 +78,10 @@ def test_what_cannot_be_is_refused(changes, parts):
   wrong = config()
   for key, value in changes.items():
     section, _, name = key.partition('__')
-    wrong.setdefault(section, {})[name] = value
+    if name:
+      wrong.setdefault(section, {})[name] = value
+    else:
+      wrong[section] = value
   with pytest.raises(errors.UserError) as caught:
     settings_lib.read(wrong)
   for part in parts:
