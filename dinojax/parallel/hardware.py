@@ -3,6 +3,7 @@
 Nothing here judges them: that is the doctor's.
 """
 
+from collections.abc import Iterator
 import os
 import pathlib
 import re
@@ -50,7 +51,7 @@ def available_gib(device: jax.Device) -> float:
 def free_memory_gib() -> float:
   """Memory that programs may still take: of the machine and the container."""
   return min([memory_gib(), *free_in(
-      _read('/proc/meminfo'), *map(_cgroup, ('v2', 'v1')))])
+      _read('/proc/meminfo'), *map(_memory_of, groups('memory')))])
 
 
 def free_in(meminfo: str, *cgroups: tuple[str, str, str]) -> list[float]:
@@ -73,15 +74,39 @@ def free_in(meminfo: str, *cgroups: tuple[str, str, str]) -> list[float]:
   return free
 
 
-def _cgroup(version: str) -> tuple[str, str, str]:
-  """Limit, usage and statistics of the container's memory."""
-  folder, names = {
-      'v2': ('/sys/fs/cgroup', ('max', 'current', 'stat')),
-      'v1': ('/sys/fs/cgroup/memory', (
-          'limit_in_bytes', 'usage_in_bytes', 'stat'))}[version]
-  limit, used, statistics = (
-      _read(f'{folder}/memory.{name}') for name in names)
-  return limit, used, statistics
+def groups(controller: str, root: pathlib.Path = pathlib.Path('/')
+           ) -> Iterator[pathlib.Path]:
+  """Control groups of this process, outermost first; each one's limits hold.
+
+  A container sees its own as the root. A job of Slurm, and what systemd
+  starts, is inside of one below it.
+
+  Args:
+    controller: 'memory' or 'cpu'.
+    root: the root of the file system.
+  """
+  mount = root / 'sys/fs/cgroup'
+  for line in _read(root / 'proc/self/cgroup').splitlines():
+    _, controllers, path = line.split(':', 2)
+    if controllers and controller not in controllers.split(','):
+      continue
+    folder = mount / controller if controllers else mount
+    yield folder
+    for part in pathlib.PurePosixPath(path).parts[1:]:
+      folder = folder / part
+      if part == '..' or not folder.is_dir():  # of the machine outside
+        break
+      yield folder
+
+
+def _memory_of(group: pathlib.Path) -> tuple[str, str, str]:
+  """Limit, usage and statistics of a group's memory, of either version."""
+  texts = [_read(group / f'memory.{name}') for name in (
+      'max', 'current', 'stat')]
+  if not texts[0]:
+    texts[:2] = [_read(group / f'memory.{name}') for name in (
+        'limit_in_bytes', 'usage_in_bytes')]
+  return tuple(texts)
 
 
 def has_nvidia() -> bool:
@@ -101,16 +126,20 @@ def num_cores() -> int:
   """Cores that this process may use: affinity and container limits."""
   count = (len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity')
            else os.cpu_count() or 1)
-  quota, _, period = _read('/sys/fs/cgroup/cpu.max').partition(' ')
-  if quota.isdigit() and period.isdigit():
-    count = min(count, max(int(quota) // int(period), 1))
+  for group in groups('cpu'):
+    quota, _, period = _read(group / 'cpu.max').partition(' ')
+    if not quota:
+      quota, period = (_read(group / f'cpu.cfs_{name}_us')
+                       for name in ('quota', 'period'))
+    if quota.isdigit() and period.isdigit():
+      count = min(count, max(int(quota) // int(period), 1))
   return count
 
 
 def memory_gib() -> float:
   """Memory of the machine, or of the container if that has less."""
   total = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-  limits = [limit for limit, *_ in map(_cgroup, ('v2', 'v1'))]
+  limits = [limit for limit, *_ in map(_memory_of, groups('memory'))]
   return min([total, *(int(x) for x in limits if x.isdigit())]) / _GIB
 
 

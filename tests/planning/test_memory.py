@@ -259,3 +259,26 @@ def test_any_trainable_is_planned():
 
 if __name__ == '__main__':
   measure()
+
+
+@pytest.mark.parametrize('told, expected', [
+    ('0::/', ['']), ('0::/job/step', ['', '/job', '/job/step']),
+    ('4:memory:/job\n0::/', ['/memory', '/memory/job', '']),
+    ('3:cpu,memory:/docker/0123', ['/memory']),  # as seen from inside
+    ('0::/../other', ['']), ('2:cpuset:/job', []), ('', [])])
+def test_groups_of_a_job_are_found(told, expected, tmp_path):
+  (tmp_path / 'proc/self').mkdir(parents=True)
+  (tmp_path / 'proc/self/cgroup').write_text(told)
+  mount = tmp_path / 'sys/fs/cgroup'
+  for name in ('job/step', 'memory/job'):
+    (mount / name).mkdir(parents=True)
+  assert [str(path).removeprefix(str(mount))
+          for path in hardware.groups('memory', tmp_path)] == expected
+
+
+@pytest.mark.parametrize('names', [
+    ('max', 'current'), ('limit_in_bytes', 'usage_in_bytes')])
+def test_memory_of_either_kind_of_group(names, tmp_path):
+  for name, text in zip((*names, 'stat'), ('800', '300', ''), strict=True):
+    (tmp_path / f'memory.{name}').write_text(f'{text}\n')
+  assert hardware._memory_of(tmp_path) == ('800', '300', '')
