@@ -43,18 +43,22 @@ if importlib.util.find_spec('dinojax') is None:
 # drive.mount('/content/drive')
 # ```
 #
-# Leave it empty to learn from tiles of sixteen photographs that are installed
-# here: three minutes on two cores.
+# With a folder of yours, training takes about twenty minutes on two cores; on a
+# GPU or TPU, a day at most. Leave it empty to learn from tiles of sixteen
+# photographs that are installed here: three minutes on two cores. `WORKDIR` is
+# where everything is written: another folder of images needs another one.
 
 # %% tags=["parameters"]
-SMOKE = os.environ.get('SMOKE') == '1'  # seconds: only to try the notebook
+SMOKE = os.environ.get('SMOKE') == '1'  # a few steps: only to try the notebook
 IMAGES = ''  # such as '/content/drive/MyDrive/plankton'
-WORKDIR = 'runs/notebook_smoke' if SMOKE else 'runs/notebook'
+NAME = os.path.basename(IMAGES.rstrip('/')) or 'notebook'
+WORKDIR = f'runs/{NAME}_smoke' if SMOKE else f'runs/{NAME}'
 
 # %%
 from IPython.display import display
 
 import dinojax
+from dinojax.configs import common
 from dinojax.data import sources
 from dinojax.runs import autoconfig
 from dinojax.runs import batch_picture
@@ -68,12 +72,15 @@ from dinojax.runs.report import curves
 #
 # A config says everything about a training: the model, the crops, the losses,
 # the schedules. For a folder of yours one is chosen, and each choice is printed
-# with its reason. It is kept in the folder of the run, so running this cell
-# again gives the same one.
+# with its reason, as the lines of a Python file, `WORKDIR/config.py`, in which
+# `c` is the config. Running this cell again reads that file.
 
 # %%
 if IMAGES:
-  config = autoconfig.config_for(IMAGES, None, None, WORKDIR, print)
+  config = autoconfig.config_for(IMAGES, WORKDIR)
+  if SMOKE:
+    common.set_duration(config.train, 'total', steps=4)
+    common.set_duration(config.schedules.lr, 'warmup', steps=2)
 else:
   config = catalog.load('demo:smoke' if SMOKE else 'demo')
 
@@ -83,8 +90,8 @@ print(f'{config.model.depth} blocks of width {config.model.embed_dim}, patches '
 
 # %% [markdown]
 # Any value can be changed before training: `config.train.batch_size = 32`.
-# Lengths have a unit, `_steps`, `_epochs` or `_images`; another unit than the
-# config's needs that one at 0.
+# Lengths are in steps, epochs or images:
+# `common.set_duration(config.train, 'total', epochs=300)`.
 #
 # ## Look before you train
 #
@@ -113,7 +120,7 @@ result
 # ## Curves
 
 # %%
-for chart in curves.of_run(WORKDIR)[:3]:
+for chart in curves.of_run(WORKDIR)[:4]:
   display(chart)
 
 # %% [markdown]
@@ -122,7 +129,10 @@ for chart in curves.of_run(WORKDIR)[:3]:
 # - **k-NN accuracy** asks: are the nearest images of a held-out image of its
 #   class? It needs labels, and is the number to trust. Compare it with what raw
 #   pixels and the untrained network reach: the difference is what was learned.
+#   Without labels this chart is missing.
 # - **Teacher**: *spread* near 0 means that all images get the same features.
+# - **Left to learn from the teacher**: how far the student's answers are from
+#   the teacher's. It may be small and the run still well: the teacher moves on.
 #
 # ## What its patches have learned
 #

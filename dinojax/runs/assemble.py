@@ -118,6 +118,7 @@ def _job(config: Any, settings: settings_lib.Settings, folder: epath.Path,
   _check_students(saved, settings, folder)
   if (saved.latest() or 0) < method_lib.total_steps(settings, epoch_steps):
     _check_memory(method, mesh)
+    _check_warmup(settings, steps(settings.schedules.lr.warmup) or 0, total)
   given.check(saved.latest())
   data = identity.Data([source for source, _ in training + homogeneous])
   if saved.latest() is not None:
@@ -263,6 +264,15 @@ def _check_memory(method: method_lib.Method, mesh: jax.sharding.Mesh):
   free = hardware.available_gib(mesh.local_devices[0])
   say = lambda text: processes.is_first() and output.warn(text)
   memory.check(method, mesh, float(processes.of_first(str(free))), say)
+
+
+def _check_warmup(settings: settings_lib.Settings, steps: int, total: int):
+  """Warns of a learning rate that is still rising when training ends."""
+  lr = settings.schedules.lr
+  if steps >= total and lr.start != lr.peak and processes.is_first():
+    output.warn(f'the learning rate rises for {steps} steps and training ends '
+                f'after {total}: schedules.lr.peak={lr.peak:g} is never '
+                f'reached; set schedules.lr.warmup_steps={total // 10}')
 
 
 def _check_students(saved: checkpoint.Checkpoints,

@@ -26,6 +26,7 @@ from dinojax.parallel import processes
 from dinojax.planning import memory
 from dinojax.planning import throughput
 from dinojax.runs import choices
+from dinojax.runs import models
 from dinojax.train import method as method_lib
 from dinojax.train import settings as settings_lib
 
@@ -37,15 +38,16 @@ _NUM_SAMPLED = 32
 _SMALL_BATCH, _LEAST_PART = 32, 8
 
 
-def config_for(data: str, validation: str | None, model: str | None,
-               workdir: str, say: Callable[[str], None]) -> Any:
+def config_for(data: str, workdir: str, *, validation: str | None = None,
+               model: str | None = None,
+               say: Callable[[str], None] = print) -> Any:
   """The config of a workdir: chosen at its first start, then read.
 
   Args:
     data: folder of images, or a source such as tfds:NAME/SPLIT.
+    workdir: folder of the run; config.py is written to it if it is missing.
     validation: the same, labelled; None: found below `data`, or held out.
     model: name such as 'vits14'; None: chosen.
-    workdir: folder of the run; config.py is written to it if it is missing.
     say: gets every choice with its reason.
 
   Returns:
@@ -62,6 +64,11 @@ def config_for(data: str, validation: str | None, model: str | None,
     _check_asked(text, asked, path)
     say(f'{path}: chosen at the first start, and used again')
     return config_of(text, str(path))
+  taken = (path.parent / models.CONFIG).exists()
+  if processes.of_first(str(taken)) == 'True':
+    raise errors.UserError(
+        f'{path.parent} holds a run of another config, which was not chosen '
+        f'for images: use another workdir, or remove {path.parent}')
   made, lines = written(look(data, validation, model), asked, workdir)
   text = processes.of_first(made)
   for line in lines:
@@ -78,8 +85,8 @@ def _check_asked(text: str, asked: str, path: epath.Path):
   before = re.search(r'^# Chosen for (.*)$', text, re.MULTILINE)
   if before and before.group(1) != asked:
     raise errors.UserError(
-        f'{path} was chosen for {before.group(1)}, and now the flags say '
-        f'{asked}: use another --workdir, or the same flags')
+        f'{path} was chosen for {before.group(1)}, and {asked} is '
+        'asked for now: use another workdir, or ask for the same')
 
 
 def write(path: epath.Path, text: str):
@@ -128,9 +135,10 @@ def look(data: str, validation: str | None,
   if validation:
     sources.open_source(validation)
   if len(source) < _LEAST_IMAGES:
+    count = '1 image' if len(source) == 1 else f'{len(source)} images'
     raise errors.UserError(
-        f'{train} holds {len(source)} images: at least {_LEAST_IMAGES} are '
-        'needed to learn anything')
+        f'{train} holds {count}: at least {_LEAST_IMAGES} are needed to learn '
+        'anything')
   seen = inspection.sample(source, _NUM_SAMPLED)
   if not seen.short_px:
     name, reason = seen.problems[0]

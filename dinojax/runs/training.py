@@ -51,7 +51,8 @@ def train(request: Request) -> bool:
     finished = stages.train(request.recipe, request.workdir, request.stages)
   else:
     config = request.config if what == 'config' else autoconfig.config_for(
-        request.data, request.validation, request.model, request.workdir, _say)
+        request.data, request.workdir, validation=request.validation,
+        model=request.model, say=_say)
     finished = assemble.train(config, request.workdir).finished
   # After an error jax does this at exit, where a process whose error the
   # others do not share waits for them: only after it has said what is wrong.

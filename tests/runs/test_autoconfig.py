@@ -7,10 +7,12 @@ from ml_collections import config_flags
 from PIL import Image
 import pytest
 
+from dinojax.configs import demo
 from dinojax.core import errors
 from dinojax.data import sources
 from dinojax.planning import memory
 from dinojax.planning import throughput
+from dinojax.runs import assemble
 from dinojax.runs import autoconfig
 from dinojax.runs import choices
 from dinojax.train import method as method_lib
@@ -143,7 +145,7 @@ def test_what_was_chosen_stays(tmp_path, linear, monkeypatch):
   folders(tmp_path / 'one', 'a', 'b')
   monkeypatch.setattr(autoconfig, '_speed', lambda *_: 1e11)
   messages, data, workdir = [], str(tmp_path / 'one'), str(tmp_path / 'w')
-  first = autoconfig.config_for(data, None, None, workdir, messages.append)
+  first = autoconfig.config_for(data, workdir, say=messages.append)
   assert any('kept:folder:' in line for line in messages)
   # The command line reads the same values from the file.
   values = flags.FlagValues()
@@ -152,13 +154,30 @@ def test_what_was_chosen_stays(tmp_path, linear, monkeypatch):
   values(['train', f'--config={workdir}/config.py'])
   assert holder.value.to_json() == first.to_json()
   monkeypatch.setattr(autoconfig, 'look', lambda *_: pytest.fail('again'))
-  again = autoconfig.config_for(data, None, None, workdir, messages.append)
+  again = autoconfig.config_for(data, workdir, say=messages.append)
   assert again.to_json() == first.to_json() and 'used again' in messages[-1]
-  with pytest.raises(errors.UserError, match="model='vits14'.*--workdir"):
-    autoconfig.config_for(data, None, 'vits14', workdir, messages.append)
+  with pytest.raises(errors.UserError, match="'vits14' is asked.*workdir"):
+    autoconfig.config_for(data, workdir, model='vits14')
   (tmp_path / 'w/config.py').write_text('c = 3')
   with pytest.raises(errors.UserError, match='is no config'):
-    autoconfig.config_for(data, None, None, workdir, messages.append)
+    autoconfig.config_for(data, workdir, say=messages.append)
+
+
+def test_the_folder_of_another_run_is_left_as_it_is(tmp_path):
+  folders(tmp_path / 'one', 'a', 'b')
+  (tmp_path / 'w').mkdir()
+  (tmp_path / 'w/config.json').write_text('{}')
+  with pytest.raises(errors.UserError, match='holds a run of another config'):
+    autoconfig.config_for(str(tmp_path / 'one'), str(tmp_path / 'w'))
+  assert [path.name for path in (tmp_path / 'w').iterdir()] == ['config.json']
+
+
+@pytest.mark.parametrize('steps, warned', [(9, False), (10, True), (58, True)])
+def test_a_rate_that_never_gets_there_is_said(steps, warned, capsys):
+  s = settings_lib.read(demo.get_config())
+  assemble._check_warmup(s, steps, 10)
+  text = capsys.readouterr().err
+  assert ('is never reached; set schedules.lr.warmup' in text) == warned
 
 
 def test_folders_that_teach_nothing(tmp_path):
@@ -166,7 +185,7 @@ def test_folders_that_teach_nothing(tmp_path):
     autoconfig.look(str(tmp_path), None, 'vitx9')
   (tmp_path / 'few').mkdir()
   Image.new('RGB', (40, 40)).save(tmp_path / 'few/a.png')
-  with pytest.raises(errors.UserError, match='holds 1 images: at least 16'):
+  with pytest.raises(errors.UserError, match='holds 1 image: at least 16'):
     autoconfig.look(str(tmp_path / 'few'), None, None)
   (tmp_path / 'bad').mkdir()
   for i in range(20):
