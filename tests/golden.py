@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 
 KEPT = pathlib.Path(__file__).parent / 'goldens'
+_ALL = (KEPT, KEPT.with_name('goldens_evals'))
 
 
-def folder() -> pathlib.Path:
+def folders() -> tuple[pathlib.Path, ...]:
   """The cases under test: in `DINOJAX_GOLDENS`, else those kept here."""
-  return pathlib.Path(os.environ.get('DINOJAX_GOLDENS', KEPT))
+  given = os.environ.get('DINOJAX_GOLDENS')
+  return (pathlib.Path(given),) if given else _ALL
 
 
 class Options(Mapping):

@@ -12,20 +12,19 @@ from tests.kinds import libraries  # noqa: F401
 from tests.kinds import losses  # noqa: F401
 from tests.kinds import models  # noqa: F401
 from tests.kinds import optimization  # noqa: F401
+from tests.kinds import probes  # noqa: F401
 from tests.kinds import training  # noqa: F401
-
-FOLDER = golden.folder()
-
 
 # What the other training cases have too.
 _SLOW = ('train_v3_base', 'train_v2_sinkhorn_separate_heads')
 
 
-@pytest.mark.parametrize('name', [
-    pytest.param(name, marks=pytest.mark.slow) if name in _SLOW else name
-    for name in golden.catalogue(FOLDER)])
-def test_equals_the_reference(name):
-  case = golden.load(name, FOLDER)
+@pytest.mark.parametrize('name, folder', [
+    pytest.param(name, folder, id=name,
+                 marks=[pytest.mark.slow] if name in _SLOW else [])
+    for folder in golden.folders() for name in golden.catalogue(folder)])
+def test_equals_the_reference(name, folder):
+  case = golden.load(name, folder)
   assert case.meta['kind'] in golden.KINDS, (
       f'{name} is of kind {case.meta["kind"]}, which tests/kinds lacks')
   got = golden.KINDS[case.meta['kind']](case)

@@ -12,11 +12,11 @@ PACKAGE = ROOT / 'dinojax'
 FLOORS = (
     ('core',), ('parallel', 'augment', 'data'), ('kernels',),
     ('losses', 'metrics'), ('models',), ('features', 'interop', 'engine'),
-    ('train',), ('configs',), ('planning', 'evals'), ('runs',), ('doctor',),
-    ('commands',))
+    ('train', 'probes'), ('configs',), ('planning', 'evals'), ('runs',),
+    ('doctor',), ('commands',))
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 # Beyond the order.
-UNSEEN = {'train': {'interop'}}
+UNSEEN = {'train': {'interop', 'probes'}, 'probes': {'interop', 'train'}}
 
 
 @functools.cache

@@ -141,6 +141,32 @@ def linear_warmup_cosine_decay(
 
 
 @dataclasses.dataclass(frozen=True)
+class OneCycle:
+  """Half a cosine from start to peak, another to end at the last step.
+
+  Source: torch.optim.lr_scheduler.OneCycleLR, whose two phases end at whole
+    steps less one; beyond the last step it turns back, as this does.
+  """
+
+  start: float
+  peak: float
+  end: float
+  total_steps: int
+  rise: float = 0.3  # part of the steps that leads to the peak
+
+  def __call__(self, step):
+    """The value at a step (int, array or traced)."""
+    step, xp = _number(step)
+    top = self.rise * self.total_steps - 1
+    last = self.total_steps - 1
+    half = lambda part: xp.sin(math.pi / 2 * part) ** 2
+    up = self.start + (self.peak - self.start) * half(step / max(top, 1e-9))
+    down = self.peak + (self.end - self.peak) * half(
+        (step - top) / max(last - top, 1e-9))
+    return xp.where(step <= top, up, down)
+
+
+@dataclasses.dataclass(frozen=True)
 class Table:
   """Given values, one a step; the last one for ever."""
 

@@ -1,10 +1,13 @@
 """The linear probe: what its classifiers see, and which are trained."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 import itertools
 
 import jax
 import jax.numpy as jnp
+
+from dinojax.engine import optimizer as optimizer_lib
+from dinojax.engine import schedules
 
 # The references' grid, before scaling by the batch.
 LEARNING_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2,
@@ -39,6 +42,33 @@ def grid(generation: str, batch_size: int,
                lr=rate * batch_size / 256)
           for n, average, rate in itertools.product(
               layers, averages, learning_rates)]
+
+
+def optimizer(kind: str, momentum: float = 0.9) -> optimizer_lib.Optimizer:
+  """The update rule of a probe: 'sgd' or 'adamw', without weight decay."""
+  return {'sgd': lambda: optimizer_lib.sgd(beta1=momentum),
+          'adamw': lambda: optimizer_lib.adamw(beta1=momentum)}[kind]()
+
+
+def schedule(kind: str, total_steps: int
+             ) -> Callable[[jax.Array], Mapping[str, jax.Array]]:
+  """Factors of the learning rate by step, and beta1 where it moves.
+
+  Args:
+    kind: 'cosine_annealing', from 1 to 0; or 'one_cycle', up in three tenths
+      of the steps, and down, while beta1 goes the other way.
+    total_steps: length of training.
+
+  Source: CosineAnnealingLR and OneCycleLR of PyTorch, as the references call
+    them.
+  """
+  curves = {
+      'cosine_annealing': {
+          'lr': schedules.cosine(1.0, 0.0, total_steps=total_steps)},
+      'one_cycle': {
+          'lr': schedules.OneCycle(1 / 25, 1.0, 1 / 25e4, total_steps),
+          'beta1': schedules.OneCycle(0.95, 0.85, 0.95, total_steps)}}[kind]
+  return lambda step: {name: curve(step) for name, curve in curves.items()}
 
 
 def name(classifier: dict) -> str:

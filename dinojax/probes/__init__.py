@@ -1,0 +1,1 @@
+"""Heads on frozen features: what they learn, and the training of many."""

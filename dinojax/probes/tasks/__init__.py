@@ -1,0 +1,1 @@
+"""Tasks that heads learn, a file each."""
