@@ -14,6 +14,7 @@ COMMANDS = {
     'configs': 'list configs, or copy one',
     'crops': 'draw the first training batch as a picture',
     'embed': 'features of a folder of images, as a file',
+    'evaluate': 'how good frozen features are, at what',
     'pca': 'draw patch features of images in colour',
     'report': 'one HTML file that tells a run',
     'compile': 'what a config needs on a machine',

@@ -54,9 +54,9 @@ class Sweep:
 class Fit:
   """Heads of a task on a frozen backbone, see the module.
 
-  The state holds `heads`, by choice {'params', 'stats', 'opt', 'counters'} of
-  stacks with the heads leading, and `frozen`, the backbone, unless batches
-  bring features.
+  The state holds `heads`, by choice {'params', 'opt', 'counters'} of stacks
+  with the heads leading, 'stats' where the task has any, and `frozen`, the
+  backbone, unless batches bring features.
   """
 
   named = 'heads'
@@ -149,7 +149,8 @@ class Fit:
 
   def evaluated(self, state: trainable.State) -> dict[str, tree.Tree]:
     """Parameters and statistics of the stacks, by choice."""
-    return {choice: {'params': heads['params'], 'stats': heads['stats']}
+    return {choice: {'params': heads['params'],
+                     'stats': heads.get('stats', {})}
             for choice, heads in state['heads'].items()}
 
   def watch(self, row: Mapping[str, float]) -> str | None:
@@ -244,9 +245,11 @@ class Fit:
              features: task_lib.Features, batch: tree.Tree,
              draws: tree.Tree) -> tuple[dict, Array, Array]:
     """One head after an update, its loss, and its first bad leaf."""
+    seen = head.get('stats', {})
+
     def loss(params):
       outputs, stats = self.task.outputs(
-          {'params': params, 'stats': head['stats']}, features, batch, draws)
+          {'params': params, 'stats': seen}, features, batch, draws)
       return self.task.loss(outputs, batch, draws), stats
 
     (value, stats), grads = jax.value_and_grad(loss, has_aux=True)(
@@ -258,9 +261,10 @@ class Fit:
     params, opt = self._rule.update(
         grads[_HEAD], head['opt'], head['params'], rates,
         optimizer_lib.Multipliers(ones, ones))
-    new = optimizer_lib.select(is_finite, {
-        'params': self.task.settle(params), 'stats': stats, 'opt': opt},
-        {name: head[name] for name in ('params', 'stats', 'opt')})
+    new = {'params': self.task.settle(params), 'opt': opt} | (
+        {'stats': stats} if seen else {})
+    new = optimizer_lib.select(
+        is_finite, new, {name: head[name] for name in new})
     bad = 1 - is_finite.astype(jnp.int32)
     counters = {'skipped': head['counters']['skipped'] + bad,
                 'in_row': (head['counters']['in_row'] + 1) * bad}
@@ -274,7 +278,8 @@ class Fit:
       widths = wanted.widths(self.model.config)
       head = jax.vmap(lambda k, c=choice, w=widths: self.task.init(
           k, w, c))(keys)
-      heads[choice] = head | {
+      # Checkpoints hold no empty entries.
+      heads[choice] = {name: part for name, part in head.items() if part} | {
           'opt': jax.vmap(self._rule.init)(head['params']),
           'counters': {name: jnp.zeros(self.sweep.size, jnp.int32)
                        for name in ('skipped', 'in_row')}}

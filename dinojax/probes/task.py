@@ -67,27 +67,38 @@ def read_features(arrays: Mapping[str, Array], wanted: spec.FeatureSpec,
   """Features of a choice out of arrays that were stored once for all.
 
   Args:
-    arrays: by `array_name`.
+    arrays: by `array_name`; outputs that were left out are missing.
     wanted: outputs and layers.
     depth: layers of the backbone.
   """
-  return [{name: arrays[array_name(wanted, name, i)]
-           for name in wanted.outputs} for i in wanted.indices(depth)]
+  layers = []
+  for i in wanted.indices(depth):
+    places = {name: array_name(wanted, name, i) for name in wanted.outputs}
+    layers.append({name: arrays[place] for name, place in places.items()
+                   if place in arrays})
+  return layers
 
 
 def stored_features(choices: Mapping[str, spec.FeatureSpec],
-                    computed: Mapping[str, Features],
-                    depth: int) -> dict[str, Array]:
-  """The inverse of `read_features`, for several choices, each array once."""
+                    computed: Mapping[str, Features], depth: int,
+                    of_last: tuple[str, ...] = ()) -> dict[str, Array]:
+  """The inverse of `read_features`, for several choices, each array once.
+
+  Args:
+    choices: outputs and layers of each.
+    computed: see spec.compute.
+    depth: layers of the backbone.
+    of_last: outputs that are read of the last layer alone.
+  """
   out: dict[str, Any] = {}
   for choice, wanted in choices.items():
     for i, layer in zip(wanted.indices(depth), computed[choice], strict=True):
       for name in wanted.outputs:
-        out[array_name(wanted, name, i)] = layer[name]
+        if name not in of_last or i == wanted.indices(depth)[-1]:
+          out[array_name(wanted, name, i)] = layer[name]
   return out
 
 
 def array_name(wanted: spec.FeatureSpec, output: str, layer: int) -> str:
   """Name of an array that several choices may read."""
-  # The last layer after the norm is what training sees as 'final'.
   return f'{wanted.place}/{output}/{layer}'

@@ -1,0 +1,50 @@
+"""`dinojax evaluate --model=PATH --protocols=knn,linear [--test=folder:DIR]`.
+
+Measures frozen features of a run, of a checkpoint of it, or of released
+weights. The same command continues after a stop; what was measured is not
+measured again. Several models, joined by commas, make one table.
+"""
+
+from absl import flags
+
+from dinojax.commands import call
+from dinojax.evals import registry
+from dinojax.runs import assemble
+from dinojax.runs import evaluation
+
+REQUIRED = ('model',)
+ADVICE = 'the same command continues'
+
+
+def define(values: flags.FlagValues, argv: list[str]):
+  """Defines the flags of one call."""
+  del argv
+  text = call.texts(values)
+  flags.DEFINE_list(
+      'model', None, 'Weights as dinojax.load takes them: a run, RUN@STEP, a '
+      'file; several make one table.', flag_values=values)
+  flags.DEFINE_list('protocols', [], 'Names, joined by commas: ' + '; '.join(
+      f'{name}, {module.TITLE}' for name, module in
+      registry.PROTOCOLS.items()) + '.', flag_values=values)
+  text('suite', 'Instead of names: ' + '; '.join(
+      f'{name} is {", ".join(protocols)}'
+      for name, protocols in registry.SUITES.items()) + '.')
+  text('train', 'Labelled images that heads and neighbours are taken from; '
+       'default: those of the run that is evaluated.')
+  text('validation', 'Labelled images by which heads are chosen; default: '
+       'every tenth of --train.')
+  text('test', 'Labelled images that are measured on; default: those of the '
+       'run that is evaluated.')
+  text('out', 'Folder of the results; default: evaluation/ in the run, or '
+       'here.')
+  call.cache_flag(values)
+
+
+def main(values: flags.FlagValues, words: list[str]) -> int:
+  """Prints the table; 0 when all is measured."""
+  del words
+  assemble.compile_cache(values.compile_cache)
+  print(evaluation.evaluate(evaluation.Request(
+      values.model, values.protocols, values.suite, None, values.train,
+      values.validation, values.test, values.out)), end='')
+  return 0

@@ -1,0 +1,211 @@
+"""What a protocol gets, and what it gives: rows of images, not sums.
+
+A row holds what was measured of an image. Scores, intervals and files of
+single predictions are functions of the rows in data order.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+from etils import epath
+import numpy as np
+
+from dinojax.core import config as config_lib
+from dinojax.core import errors
+from dinojax.data import classes
+from dinojax.data import record as record_lib
+from dinojax.data import sources
+from dinojax.features import backbone as backbone_lib
+from dinojax.features import preprocessing
+from dinojax.features import spec as spec_lib
+from dinojax.features import stream
+
+Rows = dict[str, np.ndarray]
+_RESAMPLES, _CHUNK = 1000, 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """Labelled images of protocols that ask for no others of their own."""
+
+  train: str | None = None  # Source that heads and neighbours are taken from.
+  # Source by which heads are chosen; None: every tenth image of `train`.
+  validation: str | None = None
+  test: str | None = None  # Source that is measured on.
+  # Length of the short side and side of the square in the centre, in pixels;
+  # None: as the k-NN of the run that is evaluated, else 256 and 224.
+  resize_px: int | None = None
+  crop_px: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """What every protocol gets.
+
+  Attributes:
+    model: the backbone, on the devices that are used.
+    data: labelled images.
+    sizes: sizes of the images.
+    folder: where a protocol keeps what a later start needs.
+    reading: how images are read.
+    say: gets sentences for the user.
+    progress: gets the number of images that were read since the last call.
+  """
+
+  model: backbone_lib.Backbone
+  data: Data
+  sizes: preprocessing.Preprocessing
+  folder: epath.Path
+  reading: stream.Reading = stream.AS_USUAL
+  say: Callable[[str], None] = print
+  progress: Callable[[int], None] = lambda count: None
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+  """Rows of one test set.
+
+  Attributes:
+    test: the source.
+    rows: columns by name, [r, …] each, in the order of the source.
+    score: rows to named scores in per cent, or in the unit of their name;
+      `means`: the means of all columns.
+    facts: what else is told of the numbers, such as the head that was chosen.
+  """
+
+  test: str
+  rows: Rows
+  score: Callable[[Rows], dict[str, float]]
+  facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  @property
+  def num_rows(self) -> int:
+    """Images, or queries, that were measured."""
+    return len(next(iter(self.rows.values())))
+
+  def scores(self) -> dict[str, float]:
+    """The scores of all rows."""
+    return self.score(self.rows)
+
+  def intervals(self, seed: int = 0) -> dict[str, tuple[float, float]]:
+    """The middle 95 % of the scores of resampled rows, by name.
+
+    Source: the bootstrap's percentile interval.
+    """
+    rng, count = np.random.default_rng(seed), self.num_rows
+    drawn = []
+    while len(drawn) < _RESAMPLES:
+      for some in rng.integers(0, count, (_CHUNK, count)):
+        drawn.append(self.score({k: v[some] for k, v in self.rows.items()}))
+    return {name: tuple(float(x) for x in np.nanpercentile(
+        [scores[name] for scores in drawn], (2.5, 97.5)))
+            for name in drawn[0]}
+
+
+def means(rows: Rows) -> dict[str, float]:
+  """Means of columns of shares of one, in per cent; NaN does not count."""
+  return {name: 100.0 * float(np.nanmean(column))
+          for name, column in rows.items() if np.isfinite(column).any()}
+
+
+def key(name: str, settings: Any, sizes: Mapping[str, Any]) -> str:
+  """Digest of a protocol, its values, and its sets: what numbers share.
+
+  Args:
+    name: the protocol.
+    settings: its section; fields that are free change no number.
+    sizes: sources by role, with their numbers of images.
+  """
+  text = json.dumps([name, config_lib.flatten(settings, results_only=True),
+                     sizes], sort_keys=True, default=str)
+  return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def labelled(spec: str | None, name: str) -> record_lib.Source:
+  """Opens a source with classes.
+
+  Args:
+    spec: the source.
+    name: key of the config that gives it, for messages.
+
+  Raises:
+    UserError: none is given, or it has no labels.
+  """
+  if not spec:
+    raise errors.UserError(
+        f'{name} is missing: give a source with labels, such as folder:DIR '
+        'whose sub-folders are classes')
+  source = sources.open_source(spec)
+  if not source.classes:
+    raise errors.UserError(
+        f'{name}={spec} has no labels: classes are sub-folders, or in the '
+        'manifest.json beside records')
+  return source
+
+
+def features(job: Job, source: record_lib.Source,
+             specs: Mapping[str, spec_lib.FeatureSpec],
+             reduce: Callable[[dict], dict]) -> Rows:
+  """Arrays of every readable image, with `index` and `label`.
+
+  Args:
+    job: model, and how images are read.
+    source: records.
+    specs: features by name.
+    reduce: makes the arrays of what spec.compute gives, on the devices; see
+      Backbone.run.
+
+  Raises:
+    UserError: the backbone has no such features, or no image can be read.
+  """
+  batches = stream.read(job.model, specs, source, job.sizes, job.reading,
+                        reduce=reduce)
+
+  def columns(batch: stream.Batch) -> Rows:
+    stream.warn(batch.bad, source)
+    job.progress(len(batch.rows) + len(batch.bad))
+    return {name: np.asarray(array, np.float32)
+            for name, array in batch.local().items()}
+
+  rows = stream.table(job.model.mesh, batches, columns)
+  if not len(rows['index']):
+    raise errors.UserError(
+        f'none of the {len(source)} images of {source.spec} can be read')
+  return rows
+
+
+def matched(train: record_lib.Source, test: record_lib.Source,
+            say: Callable[[str], None]) -> classes.Matching:
+  """The classes of test images, by name, as numbers of training.
+
+  Raises:
+    UserError: no class in common.
+  """
+  matching = classes.match(
+      train, test, train_key='data.train', test_key='data.test')
+  for note in matching.notes:
+    say(note)
+  return matching
+
+
+def in_common(rows: Rows, labels: np.ndarray, name: str) -> Rows:
+  """Rows whose class both sides have, with these labels.
+
+  Raises:
+    UserError: there is none.
+  """
+  known = labels != classes.UNKNOWN
+  if not known.any():
+    raise errors.UserError(
+        f'no image of {name} has a label that training knows: check its '
+        'sub-folders')
+  return {key: value[known] for key, value in (rows | {
+      'label': labels}).items()}
+
+
+def tops(num_classes: int) -> Sequence[int]:
+  """Answers that count: the first, and five where there are as many classes."""
+  return (1, 5) if num_classes >= 5 else (1,)

@@ -1,0 +1,1 @@
+"""Protocols of evaluation, a file each; see evals.registry."""

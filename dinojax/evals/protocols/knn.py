@@ -1,0 +1,74 @@
+"""Weighted k-nearest neighbours of the CLS token.
+
+Source: evaluation of DINOv2 and DINOv3: k of 10, 20, 100 and 200, temperature
+  0.07.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+
+from dinojax.core import errors
+from dinojax.core import fields
+from dinojax.core import text
+from dinojax.evals import knn
+from dinojax.evals import protocol
+from dinojax.features import spec
+from dinojax.metrics import classification
+
+TITLE = 'k-nearest neighbours of the CLS token'
+ROLES = {'train': 'train', 'test': 'test'}
+_CLS = spec.FeatureSpec()
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """k-NN accuracy."""
+
+  k: tuple[int, ...] = (10, 20, 100, 200)  # Neighbours that vote.
+  temperature: fields.Above0 = 0.07  # Divisor of cosines before the softmax.
+
+
+def passes(settings: Settings, sizes: Mapping[str, int]) -> int:
+  """Images that go through the backbone."""
+  del settings
+  return sizes['train'] + sizes['test']
+
+
+def cls(outputs: dict) -> dict:
+  """The CLS token of the last layer."""
+  layer, = outputs['cls']
+  return {'cls': layer['cls']}
+
+
+def run(job: protocol.Job, settings: Settings) -> list[protocol.Measured]:
+  """Accuracy for every k.
+
+  Raises:
+    UserError: sources without labels or without a class in common, or fewer
+      images than neighbours.
+  """
+  train = protocol.labelled(job.data.train, 'data.train')
+  test = protocol.labelled(job.data.test, 'data.test')
+  matching = protocol.matched(train, test, job.say)
+  near, asked = (protocol.features(job, source, {'cls': _CLS}, cls)
+                 for source in (train, test))
+  near = protocol.in_common(near, near['label'], train.spec)
+  asked = protocol.in_common(
+      asked, matching.of_test(asked['label']), test.spec)
+  ks = tuple(k for k in settings.k if k <= len(near['label']))
+  if not ks:
+    raise errors.UserError(
+        f'knn.k={settings.k} are more neighbours than the '
+        f'{len(near["label"])} images of {train.spec}: set knn.k lower')
+  if ks != settings.k:
+    left_out = text.listed([str(k) for k in settings.k if k not in ks])
+    job.say(f'knn.k: {left_out} are left out, more than the '
+            f'{len(near["label"])} images of {train.spec}')
+  num_classes = len(train.classes)
+  scores = knn.scores(
+      near['cls'], near['label'], asked['cls'], ks=ks,
+      temperature=settings.temperature, num_classes=num_classes)
+  rows = {f'top-{top}, k {k}': classification.in_top(
+      scores[k], asked['label'], top).astype(float)
+          for top in protocol.tops(num_classes) for k in ks}
+  return [protocol.Measured(test.spec, rows, protocol.means)]

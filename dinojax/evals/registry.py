@@ -1,0 +1,111 @@
+"""All protocols of evaluation by name; a new one is its file and a line here.
+
+A protocol is a module of `protocols`: `TITLE`; `ROLES`, the sources that it
+reads, each with the field of `data` that stands for it; `Settings`, its section
+of the config; `passes`, the images that go through the backbone; and `run`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import difflib
+import types
+from typing import Any
+
+from dinojax.core import config as config_lib
+from dinojax.core import errors
+from dinojax.core import fields
+from dinojax.data import images
+from dinojax.data import record as record_lib
+from dinojax.data import sources
+from dinojax.evals import protocol
+from dinojax.evals.protocols import knn
+from dinojax.evals.protocols import linear
+from dinojax.evals.protocols import retrieval
+
+PROTOCOLS: Mapping[str, types.ModuleType] = {
+    'knn': knn, 'linear': linear, 'retrieval': retrieval}
+SUITES = {'quick': ('knn', 'linear'),
+          'classification': ('knn', 'linear'),
+          'all': tuple(PROTOCOLS)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+  """How images are read; changes nothing but the time that it takes."""
+
+  batch_size: fields.Positive = fields.free(64)  # Images at a time.
+  num_threads: fields.Positive = fields.free(2)  # Threads that decode.
+  num_workers: fields.Natural = fields.free(0)  # Processes that decode.
+  # Pixels of the largest image that is read.
+  max_pixels: fields.Positive = images.DEFAULT_MAX_PIXELS
+
+
+# The config of an evaluation: a section for each protocol, and what they
+# share.
+Settings = dataclasses.make_dataclass('Settings', [
+    ('data', protocol.Data, protocol.Data()),
+    ('reading', Reading, Reading()),
+    *((name, module.Settings, module.Settings())
+      for name, module in PROTOCOLS.items())], frozen=True)
+
+
+def read(config: Any) -> Settings:
+  """The settings of a config.
+
+  Raises:
+    UserError: unknown keys or wrong values, all at once.
+  """
+  problems = config_lib.Errors()
+  settings = config_lib.section(
+      Settings, config_lib.plain(config), path='', problems=problems)
+  problems.raise_any()
+  return settings
+
+
+def chosen(names: Sequence[str], suite: str | None) -> list[str]:
+  """The protocols that are asked for, each once, in the order of asking.
+
+  Raises:
+    UserError: one is not known, or none is asked for.
+  """
+  if suite is not None and suite not in SUITES:
+    raise errors.UserError(
+        f'--suite={suite} is not known: use one of {", ".join(SUITES)}')
+  wanted = dict.fromkeys([*names, *SUITES.get(suite, ())])
+  if not wanted:
+    raise errors.UserError(
+        'no protocol is asked for: give --protocols=knn,linear, or --suite='
+        f'{"|".join(SUITES)}')
+  for name in wanted:
+    if name not in PROTOCOLS:
+      near = difflib.get_close_matches(name, PROTOCOLS, 2, 0.5)
+      hint = f'did you mean {" or ".join(near)}?' if near else (
+          f'use some of {", ".join(PROTOCOLS)}')
+      raise errors.UserError(f'--protocols={name} is not known: {hint}')
+  return list(wanted)
+
+
+def opened(name: str, settings: Settings
+           ) -> dict[str, record_lib.Source | None]:
+  """The sources of a protocol by role; None: it is not given.
+
+  Raises:
+    UserError: a source that is not there.
+  """
+  section, data = getattr(settings, name), settings.data
+  out = {}
+  for role, shared in PROTOCOLS[name].ROLES.items():
+    spec = getattr(section, role, None) or getattr(data, shared or role, None)
+    out[role] = sources.open_source(spec) if spec else None
+  return out
+
+
+def run(name: str, job: protocol.Job, settings: Settings
+        ) -> list[protocol.Measured]:
+  """Runs a protocol.
+
+  Raises:
+    UserError: see the protocol.
+  """
+  run_it: Callable = PROTOCOLS[name].run
+  return run_it(job, getattr(settings, name))

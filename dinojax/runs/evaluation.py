@@ -1,0 +1,219 @@
+"""Frozen features, measured: models through protocols, to one table.
+
+Every number is a line of results.jsonl with the key of its protocol: the
+values, the sets and their counts. What has a line is not measured again, so
+the same command goes on where it was stopped. Rows of single images are kept
+in rows/.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import datetime
+import json
+import math
+import time
+from typing import Any
+
+from etils import epath
+import numpy as np
+
+import dinojax
+from dinojax.core import atomic
+from dinojax.core import log
+from dinojax.core import paths
+from dinojax.core import text
+from dinojax.evals import protocol as protocol_lib
+from dinojax.evals import registry
+from dinojax.features import backbone as backbone_lib
+from dinojax.features import preprocessing
+from dinojax.features import store as store_lib
+from dinojax.features import stream
+from dinojax.parallel import mesh as mesh_lib
+from dinojax.parallel import processes
+from dinojax.runs import models as models_lib
+
+RESULTS, TABLE, ROWS = 'results.jsonl', 'results.md', 'rows'
+_SIZES = (256, 224)
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """What is asked for, see the flags of `dinojax evaluate`."""
+
+  models: Sequence[str]
+  protocols: Sequence[str] = ()
+  suite: str | None = None
+  config: Any = None
+  train: str | None = None
+  validation: str | None = None
+  test: str | None = None
+  out: str | None = None
+
+
+def evaluate(request: Request) -> str:
+  """Measures models; returns the table, which is in the folder as well.
+
+  Raises:
+    UserError: a mistake in what is asked for, before anything is measured;
+      sources or models that cannot be read.
+  """
+  names = registry.chosen(request.protocols, request.suite)
+  settings = registry.read(request.config or {})
+  settings = _with_data(settings, request)
+  folder = epath.Path(paths.expand(request.out or default_out(
+      request.models)))
+  opened = {name: registry.opened(name, settings) for name in names}
+  with _writable(folder):
+    (folder / ROWS).mkdir(parents=True, exist_ok=True)
+  for name in request.models:
+    pinned = models_lib.at_its_last_step(paths.expand(name))
+    model = backbone_lib.Backbone.of(
+        models_lib.read(pinned), mesh_lib.make(), source=pinned)
+    for protocol in names:
+      _measure(protocol, model, settings, opened[protocol], folder)
+  lines = log.rows(folder / RESULTS)
+  table = markdown(lines)
+  if processes.is_first():
+    atomic.write_text(folder / TABLE, table)
+  return table
+
+
+def default_out(models: Sequence[str]) -> str:
+  """The folder of results: in the run that is evaluated, else here."""
+  run = models_lib.find_run(models[0]) if len(models) == 1 else None
+  return f'{run.workdir}/evaluation' if run else 'evaluation'
+
+
+def _with_data(settings: registry.Settings,
+               request: Request) -> registry.Settings:
+  """Sources by flag; without any, those of the run that is evaluated.
+
+  Raises:
+    UserError: a folder that is no run.
+  """
+  given = {name: getattr(request, name)
+           for name in ('train', 'validation', 'test')
+           if getattr(request, name)}
+  data = dataclasses.replace(settings.data, **given)
+  run = models_lib.find_run(request.models[0])
+  if run:
+    of_run = models_lib.read_workdir(run.workdir)
+    if not (data.train or data.test) and (
+        of_run.knn.validation or of_run.data.validation):
+      data = dataclasses.replace(
+          data, train=of_run.knn.train or of_run.data.mixture[0][0],
+          test=of_run.knn.validation or of_run.data.validation)
+    data = dataclasses.replace(
+        data, resize_px=data.resize_px or of_run.knn.resize_px,
+        crop_px=data.crop_px or of_run.knn.crop_px)
+  return dataclasses.replace(settings, data=dataclasses.replace(
+      data, resize_px=data.resize_px or _SIZES[0],
+      crop_px=data.crop_px or _SIZES[1]))
+
+
+def _measure(name: str, model: backbone_lib.Backbone,
+             settings: registry.Settings, opened: Mapping[str, Any],
+             folder: epath.Path):
+  """Runs a protocol for a model, unless it has its lines already."""
+  sets = {role: [source.spec, len(source)]
+          for role, source in opened.items() if source is not None}
+  section, data = getattr(settings, name), settings.data
+  key = protocol_lib.key(name, section, sets | {
+      'px': [data.resize_px, data.crop_px]})
+  identity = {'model': model.source, 'weights': store_lib.digest(
+      model.config, model.params), 'protocol': name, 'key': key}
+  done = any(identity.items() <= row.items()
+             for row in log.rows(folder / RESULTS))
+  if processes.of_first(str(done)) == 'True':
+    return
+  sizes = preprocessing.Preprocessing(data.resize_px, data.crop_px)
+  sizes.check(model.config)
+  total = registry.PROTOCOLS[name].passes(
+      section, {role: len(source) if source is not None else 0
+                for role, source in opened.items()})
+  began, work = time.monotonic(), folder / 'work' / (
+      f'{name}-{key}-{identity["weights"]}')
+  if processes.is_first():
+    print(f'{name} of {text.printable(model.source)}: {total} images through '
+          'the backbone', flush=True)
+  with log.Bar(total) as bar:
+    counted = _Count(bar.show)
+    measured = registry.run(name, protocol_lib.Job(
+        model, data, sizes, work, stream.Reading(
+            settings.reading.batch_size, settings.reading.num_threads,
+            settings.reading.num_workers, settings.reading.max_pixels),
+        bar.say if processes.is_first() else lambda _: None, counted.add),
+        settings)
+  if processes.is_first():
+    _keep(folder, identity, measured, time.monotonic() - began)
+
+
+class _Count:
+  """Images so far, shown whenever some are added."""
+
+  def __init__(self, show):
+    self._show, self._done = show, 0
+    show(0)
+
+  def add(self, count: int):
+    """Shows `count` more."""
+    self._done += count
+    self._show(self._done)
+
+
+def _keep(folder: epath.Path, identity: Mapping[str, str],
+          measured: Sequence[protocol_lib.Measured], seconds: float):
+  """Writes rows and lines of a protocol: the lines last, and all at once."""
+  lines = []
+  for i, part in enumerate(measured):
+    name = '-'.join((identity['protocol'], identity['key'],
+                     identity['weights'], str(i)))
+    with atomic.replacing(folder / ROWS / f'{name}.npz') as temporary:
+      with open(temporary, 'wb') as file:
+        np.savez(file, **part.rows)
+    intervals = part.intervals()
+    for metric, value in part.scores().items():
+      low, high = intervals[metric]
+      lines.append(dict(identity) | {
+          'test': part.test, 'metric': metric, 'value': value, 'low': low,
+          'high': high, 'images': part.num_rows, 'facts': dict(part.facts),
+          'rows': f'{ROWS}/{name}.npz', 'seconds': round(seconds, 1),
+          'time': datetime.datetime.now(datetime.UTC).isoformat(
+              timespec='seconds'), 'dinojax': dinojax.__version__})
+  path = folder / RESULTS
+  before = path.read_text() if path.exists() else ''
+  atomic.write_text(path, before + ''.join(
+      json.dumps(line) + '\n' for line in lines))
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+  """A table: a line a number's key and metric, a column a model.
+
+  Numbers of different keys are never beside each other.
+  """
+  models = list(dict.fromkeys(row['model'] for row in rows))
+  cells: dict[tuple, dict[str, str]] = {}
+  for row in rows:
+    place = (row['protocol'], row['key'], row['test'], row['metric'])
+    cells.setdefault(place, {})[row['model']] = shown(row)
+  lines = ['| protocol | test | metric | ' + ' | '.join(
+      text.printable(model) for model in models) + ' | key |',
+           '|---' * (4 + len(models)) + '|']
+  for (protocol, key, test, metric), values in cells.items():
+    lines.append(f'| {protocol} | {text.printable(test)} | {metric} | ' + (
+        ' | '.join(values.get(model, '–') for model in models))
+                 + f' | {key} |')
+  return '\n'.join(lines) + '\n'
+
+
+def shown(row: Mapping[str, Any]) -> str:
+  """'72.1 (70.4–73.9)': a number and its interval of 95 %."""
+  if not math.isfinite(row['low']):
+    return f'{row["value"]:.1f}'
+  return f'{row["value"]:.1f} ({row["low"]:.1f}–{row["high"]:.1f})'
+
+
+def _writable(folder: epath.Path):
+  """Names the flag where a folder cannot be made."""
+  from dinojax.runs import workdir as workdir_lib
+  return workdir_lib.writable(folder)
