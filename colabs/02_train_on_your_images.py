@@ -8,6 +8,12 @@
 # curves, and looks at what was learned. Everything it does, `dinojax train`
 # does from a shell, on a laptop as on a TPU pod.
 #
+# Five words: a **teacher**, the slow average (EMA) of the **student**, answers
+# for each image with a distribution over K **prototypes**. The **DINO** loss
+# makes the student answer alike for the whole image (its **CLS** token), the
+# **iBOT** loss for patches that it does not see, and **KoLeo** spreads the
+# features out.
+#
 # It runs on a CPU, a GPU and a TPU without a change.
 
 # %% tags=["install"]
@@ -46,10 +52,12 @@ if importlib.util.find_spec('dinojax') is None:
 # With a folder of yours, training takes about twenty minutes on two cores; on a
 # GPU or TPU, a day at most. Leave it empty to learn from tiles of sixteen
 # photographs that are installed here: three minutes on two cores. `WORKDIR` is
-# where everything is written: another folder of images needs another one.
+# where everything is written: another folder of images needs another one. With
+# `SMOKE` a few steps are trained, of drawn patterns if `IMAGES` is empty: the
+# numbers then mean nothing.
 
 # %% tags=["parameters"]
-SMOKE = os.environ.get('SMOKE') == '1'  # a few steps: only to try the notebook
+SMOKE = os.environ.get('SMOKE') == '1'  # True: a few steps, to try the notebook
 IMAGES = ''  # such as '/content/drive/MyDrive/plankton'
 NAME = os.path.basename(IMAGES.rstrip('/')) or 'notebook'
 WORKDIR = f'runs/{NAME}_smoke' if SMOKE else f'runs/{NAME}'
@@ -89,16 +97,21 @@ print(f'{config.model.depth} blocks of width {config.model.embed_dim}, patches '
       f'and {config.crops.local_px} pixels; batch {config.train.batch_size}')
 
 # %% [markdown]
-# Any value can be changed before training: `config.train.batch_size = 32`.
-# Lengths are in steps, epochs or images:
-# `common.set_duration(config.train, 'total', epochs=300)`.
+# Any value can be changed before training begins; later, another value needs
+# another `WORKDIR`. Lengths are in steps, epochs or images.
+
+# %%
+# common.set_duration(config.train, 'total', epochs=300)
+# config.train.batch_size = 32
+
+# %% [markdown]
 #
 # ## Look before you train
 #
 # The first rows of the first batch, after cropping, colour changes and blur.
-# The teacher sees the two global crops whole; the student sees them with the
-# grey patches hidden, and the small local crops, and must say what the teacher
-# says. If you cannot recognise your images here, the network cannot either.
+# The teacher sees the two global crops whole; the student sees half of them
+# with the grey patches hidden, and the small local crops, and must say what the
+# teacher says. If you cannot recognise your images here, the network cannot either.
 
 # %%
 batch_picture.draw(config, count=4)
@@ -124,7 +137,7 @@ for chart in curves.of_run(WORKDIR)[:4]:
   display(chart)
 
 # %% [markdown]
-# - **Losses** start at ln K, the uniform answer. A DINO loss that stays there
+# - **Losses** start at ln K, the uniform answer, that of iBOT at half of it. A DINO loss that stays there
 #   learns nothing yet; the log says so in words if it lasts.
 # - **k-NN accuracy** asks: are the nearest images of a held-out image of its
 #   class? It needs labels, and is the number to trust. Compare it with what raw
@@ -141,7 +154,8 @@ for chart in curves.of_run(WORKDIR)[:4]:
 
 # %%
 patch_picture.draw([WORKDIR], patch_picture.Look(
-    images=IMAGES or None, count=2 if SMOKE else 4, grid=8 if SMOKE else 32))
+    images=IMAGES or (config.data.validation if SMOKE else None),
+    count=2 if SMOKE else 4, grid=8 if SMOKE else 32))
 
 # %% [markdown]
 # ## Which images are alike?
@@ -157,8 +171,8 @@ neighbour_picture.draw(
 # %% [markdown]
 # ## Where to go from here
 #
-# - Train for longer: raise `train.total_steps` or `train.total_epochs`, and use
-#   another `WORKDIR`. Small data sets need hundreds of epochs.
+# - Train for longer, in another `WORKDIR`: what was chosen for a CPU ends after
+#   twenty minutes, and small data sets need hundreds of epochs.
 # - Begin with weights that know much already: `03_continue_from_weights`.
 # - Make a smaller model of it: `04_distill`.
 # - Use it in PyTorch: `05_export_to_pytorch`.

@@ -1,4 +1,4 @@
-"""What a protocol gets, and what it gives: rows of images, not sums.
+"""Input and output of a protocol: rows of images, not sums.
 
 A row holds what was measured of an image. Scores, intervals and files of
 single predictions are functions of the rows in data order.
@@ -43,7 +43,7 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """What every protocol gets.
+  """Input of every protocol.
 
   Attributes:
     model: the backbone, on the devices that are used.
@@ -73,7 +73,7 @@ class Measured:
     rows: columns by name, [r, …] each, in the order of the source.
     score: rows to named scores in per cent, or in the unit of their name;
       `means`: the means of all columns.
-    facts: what else is told of the numbers, such as the head that was chosen.
+    facts: more about the numbers, such as the head that was chosen.
   """
 
   test: str

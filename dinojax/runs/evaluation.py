@@ -38,7 +38,7 @@ _SIZES = (256, 224)
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-  """What is asked for, see the flags of `dinojax evaluate`."""
+  """A request, see the flags of `dinojax evaluate`."""
 
   models: Sequence[str]
   protocols: Sequence[str] = ()

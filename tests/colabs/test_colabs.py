@@ -95,7 +95,7 @@ def test_02_runs(tmp_path):
   charts = [output.data['text/html'] for cell in notebook.cells
             for output in cell.get('outputs', ())
             if 'text/html' in output.get('data', {})]
-  assert len(charts) == 3 and 'k-NN accuracy' in charts[1]
+  assert len(charts) == 4 and 'k-NN accuracy' in charts[1]
 
 
 @pytest.mark.slow

@@ -85,7 +85,7 @@ LOSS = Curve('Losses, nats', {
     'loss/dino_global': 'DINO, global crops',
     'loss/dino_local': 'DINO, local crops', 'loss/ibot': 'iBOT'},
     'A student that answers every image alike stays at ln K; iBOT begins at '
-    'the part of its own that the share of masked crops is.')
+    'its own ln K times the share of crops that hide patches.')
 KNN = Curve('k-NN accuracy, %', {'knn/trained': 'trained'},
             'Dashed: what raw pixels and the untrained network reach.')
 CURVES = (
