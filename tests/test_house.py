@@ -12,7 +12,7 @@ PACKAGE = ROOT / 'dinojax'
 FLOORS = (
     ('core',), ('parallel', 'augment', 'data'), ('kernels',),
     ('losses', 'metrics'), ('models',), ('features', 'interop', 'engine'),
-    ('train', 'probes'), ('configs',), ('planning', 'evals'), ('runs',),
+    ('train', 'probes'), ('evals',), ('configs',), ('planning',), ('runs',),
     ('doctor',), ('commands',))
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 # Beyond the order.

@@ -58,8 +58,8 @@ config_flags.register_flag_parser_for_type(
 class _Config(flags.ArgumentParser):
   """A config by name or path; fields that are set exist."""
 
-  def __init__(self, name: str, argv: Sequence[str]):
-    self.name, self._argv = name, argv
+  def __init__(self, name: str, argv: Sequence[str], kind: str | None = None):
+    self.name, self._argv, self._kind = name, argv, kind
 
   def parse(self, path):
     """The config, locked.
@@ -67,10 +67,11 @@ class _Config(flags.ArgumentParser):
     Raises:
       UserError: no such config or field, with what may be meant.
     """
-    config = catalog.load(path, self.name)
+    config = catalog.load(path, self.name, kind=self._kind)
     given = set(_overrides(self.name, self._argv))
     for key in given:
-      _check_field(config, self.name, key)
+      _check_field(config, self.name, key,
+                   self._argv[0] if self._kind else 'dinojax train')
     for key in given:
       _give_way(config, key, given)
     return config.lock()
@@ -81,11 +82,19 @@ class _Config(flags.ArgumentParser):
 
 
 def config_flag(name: str, text: str, values: flags.FlagValues,
-                argv: Sequence[str]):
-  """Defines --config or --recipe, and a flag for each of its fields."""
+                argv: Sequence[str], *, kind: str | None = None):
+  """Defines --config or --recipe, and a flag for each of its fields.
+
+  Args:
+    name: name of the flag.
+    text: its help.
+    values: flags of the call.
+    argv: its words.
+    kind: see catalog.locate; None: as the flag is called.
+  """
   config_flags.DEFINE_config_file(
       name, None, text, flag_values=values, sys_argv=list(argv))
-  values[name].parser = _Config(name, argv)
+  values[name].parser = _Config(name, argv, kind)
 
 
 def texts(values: flags.FlagValues) -> Callable[..., None]:
@@ -125,7 +134,8 @@ def _overrides(name: str, argv: Sequence[str]) -> Iterator[str]:
       yield match.group(1)
 
 
-def _check_field(config: config_dict.ConfigDict, flag: str, key: str):
+def _check_field(config: config_dict.ConfigDict, flag: str, key: str,
+                 command: str):
   """Checks that a config has a field.
 
   Raises:
@@ -142,7 +152,7 @@ def _check_field(config: config_dict.ConfigDict, flag: str, key: str):
   raise errors.UserError(
       f'--{flag}.{key} is not a field of this {flag}: '
       + (f'did you mean {hint}? ' if near else '')
-      + '`dinojax train --help` lists the fields')
+      + f'`{command} --help` lists the fields')
 
 
 def _give_way(config: config_dict.ConfigDict, key: str, given: set[str]):
@@ -176,7 +186,9 @@ def parse(module: types.ModuleType, command: str, argv: Sequence[str]
     command: its name.
     argv: its flags and words.
   """
-  argv = configs_first([f'dinojax {command}', *argv])
+  given = any(re.match(r'--?config(=|$)', word) for word in argv)
+  defaults = () if given else getattr(module, 'DEFAULTS', ())
+  argv = configs_first([f'dinojax {command}', *defaults, *argv])
   section = _asked_for_help(argv)
   values = flags.FlagValues()
   module.define(values, argv)
@@ -295,10 +307,11 @@ def _help(module: types.ModuleType, values: flags.FlagValues, command: str,
   has_config = any(f.name == 'config' for f in command_flags)
   lines = [_usage(module).strip(), '']
   lines += [line for flag in command_flags for line in _described(flag)]
-  if command == 'train':
+  described = getattr(module, 'settings', None)
+  if described:
     from dinojax.commands import reference
     try:
-      fields = reference.text(section)
+      fields = reference.text(section, described())
     except errors.UserError as error:
       print(f'error: {error}', file=sys.stderr)
       return 2

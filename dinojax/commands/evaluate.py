@@ -8,17 +8,19 @@ measured again. Several models, joined by commas, make one table.
 from absl import flags
 
 from dinojax.commands import call
+from dinojax.commands import reference
 from dinojax.evals import registry
 from dinojax.runs import assemble
 from dinojax.runs import evaluation
 
 REQUIRED = ('model',)
+DEFAULTS = ('--config=defaults',)  # words of a call without --config
+settings = lambda: reference.Settings(registry.Settings, registry.meanings())
 ADVICE = 'the same command continues'
 
 
 def define(values: flags.FlagValues, argv: list[str]):
   """Defines the flags of one call."""
-  del argv
   text = call.texts(values)
   flags.DEFINE_list(
       'model', None, 'Weights as dinojax.load takes them: a run, RUN@STEP, a '
@@ -29,6 +31,11 @@ def define(values: flags.FlagValues, argv: list[str]):
   text('suite', 'Instead of names: ' + '; '.join(
       f'{name} is {", ".join(protocols)}'
       for name, protocols in registry.SUITES.items()) + '.')
+  call.config_flag(
+      'config', 'Values of all protocols: a name of `dinojax configs`, or a '
+      'file; default: defaults. Any of them is a flag, --config.knn.k=(5,).',
+      values, argv,
+      kind='evaluation')
   text('train', 'Labelled images that heads and neighbours are taken from; '
        'default: those of the run that is evaluated.')
   text('validation', 'Labelled images by which heads are chosen; default: '
@@ -45,6 +52,7 @@ def main(values: flags.FlagValues, words: list[str]) -> int:
   del words
   assemble.compile_cache(values.compile_cache)
   print(evaluation.evaluate(evaluation.Request(
-      values.model, values.protocols, values.suite, None, values.train,
-      values.validation, values.test, values.out)), end='')
+      models=values.model, **{name: values[name].value for name in (
+          'protocols', 'suite', 'config', 'train', 'validation', 'test',
+          'out')})), end='')
   return 0

@@ -1,6 +1,6 @@
 """Every field of a config in words: name, default, meaning, what it allows."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import dataclasses
 import textwrap
 import types
@@ -37,12 +37,31 @@ class Field:
   allowed: str
 
 
-def sections() -> dict[str, tuple[str, list[Field]]]:
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """The settings of a command.
+
+  Attributes:
+    kind: dataclass of its sections.
+    meanings: meanings of the sections, by name.
+  """
+
+  kind: type
+  meanings: Mapping[str, str]
+
+
+def of_training() -> Settings:
+  """The settings of a run."""
+  return Settings(settings_lib.Settings, fields.texts(settings_lib.Settings))
+
+
+def sections(settings: Settings | None = None
+             ) -> dict[str, tuple[str, list[Field]]]:
   """Meaning and fields of each section; '': fields outside of sections."""
+  settings = settings or of_training()
   fields_by_section: dict[str, tuple[str, list[Field]]] = {'': ('', [])}
-  meanings = fields.texts(settings_lib.Settings)
-  hints = _hints(settings_lib.Settings)
-  for field in dataclasses.fields(settings_lib.Settings):
+  meanings, hints = settings.meanings, _hints(settings.kind)
+  for field in dataclasses.fields(settings.kind):
     families = config_lib.families_of(hints[field.name])
     for i, cls in enumerate(families):
       name = f'{field.name}, family={cls.FAMILY}' if i else field.name
@@ -95,19 +114,24 @@ def _allowed(hint: Any) -> str:
   return ''
 
 
-def text(section: str = '') -> str:
+def text(section: str = '', settings: Settings | None = None) -> str:
   """All sections, or one with its fields.
+
+  Args:
+    section: name of a section, or of a field; '': all.
+    settings: settings of the command; None: of training.
 
   Raises:
     UserError: no such section or field.
   """
-  known = sections()
+  known = sections(settings)
+  of_section = lambda name: _of_section(name, *known[name])
   if not section:
-    return '\n\n'.join(map(_of_section, known))
+    return '\n\n'.join(of_section(name) for name in known if any(known[name]))
   name = section.removeprefix('config.')
   first = [key for key in known if key.split(',')[0] == name]
   if first:
-    return '\n\n'.join(map(_of_section, first))
+    return '\n\n'.join(map(of_section, first))
   part, _, rest = name.rpartition('.')
   matches = [field for key in known if key.split(',')[0] == (part or name)
              for field in known[key][1] if _names(field, rest)]
@@ -125,8 +149,7 @@ def _names(field: Field, key: str) -> bool:
   return key in (field.name, *(f'{field.name}_{u}' for u in config_lib.UNITS))
 
 
-def _of_section(name: str) -> str:
-  meaning, inside = sections()[name]
+def _of_section(name: str, meaning: str, inside: list[Field]) -> str:
   head = [f'{name}: {meaning}'] if name else []
   return '\n'.join(head + [_of_field(field) for field in inside])
 

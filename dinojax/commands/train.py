@@ -8,9 +8,11 @@ your images and this machine.
 from absl import flags
 
 from dinojax.commands import call
+from dinojax.commands import reference
 from dinojax.runs import training
 
 REQUIRED = ('workdir',)
+settings = reference.of_training
 ADVICE = 'no step was under way, so nothing is lost; the same command continues'
 
 

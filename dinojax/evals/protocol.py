@@ -15,6 +15,7 @@ import numpy as np
 
 from dinojax.core import config as config_lib
 from dinojax.core import errors
+from dinojax.core import fields
 from dinojax.data import classes
 from dinojax.data import record as record_lib
 from dinojax.data import sources
@@ -35,10 +36,11 @@ class Data:
   # Source by which heads are chosen; None: every tenth image of `train`.
   validation: str | None = None
   test: str | None = None  # Source that is measured on.
-  # Length of the short side and side of the square in the centre, in pixels;
-  # None: as the k-NN of the run that is evaluated, else 256 and 224.
-  resize_px: int | None = None
-  crop_px: int | None = None
+  # Length of the short side, in pixels; None: as the k-NN of the run that is
+  # evaluated, else 256.
+  resize_px: fields.Positive | None = None
+  # Side of the square in the centre; None: the same way, else 224.
+  crop_px: fields.Positive | None = None
 
 
 @dataclasses.dataclass(frozen=True)

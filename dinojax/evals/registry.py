@@ -2,7 +2,8 @@
 
 A protocol is a module of `protocols`: `TITLE`; `ROLES`, the sources that it
 reads, each with the field of `data` that stands for it; `Settings`, its section
-of the config; `passes`, the images that go through the backbone; and `run`.
+of the config; `check`, which refuses backbones; `passes`, the images that go
+through one; and `run`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -49,6 +50,12 @@ Settings = dataclasses.make_dataclass('Settings', [
       for name, module in PROTOCOLS.items())], frozen=True)
 
 
+def meanings() -> dict[str, str]:
+  """Meaning of every section."""
+  return {field.name: (field.type.__doc__ or '').splitlines()[0]
+          for field in dataclasses.fields(Settings)}
+
+
 def read(config: Any) -> Settings:
   """The settings of a config.
 
@@ -93,11 +100,20 @@ def opened(name: str, settings: Settings
     UserError: a source that is not there.
   """
   section, data = getattr(settings, name), settings.data
-  out = {}
-  for role, shared in PROTOCOLS[name].ROLES.items():
+  module, out = PROTOCOLS[name], {}
+  for role, shared in module.ROLES.items():
     spec = getattr(section, role, None) or getattr(data, shared or role, None)
     out[role] = sources.open_source(spec) if spec else None
   return out
+
+
+def check(name: str, settings: Settings, config: Any):
+  """Checks that a backbone has what a protocol reads.
+
+  Raises:
+    UserError: it has not.
+  """
+  PROTOCOLS[name].check(getattr(settings, name), config)
 
 
 def run(name: str, job: protocol.Job, settings: Settings

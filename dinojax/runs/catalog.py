@@ -5,6 +5,7 @@
 """
 
 import ast
+import dataclasses
 import difflib
 import importlib.util
 import os
@@ -22,14 +23,43 @@ FOLDER = pathlib.Path(__file__).parents[1] / 'configs'
 _SHARED = ('__init__', 'common')
 
 
+@dataclasses.dataclass(frozen=True)
+class Kind:
+  """A kind of config.
+
+  Attributes:
+    words: how a sentence calls it.
+    usage: call that takes it, but for its name.
+    folder: folder of those that come with dinojax, below FOLDER.
+    rest: end of the call.
+  """
+
+  words: str
+  usage: str
+  folder: str
+  rest: str = '--workdir=runs/{stem}'
+
+
+KINDS = {
+    'config': Kind('config', 'dinojax train --config=', '.'),
+    'recipe': Kind('recipe', 'dinojax train --recipe=', 'recipes'),
+    'evaluation': Kind('config of evaluations', 'dinojax evaluate --config=',
+                       'evals', '--suite=quick --model=RUN')}
+
+
 def configs() -> dict[str, pathlib.Path]:
   """Files of single runs by name."""
-  return _files(FOLDER)
+  return files('config')
 
 
 def recipes() -> dict[str, pathlib.Path]:
   """Files of chains of runs by name."""
-  return _files(FOLDER / 'recipes')
+  return files('recipe')
+
+
+def files(kind: str) -> dict[str, pathlib.Path]:
+  """Files of one of KINDS by name."""
+  return _files(FOLDER / KINDS[kind].folder)
 
 
 def _files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -46,11 +76,10 @@ def summary(path: pathlib.Path) -> str:
 def listing() -> str:
   """A line for each config and each recipe."""
   lines = []
-  for flag, known in (('config', configs()),
-                      ('recipe', recipes())):
-    lines += [f'--{flag}=NAME', *(
+  for name, kind in KINDS.items():
+    lines += [f'{kind.usage}NAME', *(
         f'  {name:16}  {summary(path)}'
-        for name, path in known.items()), '']
+        for name, path in files(name).items()), '']
   return '\n'.join([
       *lines, 'NAME:smoke runs the same code in seconds. '
       '`dinojax configs --copy=NAME --out=mine.py`', 'writes one to start '
@@ -63,15 +92,13 @@ def locate(name: str, flag: str = 'config', *,
 
   Args:
     name: without words.
-    flag: 'config' or 'recipe', which of them is meant.
+    flag: one of KINDS, which is meant.
     typed: flag that it was given to, for messages; None: the same.
 
   Raises:
     UserError: there is none, with those that there are.
   """
-  typed, known, others = typed or flag, configs(), recipes()
-  if flag == 'recipe':
-    known, others = others, known
+  typed, known = typed or flag, files(flag)
   if name in known:
     return known[name]
   if name.endswith('.py') or '/' in name or os.sep in name:
@@ -80,11 +107,12 @@ def locate(name: str, flag: str = 'config', *,
       return path
     stem, what = path.stem, 'is not a file'
   else:
-    stem, what = name, f'is not a {flag} that comes with dinojax'
-  if stem in others:
-    other = 'config' if flag == 'recipe' else 'recipe'
-    raise errors.UserError(
-        f'--{typed}={name} {what}; {stem} is a {other}: --{other}={stem}')
+    stem, what = name, f'is not a {KINDS[flag].words} that comes with dinojax'
+  for other in KINDS.keys() - {flag}:
+    if stem in files(other):
+      raise errors.UserError(
+          f'--{typed}={name} {what}; {stem} is a {KINDS[other].words}: '
+          f'`{KINDS[other].usage}{stem}`')
   near = [stem] if stem in known else difflib.get_close_matches(stem, known)
   hint = f': did you mean --{typed}={" or ".join(near)}?' if near else '.'
   raise errors.UserError(
@@ -99,17 +127,18 @@ def copy(name: str, out: str | None) -> str:
   Raises:
     UserError: no such config, or the file is there or cannot be written.
   """
-  if name.removesuffix('.py') in configs() | recipes():
-    name = name.removesuffix('.py')
-  flag = 'recipe' if name in recipes() else 'config'
-  text = locate(name, flag, typed='copy').read_text()
+  bare = name.removesuffix('.py')
+  which = next((kind for kind in KINDS if bare in files(kind)), None)
+  name, kind = bare if which else name, KINDS[which or 'config']
+  text = locate(name, which or 'config', typed='copy').read_text()
   if not out:
     raise errors.UserError(
         f'--copy={name} needs --out=FILE, such as --out=mine.py')
   path = pathlib.Path(paths.expand(out))
   if path.suffix != '.py':
     raise errors.UserError(f'--out={out} must end in .py')
-  text = text.replace(f'--{flag}={name}', f'--{flag}={out}')
+  flag = kind.usage.rpartition(' ')[2]
+  text = text.replace(f'{flag}{name}', f'{flag}{out}')
   try:
     with path.open('x') as file:
       file.write(text)
@@ -119,21 +148,23 @@ def copy(name: str, out: str | None) -> str:
   except OSError as error:
     raise errors.UserError(
         f'--out={out} cannot be written: {error.strerror}') from error
-  return f'wrote {out}: dinojax train --{flag}={out} --workdir=runs/{path.stem}'
+  return f'wrote {out}: {kind.usage}{out} {kind.rest.format(stem=path.stem)}'
 
 
-def load(text: str, flag: str = 'config') -> config_dict.ConfigDict:
+def load(text: str, flag: str = 'config', *,
+         kind: str | None = None) -> config_dict.ConfigDict:
   """Runs the file of a config and returns the result of its get_config.
 
   Args:
     text: name or path, with `:WORDS` or without.
     flag: flag that it was given to, 'config' or 'recipe'.
+    kind: see `locate`; None: as the flag is called.
 
   Raises:
     UserError: no such file, or it ends in an error, with its line.
   """
   name, colon, words = text.partition(':')
-  path = locate(name, flag)
+  path = locate(name, kind or flag, typed=flag)
   try:
     spec = importlib.util.spec_from_file_location(f'{flag}_{path.stem}', path)
     module = importlib.util.module_from_spec(spec)

@@ -70,6 +70,8 @@ def evaluate(request: Request) -> str:
     model = backbone_lib.Backbone.of(
         models_lib.read(pinned), mesh_lib.make(), source=pinned)
     for protocol in names:
+      registry.check(protocol, settings, model.config)
+    for protocol in names:
       _measure(protocol, model, settings, opened[protocol], folder)
   lines = log.rows(folder / RESULTS)
   table = markdown(lines)

@@ -31,6 +31,7 @@ class Tried(types.ModuleType):
   """A command that takes --config, --data and --workdir, and keeps them."""
 
   REQUIRED = ('workdir',)
+  settings = staticmethod(reference.of_training)
 
   def define(self, values, argv):
     call.config_flag('config', 'What is trained.', values, argv)
@@ -57,7 +58,7 @@ def parsed(capsys):
     (['--config=vits'], ['--workdir is missing: Folder of the run']),
     (['--config=vitss'], ['--config=vitss', 'mean --config=vits', 'small_im']),
     (['--config=a/vits.py'], ['--config=a/vits.py is not a file', 'vitg']),
-    (['--config=dinov3'], ['dinov3 is a recipe: --recipe=dinov3']),
+    (['--config=dinov3'], ['dinov3 is a recipe', '--recipe=dinov3`']),
     (['--config=vits:smok'], ["'smok'", 'did you mean smoke?']),
     (['--config=vits', '--config.train.bach_size=3'],
      ['--config.train.bach_size', 'did you mean --config.train.batch_size']),

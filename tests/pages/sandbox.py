@@ -44,11 +44,14 @@ sys.exit(code)
 _KEPT: dict[tuple[str, ...], tuple[str, pathlib.Path]] = {}
 _STAND_INS = ('gcloud', 'xpk', 'docker', 'pip', 'make', 'tensorboard')
 # Values of pages that stand for what no test has.
-_SMALLER = {r'--topology=.*': '--topology=cpu:2',
+_SMALLER = {r'--suite=quick': '--protocols=knn',
+            r'--protocols=knn,linear,': '--protocols=knn,',
+            r'--topology=.*': '--topology=cpu:2',
             r'tfds:imagenet2012/train': 'patterns:train'}
 # What a page has without a block that makes it. A file of published weights has
 # a published size, which no smoke has: a folder of ours stands for it.
 _TAKEN = {
+    'evaluate': dict.fromkeys(('runs/mine', 'FILE'), 'vits:smoke'),
     'weights': dict.fromkeys(
         ('runs/mine', 'FILE', 'dinov2_vits14_pretrain.pth'), 'vits:smoke'),
     'reports': dict.fromkeys(('runs/demo', 'runs/a', 'runs/b'), 'vits:smoke'),
@@ -171,7 +174,7 @@ def _command(words: list[str], cwd: str, env: dict[str, str]
   """Output and exit code of `dinojax words`, made smaller."""
   name, *words = words
   words = [smaller(word) for word in words]
-  if name in ('train', 'doctor', 'embed', 'report'):
+  if name in ('train', 'doctor', 'embed', 'report', 'evaluate'):
     words.append(f'--compile_cache={forked.CACHE}')
   if name == 'train' and '--config=plankton.py' in words:
     words += ['--config.train.batch_size=8', '--config.train.group_images=8',

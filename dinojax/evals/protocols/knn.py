@@ -6,6 +6,7 @@ Source: evaluation of DINOv2 and DINOv3: k of 10, 20, 100 and 200, temperature
 
 from collections.abc import Mapping
 import dataclasses
+from typing import Any
 
 from dinojax.core import errors
 from dinojax.core import fields
@@ -24,8 +25,13 @@ _CLS = spec.FeatureSpec()
 class Settings:
   """k-NN accuracy."""
 
-  k: tuple[int, ...] = (10, 20, 100, 200)  # Neighbours that vote.
+  k: tuple[fields.Positive, ...] = (10, 20, 100, 200)  # Neighbours that vote.
   temperature: fields.Above0 = 0.07  # Divisor of cosines before the softmax.
+
+
+def check(settings: Settings, config: Any):
+  """Every backbone has a CLS token."""
+  del settings, config
 
 
 def passes(settings: Settings, sizes: Mapping[str, int]) -> int:

@@ -12,11 +12,13 @@ Differs: no random crops; without validation images of their own, every tenth
 from collections.abc import Iterator, Mapping
 import dataclasses
 import functools
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dinojax.core import errors
 from dinojax.core import fields
 from dinojax.data import classes
 from dinojax.data import mixture
@@ -42,13 +44,14 @@ class Settings:
   """Linear probe on cached features."""
 
   # Numbers of last blocks that are joined, one input after another.
-  layers: tuple[int, ...] = (1, 4)
+  layers: tuple[fields.Positive, ...] = (1, 4)
   # For each, without and with the mean patch of the last block.
   averages: tuple[bool, ...] = (False, True)
   # Learning rates at a batch of 256; they grow with the batch.
-  learning_rates: tuple[float, ...] = linear.LEARNING_RATES
-  optimizer: str = 'sgd'  # sgd, or adamw.
-  schedule: str = 'cosine_annealing'  # cosine_annealing, or one_cycle.
+  learning_rates: tuple[fields.Above0, ...] = linear.LEARNING_RATES
+  optimizer: Literal['sgd', 'adamw'] = 'sgd'  # Update rule, no weight decay.
+  # Learning rate over time.
+  schedule: Literal['cosine_annealing', 'one_cycle'] = 'cosine_annealing'
   batch_size: fields.Positive = 1024  # Images of a step.
   epochs: fields.Above0 = 10.0  # Passes over the training images, …
   min_steps: fields.Positive = 500  # … but at least so many steps.
@@ -71,6 +74,20 @@ class Stored:
         dict(self.choices), outputs, self.depth, of_last=('mean',))
 
 
+def check(settings: Settings, config: Any):
+  """Refuses more layers than a backbone has.
+
+  Raises:
+    UserError: it has fewer.
+  """
+  wrong = [n for n in settings.layers if not 1 <= n <= config.depth]
+  if wrong or not settings.layers:
+    fits = [n for n in settings.layers if 1 <= n <= config.depth] or [1]
+    raise errors.UserError(
+        f'linear.layers={settings.layers} are not in this model of '
+        f'{config.depth} layers: set linear.layers={tuple(fits)}')
+
+
 def passes(settings: Settings, sizes: Mapping[str, int]) -> int:
   """Images that go through the backbone."""
   del settings
@@ -88,8 +105,6 @@ def run(job: protocol.Job, settings: Settings) -> list[protocol.Measured]:
       len(train.classes), tuple(n for n in settings.layers),
       settings.averages)
   stored = Stored(tuple(task.choices.items()), job.model.config.depth)
-  for wanted in task.choices.values():
-    wanted.check(job.model.config)
   tables = []
   for source in (train, validation, test):
     rows = protocol.features(job, source, dict(task.choices), stored)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,11 @@ class Settings:
   # Source of queries; None: every image of the database asks for the others
   # of its group.
   query: str | None = None
+
+
+def check(settings: Settings, config: Any):
+  """Every backbone has a CLS token."""
+  del settings, config
 
 
 def passes(settings: Settings, sizes: Mapping[str, int]) -> int:

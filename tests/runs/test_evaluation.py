@@ -1,0 +1,163 @@
+"""`dinojax evaluate`: numbers of a run, once each, in one table."""
+
+import json
+
+import numpy as np
+import pytest
+
+import dinojax
+from dinojax import commands
+from dinojax.core import errors
+from dinojax.data import sources
+from dinojax.evals import knn as knn_functions
+from dinojax.evals import protocol
+from dinojax.evals import registry
+from dinojax.runs import evaluation
+from dinojax.runs import models
+from tests import forked
+from tests.runs import finished
+
+CACHE = f'--compile_cache={forked.CACHE}'
+
+
+def rows(out):
+  return [json.loads(line) for line in
+          (out / 'results.jsonl').read_text().splitlines()]
+
+
+@pytest.fixture(scope='module')
+def run():
+  return finished.run()[0]
+
+
+@pytest.fixture(scope='module')
+def out(run, tmp_path_factory):
+  """Results of all protocols on the run's own images."""
+  folder = tmp_path_factory.mktemp('evaluation')
+  code = commands.run('evaluate', [
+      f'--model={run}', '--suite=all', f'--out={folder}', CACHE,
+      '--config.linear.layers=(1,2)', '--config.linear.min_steps=40'])
+  assert code == 0
+  return folder
+
+
+def accuracy_by_hand(run, k):
+  """k-NN of the run on its own images, by numpy alone."""
+  model, features = dinojax.load(str(run)), []
+  sizes = models.read_workdir(str(run)).knn
+  for name in ('patterns:train', 'patterns:validation'):
+    source = sources.open_source(name)
+    records = [source[i] for i in range(len(source))]
+    cls = np.asarray(model(model.preprocess(
+        [record.image for record in records], resize_px=sizes.resize_px,
+        crop_px=sizes.crop_px)).cls)
+    features.append((cls / np.linalg.norm(cls, axis=1, keepdims=True),
+                     np.array([record.label for record in records])))
+  (train, labels), (test, answers) = features
+  right = 0
+  for row, answer in zip(test @ train.T, answers, strict=True):
+    near = np.argsort(-row, kind='stable')[:k]
+    votes = np.bincount(labels[near], np.exp(row[near] / 0.07), 4)
+    right += votes.argmax() == answer
+  return 100 * right / len(answers)
+
+
+def test_numbers_are_those_of_other_code(run, out):
+  values = {(row['protocol'], row['metric']): row for row in rows(out)}
+  for k in (10, 20, 100):
+    assert values['knn', f'top-1, k {k}']['value'] == pytest.approx(
+        accuracy_by_hand(run, k))
+  linear = values['linear', 'top-1']
+  assert linear['facts']['augmentation'] == 'none'
+  assert linear['facts']['heads'] == 13 * 4
+  assert {name for name, _ in values} == set(registry.PROTOCOLS)
+  for row in rows(out):
+    assert row['low'] <= row['value'] <= row['high'], row
+    assert len(row['key']) == 8 and row['model'] == f'{run}@6'
+
+
+def test_rows_of_images_give_the_numbers_again(out):
+  for row in rows(out):
+    if row['protocol'] != 'retrieval':
+      with np.load(out / row['rows']) as columns:
+        assert 100 * columns[row['metric']].mean() == pytest.approx(
+            row['value'])
+        assert len(columns[row['metric']]) == row['images']
+
+
+def test_what_was_measured_is_not_measured_again(run, out, monkeypatch):
+  before = (out / 'results.jsonl').read_bytes()
+  monkeypatch.setattr(registry, 'run', lambda *_: pytest.fail('again'))
+  table = evaluation.evaluate(evaluation.Request(
+      [str(run)], ['knn', 'retrieval'], out=str(out)))
+  assert (out / 'results.jsonl').read_bytes() == before
+  assert table == (out / 'results.md').read_text()
+  # Other values are other numbers.
+  with pytest.raises(pytest.fail.Exception, match='again'):
+    evaluation.evaluate(evaluation.Request(
+        [str(run)], ['knn'], config={'knn': {'k': (5,)}}, out=str(out)))
+
+
+def test_models_are_columns_and_keys_are_lines(run, out):
+  table = evaluation.evaluate(evaluation.Request(
+      [str(run), f'{run}@1'], ['knn'], out=str(out)))
+  head, _, *lines = table.splitlines()
+  assert head.endswith(f'| {run}@6 | {run}@1 | key |')
+  shared = [line for line in lines if line.split('|')[5] != ' – ']
+  assert shared == [line for line in lines if line.startswith('| knn ')]
+  other = evaluation.markdown([
+      *rows(out), rows(out)[0] | {'key': 'other', 'model': 'm'}])
+  assert len(other.splitlines()) == len(table.splitlines()) + 1
+
+
+@pytest.mark.parametrize('words, message', [
+    (['--protocols=kn'], '--protocols=kn is not known: did you mean knn'),
+    ([], 'no protocol is asked for: give --protocols=knn,linear'),
+    (['--suite=fast'], '--suite=fast is not known: use one of quick'),
+    (['--protocols=knn', '--test=folder:/nowhere'], '/nowhere'),
+    (['--protocols=knn', '--train=patterns:train'], 'data.test is missing')])
+def test_mistakes_are_said_before_work(words, message, tmp_path, capsys):
+  model = tmp_path / 'export'
+  assert not model.exists()
+  folder, _ = finished.run()
+  code = commands.run('evaluate', [
+      f'--model={folder}/export', f'--out={tmp_path}/o', CACHE, *words])
+  assert code == 2 and message in capsys.readouterr().err
+
+
+def test_unknown_keys_are_mistakes():
+  with pytest.raises(errors.UserError, match='knn.ks is not a key'):
+    registry.read({'knn': {'ks': (5,)}})
+  with pytest.raises(errors.UserError, match=r'temperature=0.0 is not above 0'):
+    registry.read({'knn': {'temperature': 0.0}})
+
+
+def test_intervals_hold_what_was_measured():
+  """Of a hundred rows of which seventy are right, ±9 points."""
+  right = np.r_[np.ones(70), np.zeros(30)]
+  low, high = protocol.Measured(
+      't', {'top-1': right}, protocol.means).intervals()['top-1']
+  assert 59 < low < 63 and 77 < high < 81
+  same = protocol.Measured('t', {'top-1': np.ones(5)}, protocol.means)
+  assert same.intervals()['top-1'] == (100.0, 100.0)
+
+
+def test_keys_change_with_what_changes_numbers():
+  settings = registry.Settings()
+  key = lambda section, sets: protocol.key('knn', section, sets)
+  first = key(settings.knn, {'test': ['a', 5]})
+  assert first == key(settings.knn, {'test': ['a', 5]})
+  other = registry.read({'knn': {'k': (5,)}}).knn
+  assert len({first, key(other, {'test': ['a', 5]}),
+              key(settings.knn, {'test': ['a', 6]})}) == 3
+
+
+def test_knn_votes_as_counted_by_hand():
+  """Four images at two places; temperature decides between near and many."""
+  train = np.eye(4, dtype=np.float32)[[0, 1, 1, 1]]
+  labels = np.array([0, 1, 1, 1])
+  test = np.float32([[1.0, 0.9, 0, 0]])
+  for k, label in ((1, 0), (4, 1)):
+    scores = knn_functions.scores(
+        train, labels, test, ks=(k,), temperature=1.0, num_classes=2)[k]
+    assert scores.argmax() == label
