@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 KEPT = pathlib.Path(__file__).parent / 'goldens'
-_ALL = (KEPT, KEPT.with_name('goldens_evals'))
+_ALL = (KEPT, KEPT.with_name('goldens_evals'),
+        KEPT.with_name('goldens_heads'))
 
 
 def folders() -> tuple[pathlib.Path, ...]:

@@ -9,7 +9,22 @@ PARTS = ('kept', 'held_out')
 _ONE_OF = 10  # images, in the order of the source, is held out
 
 
-class Part:
+class Chosen:
+  """Some records of a source, by their numbers."""
+
+  def __init__(self, inner: record_lib.Source, indices: np.ndarray):
+    """Keeps the records `indices`, in their order."""
+    self.spec, self.classes = inner.spec, inner.classes
+    self._inner, self._chosen = inner, indices
+
+  def __len__(self) -> int:
+    return len(self._chosen)
+
+  def __getitem__(self, index: int) -> record_lib.Record:
+    return self._inner[int(self._chosen[index])]
+
+
+class Part(Chosen):
   """Every tenth image of a source, or all others.
 
   A folder is in the order of its paths, so a tenth of each class is held out.
@@ -25,18 +40,10 @@ class Part:
     Raises:
       UserError: too few images.
     """
-    self.spec = f'{part}:{inner.spec}'
-    self.classes = inner.classes
-    self._inner = inner
     out = np.arange(len(inner)) % _ONE_OF == _ONE_OF - 1
-    self._chosen = np.flatnonzero(out == (part == 'held_out'))
+    super().__init__(inner, np.flatnonzero(out == (part == 'held_out')))
+    self.spec = f'{part}:{inner.spec}'
     if not len(self._chosen):
       raise errors.UserError(
           f'{self.spec} holds no image: one in {_ONE_OF} is held out, and '
           f'there are {len(inner)}')
-
-  def __len__(self) -> int:
-    return len(self._chosen)
-
-  def __getitem__(self, index: int) -> record_lib.Record:
-    return self._inner[int(self._chosen[index])]

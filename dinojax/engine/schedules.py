@@ -167,6 +167,29 @@ class OneCycle:
 
 
 @dataclasses.dataclass(frozen=True)
+class WarmupOneCycle:
+  """Rise from a ratio of a falling line, then half a cosine from 1 to 0.
+
+  Source: DINOv3's schedule of segmentation heads, whose clock does not move
+    after the first step. It is not continuous where the warm-up ends.
+  """
+
+  total_steps: int
+  warmup_steps: int
+  ratio: float = 1e-6
+
+  def __call__(self, step):
+    """The factor at a step (int, array or traced)."""
+    step, xp = _number(step)
+    tick = xp.maximum(step - 1, 0)
+    warm = (1 - (1 - tick / max(self.warmup_steps, 1)) * (1 - self.ratio)) * (
+        1 - tick / self.total_steps)
+    fall = xp.sin(math.pi / 2 * (
+        1 - (tick + 1) / self.total_steps)) ** 2
+    return xp.where(tick < self.warmup_steps, warm, fall)
+
+
+@dataclasses.dataclass(frozen=True)
 class Table:
   """Given values, one a step; the last one for ever."""
 

@@ -25,7 +25,7 @@ from dinojax.features import spec as spec_lib
 from dinojax.features import stream
 
 Rows = dict[str, np.ndarray]
-_RESAMPLES, _CHUNK = 1000, 16
+_CHUNK = 16  # resamples that are drawn at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,12 +76,14 @@ class Measured:
     score: rows to named scores in per cent, or in the unit of their name;
       `means`: the means of all columns.
     facts: more about the numbers, such as the head that was chosen.
+    resamples: samples of the bootstrap; 0: scores have no interval.
   """
 
   test: str
   rows: Rows
   score: Callable[[Rows], dict[str, float]]
   facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  resamples: int = 1000
 
   @property
   def num_rows(self) -> int:
@@ -93,18 +95,18 @@ class Measured:
     return self.score(self.rows)
 
   def intervals(self, seed: int = 0) -> dict[str, tuple[float, float]]:
-    """The middle 95 % of the scores of resampled rows, by name.
+    """The middle 95 % of the scores of resampled rows, by name; {}: none.
 
     Source: the bootstrap's percentile interval.
     """
     rng, count = np.random.default_rng(seed), self.num_rows
     drawn = []
-    while len(drawn) < _RESAMPLES:
+    while len(drawn) < self.resamples:
       for some in rng.integers(0, count, (_CHUNK, count)):
         drawn.append(self.score({k: v[some] for k, v in self.rows.items()}))
     return {name: tuple(float(x) for x in np.nanpercentile(
         [scores[name] for scores in drawn], (2.5, 97.5)))
-            for name in drawn[0]}
+            for name in (drawn[0] if drawn else ())}
 
 
 def means(rows: Rows) -> dict[str, float]:

@@ -21,11 +21,12 @@ from dinojax.data import sources
 from dinojax.evals import protocol
 from dinojax.evals.protocols import knn
 from dinojax.evals.protocols import linear
+from dinojax.evals.protocols import rankme
 from dinojax.evals.protocols import retrieval
 
 PROTOCOLS: Mapping[str, types.ModuleType] = {
-    'knn': knn, 'linear': linear, 'retrieval': retrieval}
-SUITES = {'quick': ('knn', 'linear'),
+    'knn': knn, 'linear': linear, 'rankme': rankme, 'retrieval': retrieval}
+SUITES = {'quick': ('knn', 'linear', 'rankme'),
           'classification': ('knn', 'linear'),
           'all': tuple(PROTOCOLS)}
 

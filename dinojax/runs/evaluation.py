@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import datetime
 import json
-import math
 import time
 from typing import Any
 
@@ -175,7 +174,7 @@ def _keep(folder: epath.Path, identity: Mapping[str, str],
         np.savez(file, **part.rows)
     intervals = part.intervals()
     for metric, value in part.scores().items():
-      low, high = intervals[metric]
+      low, high = intervals.get(metric, (None, None))
       lines.append(dict(identity) | {
           'test': part.test, 'metric': metric, 'value': value, 'low': low,
           'high': high, 'images': part.num_rows, 'facts': dict(part.facts),
@@ -210,7 +209,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def shown(row: Mapping[str, Any]) -> str:
   """'72.1 (70.4–73.9)': a number and its interval of 95 %."""
-  if not math.isfinite(row['low']):
+  if row['low'] is None:
     return f'{row["value"]:.1f}'
   return f'{row["value"]:.1f} ({row["low"]:.1f}–{row["high"]:.1f})'
 
