@@ -78,7 +78,7 @@ class Sandbox:
     program.write_text(_CLIENT.format(python=sys.executable, address=address))
     program.chmod(0o755)
     for path in blocks.ROOT.iterdir():
-      if not path.name.startswith('.') and path.name not in ('runs', 'build'):
+      if path.name not in ('.venv', '.git', 'runs', 'build', 'dist'):
         (folder / path.name).symlink_to(path)
     python = folder / '.venv/bin/python'
     python.parent.mkdir(parents=True)
