@@ -9,6 +9,7 @@ in rows/.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import datetime
+import io
 import json
 import time
 from typing import Any
@@ -169,9 +170,9 @@ def _keep(folder: epath.Path, identity: Mapping[str, str],
   for i, part in enumerate(measured):
     name = '-'.join((identity['protocol'], identity['key'],
                      identity['weights'], str(i)))
-    with atomic.replacing(folder / ROWS / f'{name}.npz') as temporary:
-      with open(temporary, 'wb') as file:
-        np.savez(file, **part.rows)
+    packed = io.BytesIO()
+    np.savez(packed, **part.rows)
+    atomic.write_bytes(folder / ROWS / f'{name}.npz', packed.getvalue())
     intervals = part.intervals()
     for metric, value in part.scores().items():
       low, high = intervals.get(metric, (None, None))
