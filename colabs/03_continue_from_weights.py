@@ -43,12 +43,14 @@ SMOKE = os.environ.get('SMOKE') == '1'  # seconds: only to try the notebook
 WEIGHTS = '' if SMOKE else 'hf:facebook/dinov2-small'
 IMAGES = ''
 STEPS = 6 if SMOKE else 500
-WORKDIR = 'runs/continued_smoke' if SMOKE else 'runs/continued'
+NAME = os.path.basename(IMAGES.rstrip('/')) or 'photographs'
+WORKDIR = f'runs/continued_{NAME}' + ('_smoke' if SMOKE else '')
 
 # %%
 from IPython.display import display
 
 import dinojax
+from dinojax.configs import common
 from dinojax.runs import catalog
 from dinojax.runs import patch_picture
 from dinojax.runs.report import curves
@@ -69,23 +71,21 @@ start
 
 # %%
 config = catalog.load('vits:smoke' if SMOKE else 'vits')
+if IMAGES:  # every tenth image is measured on, and not trained
+  config.data.train = f'kept:folder:{IMAGES}'
+  config.data.validation = f'held_out:folder:{IMAGES}'
+elif not SMOKE:
+  config.data.train = 'photos:train'
+  config.data.validation = 'photos:validation'
 if not SMOKE:
-  # Every tenth image is measured on, and not trained.
-  config.data.train = f'kept:folder:{IMAGES}' if IMAGES else 'photos:train'
-  config.data.validation = (
-      f'held_out:folder:{IMAGES}' if IMAGES else 'photos:validation')
   config.data.num_workers = 2
   config.train.batch_size = 32
-  config.train.total_epochs = 0.0
-  config.train.total_steps = float(STEPS)
-  config.schedules.lr.warmup_epochs = 0.0
-  config.schedules.lr.warmup_steps = STEPS / 10
-  config.schedules.teacher_temperature.warmup_epochs = 0.0
-  config.schedules.teacher_temperature.warmup_steps = STEPS / 3
-  config.knn.every_epochs = 0.0
-  config.knn.every_steps = STEPS / 5
-  config.checkpoint.every_epochs = 0.0
-  config.checkpoint.every_steps = STEPS / 5
+  common.set_duration(config.train, 'total', steps=STEPS)
+  common.set_duration(config.schedules.lr, 'warmup', steps=STEPS / 10)
+  common.set_duration(
+      config.schedules.teacher_temperature, 'warmup', steps=STEPS / 3)
+  common.set_duration(config.knn, 'every', steps=STEPS / 5)
+  common.set_duration(config.checkpoint, 'every', steps=STEPS / 5)
 
 # %% [markdown]
 # ## Start gently
