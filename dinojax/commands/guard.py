@@ -10,6 +10,7 @@ from dinojax.core import errors
 from dinojax.core import output
 from dinojax.core import signals
 
+_STOPPED = 143  # as of a program that SIGTERM ended
 AGAIN = 'the same command begins again'
 
 
@@ -39,6 +40,9 @@ def guarded(advice: str = AGAIN, code: int | None = None) -> Iterator[Ended]:
     return
   except errors.UserError as error:
     text = str(error)
+  except errors.Stopped:
+    ended.code = _STOPPED if code is None else code
+    return
   except KeyboardInterrupt:
     print(f'stopped: {advice}', file=sys.stderr)
     ended.code = 130

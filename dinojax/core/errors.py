@@ -1,4 +1,4 @@
-"""The one exception that ends a run with a sentence, not a stack trace."""
+"""Exceptions that end a run without a stack trace."""
 
 import errno
 
@@ -24,3 +24,7 @@ def cannot_write(what: str, error: OSError) -> UserError:
          'choose a folder you may write to, or mount its disk for writing')
   return UserError(
       f'{what} cannot be written: {error.strerror or error}; {fix}')
+
+
+class Stopped(Exception):
+  """A signal has ended the work, which told so; what was done is kept."""

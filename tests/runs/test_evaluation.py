@@ -1,6 +1,7 @@
 """`dinojax evaluate`: numbers of a run, once each, in one table."""
 
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -126,6 +127,39 @@ def test_mistakes_are_said_before_work(words, message, tmp_path, capsys):
   code = commands.run('evaluate', [
       f'--model={folder}/export', f'--out={tmp_path}/o', CACHE, *words])
   assert code == 2 and message in capsys.readouterr().err
+
+
+def test_a_signal_leaves_no_line_and_the_code_of_a_signal(
+    run, tmp_path, monkeypatch):
+  def stopped(name, job, settings):
+    raise errors.Stopped
+  monkeypatch.setattr(registry, 'run', stopped)
+  assert commands.run('evaluate', [
+      f'--model={run}', '--protocols=knn', f'--out={tmp_path}', CACHE]) == 143
+  assert not (tmp_path / 'results.jsonl').exists()
+
+
+@pytest.mark.slow  # minutes of a real process; it adds SIGTERM and SIGKILL
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGKILL])
+def test_a_stop_in_the_middle_ends_in_the_same_table(run, tmp_path, number):
+  def start(out):
+    return forked.Command([
+        f'--model={run}', '--protocols=linear,retrieval', f'--out={out}', CACHE,
+        '--config.linear.layers=(1,2)', '--config.linear.min_steps=800'],
+        module='dinojax.commands.evaluate', JAX_PLATFORMS='cpu')
+
+  whole = start(tmp_path / 'whole')
+  assert 'resumed' not in whole.communicate()[0] and whole.wait() == 0
+  first = start(tmp_path / 'out')
+  for line in first.stdout:
+    if line.startswith('step 320/800'):
+      first.send_signal(number)
+  assert first.wait() == (143 if number == signal.SIGTERM else -9)
+  again = start(tmp_path / 'out')
+  assert 'resumed from step' in again.communicate()[0] and again.wait() == 0
+  tables = [(tmp_path / name / 'results.md').read_text()
+            for name in ('whole', 'out')]
+  assert tables[0] == tables[1] and tables[0].count('| linear |') == 1
 
 
 def test_unknown_keys_are_mistakes():

@@ -99,6 +99,7 @@ def run(job: protocol.Job, settings: Settings) -> list[protocol.Measured]:
 
   Raises:
     UserError: sources without labels or without a class in common.
+    Stopped: a signal ended the training of the heads, whose step is saved.
   """
   train, validation, test = _sources(job.data)
   task = classify.Classify(
@@ -172,7 +173,7 @@ def _train(job: protocol.Job, settings: Settings, task: classify.Classify,
         log=report.Options(batch_size=batch, every_steps=max(steps // 10, 1)),
         info={}))
   if not result.finished:
-    raise KeyboardInterrupt  # its step is saved; the same command goes on
+    raise errors.Stopped  # its step is saved; the same command goes on
   return {name: jax.device_get(head['params']) | {
       'diverged': np.asarray(head['counters']['in_row']) > 0}
           for name, head in result.state['heads'].items()}, rates
