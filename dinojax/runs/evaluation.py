@@ -51,12 +51,16 @@ class Request:
 
 
 def evaluate(request: Request) -> str:
-  """Measures models; returns the table, which is in the folder as well.
+  """Measures models; all processes take part, the first one writes.
+
+  Returns:
+    The table, which is in the folder as well; '' on other processes.
 
   Raises:
     UserError: a mistake in what is asked for, before anything is measured;
       sources or models that cannot be read.
   """
+  processes.initialize()
   names = registry.chosen(request.protocols, request.suite)
   settings = registry.read(request.config or {})
   settings = _with_data(settings, request)
@@ -73,10 +77,10 @@ def evaluate(request: Request) -> str:
       registry.check(protocol, settings, model.config)
     for protocol in names:
       _measure(protocol, model, settings, opened[protocol], folder)
-  lines = log.rows(folder / RESULTS)
-  table = markdown(lines)
-  if processes.is_first():
-    atomic.write_text(folder / TABLE, table)
+  if not processes.is_first():
+    return ''
+  table = markdown(log.rows(folder / RESULTS))
+  atomic.write_text(folder / TABLE, table)
   return table
 
 

@@ -1,7 +1,9 @@
 """`dinojax evaluate`: numbers of a run, once each, in one table."""
 
 import json
+import os
 import signal
+import socket
 
 import numpy as np
 import pytest
@@ -160,6 +162,30 @@ def test_a_stop_in_the_middle_ends_in_the_same_table(run, tmp_path, number):
   tables = [(tmp_path / name / 'results.md').read_text()
             for name in ('whole', 'out')]
   assert tables[0] == tables[1] and tables[0].count('| linear |') == 1
+
+
+@pytest.mark.slow  # it adds two processes
+def test_two_processes_of_four_devices_give_the_same_table(run, tmp_path):
+  words = [f'--model={run}', '--suite=all', CACHE,
+           '--config.linear.layers=(1,2)', '--config.linear.min_steps=60']
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    port = free.getsockname()[1]
+  both = [forked.Command(
+      [*words, f'--out={tmp_path}/two'], module='dinojax.commands.evaluate',
+      JAX_PLATFORMS='cpu', JAX_COORDINATOR_ADDRESS=f'localhost:{port}',
+      JAX_NUM_PROCESSES='2', JAX_PROCESS_ID=str(i),
+      XLA_FLAGS=os.environ['XLA_FLAGS']
+      + ' --xla_force_host_platform_device_count=4') for i in range(2)]
+  told = [process.communicate(timeout=300)[0] for process in both]
+  assert [process.wait() for process in both] == [0, 0], told
+  assert ['| rankme |' in text for text in told] == [True, False]
+  assert forked.run([*words, f'--out={tmp_path}/one'],
+                    module='dinojax.commands.evaluate',
+                    JAX_PLATFORMS='cpu')[0] == 0
+  tables = [(tmp_path / name / 'results.md').read_text()
+            for name in ('two', 'one')]
+  assert tables[0] == tables[1]
 
 
 def test_unknown_keys_are_mistakes():
