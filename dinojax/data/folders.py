@@ -76,8 +76,8 @@ class Folder:
 
 def _empty(spec: str, contents: listing.Listing) -> str:
   if not contents.others:
-    return (f'{spec} is empty: point data.train at a folder that '
-            'holds images, in sub-folders or not'
+    return (f'{spec} is empty: give a folder that holds images, in '
+            'sub-folders or not'
             + ''.join(f'; {note}' for note in contents.notes()))
   advice = contents.advice() or [
       f'images end in {", ".join(sorted(listing.SUFFIXES))}']
