@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from dinojax.data import few_shot
 from dinojax.metrics import classification
 from dinojax.metrics import corruption
 from dinojax.metrics import overlap
@@ -106,3 +107,48 @@ def corloc(case):
     found[i] = overlap.is_localised(box, truth[:count])
   return {'iou': overlaps, 'found': found,
           'corloc': 100 * found[x['counts'] > 0].mean()}
+
+
+@golden.kind('few_shot_sampling')
+def few_shot_sampling(case):
+  """Counts by class are theirs; images that are drawn are ours."""
+  c, labels, several = (
+      case.config, case.inputs['labels'], case.inputs['multilabel'])
+  out, size = {}, labels.max() + 1
+  for amount in (*c['shots'], *c['percents']):
+    tries = [few_shot.per_class(labels, amount, seed)
+             for seed in range(c['tries'])]
+    again = few_shot.per_class(labels, amount, 0)
+    np.testing.assert_array_equal(tries[0], again)
+    assert (np.diff(again) > 0).all()
+    counts = {tuple(np.bincount(labels[index], minlength=size))
+              for index in tries}
+    out[f'per_class_{amount}'], = counts
+    out[f'tries_differ_{amount}'] = any(
+        not np.array_equal(tries[0], index) for index in tries[1:])
+  shots = c['shots'][0]
+  out['inclusion_probability'] = np.minimum(
+      1, shots / np.bincount(labels))[labels]
+  often = np.zeros(len(labels))
+  for seed in range(400):
+    often[few_shot.per_class(labels, shots, seed)] += 1 / 400
+  np.testing.assert_allclose(  # five standard errors
+      often, out['inclusion_probability'], atol=5 * 0.5 / 20)
+  train, held = few_shot.split(labels, c['val_fraction'], 0)
+  assert sorted([*train, *held]) == list(range(len(labels)))
+  for name, index in (('train', train), ('val', held)):
+    out[f'{name}_per_class'] = np.bincount(labels[index], minlength=size)
+  assert c['multilabel'] is True
+  part = c['percents'][0]
+  drawn = [few_shot.per_label(several, part, seed) for seed in range(40)]
+  for name, values in (
+      ('images', [len(index) for index in drawn]),
+      ('labels', [several[index].sum() for index in drawn])):
+    mean, spread = case.outputs[f'multilabel/{name}_mean_std']
+    error = spread / np.sqrt(40)
+    out[f'multilabel/{name}_mean_std'] = golden.Within(
+        np.array([np.mean(values), np.std(values)]),
+        # Both means are of 40 tries; a deviation is known to 1/√80 of itself.
+        atol=np.array([4 * np.sqrt(2) * error, 4 * np.sqrt(2) * error]))
+  out['multilabel/labels_wanted'] = np.int32(part * several.sum())
+  return out

@@ -1,0 +1,1 @@
+"""Configs of evaluations, a file each: `dinojax evaluate --config=NAME`."""
