@@ -105,8 +105,8 @@ class Measured:
       for some in rng.integers(0, count, (_CHUNK, count)):
         drawn.append(self.score({k: v[some] for k, v in self.rows.items()}))
     return {name: tuple(float(x) for x in np.nanpercentile(
-        [scores[name] for scores in drawn], (2.5, 97.5)))
-            for name in (drawn[0] if drawn else ())}
+        [scores.get(name, np.nan) for scores in drawn], (2.5, 97.5)))
+            for name in (self.scores() if drawn else ())}
 
 
 def means(rows: Rows) -> dict[str, float]:

@@ -66,7 +66,7 @@ class Fit:
                batch: tree.Tree, *, sweep: Sweep,
                rule: optimizer_lib.Optimizer,
                schedule: Callable[[Array], Mapping[str, Array]],
-               clip_norm: float | None = None,
+               seed: int = 0, clip_norm: float | None = None,
                heads_at_once: int | None = None):
     """Plans the training of heads.
 
@@ -80,6 +80,7 @@ class Fit:
       rule: the optimizer.
       schedule: step to factors of lr and weight_decay, and beta1 itself where
         it moves; all optional.
+      seed: start of the random changes of images, see Task.prepare.
       clip_norm: norm that the gradients of a head are clipped to; None: not.
       heads_at_once: heads that are trained side by side, where all would not
         fit the memory; None: all.
@@ -87,6 +88,7 @@ class Fit:
     self.task, self.model, self.sweep = task, model, sweep
     self._batch, self._rule, self._schedule = batch, rule, schedule
     self._clip_norm, self._at_once = clip_norm, heads_at_once
+    self._seed = seed
     self._warned = 0  # heads that diverged, told already
     self._everywhere = jax.NamedSharding(model.mesh, jax.P())
 
@@ -123,7 +125,8 @@ class Fit:
     if self.takes_images:
       batch = batch | {'image': photometric.normalize(
           batch['image'], self.model.mean, self.model.std)}
-    return self.task.prepare(batch, jax.random.fold_in(jax.random.key(0), step))
+    return self.task.prepare(
+        batch, jax.random.fold_in(jax.random.key(self._seed), step))
 
   def create(self, key: Array) -> trainable.State:
     """Heads before their first step."""

@@ -31,6 +31,7 @@ from dinojax.features import stream
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
 from dinojax.runs import models as models_lib
+from dinojax.runs import workdir as workdir_lib
 
 RESULTS, TABLE, ROWS = 'results.jsonl', 'results.md', 'rows'
 _SIZES = (256, 224)
@@ -67,7 +68,7 @@ def evaluate(request: Request) -> str:
   folder = epath.Path(paths.expand(request.out or default_out(
       request.models)))
   opened = {name: registry.opened(name, settings) for name in names}
-  with _writable(folder):
+  with workdir_lib.writable(folder):
     (folder / ROWS).mkdir(parents=True, exist_ok=True)
   for name in request.models:
     pinned = models_lib.at_its_last_step(paths.expand(name))
@@ -125,7 +126,7 @@ def _measure(name: str, model: backbone_lib.Backbone,
           for role, source in opened.items() if source is not None}
   section, data = getattr(settings, name), settings.data
   key = protocol_lib.key(name, section, sets | {
-      'px': [data.resize_px, data.crop_px]})
+      'px': [data.resize_px, data.crop_px, settings.reading.max_pixels]})
   identity = {'model': model.source, 'weights': store_lib.digest(
       model.config, model.params), 'protocol': name, 'key': key}
   done = any(identity.items() <= row.items()
@@ -218,8 +219,3 @@ def shown(row: Mapping[str, Any]) -> str:
     return f'{row["value"]:.1f}'
   return f'{row["value"]:.1f} ({row["low"]:.1f}–{row["high"]:.1f})'
 
-
-def _writable(folder: epath.Path):
-  """Names the flag where a folder cannot be made."""
-  from dinojax.runs import workdir as workdir_lib
-  return workdir_lib.writable(folder)

@@ -15,6 +15,7 @@ from dinojax.data import sources
 from dinojax.evals import knn as knn_functions
 from dinojax.evals import protocol
 from dinojax.evals import registry
+from dinojax.evals.protocols import linear
 from dinojax.runs import evaluation
 from dinojax.runs import models
 from tests import forked
@@ -224,3 +225,20 @@ def test_knn_votes_as_counted_by_hand():
     scores = knn_functions.scores(
         train, labels, test, ks=(k,), temperature=1.0, num_classes=2)[k]
     assert scores.argmax() == label
+
+
+def test_a_score_that_a_resample_lacks_is_no_error():
+  """Two queries, of which one has no answer: half of the samples lack it."""
+  rows = {'mAP': np.array([0.5, np.nan])}
+  low, high = protocol.Measured('t', rows, protocol.means).intervals()['mAP']
+  assert low == high == 50.0
+
+
+def test_batches_of_heads_are_the_same_on_any_mesh():
+  """Seven images of a batch are padded for four devices, which weighs 0."""
+  labels = np.arange(10)
+  alone, padded = (
+      next(linear._batches({'f': labels[:, None]}, labels, 7, rows, 3))
+      for rows in (7, 8))
+  np.testing.assert_array_equal(alone['target'], padded['target'][:7])
+  assert list(padded['weight']) == [1] * 7 + [0] and alone['weight'].all()

@@ -149,18 +149,19 @@ def _train(job: protocol.Job, settings: Settings, task: classify.Classify,
   """The trained heads on the host by choice, and their rates."""
   mesh = job.model.mesh
   count = len(table['label'])
-  unit = mesh.size
-  batch = max(min(settings.batch_size, count) // unit, 1) * unit
+  # The batch is the same on any mesh, whose devices get padding beside it.
+  batch = min(settings.batch_size, count)
+  rows = -(-batch // mesh.size) * mesh.size
   steps = max(round(settings.epochs * count / batch), settings.min_steps)
   rates = tuple(rate * batch / 256 for rate in settings.learning_rates)
   arrays = {name: value for name, value in table.items() if '/' in name}
   shapes = {
-      fit_lib.FEATURES: {name: fit_lib.rows(mesh, jnp.float32, batch,
+      fit_lib.FEATURES: {name: fit_lib.rows(mesh, jnp.float32, rows,
                                             *value.shape[1:])
                          for name, value in arrays.items()},
-      'target': fit_lib.rows(mesh, jnp.int32, batch),
-      'weight': fit_lib.rows(mesh, jnp.float32, batch),
-      'bad': fit_lib.rows(mesh, jnp.bool_, batch)}
+      'target': fit_lib.rows(mesh, jnp.int32, rows),
+      'weight': fit_lib.rows(mesh, jnp.float32, rows),
+      'bad': fit_lib.rows(mesh, jnp.bool_, rows)}
   with mesh_lib.activate(mesh):
     result = loop.run(loop.Job(
         trainable=fit_lib.Fit(
@@ -169,7 +170,8 @@ def _train(job: protocol.Job, settings: Settings, task: classify.Classify,
             schedule=linear.schedule(settings.schedule, steps)),
         mesh=mesh, workdir=job.folder, seed=_SEED, total_steps=steps,
         checkpoint_steps=max(steps // 4, 1), keep=1,
-        batches=functools.partial(_batches, arrays, table['label'], batch),
+        batches=functools.partial(
+            _batches, arrays, table['label'], batch, rows),
         log=report.Options(batch_size=batch, every_steps=max(steps // 10, 1)),
         info={}))
   if not result.finished:
@@ -180,20 +182,24 @@ def _train(job: protocol.Job, settings: Settings, task: classify.Classify,
 
 
 def _batches(arrays: Mapping[str, np.ndarray], labels: np.ndarray, batch: int,
-             step: int) -> Iterator[dict]:
-  """This process's rows of every batch from a step on."""
-  share = batch // jax.process_count()
-  first = jax.process_index() * share
+             rows: int, step: int) -> Iterator[dict]:
+  """This process's rows of every batch from a step on.
+
+  Rows from `batch` to `rows` are padding, copies of the last image.
+  """
+  share = rows // jax.process_count()
+  row = jax.process_index() * share + np.arange(share)
+  weight = (row < batch).astype(np.float32)
   while True:
     epoch, place = np.divmod(
-        step * batch + first + np.arange(share), len(labels))
+        step * batch + np.minimum(row, batch - 1), len(labels))
     index = np.concatenate([
         _order(len(labels), int(e))[place[epoch == e]]
         for e in np.unique(epoch)])
     yield {fit_lib.FEATURES: {name: value[index]
                               for name, value in arrays.items()},
            'target': labels[index].astype(np.int32),
-           'weight': np.ones(share, np.float32), 'bad': np.zeros(share, bool)}
+           'weight': weight, 'bad': np.zeros(share, bool)}
     step += 1
 
 

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
-import numpy as np
-
 from dinojax.core import errors
 from dinojax.core import fields
 from dinojax.data import parts
 from dinojax.data import sources
+from dinojax.evals import online
 from dinojax.evals import protocol
 from dinojax.evals.protocols import knn
 from dinojax.features import spec
@@ -53,8 +52,8 @@ def run(job: protocol.Job, settings: Settings) -> list[protocol.Measured]:
         'rankme.images is missing: give a source of images, such as folder:DIR')
   source = sources.open_source(name)
   if len(source) > settings.max_images:
-    source = parts.Chosen(source, np.linspace(
-        0, len(source) - 1, settings.max_images).round().astype(int))
+    source = parts.Chosen(
+        source, online.evenly(len(source), settings.max_images))
   rows = protocol.features(job, source, {'cls': _CLS}, knn.cls)
   if len(rows['index']) < 2:
     raise errors.UserError(
