@@ -68,7 +68,7 @@ def config_for(data: str, workdir: str, *, validation: str | None = None,
   if processes.of_first(str(taken)) == 'True':
     raise errors.UserError(
         f'{path.parent} holds a run of another config, which was not chosen '
-        f'for images: use another workdir, or remove {path.parent}')
+        'for images: use another workdir')
   made, lines = written(look(data, validation, model), asked, workdir)
   text = processes.of_first(made)
   for line in lines:
