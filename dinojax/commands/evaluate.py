@@ -26,7 +26,7 @@ def define(values: flags.FlagValues, argv: list[str]):
       'model', None, 'Weights as dinojax.load takes them: a run, RUN@STEP, a '
       'file; several make one table.', flag_values=values)
   flags.DEFINE_list('protocols', [], 'Names, joined by commas: ' + '; '.join(
-      f'{name}, {module.TITLE}' for name, module in
+      f'{name}, {module.TITLE} ({module.COST})' for name, module in
       registry.PROTOCOLS.items()) + '.', flag_values=values)
   text('suite', 'Instead of names: ' + '; '.join(
       f'{name} is {", ".join(protocols)}'
@@ -40,8 +40,10 @@ def define(values: flags.FlagValues, argv: list[str]):
        'default: those of the run that is evaluated.')
   text('validation', 'Labelled images by which heads are chosen; default: '
        'every tenth of --train.')
-  text('test', 'Labelled images that are measured on; default: those of the '
-       'run that is evaluated.')
+  flags.DEFINE_list(
+      'test', [], 'Labelled images that are measured on, sources joined by '
+      'commas; default: those of the run that is evaluated.',
+      flag_values=values)
   text('out', 'Folder of the results; default: evaluation/ in the run, or '
        'here.')
   call.cache_flag(values)

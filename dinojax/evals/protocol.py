@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import hashlib
 import json
-from typing import Any
+from typing import Any, Protocol
 
 from etils import epath
 import numpy as np
@@ -35,12 +35,42 @@ class Data:
   train: str | None = None  # Source that heads and neighbours are taken from.
   # Source by which heads are chosen; None: every tenth image of `train`.
   validation: str | None = None
-  test: str | None = None  # Source that is measured on.
+  test: tuple[str, ...] = ()  # Sources that are measured on, each alone.
   # Length of the short side, in pixels; None: as the k-NN of the run that is
   # evaluated, else 256.
   resize_px: fields.Positive | None = None
   # Side of the square in the centre; None: the same way, else 224.
   crop_px: fields.Positive | None = None
+
+
+class Set(Protocol):
+  """A set that a protocol reads: a source of images, or one of evals.sets.
+
+  A set may have `digest`, a text that differs where lengths do not.
+  """
+
+  spec: str
+
+  def __len__(self) -> int:
+    """Number of its items, which are images in most."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Role:
+  """A role of sets in a protocol; `settings.NAME` or `data` gives them.
+
+  Attributes:
+    data: field of the shared data that stands for it; None: there is none.
+    needed: False: the protocol runs without.
+    opens: makes a set of a spec.
+    what: kind of set that is asked for, for messages.
+  """
+
+  data: str | None = None
+  needed: bool = True
+  opens: Callable[[str], Set] = sources.open_source
+  what: str = ('a source with labels, such as folder:DIR whose sub-folders are '
+               'classes')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +79,7 @@ class Job:
 
   Attributes:
     model: the backbone, on the devices that are used.
-    data: labelled images.
+    sets: opened sets by role; of most roles one, () where none is given.
     sizes: sizes of the images.
     folder: where a protocol keeps what a later start needs.
     reading: how images are read.
@@ -58,7 +88,7 @@ class Job:
   """
 
   model: backbone_lib.Backbone
-  data: Data
+  sets: Mapping[str, tuple[Any, ...]]
   sizes: preprocessing.Preprocessing
   folder: epath.Path
   reading: stream.Reading = stream.AS_USUAL
@@ -71,11 +101,13 @@ class Measured:
   """Rows of one test set.
 
   Attributes:
-    test: the source.
+    test: spec of the set.
     rows: columns by name, [r, …] each, in the order of the source.
     score: rows to named scores in per cent, or in the unit of their name;
       `means`: the means of all columns.
     facts: more about the numbers, such as the head that was chosen.
+    names: names of the rows' images, for files of single predictions.
+    pictures: [y, x, 3] uint8 by name, for people to look at.
     resamples: samples of the bootstrap; 0: scores have no interval.
   """
 
@@ -83,6 +115,8 @@ class Measured:
   rows: Rows
   score: Callable[[Rows], dict[str, float]]
   facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  names: Sequence[str] = ()
+  pictures: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
   resamples: int = 1000
 
   @property
@@ -128,25 +162,20 @@ def key(name: str, settings: Any, sizes: Mapping[str, Any]) -> str:
   return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def labelled(spec: str | None, name: str) -> record_lib.Source:
-  """Opens a source with classes.
+def labelled(source: record_lib.Source, name: str) -> record_lib.Source:
+  """The source, which has classes.
 
   Args:
-    spec: the source.
+    source: the source.
     name: key of the config that gives it, for messages.
 
   Raises:
-    UserError: none is given, or it has no labels.
+    UserError: it has no labels.
   """
-  if not spec:
-    raise errors.UserError(
-        f'{name} is missing: give a source with labels, such as folder:DIR '
-        'whose sub-folders are classes')
-  source = sources.open_source(spec)
   if not source.classes:
     raise errors.UserError(
-        f'{name}={spec} has no labels: classes are sub-folders, or in the '
-        'manifest.json beside records')
+        f'{name}={source.spec} has no labels: classes are sub-folders, or in '
+        'the manifest.json beside records')
   return source
 
 

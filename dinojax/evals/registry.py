@@ -1,9 +1,9 @@
 """All protocols of evaluation by name; a new one is its file and a line here.
 
-A protocol is a module of `protocols`: `TITLE`; `ROLES`, the sources that it
-reads, each with the field of `data` that stands for it; `Settings`, its section
-of the config; `check`, which refuses backbones; `passes`, the images that go
-through one; and `run`.
+A protocol is a module of `protocols`: `TITLE`; `COST`, how often images go
+through the backbone, for people; `ROLES`, the sets that it reads; `Settings`,
+its section of the config; `check`, which refuses backbones; `passes`, the
+images that go through one; and `run`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,8 +16,6 @@ from dinojax.core import config as config_lib
 from dinojax.core import errors
 from dinojax.core import fields
 from dinojax.data import images
-from dinojax.data import record as record_lib
-from dinojax.data import sources
 from dinojax.evals import protocol
 from dinojax.evals.protocols import knn
 from dinojax.evals.protocols import linear
@@ -93,19 +91,42 @@ def chosen(names: Sequence[str], suite: str | None) -> list[str]:
   return list(wanted)
 
 
-def opened(name: str, settings: Settings
-           ) -> dict[str, record_lib.Source | None]:
-  """The sources of a protocol by role; None: it is not given.
+def missing(name: str, settings: Settings) -> list[str]:
+  """Sentences on sets that a protocol needs and nobody gives."""
+  return [
+      f'{_key(name, role, settings)} is missing: give {wanted.what}'
+      for role, wanted in PROTOCOLS[name].ROLES.items()
+      if wanted.needed and not _specs(name, role, settings)]
+
+
+def opened(name: str, settings: Settings) -> dict[str, tuple]:
+  """The sets of a protocol by role; (): none is given.
 
   Raises:
-    UserError: a source that is not there.
+    UserError: a set that is not given, or not there.
   """
-  section, data = getattr(settings, name), settings.data
-  module, out = PROTOCOLS[name], {}
-  for role, shared in module.ROLES.items():
-    spec = getattr(section, role, None) or getattr(data, shared or role, None)
-    out[role] = sources.open_source(spec) if spec else None
-  return out
+  sets = {role: tuple(wanted.opens(spec)
+                      for spec in _specs(name, role, settings))
+          for role, wanted in PROTOCOLS[name].ROLES.items()}
+  lacking = missing(name, settings)
+  if lacking:
+    raise errors.UserError('\n'.join(lacking))
+  return sets
+
+
+def _specs(name: str, role: str, settings: Settings) -> tuple[str, ...]:
+  """The specs of a role's sets, of the protocol's section or shared."""
+  shared = PROTOCOLS[name].ROLES[role].data
+  specs = getattr(getattr(settings, name), role, None) or (
+      getattr(settings.data, shared) if shared else None)
+  return (specs,) if isinstance(specs, str) else tuple(specs or ())
+
+
+def _key(name: str, role: str, settings: Settings) -> str:
+  """The key of the config that gives a role."""
+  if hasattr(getattr(settings, name), role):
+    return f'{name}.{role}'
+  return f'data.{PROTOCOLS[name].ROLES[role].data}'
 
 
 def check(name: str, settings: Settings, config: Any):

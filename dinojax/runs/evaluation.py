@@ -16,9 +16,11 @@ from typing import Any
 
 from etils import epath
 import numpy as np
+from PIL import Image
 
 import dinojax
 from dinojax.core import atomic
+from dinojax.core import errors
 from dinojax.core import log
 from dinojax.core import paths
 from dinojax.core import text
@@ -34,6 +36,7 @@ from dinojax.runs import models as models_lib
 from dinojax.runs import workdir as workdir_lib
 
 RESULTS, TABLE, ROWS = 'results.jsonl', 'results.md', 'rows'
+PICTURES = 'pictures'
 _SIZES = (256, 224)
 
 
@@ -47,7 +50,7 @@ class Request:
   config: Any = None
   train: str | None = None
   validation: str | None = None
-  test: str | None = None
+  test: Sequence[str] = ()
   out: str | None = None
 
 
@@ -67,9 +70,11 @@ def evaluate(request: Request) -> str:
   settings = _with_data(settings, request)
   folder = epath.Path(paths.expand(request.out or default_out(
       request.models)))
+  names = _with_sets(names, request, settings)
   opened = {name: registry.opened(name, settings) for name in names}
   with workdir_lib.writable(folder):
-    (folder / ROWS).mkdir(parents=True, exist_ok=True)
+    for part in (ROWS, PICTURES):
+      (folder / part).mkdir(parents=True, exist_ok=True)
   for name in request.models:
     pinned = models_lib.at_its_last_step(paths.expand(name))
     model = backbone_lib.Backbone.of(
@@ -83,6 +88,25 @@ def evaluate(request: Request) -> str:
   table = markdown(log.rows(folder / RESULTS))
   atomic.write_text(folder / TABLE, table)
   return table
+
+
+def _with_sets(names: Sequence[str], request: Request,
+               settings: registry.Settings) -> list[str]:
+  """The protocols without those of a suite whose sets nobody gives.
+
+  Raises:
+    UserError: nothing is left.
+  """
+  left_out = {name: registry.missing(name, settings) for name in names
+              if name not in request.protocols}
+  for name, sentences in left_out.items():
+    if sentences and processes.is_first():
+      print(f'{name} is left out: {sentences[0]}', flush=True)
+  kept = [name for name in names if not left_out.get(name)]
+  if not kept:
+    raise errors.UserError('\n'.join(
+        sentence for sentences in left_out.values() for sentence in sentences))
+  return kept
 
 
 def default_out(models: Sequence[str]) -> str:
@@ -101,6 +125,8 @@ def _with_data(settings: registry.Settings,
   given = {name: getattr(request, name)
            for name in ('train', 'validation', 'test')
            if getattr(request, name)}
+  if 'test' in given:
+    given['test'] = tuple(given['test'])
   data = dataclasses.replace(settings.data, **given)
   run = models_lib.find_run(request.models[0])
   if run:
@@ -109,7 +135,7 @@ def _with_data(settings: registry.Settings,
         of_run.knn.validation or of_run.data.validation):
       data = dataclasses.replace(
           data, train=of_run.knn.train or of_run.data.mixture[0][0],
-          test=of_run.knn.validation or of_run.data.validation)
+          test=(of_run.knn.validation or of_run.data.validation,))
     data = dataclasses.replace(
         data, resize_px=data.resize_px or of_run.knn.resize_px,
         crop_px=data.crop_px or of_run.knn.crop_px)
@@ -122,8 +148,9 @@ def _measure(name: str, model: backbone_lib.Backbone,
              settings: registry.Settings, opened: Mapping[str, Any],
              folder: epath.Path):
   """Runs a protocol for a model, unless it has its lines already."""
-  sets = {role: [source.spec, len(source)]
-          for role, source in opened.items() if source is not None}
+  sets = {role: [[each.spec, len(each), getattr(each, 'digest', '')]
+                 for each in several]
+          for role, several in opened.items() if several}
   section, data = getattr(settings, name), settings.data
   key = protocol_lib.key(name, section, sets | {
       'px': [data.resize_px, data.crop_px, settings.reading.max_pixels]})
@@ -136,8 +163,8 @@ def _measure(name: str, model: backbone_lib.Backbone,
   sizes = preprocessing.Preprocessing(data.resize_px, data.crop_px)
   sizes.check(model.config)
   total = registry.PROTOCOLS[name].passes(
-      section, {role: len(source) if source is not None else 0
-                for role, source in opened.items()})
+      section, {role: sum(len(each) for each in several)
+                for role, several in opened.items()})
   began, work = time.monotonic(), folder / 'work' / (
       f'{name}-{key}-{identity["weights"]}')
   if processes.is_first():
@@ -146,7 +173,7 @@ def _measure(name: str, model: backbone_lib.Backbone,
   with log.Bar(total) as bar:
     counted = _Count(bar.show)
     measured = registry.run(name, protocol_lib.Job(
-        model, data, sizes, work, stream.Reading(
+        model, opened, sizes, work, stream.Reading(
             settings.reading.batch_size, settings.reading.num_threads,
             settings.reading.num_workers, settings.reading.max_pixels),
         bar.say if processes.is_first() else lambda _: None, counted.add),
@@ -178,19 +205,29 @@ def _keep(folder: epath.Path, identity: Mapping[str, str],
     packed = io.BytesIO()
     np.savez(packed, **part.rows)
     atomic.write_bytes(folder / ROWS / f'{name}.npz', packed.getvalue())
+    pictures = [f'{PICTURES}/{name}-{picture}.png' for picture in part.pictures]
+    for file, pixels in zip(pictures, part.pictures.values(), strict=True):
+      atomic.write_bytes(folder / file, _png(pixels))
     intervals = part.intervals()
     for metric, value in part.scores().items():
       low, high = intervals.get(metric, (None, None))
       lines.append(dict(identity) | {
           'test': part.test, 'metric': metric, 'value': value, 'low': low,
           'high': high, 'images': part.num_rows, 'facts': dict(part.facts),
-          'rows': f'{ROWS}/{name}.npz', 'seconds': round(seconds, 1),
+          'rows': f'{ROWS}/{name}.npz', 'pictures': pictures,
+          'seconds': round(seconds, 1),
           'time': datetime.datetime.now(datetime.UTC).isoformat(
               timespec='seconds'), 'dinojax': dinojax.__version__})
   path = folder / RESULTS
   before = path.read_text() if path.exists() else ''
   atomic.write_text(path, before + ''.join(
       json.dumps(line) + '\n' for line in lines))
+
+
+def _png(pixels: np.ndarray) -> bytes:
+  packed = io.BytesIO()
+  Image.fromarray(pixels).save(packed, 'PNG')
+  return packed.getvalue()
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:

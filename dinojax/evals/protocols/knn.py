@@ -4,7 +4,7 @@ Source: evaluation of DINOv2 and DINOv3: k of 10, 20, 100 and 200, temperature
   0.07.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Any
 
@@ -17,7 +17,8 @@ from dinojax.features import spec
 from dinojax.metrics import classification
 
 TITLE = 'k-nearest neighbours of the CLS token'
-ROLES = {'train': 'train', 'test': 'test'}
+COST = 'train and test once'
+ROLES = {'train': protocol.Role('train'), 'test': protocol.Role('test')}
 _CLS = spec.FeatureSpec()
 
 
@@ -53,28 +54,45 @@ def run(job: protocol.Job, settings: Settings) -> list[protocol.Measured]:
     UserError: sources without labels or without a class in common, or fewer
       images than neighbours.
   """
-  train = protocol.labelled(job.data.train, 'data.train')
-  test = protocol.labelled(job.data.test, 'data.test')
-  matching = protocol.matched(train, test, job.say)
-  near, asked = (protocol.features(job, source, {'cls': _CLS}, cls)
-                 for source in (train, test))
+  train, = job.sets['train']
+  protocol.labelled(train, 'data.train')
+  tests = [(test, protocol.matched(
+      train, protocol.labelled(test, 'data.test'), job.say))
+           for test in job.sets['test']]
+  extract = lambda source: protocol.features(job, source, {'cls': _CLS}, cls)
+  near = extract(train)
   near = protocol.in_common(near, near['label'], train.spec)
-  asked = protocol.in_common(
-      asked, matching.of_test(asked['label']), test.spec)
-  ks = tuple(k for k in settings.k if k <= len(near['label']))
+  ks = _within(settings, len(near['label']), train.spec, job.say)
+  num_classes = len(train.classes)
+  out = []
+  for test, matching in tests:
+    asked = extract(test)
+    asked = protocol.in_common(
+        asked, matching.of_test(asked['label']), test.spec)
+    scores = knn.scores(
+        near['cls'], near['label'], asked['cls'], ks=ks,
+        temperature=settings.temperature, num_classes=num_classes)
+    rows = {f'top-{top}, k {k}': classification.in_top(
+        scores[k], asked['label'], top).astype(float)
+            for top in protocol.tops(num_classes) for k in ks}
+    out.append(protocol.Measured(test.spec, rows, protocol.means))
+  return out
+
+
+def _within(settings: Settings, count: int, name: str,
+            say: Callable[[str], None]) -> tuple[int, ...]:
+  """The numbers of neighbours that there are.
+
+  Raises:
+    UserError: none of them.
+  """
+  ks = tuple(k for k in settings.k if k <= count)
   if not ks:
     raise errors.UserError(
-        f'knn.k={settings.k} are more neighbours than the '
-        f'{len(near["label"])} images of {train.spec}: set knn.k lower')
+        f'knn.k={settings.k} are more neighbours than the {count} images of '
+        f'{name}: set knn.k lower')
   if ks != settings.k:
     left_out = text.listed([str(k) for k in settings.k if k not in ks])
-    job.say(f'knn.k: {left_out} are left out, more than the '
-            f'{len(near["label"])} images of {train.spec}')
-  num_classes = len(train.classes)
-  scores = knn.scores(
-      near['cls'], near['label'], asked['cls'], ks=ks,
-      temperature=settings.temperature, num_classes=num_classes)
-  rows = {f'top-{top}, k {k}': classification.in_top(
-      scores[k], asked['label'], top).astype(float)
-          for top in protocol.tops(num_classes) for k in ks}
-  return [protocol.Measured(test.spec, rows, protocol.means)]
+    say(f'knn.k: {left_out} are left out, more than the {count} images of '
+        f'{name}')
+  return ks

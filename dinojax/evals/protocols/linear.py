@@ -22,7 +22,7 @@ from dinojax.core import errors
 from dinojax.core import fields
 from dinojax.data import classes
 from dinojax.data import mixture
-from dinojax.data import sources
+from dinojax.data import parts
 from dinojax.engine import loop
 from dinojax.engine import report
 from dinojax.evals import linear
@@ -34,7 +34,10 @@ from dinojax.probes import task as task_lib
 from dinojax.probes.tasks import classify
 
 TITLE = 'linear classifiers on CLS and the mean patch'
-ROLES = {'train': 'train', 'validation': 'validation', 'test': 'test'}
+COST = 'train and test once'
+ROLES = {'train': protocol.Role('train'),
+         'validation': protocol.Role('validation', needed=False),
+         'test': protocol.Role('test')}
 _BLOCK = 4096  # rows that are scored at a time
 _SEED = 0
 
@@ -101,13 +104,13 @@ def run(job: protocol.Job, settings: Settings) -> list[protocol.Measured]:
     UserError: sources without labels or without a class in common.
     Stopped: a signal ended the training of the heads, whose step is saved.
   """
-  train, validation, test = _sources(job.data)
+  train, validation, tests = _sources(job)
   task = classify.Classify(
       len(train.classes), tuple(n for n in settings.layers),
       settings.averages)
   stored = Stored(tuple(task.choices.items()), job.model.config.depth)
   tables = []
-  for source in (train, validation, test):
+  for source in (train, validation, *tests):
     rows = protocol.features(job, source, dict(task.choices), stored)
     matching = (classes.Matching(np.arange(len(train.classes)), ())
                 if source is train else
@@ -124,24 +127,27 @@ def run(job: protocol.Job, settings: Settings) -> list[protocol.Measured]:
   chosen = {choice: {name: value[place:place + 1]
                      for name, value in heads[choice].items()}}
   tops = protocol.tops(len(train.classes))
-  hits = _hits(task, chosen, tables[2], job.model.config.depth, tops)
-  rows = {f'top-{top}': hit[:, 0].astype(float)
-          for top, hit in zip(tops, hits, strict=True)}
   facts = {'input': choice, 'lr': rates[place], 'augmentation': 'none',
            'validation top-1': 100.0 * float(choose.mean(0)[best]),
            'heads': len(names) * len(rates)}
-  return [protocol.Measured(test.spec, rows, protocol.means, facts)]
+  out = []
+  for test, table in zip(tests, tables[2:], strict=True):
+    hits = _hits(task, chosen, table, job.model.config.depth, tops)
+    rows = {f'top-{top}': hit[:, 0].astype(float)
+            for top, hit in zip(tops, hits, strict=True)}
+    out.append(protocol.Measured(test.spec, rows, protocol.means, facts))
+  return out
 
 
-def _sources(data: protocol.Data) -> tuple:
-  """Training, validation and test images."""
-  protocol.labelled(data.train, 'data.train')
-  test = protocol.labelled(data.test, 'data.test')
-  if data.validation:
-    return (sources.open_source(data.train), protocol.labelled(
-        data.validation, 'data.validation'), test)
-  return (*(sources.open_source(f'{part}:{data.train}')
-            for part in ('kept', 'held_out')), test)
+def _sources(job: protocol.Job) -> tuple:
+  """Training and validation images, and the sets that are measured."""
+  train, = job.sets['train']
+  protocol.labelled(train, 'data.train')
+  tests = [protocol.labelled(test, 'data.test') for test in job.sets['test']]
+  if job.sets['validation']:
+    validation, = job.sets['validation']
+    return train, protocol.labelled(validation, 'data.validation'), tests
+  return (*(parts.Part(part, train) for part in parts.PARTS), tests)
 
 
 def _train(job: protocol.Job, settings: Settings, task: classify.Classify,

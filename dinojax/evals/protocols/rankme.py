@@ -10,7 +10,6 @@ from typing import Any
 from dinojax.core import errors
 from dinojax.core import fields
 from dinojax.data import parts
-from dinojax.data import sources
 from dinojax.evals import online
 from dinojax.evals import protocol
 from dinojax.evals.protocols import knn
@@ -18,7 +17,9 @@ from dinojax.features import spec
 from dinojax.metrics import rank
 
 TITLE = 'effective rank of CLS tokens, without labels'
-ROLES = {'images': 'train'}
+COST = 'up to 25,600 images'
+ROLES = {'images': protocol.Role(
+    'train', what='a source of images, such as folder:DIR')}
 _CLS = spec.FeatureSpec()
 
 
@@ -46,11 +47,8 @@ def run(job: protocol.Job, settings: Settings) -> list[protocol.Measured]:
   Raises:
     UserError: no source, or fewer than two images.
   """
-  name = settings.images or job.data.train
-  if not name:
-    raise errors.UserError(
-        'rankme.images is missing: give a source of images, such as folder:DIR')
-  source = sources.open_source(name)
+  source, = job.sets['images']
+  name = source.spec
   if len(source) > settings.max_images:
     source = parts.Chosen(
         source, online.evenly(len(source), settings.max_images))

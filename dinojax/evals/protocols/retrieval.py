@@ -13,7 +13,10 @@ from dinojax.features import spec
 from dinojax.metrics import retrieval
 
 TITLE = 'retrieval of images of the same group'
-ROLES = {'database': 'test', 'query': ''}
+COST = 'database and queries once'
+ROLES = {'database': protocol.Role(
+    'test', what='a source whose sub-folders are groups, such as folder:DIR'),
+         'query': protocol.Role(needed=False)}
 _CLS = spec.FeatureSpec()
 
 
@@ -35,7 +38,8 @@ def check(settings: Settings, config: Any):
 
 def passes(settings: Settings, sizes: Mapping[str, int]) -> int:
   """Images that go through the backbone."""
-  return sizes['database'] + (sizes['query'] if settings.query else 0)
+  del settings
+  return sizes['database'] + sizes['query']
 
 
 def run(job: protocol.Job, settings: Settings) -> list[protocol.Measured]:
@@ -45,12 +49,12 @@ def run(job: protocol.Job, settings: Settings) -> list[protocol.Measured]:
     UserError: sources without groups, or no query with an answer.
   """
   database = protocol.labelled(
-      settings.database or job.data.test, 'retrieval.database')
+      job.sets['database'][0], 'retrieval.database')
   extract = lambda source: protocol.features(
       job, source, {'cls': _CLS}, knn.cls)
   found_in = extract(database)
-  if settings.query:
-    query = protocol.labelled(settings.query, 'retrieval.query')
+  if job.sets['query']:
+    query = protocol.labelled(job.sets['query'][0], 'retrieval.query')
     matching = protocol.matched(database, query, job.say)
     asked = extract(query)
     asked = protocol.in_common(
