@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import functools
 import signal
+from typing import Protocol
 
 import grain
 import numpy as np
@@ -99,26 +100,14 @@ class Plan:
   def _crop(self, source: int, index: int, rng,
             crops: crops_lib.Crops) -> tuple[dict, dict | None]:
     """Crops of a record; of a drawn other one when it cannot be read."""
-    problem = None
-    chosen = self.sources[source]
-    for _ in range(_MAX_REPLACEMENTS):
-      name = str(index)
-      try:
-        record = chosen[index]
-        name = record.name
-        image = images.open_image(
-            record.image, max_pixels=self.max_pixels,
-            value_range=self.value_range)
-        out = crops_lib.multi_crop(image, rng, crops)
-        return out | {'label': np.int32(record.label)}, problem
-      except (images.BadImage, OSError) as error:
-        problem = problem or {'source': chosen.spec, 'name': name,
-                              'reason': _reason(error)}
-        index = int(rng.integers(len(chosen)))
-    raise errors.UserError(
-        f'{_MAX_REPLACEMENTS} records of {chosen.spec} in a row cannot be '
-        f'decoded, the first ({text.printable(problem["name"])}) because: '
-        f'{problem["reason"]}; check the source')
+    def make(record: record_lib.Record) -> dict:
+      image = images.open_image(
+          record.image, max_pixels=self.max_pixels,
+          value_range=self.value_range)
+      return crops_lib.multi_crop(image, rng, crops) | {
+          'label': np.int32(record.label)}
+
+    return readable(self.sources[source], index, rng, make)
 
   def _masks(self, row: int, crops: crops_lib.Crops) -> np.ndarray:
     """[v, p] bool. Sizes by the row's group, shapes by the row."""
@@ -156,6 +145,41 @@ class Plan:
     return batch
 
 
+def readable(source: record_lib.Source, index: int,
+             rng: np.random.Generator,
+             make: Callable[[record_lib.Record], dict]
+             ) -> tuple[dict, dict | None]:
+  """A record made ready; a drawn other one where it cannot be read.
+
+  Args:
+    source: records.
+    index: the record that is wanted.
+    rng: draws the others.
+    make: makes a record ready.
+
+  Returns:
+    What `make` gives, and the problem of the record that was wanted, if any.
+
+  Raises:
+    UserError: many records in a row cannot be read.
+  """
+  problem = None
+  for _ in range(_MAX_REPLACEMENTS):
+    name = str(index)
+    try:
+      record = source[index]
+      name = record.name
+      return make(record), problem
+    except (images.BadImage, OSError) as error:
+      problem = problem or {'source': source.spec, 'name': name,
+                            'reason': _reason(error)}
+      index = int(rng.integers(len(source)))
+  raise errors.UserError(
+      f'{_MAX_REPLACEMENTS} records of {source.spec} in a row cannot be '
+      f'decoded, the first ({text.printable(problem["name"])}) because: '
+      f'{problem["reason"]}; check the source')
+
+
 def size_at(crops: crops_lib.Crops, seed: int, step: int) -> int:
   """Index into `crops.sizes` that a step draws; 0 if there are none."""
   if not crops.sizes:
@@ -191,10 +215,23 @@ def _ignore_signals(*_):
     signal.signal(number, signal.SIG_IGN)
 
 
+class Rows(Protocol):
+  """A plan of rows: Plan, and examples.Examples."""
+
+  batch_size: int
+  group_images: int
+
+  def sample(self, row: int) -> dict:
+    """Arrays of one global row number."""
+
+  def collate(self, samples: Sequence[dict]) -> dict:
+    """Rows as a batch."""
+
+
 class _Rows:
   """This process's rows of every batch, as a random-access sequence."""
 
-  def __init__(self, plan: Plan, start_step: int, process_index: int,
+  def __init__(self, plan: Rows, start_step: int, process_index: int,
                process_count: int):
     self._plan, self._start = plan, start_step
     self._index, self._count = process_index, process_count
@@ -210,21 +247,21 @@ class _Rows:
         + self._index * per_process + row)
 
 
-def train_batches(plan: Plan, start_step: int = 0, *, process_index: int = 0,
+def train_batches(plan: Rows, start_step: int = 0, *, process_index: int = 0,
                   process_count: int = 1, num_workers: int = 0,
                   num_threads: int = 2) -> Iterator[dict]:
   """This process's share of every global batch from `start_step` on.
 
   Args:
-    plan: sources, crops and masks of the rows.
+    plan: sources, and everything else that rows depend on.
     start_step: number of the first step.
     process_index: number of this process.
     process_count: number of processes.
     num_workers: processes that decode; 0: threads of this one.
     num_threads: threads that decode in each of them.
 
-  Yields numpy dicts: global [b, v, y, x, c], local and gram (from step
-  `gram_start` on) uint8; label, row [b]; bad [b] (replaced); mask [b, v, p]
+  Yields numpy dicts, and of a Plan these: global [b, v, y, x, c], local and
+  gram (from step `gram_start` on) uint8; label, row [b]; bad [b] (replaced); mask [b, v, p]
   bool, mask_index and mask_weight [g, m] unless `masks` is None; problems, a
   list of what could not be read.
 

@@ -1,0 +1,107 @@
+"""Training of heads within a protocol, by the loop that pretrains.
+
+A stop leaves the step that was saved, and the same command goes on from it.
+"""
+
+from collections.abc import Callable, Iterator
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dinojax.core import errors
+from dinojax.core import tree
+from dinojax.data import examples as examples_lib
+from dinojax.data import pipeline
+from dinojax.engine import loop
+from dinojax.engine import report
+from dinojax.evals import protocol
+from dinojax.parallel import mesh as mesh_lib
+from dinojax.probes import fit as fit_lib
+
+SEED = 0
+_SAVES = 4  # checkpoints of a training
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+  """Batches of a training.
+
+  Attributes:
+    shapes: shapes and shardings of what the host sends.
+    make: numpy batches of this process from a step on.
+    num_images: images of a step.
+  """
+
+  shapes: tree.Tree
+  make: Callable[[int], Iterator[dict]]
+  num_images: int
+
+
+def padded(num_images: int, mesh: jax.sharding.Mesh) -> int:
+  """Rows of a batch of so many images: as many for every device."""
+  return -(-num_images // mesh.size) * mesh.size
+
+
+def from_images(job: protocol.Job, source: examples_lib.Items,
+                prepare: Callable[[Any, np.random.Generator], dict],
+                num_images: int) -> Batches:
+  """Batches of images that are read anew in every epoch.
+
+  Args:
+    job: model, and how images are read.
+    source: records.
+    prepare: see Examples; `image` [y, x, c] uint8 is normalised on the
+      devices, floats are taken as they are.
+    num_images: images of a step.
+
+  Raises:
+    UserError: no record can be read.
+  """
+  mesh = job.model.mesh
+  plan = examples_lib.Examples(
+      source, prepare, min(num_images, len(source)),
+      padded(min(num_images, len(source)), mesh), SEED)
+  row = plan.collate([plan.sample(0)])
+  row.pop('problems')
+  shapes = jax.tree.map(
+      lambda x: fit_lib.rows(mesh, jnp.dtype(x.dtype), plan.batch_size,
+                             *x.shape[1:]), row)
+
+  def make(step: int) -> Iterator[dict]:
+    return pipeline.train_batches(
+        plan, step, process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_workers=job.reading.num_workers,
+        num_threads=job.reading.num_threads)
+
+  return Batches(shapes, make, plan.num_images)
+
+
+def train(job: protocol.Job, fit: fit_lib.Fit, batches: Batches, steps: int,
+          name: str = 'heads') -> dict:
+  """The state after the last step; what a stop left is continued.
+
+  Args:
+    job: where, and on what.
+    fit: the heads.
+    batches: what they learn from.
+    steps: length.
+    name: folder within the job's.
+
+  Raises:
+    Stopped: a signal ended the training, whose step is saved.
+  """
+  mesh = job.model.mesh
+  with mesh_lib.activate(mesh):
+    result = loop.run(loop.Job(
+        trainable=fit, mesh=mesh, workdir=job.folder / name, seed=SEED,
+        total_steps=steps, checkpoint_steps=max(steps // _SAVES, 1), keep=1,
+        batches=batches.make,
+        log=report.Options(batch_size=batches.num_images,
+                           every_steps=max(steps // 10, 1)), info={}))
+  if not result.finished:
+    raise errors.Stopped
+  return result.state
