@@ -261,9 +261,9 @@ def train_batches(plan: Rows, start_step: int = 0, *, process_index: int = 0,
     num_threads: threads that decode in each of them.
 
   Yields numpy dicts, and of a Plan these: global [b, v, y, x, c], local and
-  gram (from step `gram_start` on) uint8; label, row [b]; bad [b] (replaced); mask [b, v, p]
-  bool, mask_index and mask_weight [g, m] unless `masks` is None; problems, a
-  list of what could not be read.
+  gram (from step `gram_start` on) uint8; label, row [b]; bad [b] (replaced);
+  mask [b, v, p] bool, mask_index and mask_weight [g, m] unless `masks` is
+  None; problems, a list of what could not be read.
 
   Raises:
     UserError: the batch does not divide into processes and groups.

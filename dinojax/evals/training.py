@@ -87,7 +87,7 @@ def train(job: protocol.Job, fit: fit_lib.Fit, batches: Batches, steps: int,
   Args:
     job: where, and on what.
     fit: the heads.
-    batches: what they learn from.
+    batches: images and labels that they learn from.
     steps: length.
     name: folder within the job's.
 
