@@ -20,6 +20,12 @@ class Chosen:
   def __len__(self) -> int:
     return len(self._chosen)
 
+  def order(self, sizes: bool) -> list[str]:
+    """Lines that decide which record has which number, see data.identity."""
+    inner = getattr(self._inner, 'order', None)
+    return [*(inner(sizes) if inner else [str(len(self._inner))]),
+            ' '.join(map(str, self._chosen))]
+
   def __getitem__(self, index: int) -> record_lib.Record:
     return self._inner[int(self._chosen[index])]
 

@@ -21,6 +21,7 @@ from dinojax.data import record as record_lib
 from dinojax.data import sources
 from dinojax.features import backbone as backbone_lib
 from dinojax.features import preprocessing
+from dinojax.features import rows as rows_lib
 from dinojax.features import spec as spec_lib
 from dinojax.features import stream
 
@@ -82,6 +83,9 @@ class Job:
     sets: opened sets by role; of most roles one, () where none is given.
     sizes: sizes of the images.
     folder: where a protocol keeps what a later start needs.
+    weights: digest of the model, see features.store.
+    features: where features are kept for a later start, and for protocols
+      that read the same; None: nowhere.
     reading: how images are read.
     say: gets sentences for the user.
     progress: gets the number of images that were read since the last call.
@@ -91,6 +95,8 @@ class Job:
   sets: Mapping[str, tuple[Any, ...]]
   sizes: preprocessing.Preprocessing
   folder: epath.Path
+  weights: str = ''
+  features: epath.Path | None = None
   reading: stream.Reading = stream.AS_USUAL
   say: Callable[[str], None] = print
   progress: Callable[[int], None] = lambda count: None
@@ -194,16 +200,15 @@ def features(job: Job, source: record_lib.Source,
   Raises:
     UserError: the backbone has no such features, or no image can be read.
   """
-  batches = stream.read(job.model, specs, source, job.sizes, job.reading,
-                        reduce=reduce)
-
   def columns(batch: stream.Batch) -> Rows:
     stream.warn(batch.bad, source)
-    job.progress(len(batch.rows) + len(batch.bad))
     return {name: np.asarray(array, np.float32)
             for name, array in batch.local().items()}
 
-  rows = stream.table(job.model.mesh, batches, columns)
+  rows = rows_lib.table(
+      rows_lib.Extraction(job.model, job.weights, source, specs, job.sizes,
+                          job.reading, reduce),
+      columns, folder=job.features, progress=job.progress)
   if not len(rows['index']):
     raise errors.UserError(
         f'none of the {len(source)} images of {source.spec} can be read')

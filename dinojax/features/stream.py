@@ -143,9 +143,26 @@ def table(mesh: jax.sharding.Mesh, batches: Iterable[Batch],
   Returns:
     The columns, and `index` and `label` of each row.
   """
-  parts = [{name: np.array([row[name] for row in batch.rows], np.int64)
-            for name in ('index', 'label')} | columns(batch)
-           for batch in batches]
+  return together(mesh, [of_batch(batch, columns) for batch in batches])
+
+
+def of_batch(batch: Batch,
+             columns: Callable[[Batch], dict[str, np.ndarray]]
+             ) -> dict[str, np.ndarray]:
+  """Columns of this process's readable records of a batch, see `table`."""
+  return {name: np.array([row[name] for row in batch.rows], np.int64)
+          for name in ('index', 'label')} | columns(batch)
+
+
+def together(mesh: jax.sharding.Mesh,
+             parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+  """Columns of batches, of all processes, in data order.
+
+  Args:
+    mesh: devices of the backbone.
+    parts: columns of each batch of this process, see `of_batch`; all
+      processes give as many.
+  """
   whole = _everywhere({key: np.concatenate([part[key] for part in parts])
                        for key in parts[0]}, _takers(mesh)[0])
   order = np.argsort(whole['index'], kind='stable')

@@ -37,6 +37,7 @@ from dinojax.runs import workdir as workdir_lib
 
 RESULTS, TABLE, ROWS = 'results.jsonl', 'results.md', 'rows'
 PICTURES = 'pictures'
+WORK, FEATURES = 'work', 'features'  # what a later start needs
 _SIZES = (256, 224)
 
 
@@ -165,7 +166,7 @@ def _measure(name: str, model: backbone_lib.Backbone,
   total = registry.PROTOCOLS[name].passes(
       section, {role: sum(len(each) for each in several)
                 for role, several in opened.items()})
-  began, work = time.monotonic(), folder / 'work' / (
+  began, work = time.monotonic(), folder / WORK / (
       f'{name}-{key}-{identity["weights"]}')
   if processes.is_first():
     print(f'{name} of {text.printable(model.source)}: {total} images through '
@@ -173,7 +174,8 @@ def _measure(name: str, model: backbone_lib.Backbone,
   with log.Bar(total) as bar:
     counted = _Count(bar.show)
     measured = registry.run(name, protocol_lib.Job(
-        model, opened, sizes, work, stream.Reading(
+        model, opened, sizes, work, identity['weights'],
+        folder / WORK / FEATURES, stream.Reading(
             settings.reading.batch_size, settings.reading.num_threads,
             settings.reading.num_workers, settings.reading.max_pixels),
         bar.say if processes.is_first() else lambda _: None, counted.add),
