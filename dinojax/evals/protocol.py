@@ -112,7 +112,7 @@ class Measured:
     score: rows to named scores in per cent, or in the unit of their name;
       `means`: the means of all columns.
     facts: more about the numbers, such as the head that was chosen.
-    names: names of the rows' images, for files of single predictions.
+    classes: names of the classes that rows number.
     pictures: [y, x, 3] uint8 by name, for people to look at.
     resamples: samples of the bootstrap; 0: scores have no interval.
   """
@@ -121,7 +121,7 @@ class Measured:
   rows: Rows
   score: Callable[[Rows], dict[str, float]]
   facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  names: Sequence[str] = ()
+  classes: Sequence[str] = ()
   pictures: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
   resamples: int = 1000
 
@@ -242,6 +242,38 @@ def in_common(rows: Rows, labels: np.ndarray, name: str) -> Rows:
         'sub-folders')
   return {key: value[known] for key, value in (rows | {
       'label': labels}).items()}
+
+
+def classified(test: record_lib.Source, index: np.ndarray,
+               answers: np.ndarray, labels: np.ndarray,
+               classes_: Sequence[str],
+               facts: Mapping[str, Any]) -> Measured:
+  """Accuracies of answers to images of one class each.
+
+  Args:
+    test: the source.
+    index: [r] numbers of the images in it.
+    answers: [r, n] classes, the best first.
+    labels: [r] the right class.
+    classes_: names of the classes.
+    facts: see Measured.
+  """
+  right = answers == labels[:, None]
+  rows = {'index': index, 'label': labels, 'prediction': answers[:, 0]} | {
+      f'top-{top}': right[:, :top].any(1).astype(float)
+      for top in tops(len(classes_))}
+  return Measured(test.spec, rows, _accuracies, facts,
+                  classes=tuple(classes_))
+
+
+def _accuracies(rows: Rows) -> dict[str, float]:
+  """Accuracies in per cent; every class that occurs weighs the same in one."""
+  out = means({name: column for name, column in rows.items()
+               if name.startswith('top-')})
+  count = np.bincount(rows['label'])
+  right = np.bincount(rows['label'], rows['top-1'])
+  return out | {'mean per class': 100.0 * float(
+      np.mean(right[count > 0] / count[count > 0]))}
 
 
 def tops(num_classes: int) -> Sequence[int]:

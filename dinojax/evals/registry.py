@@ -29,6 +29,9 @@ SUITES = {'quick': ('knn', 'linear', 'rankme'),
           'all': tuple(PROTOCOLS)}
 
 
+CACHED_SUITES = ('quick',)  # their heads learn from stored features
+
+
 @dataclasses.dataclass(frozen=True)
 class Reading:
   """How images are read; changes nothing but the time that it takes."""
@@ -66,6 +69,26 @@ def read(config: Any) -> Settings:
       Settings, config_lib.plain(config), path='', problems=problems)
   problems.raise_any()
   return settings
+
+
+def cached(settings: Settings) -> Settings:
+  """The settings with heads that learn from features computed once."""
+  return dataclasses.replace(settings, **{
+      name: dataclasses.replace(getattr(settings, name), cached=True)
+      for name in PROTOCOLS if hasattr(getattr(settings, name), 'cached')})
+
+
+def listed_protocols() -> str:
+  """Every protocol, its sets and its cost, for people."""
+  return '; '.join(
+      f'{name}, {module.TITLE} (sets: {", ".join(module.ROLES)}; images: '
+      f'{module.COST})' for name, module in PROTOCOLS.items())
+
+
+def listed_suites() -> str:
+  """Every suite and its protocols, for people."""
+  return '; '.join(f'{name} is {", ".join(protocols)}'
+                   for name, protocols in SUITES.items())
 
 
 def chosen(names: Sequence[str], suite: str | None) -> list[str]:

@@ -71,11 +71,14 @@ def from_images(job: protocol.Job, source: examples_lib.Items,
                              *x.shape[1:]), row)
 
   def make(step: int) -> Iterator[dict]:
-    return pipeline.train_batches(
+    job.progress(step * plan.num_images)
+    for batch in pipeline.train_batches(
         plan, step, process_index=jax.process_index(),
         process_count=jax.process_count(),
         num_workers=job.reading.num_workers,
-        num_threads=job.reading.num_threads)
+        num_threads=job.reading.num_threads):
+      yield batch
+      job.progress(plan.num_images)
 
   return Batches(shapes, make, plan.num_images)
 

@@ -8,22 +8,18 @@ in rows/.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import datetime
-import io
-import json
+import itertools
 import time
 from typing import Any
 
 from etils import epath
-import numpy as np
-from PIL import Image
 
-import dinojax
 from dinojax.core import atomic
 from dinojax.core import errors
 from dinojax.core import log
 from dinojax.core import paths
 from dinojax.core import text
+from dinojax.data import identity as identity_lib
 from dinojax.evals import protocol as protocol_lib
 from dinojax.evals import registry
 from dinojax.features import backbone as backbone_lib
@@ -33,10 +29,9 @@ from dinojax.features import stream
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
 from dinojax.runs import models as models_lib
+from dinojax.runs import scores
 from dinojax.runs import workdir as workdir_lib
 
-RESULTS, TABLE, ROWS = 'results.jsonl', 'results.md', 'rows'
-PICTURES = 'pictures'
 WORK, FEATURES = 'work', 'features'  # what a later start needs
 _SIZES = (256, 224)
 
@@ -52,6 +47,9 @@ class Request:
   train: str | None = None
   validation: str | None = None
   test: Sequence[str] = ()
+  sizes: Sequence[str] = ()
+  cache: bool = False
+  predictions: bool = False
   out: str | None = None
 
 
@@ -68,27 +66,61 @@ def evaluate(request: Request) -> str:
   processes.initialize()
   names = registry.chosen(request.protocols, request.suite)
   settings = registry.read(request.config or {})
+  if request.cache or request.suite in registry.CACHED_SUITES:
+    settings = registry.cached(settings)
   settings = _with_data(settings, request)
+  at_sizes = _at_sizes(settings, request.sizes)
   folder = epath.Path(paths.expand(request.out or default_out(
       request.models)))
   names = _with_sets(names, request, settings)
   opened = {name: registry.opened(name, settings) for name in names}
   with workdir_lib.writable(folder):
-    for part in (ROWS, PICTURES):
-      (folder / part).mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
   for name in request.models:
     pinned = models_lib.at_its_last_step(paths.expand(name))
     model = backbone_lib.Backbone.of(
         models_lib.read(pinned), mesh_lib.make(), source=pinned)
     for protocol in names:
       registry.check(protocol, settings, model.config)
-    for protocol in names:
-      _measure(protocol, model, settings, opened[protocol], folder)
+    for settings in at_sizes:
+      for protocol in names:
+        _measure(protocol, model, settings, opened[protocol], folder)
   if not processes.is_first():
     return ''
-  table = markdown(log.rows(folder / RESULTS))
-  atomic.write_text(folder / TABLE, table)
+  if request.predictions:
+    scores.write_predictions(folder, _names(opened))
+  table = scores.markdown(scores.read(folder))
+  atomic.write_text(folder / scores.TABLE, table)
   return table
+
+
+def _names(opened: Mapping[str, Mapping[str, tuple]]) -> dict[str, list[str]]:
+  """Names of the images of every source that lists them, by its spec."""
+  out = {}
+  for source in itertools.chain.from_iterable(
+      itertools.chain.from_iterable(sets.values()) for sets in opened.values()):
+    names = identity_lib.lines(source)
+    if len(names) == len(source):
+      out[source.spec] = names
+  return out
+
+
+def _at_sizes(settings: registry.Settings, sizes: Sequence[str]
+              ) -> list[registry.Settings]:
+  """The settings at every size that is asked for.
+
+  Raises:
+    UserError: a size is no number of pixels.
+  """
+  if not sizes:
+    return [settings]
+  for size in sizes:
+    if not size.isdecimal() or not int(size):
+      raise errors.UserError(
+          f'--sizes={size} is no number of pixels: give --sizes=224,448')
+  return [dataclasses.replace(settings, data=dataclasses.replace(
+      settings.data, crop_px=px, resize_px=round(px * _SIZES[0] / _SIZES[1])))
+          for px in map(int, sizes)]
 
 
 def _with_sets(names: Sequence[str], request: Request,
@@ -156,10 +188,9 @@ def _measure(name: str, model: backbone_lib.Backbone,
   key = protocol_lib.key(name, section, sets | {
       'px': [data.resize_px, data.crop_px, settings.reading.max_pixels]})
   identity = {'model': model.source, 'weights': store_lib.digest(
-      model.config, model.params), 'protocol': name, 'key': key}
-  done = any(identity.items() <= row.items()
-             for row in log.rows(folder / RESULTS))
-  if processes.of_first(str(done)) == 'True':
+      model.config, model.params), 'protocol': name, 'key': key,
+              'px': data.crop_px}
+  if processes.of_first(str(scores.is_done(folder, identity))) == 'True':
     return
   sizes = preprocessing.Preprocessing(data.resize_px, data.crop_px)
   sizes.check(model.config)
@@ -181,7 +212,7 @@ def _measure(name: str, model: backbone_lib.Backbone,
         bar.say if processes.is_first() else lambda _: None, counted.add),
         settings)
   if processes.is_first():
-    _keep(folder, identity, measured, time.monotonic() - began)
+    scores.keep(folder, identity, measured, time.monotonic() - began)
 
 
 class _Count:
@@ -195,66 +226,3 @@ class _Count:
     """Shows `count` more."""
     self._done += count
     self._show(self._done)
-
-
-def _keep(folder: epath.Path, identity: Mapping[str, str],
-          measured: Sequence[protocol_lib.Measured], seconds: float):
-  """Writes rows and lines of a protocol: the lines last, and all at once."""
-  lines = []
-  for i, part in enumerate(measured):
-    name = '-'.join((identity['protocol'], identity['key'],
-                     identity['weights'], str(i)))
-    packed = io.BytesIO()
-    np.savez(packed, **part.rows)
-    atomic.write_bytes(folder / ROWS / f'{name}.npz', packed.getvalue())
-    pictures = [f'{PICTURES}/{name}-{picture}.png' for picture in part.pictures]
-    for file, pixels in zip(pictures, part.pictures.values(), strict=True):
-      atomic.write_bytes(folder / file, _png(pixels))
-    intervals = part.intervals()
-    for metric, value in part.scores().items():
-      low, high = intervals.get(metric, (None, None))
-      lines.append(dict(identity) | {
-          'test': part.test, 'metric': metric, 'value': value, 'low': low,
-          'high': high, 'images': part.num_rows, 'facts': dict(part.facts),
-          'rows': f'{ROWS}/{name}.npz', 'pictures': pictures,
-          'seconds': round(seconds, 1),
-          'time': datetime.datetime.now(datetime.UTC).isoformat(
-              timespec='seconds'), 'dinojax': dinojax.__version__})
-  path = folder / RESULTS
-  before = path.read_text() if path.exists() else ''
-  atomic.write_text(path, before + ''.join(
-      json.dumps(line) + '\n' for line in lines))
-
-
-def _png(pixels: np.ndarray) -> bytes:
-  packed = io.BytesIO()
-  Image.fromarray(pixels).save(packed, 'PNG')
-  return packed.getvalue()
-
-
-def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-  """A table: a line a number's key and metric, a column a model.
-
-  Numbers of different keys are never beside each other.
-  """
-  models = list(dict.fromkeys(row['model'] for row in rows))
-  cells: dict[tuple, dict[str, str]] = {}
-  for row in rows:
-    place = (row['protocol'], row['key'], row['test'], row['metric'])
-    cells.setdefault(place, {})[row['model']] = shown(row)
-  lines = ['| protocol | test | metric | ' + ' | '.join(
-      text.printable(model) for model in models) + ' | key |',
-           '|---' * (4 + len(models)) + '|']
-  for (protocol, key, test, metric), values in cells.items():
-    lines.append(f'| {protocol} | {text.printable(test)} | {metric} | ' + (
-        ' | '.join(values.get(model, '–') for model in models))
-                 + f' | {key} |')
-  return '\n'.join(lines) + '\n'
-
-
-def shown(row: Mapping[str, Any]) -> str:
-  """'72.1 (70.4–73.9)': a number and its interval of 95 %."""
-  if row['low'] is None:
-    return f'{row["value"]:.1f}'
-  return f'{row["value"]:.1f} ({row["low"]:.1f}–{row["high"]:.1f})'
-

@@ -1,5 +1,6 @@
 """`dinojax evaluate`: numbers of a run, once each, in one table."""
 
+import csv
 import json
 import os
 import signal
@@ -13,11 +14,12 @@ from dinojax import commands
 from dinojax.core import errors
 from dinojax.data import sources
 from dinojax.evals import knn as knn_functions
+from dinojax.evals import linear_probe
 from dinojax.evals import protocol
 from dinojax.evals import registry
-from dinojax.evals.protocols import linear
 from dinojax.runs import evaluation
 from dinojax.runs import models
+from dinojax.runs import scores
 from tests import forked
 from tests.runs import finished
 
@@ -72,7 +74,7 @@ def test_numbers_are_those_of_other_code(run, out):
     assert values['knn', f'top-1, k {k}']['value'] == pytest.approx(
         accuracy_by_hand(run, k))
   linear = values['linear', 'top-1']
-  assert linear['facts']['augmentation'] == 'none'
+  assert linear['facts']['augmentation'] == 'random crops'
   assert linear['facts']['heads'] == 13 * 4
   assert {name for name, _ in values} == set(registry.PROTOCOLS)
   effective = values['rankme', 'effective rank']
@@ -85,7 +87,7 @@ def test_numbers_are_those_of_other_code(run, out):
 
 def test_rows_of_images_give_the_numbers_again(out):
   for row in rows(out):
-    if row['protocol'] in ('knn', 'linear'):
+    if row['metric'].startswith('top-'):
       with np.load(out / row['rows']) as columns:
         assert 100 * columns[row['metric']].mean() == pytest.approx(
             row['value'])
@@ -110,9 +112,9 @@ def test_models_are_columns_and_keys_are_lines(run, out):
       [str(run), f'{run}@1'], ['knn'], out=str(out)))
   head, _, *lines = table.splitlines()
   assert head.endswith(f'| {run}@6 | {run}@1 | key |')
-  shared = [line for line in lines if line.split('|')[5] != ' – ']
+  shared = [line for line in lines if line.split('|')[6] != ' – ']
   assert shared == [line for line in lines if line.startswith('| knn ')]
-  other = evaluation.markdown([
+  other = scores.markdown([
       *rows(out), rows(out)[0] | {'key': 'other', 'model': 'm'}])
   assert len(other.splitlines()) == len(table.splitlines()) + 1
 
@@ -122,6 +124,7 @@ def test_models_are_columns_and_keys_are_lines(run, out):
     ([], 'no protocol is asked for: give --protocols=knn,linear'),
     (['--suite=fast'], '--suite=fast is not known: use one of quick'),
     (['--protocols=knn', '--test=folder:/nowhere'], '/nowhere'),
+    (['--protocols=knn', '--sizes=big'], '--sizes=big is no number of pixels'),
     (['--protocols=knn', '--train=patterns:train'], 'data.test is missing')])
 def test_mistakes_are_said_before_work(words, message, tmp_path, capsys):
   model = tmp_path / 'export'
@@ -130,6 +133,33 @@ def test_mistakes_are_said_before_work(words, message, tmp_path, capsys):
   code = commands.run('evaluate', [
       f'--model={folder}/export', f'--out={tmp_path}/o', CACHE, *words])
   assert code == 2 and message in capsys.readouterr().err
+
+
+def test_sets_sizes_and_predictions(run, tmp_path):
+  """Every set and size has lines of its own, images a line of a file."""
+  assert commands.run('evaluate', [
+      f'--model={run}', '--protocols=knn,linear', '--cache', '--predictions',
+      '--test=patterns:validation,held_out:patterns:train', '--sizes=32,16',
+      '--train=patterns:train', f'--out={tmp_path}', CACHE,
+      '--config.linear.layers=(1,)', '--config.linear.min_steps=40']) == 0
+  lines = rows(tmp_path)
+  assert {(row['protocol'], row['test'], row['px']) for row in lines} == {
+      (protocol, test, px) for protocol in ('knn', 'linear')
+      for test in ('patterns:validation', 'held_out:patterns:train')
+      for px in (32, 16)}
+  row = next(row for row in lines if row['metric'] == 'mean per class')
+  assert row['facts']['augmentation'] == 'none'
+  name = row['rows'].removeprefix('rows/').removesuffix('.npz')
+  with open(tmp_path / 'predictions' / f'{name}.csv', newline='') as file:
+    told = list(csv.DictReader(file))
+  by_class = {}
+  for image in told:
+    by_class.setdefault(image['label'], []).append(
+        image['label'] == image['prediction'])
+  classes = sources.open_source('patterns:validation').classes
+  assert set(by_class) == set(classes) and len(told) == row['images']
+  assert 100 * np.mean([np.mean(hits) for hits in by_class.values()]) == (
+      pytest.approx(row['value']))
 
 
 def test_a_signal_leaves_no_line_and_the_code_of_a_signal(
@@ -238,7 +268,7 @@ def test_batches_of_heads_are_the_same_on_any_mesh():
   """Seven images of a batch are padded for four devices, which weighs 0."""
   labels = np.arange(10)
   alone, padded = (
-      next(linear._batches({'f': labels[:, None]}, labels, 7, rows, 3))
+      next(linear_probe.stored_rows({'f': labels[:, None]}, labels, 7, rows, 3))
       for rows in (7, 8))
   np.testing.assert_array_equal(alone['target'], padded['target'][:7])
   assert list(padded['weight']) == [1] * 7 + [0] and alone['weight'].all()
