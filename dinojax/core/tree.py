@@ -34,3 +34,27 @@ def map_with_name(function: Callable[..., Any], tree: Tree, *rest: Tree):
 def num_elements(tree: Tree) -> int:
   """Number of array elements in the tree."""
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def divide(tree: Tree, chosen: Callable[[str], bool]) -> tuple[dict, dict]:
+  """Nested dicts of the leaves whose path is chosen, and of all others.
+
+  Neither holds empty dicts.
+  """
+  parts: tuple[dict, dict] = ({}, {})
+  for name, leaf in items(tree):
+    *parents, last = name.split('/')
+    place = parts[0 if chosen(name) else 1]
+    for parent in parents:
+      place = place.setdefault(parent, {})
+    place[last] = leaf
+  return parts
+
+
+def join(first: dict, second: dict) -> dict:
+  """The inverse of `divide`: all leaves of two nested dicts."""
+  out = dict(first)
+  for name, value in second.items():
+    out[name] = join(out[name], value) if (
+        name in out and isinstance(value, dict)) else value
+  return out

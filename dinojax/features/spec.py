@@ -94,13 +94,17 @@ class FeatureSpec:
 
 
 def compute(net: nnx.Module, images: Array,
-            specs: Mapping[str, FeatureSpec]) -> dict[str, list[Outputs]]:
+            specs: Mapping[str, FeatureSpec],
+            draws: Mapping[str, Array] | None = None
+            ) -> dict[str, list[Outputs]]:
   """Features of images for several specs, in one pass of the backbone.
 
   Args:
     net: the backbone, as a call of network.Functional.apply gets it.
     images: [b, y, x, c] normalised.
     specs: outputs and layers to read, by name; see FeatureSpec.check.
+    draws: see models.randomness, of one kind of crops; None: nothing is
+      random.
 
   Returns:
     By name, for every layer in the order of its depth, arrays by output.
@@ -112,7 +116,8 @@ def compute(net: nnx.Module, images: Array,
       kinds.append(spec.place)
     wanted += [(kind, i) for i in spec.indices(depth) for kind in kinds]
   wanted = list(dict.fromkeys(wanted))
-  activations = dict(zip(wanted, net.read(images, wanted), strict=True))
+  activations = dict(zip(wanted, net.read(images, wanted, draws),
+                         strict=True))
   return {
       name: [_outputs(net.config, activations, images.shape[1:3], spec, i)
              for i in spec.indices(depth)]

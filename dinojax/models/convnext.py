@@ -281,8 +281,8 @@ class ConvNeXt(nnx.Module):
     kind = 'normed' if norm else 'raw'
     return self.read(images, [(kind, index) for index in sorted(indices)])
 
-  def read(self, images: Array,
-           wanted: Sequence[tuple[str, int]]) -> list[Outputs]:
+  def read(self, images: Array, wanted: Sequence[tuple[str, int]],
+           draws: dict[str, Array] | None = None) -> list[Outputs]:
     """Features of any stages, in one pass through them.
 
     Args:
@@ -291,10 +291,12 @@ class ConvNeXt(nnx.Module):
         after the stage and the final norm, which the last one alone has
         ('final': that on its own grid);
         'raw' without it, 'before' what enters the stage.
+      draws: nothing is random here.
 
     Returns:
       Features for each, as `__call__` has them.
     """
+    del draws
     maps, out = self.maps(images), []
     for kind, stage in wanted:
       index = stage - (kind == 'before')

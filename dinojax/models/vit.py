@@ -227,8 +227,8 @@ class ViT(nnx.Module):
     kind = 'normed' if norm else 'raw'
     return self.read(images, [(kind, index) for index in sorted(indices)])
 
-  def read(self, images: Array,
-           wanted: Sequence[tuple[str, int]]) -> list[Outputs | Array]:
+  def read(self, images: Array, wanted: Sequence[tuple[str, int]],
+           draws: dict[str, Array] | None = None) -> list[Outputs | Array]:
     """Features and attention of any blocks, in one pass through them.
 
     Args:
@@ -238,12 +238,15 @@ class ViT(nnx.Module):
         without the norm, 'before' what enters the block; 'keys' of its
         attention [r, n, d], before RoPE turns them; 'attention' [r, h, n, n],
         rows of which sum to one; 'cls_attention' [r, h, n], its first row.
+      draws: random choices for one kind of crops, see models.randomness; None:
+        nothing is random.
 
     Returns:
       One result for each: features as `__call__` has them, or an array.
     """
     grid = self.config.grid(images.shape[1:3])
     tokens, rope, start = self.embed(images), self._rope(grid, None), 0
+    drawn = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), draws or {})
     # Blocks that have to be run before each can be read.
     stops = {pair: pair[1] + (pair[0] in ('final', 'normed', 'raw'))
              for pair in wanted}
@@ -251,7 +254,7 @@ class ViT(nnx.Module):
     for pair in sorted(stops, key=stops.get):
       if stops[pair] > start:
         tokens, = self._run(
-            [tokens], [rope], [grid], [{}], start, stops[pair])
+            [tokens], [rope], [grid], [drawn], start, stops[pair])
         start = stops[pair]
       kind, layer = pair
       if kind in ('keys', 'attention', 'cls_attention'):

@@ -2,7 +2,8 @@
 
 For every choice of features there is a stack of heads that differ in their
 rates. One function learns one head, and is mapped over the stack: a head that
-diverges is skipped, counted and ranked last, and stops no other.
+diverges is skipped, counted and ranked last, and stops no other. Of one head
+alone, parts of the backbone may be trained with it.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from dinojax.augment import photometric
 from dinojax.core import tree
@@ -20,6 +22,7 @@ from dinojax.engine import trainable
 from dinojax.features import backbone as backbone_lib
 from dinojax.features import spec as spec_lib
 from dinojax.parallel import mesh as mesh_lib
+from dinojax.probes import finetuning
 from dinojax.probes import task as task_lib
 
 Array = jax.Array
@@ -55,8 +58,8 @@ class Fit:
   """Heads of a task on a frozen backbone, see the module.
 
   The state holds `heads`, by choice {'params', 'opt', 'counters'} of stacks
-  with the heads leading, 'stats' where the task has any, and `frozen`, the
-  backbone, unless batches bring features.
+  with the heads leading, 'stats' where the task has any, 'ema' where an
+  average is kept, and `frozen`, the backbone, unless batches bring features.
   """
 
   named = 'heads'
@@ -67,7 +70,9 @@ class Fit:
                rule: optimizer_lib.Optimizer,
                schedule: Callable[[Array], Mapping[str, Array]],
                seed: int = 0, clip_norm: float | None = None,
-               heads_at_once: int | None = None):
+               heads_at_once: int | None = None,
+               trainable: finetuning.Trained | None = None,
+               ema_decay: float | None = None):
     """Plans the training of heads.
 
     Args:
@@ -84,11 +89,23 @@ class Fit:
       clip_norm: norm that the gradients of a head are clipped to; None: not.
       heads_at_once: heads that are trained side by side, where all would not
         fit the memory; None: all.
+      trainable: part of the backbone that is trained too, with one head that
+        gets images.
+      ema_decay: share that an average of the parameters keeps in a step;
+        None: there is none.
+
+    Raises:
+      ValueError: parts of the backbone with several heads, or with features.
     """
     self.task, self.model, self.sweep = task, model, sweep
     self._batch, self._rule, self._schedule = batch, rule, schedule
     self._clip_norm, self._at_once = clip_norm, heads_at_once
-    self._seed = seed
+    self._seed, self._ema_decay = seed, ema_decay
+    self._trainable = trainable
+    if trainable and (sweep.size * len(task.choices) != 1
+                      or not self.takes_images):
+      raise ValueError('parts of the backbone are trained with one head, that '
+                       'gets images: give one rate and one choice')
     self._warned = 0  # heads that diverged, told already
     self._everywhere = jax.NamedSharding(model.mesh, jax.P())
 
@@ -130,15 +147,19 @@ class Fit:
 
   def create(self, key: Array) -> trainable.State:
     """Heads before their first step."""
-    return jax.jit(self._fresh, out_shardings=self._everywhere)(key)
+    given = self._given()
+    shapes = jax.eval_shape(self._fresh, key, given)
+    return jax.jit(self._fresh, out_shardings=self._shardings(shapes))(
+        key, given)
 
   def saved(self, info: Mapping[str, Any]) -> trainable.State:
     """Shapes of a checkpoint: the same at every step."""
     del info
+    shapes = self._shapes()
     return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(
-            x.shape, x.dtype, sharding=self._everywhere),
-        jax.eval_shape(self._fresh, jax.random.key(0)))
+        lambda x, sharding: jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=sharding),
+        shapes, self._shardings(shapes))
 
   def enter(self, state: trainable.State,
             variant: Hashable) -> trainable.State:
@@ -147,12 +168,14 @@ class Fit:
     if not self.takes_images or trainable.FROZEN in state:
       return state
     frozen = self.model.params
+    if self._trainable:
+      _, frozen = self._trainable.divide(frozen)
     return state | {trainable.FROZEN: trainable.shapes_of(frozen) if (
         trainable.is_abstract(state)) else jax.tree.map(jnp.copy, frozen)}
 
   def evaluated(self, state: trainable.State) -> dict[str, tree.Tree]:
     """Parameters and statistics of the stacks, by choice."""
-    return {choice: {'params': heads['params'],
+    return {choice: {'params': heads.get('ema', heads['params']),
                      'stats': heads.get('stats', {})}
             for choice, heads in state['heads'].items()}
 
@@ -167,8 +190,8 @@ class Fit:
 
   def leaf(self, index: int) -> str:
     """The name of a gradient of the heads."""
-    names = [f'{choice}/{name}' for choice, heads in jax.eval_shape(
-        self._fresh, jax.random.key(0))['heads'].items()
+    names = [f'{choice}/{name}'
+             for choice, heads in self._shapes()['heads'].items()
              for name, _ in tree.items(heads['params'])]
     return names[index]
 
@@ -178,8 +201,11 @@ class Fit:
            variant: Hashable) -> tuple[trainable.State, trainable.Metrics]:
     """One update of every head."""
     del variant
-    computed = self.features(state, batch)
-    heads, losses, wrong = self.learn(state, computed, batch)
+    if self._trainable:
+      heads, losses, wrong = self._finetune(state, batch)
+    else:
+      heads, losses, wrong = self.learn(
+          state, self.features(state, batch), batch)
     rows = jnp.concatenate([losses[choice] for choice in heads])
     in_row = jnp.concatenate([
         head['counters']['in_row'] for head in heads.values()])
@@ -225,7 +251,7 @@ class Fit:
     heads, losses, wrong = {}, {}, []
     for choice, features in computed.items():
       learn = lambda head, rates, features=features: self._learn(
-          head, rates | shared, features, batch, draws)
+          head, rates | shared, lambda params: features, batch, draws)
       stack = (state['heads'][choice], rates)
       if self._at_once is None:
         heads[choice], losses[choice], bad = jax.vmap(learn)(*stack)
@@ -237,6 +263,31 @@ class Fit:
     wrong = jnp.concatenate(wrong)
     return heads, losses, jnp.max(wrong)
 
+  def _finetune(self, state: trainable.State, batch: tree.Tree
+                ) -> tuple[dict, dict[str, Array], Array]:
+    """The one head after an update with its part of the backbone."""
+    step, (choice,) = state['step'], self.task.choices
+    key = jax.random.fold_in(state['key'], step)
+    skipping = self._trainable.draw(
+        jax.random.fold_in(key, 1), self.model.config,
+        batch['image'].shape[0])
+    first = lambda stack: jax.tree.map(lambda x: x[0], stack)
+
+    def features(params):
+      weights = tree.join(
+          state[trainable.FROZEN], params[finetuning.BACKBONE])
+      return finetuning.features(
+          self.model, weights, batch['image'], dict(self.task.choices),
+          skipping)[choice]
+
+    rates = {name: value[0] if jnp.ndim(value) else value
+             for name, value in self.rates(step).items()}
+    head, loss, wrong = self._learn(
+        first(state['heads'][choice]), rates, features, batch,
+        self.task.draw(key, step, batch))
+    return ({choice: jax.tree.map(lambda x: x[None], head)},
+            {choice: loss[None]}, wrong)
+
   def rates(self, step: Array) -> dict[str, Array]:
     """Rates of a step: [s] of every head, or one number of all."""
     factors = dict(self._schedule(step))
@@ -245,27 +296,37 @@ class Fit:
     return swept | factors
 
   def _learn(self, head: dict, rates: Mapping[str, Array],
-             features: task_lib.Features, batch: tree.Tree,
-             draws: tree.Tree) -> tuple[dict, Array, Array]:
-    """One head after an update, its loss, and its first bad leaf."""
+             features: Callable[[tree.Tree], task_lib.Features],
+             batch: tree.Tree, draws: tree.Tree
+             ) -> tuple[dict, Array, Array]:
+    """One head after an update, its loss, and its first bad leaf.
+
+    Args:
+      head: parameters, state of the optimizer, and more.
+      rates: values of now.
+      features: function of the parameters to the features of the head.
+      batch: see Task.
+      draws: see Task.
+    """
     seen = head.get('stats', {})
 
     def loss(params):
       outputs, stats = self.task.outputs(
-          {'params': params, 'stats': seen}, features, batch, draws)
+          {'params': params, 'stats': seen}, features(params), batch, draws)
       return self.task.loss(outputs, batch, draws), stats
 
     (value, stats), grads = jax.value_and_grad(loss, has_aux=True)(
         head['params'])
     is_finite, leaf = optimizer_lib.finite_report(grads)
     is_finite &= jnp.isfinite(value)
-    grads, _ = optimizer_lib.clip_per_part({_HEAD: grads}, self._clip_norm)
-    ones = jax.tree.map(lambda _: 1.0, head['params'])
     params, opt = self._rule.update(
-        grads[_HEAD], head['opt'], head['params'], rates,
-        optimizer_lib.Multipliers(ones, ones))
+        self._clipped(grads), head['opt'], head['params'], rates,
+        self._multipliers(head['params']))
     new = {'params': self.task.settle(params), 'opt': opt} | (
         {'stats': stats} if seen else {})
+    if self._ema_decay is not None:
+      new['ema'] = optax.incremental_update(
+          new['params'], head['ema'], 1 - self._ema_decay)
     new = optimizer_lib.select(
         is_finite, new, {name: head[name] for name in new})
     bad = 1 - is_finite.astype(jnp.int32)
@@ -274,20 +335,61 @@ class Fit:
     return (new | {'counters': counters},
             jnp.where(is_finite, value, jnp.inf), leaf)
 
-  def _fresh(self, key: Array) -> trainable.State:
+  def _clipped(self, grads: tree.Tree) -> tree.Tree:
+    """Gradients of a head, and of its part of the backbone, each clipped."""
+    head, backbone = _parts(grads)
+    parts, _ = optimizer_lib.clip_per_part(
+        {_HEAD: head} | backbone, self._clip_norm)
+    return parts.pop(_HEAD) | parts
+
+  def _multipliers(self, params: tree.Tree) -> optimizer_lib.Multipliers:
+    head, backbone = _parts(params)
+    if backbone:
+      return self._trainable.multipliers(
+          head, backbone[finetuning.BACKBONE], self.model.config.depth)
+    ones = jax.tree.map(lambda _: 1.0, params)
+    return optimizer_lib.Multipliers(ones, ones)
+
+  def _given(self) -> tree.Tree:
+    """The part of the backbone that is trained; {} without any."""
+    if not self._trainable:
+      return {}
+    trained, _ = self._trainable.divide(self.model.params)
+    return {finetuning.BACKBONE: trained}
+
+  def _shapes(self) -> trainable.State:
+    return jax.eval_shape(self._fresh, jax.random.key(0), self._given())
+
+  def _shardings(self, shapes: trainable.State) -> tree.Tree:
+    if self._trainable:
+      return self._trainable.shardings(shapes, self.model)
+    return jax.tree.map(lambda _: self._everywhere, shapes)
+
+  def _fresh(self, key: Array, given: tree.Tree) -> trainable.State:
     heads = {}
     for i, (choice, wanted) in enumerate(self.task.choices.items()):
       keys = jax.random.split(jax.random.fold_in(key, i), self.sweep.size)
       widths = wanted.widths(self.model.config)
       head = jax.vmap(lambda k, c=choice, w=widths: self.task.init(
           k, w, c))(keys)
+      head['params'] |= jax.tree.map(
+          lambda x: x[None], finetuning.in_float32(given))
       # Checkpoints hold no empty entries.
       heads[choice] = {name: part for name, part in head.items() if part} | {
           'opt': jax.vmap(self._rule.init)(head['params']),
+          **({'ema': head['params']} if self._ema_decay is not None else {}),
           'counters': {name: jnp.zeros(self.sweep.size, jnp.int32)
                        for name in ('skipped', 'in_row')}}
     return {'step': jnp.int32(0), 'key': key, 'heads': heads,
             'counters': {'bad_images': jnp.int32(0)}}
+
+
+def _parts(params: tree.Tree) -> tuple[dict, dict]:
+  """Parameters of a head, and those of the backbone that it has with it."""
+  return ({name: part for name, part in params.items()
+           if name != finetuning.BACKBONE},
+          {name: part for name, part in params.items()
+           if name == finetuning.BACKBONE})
 
 
 def rows(mesh: jax.sharding.Mesh, dtype: Any, *shape: int
