@@ -17,13 +17,15 @@ from dinojax.core import errors
 from dinojax.core import fields
 from dinojax.data import images
 from dinojax.evals import protocol
+from dinojax.evals.protocols import finetune
 from dinojax.evals.protocols import knn
 from dinojax.evals.protocols import linear
 from dinojax.evals.protocols import rankme
 from dinojax.evals.protocols import retrieval
 
 PROTOCOLS: Mapping[str, types.ModuleType] = {
-    'knn': knn, 'linear': linear, 'rankme': rankme, 'retrieval': retrieval}
+    'knn': knn, 'linear': linear, 'finetune': finetune, 'rankme': rankme,
+    'retrieval': retrieval}
 SUITES = {'quick': ('knn', 'linear', 'rankme'),
           'classification': ('knn', 'linear'),
           'all': tuple(PROTOCOLS)}

@@ -40,14 +40,15 @@ class Batches:
   num_images: int
 
 
-def padded(num_images: int, mesh: jax.sharding.Mesh) -> int:
-  """Rows of a batch of so many images: as many for every device."""
-  return -(-num_images // mesh.size) * mesh.size
+def padded(num_images: int, mesh: jax.sharding.Mesh, group: int = 1) -> int:
+  """Rows of a batch of so many images: as many groups for every device."""
+  unit = mesh.size * group
+  return -(-num_images // unit) * unit
 
 
 def from_images(job: protocol.Job, source: examples_lib.Items,
                 prepare: Callable[[Any, np.random.Generator], dict],
-                num_images: int) -> Batches:
+                num_images: int, *, group_images: int = 1) -> Batches:
   """Batches of images that are read anew in every epoch.
 
   Args:
@@ -56,6 +57,7 @@ def from_images(job: protocol.Job, source: examples_lib.Items,
     prepare: see Examples; `image` [y, x, c] uint8 is normalised on the
       devices, floats are taken as they are.
     num_images: images of a step.
+    group_images: images of which a device has a multiple.
 
   Raises:
     UserError: no record can be read.
@@ -63,7 +65,7 @@ def from_images(job: protocol.Job, source: examples_lib.Items,
   mesh = job.model.mesh
   plan = examples_lib.Examples(
       source, prepare, min(num_images, len(source)),
-      padded(min(num_images, len(source)), mesh), SEED)
+      padded(min(num_images, len(source)), mesh, group_images), SEED)
   row = plan.collate([plan.sample(0)])
   row.pop('problems')
   shapes = jax.tree.map(

@@ -42,7 +42,8 @@ def out(run, tmp_path_factory):
   folder = tmp_path_factory.mktemp('evaluation')
   code = commands.run('evaluate', [
       f'--model={run}', '--suite=all', f'--out={folder}', CACHE,
-      '--config.linear.layers=(1,2)', '--config.linear.min_steps=40'])
+      '--config.linear.layers=(1,2)', '--config.linear.min_steps=40',
+      '--config.finetune.min_steps=20', '--config.finetune.epochs=0.1'])
   assert code == 0
   return folder
 
@@ -198,7 +199,8 @@ def test_a_stop_in_the_middle_ends_in_the_same_table(run, tmp_path, number):
 @pytest.mark.slow  # it adds two processes
 def test_two_processes_of_four_devices_give_the_same_table(run, tmp_path):
   words = [f'--model={run}', '--suite=all', CACHE,
-           '--config.linear.layers=(1,2)', '--config.linear.min_steps=60']
+           '--config.linear.layers=(1,2)', '--config.linear.min_steps=60',
+           '--config.finetune.min_steps=10', '--config.finetune.epochs=0.1']
   with socket.socket() as free:
     free.bind(('localhost', 0))
     port = free.getsockname()[1]

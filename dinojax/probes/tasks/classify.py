@@ -29,6 +29,7 @@ class Classify:
     layers: numbers of last blocks that are joined, one choice after another.
     averages: for each, with or without the mean patch of the last block.
     loss_name: 'ce': one class an image; 'bce': several.
+    label_smoothing: share of a target that all classes divide, of 'ce'.
 
   Source: the linear probe of DINOv2 (layers 1 and 4, both averages) and
     DINOv3 (one layer, with the mean patch).
@@ -38,6 +39,7 @@ class Classify:
   layers: tuple[int, ...] = (1,)
   averages: tuple[bool, ...] = (True,)
   loss_name: str = 'ce'
+  label_smoothing: float = 0.0
 
   @functools.cached_property
   def choices(self) -> Mapping[str, spec.FeatureSpec]:
@@ -79,7 +81,11 @@ class Classify:
            draws: tree.Tree | None) -> jax.Array:
     """Mean over the rows that count; of 'bce' over rows and classes."""
     del draws
-    if self.loss_name == 'ce':
+    if self.loss_name == 'ce' and self.label_smoothing:
+      targets = optax.smooth_labels(jax.nn.one_hot(
+          batch['target'], self.num_classes), self.label_smoothing)
+      each = optax.softmax_cross_entropy(outputs, targets)
+    elif self.loss_name == 'ce':
       each = optax.softmax_cross_entropy_with_integer_labels(
           outputs, batch['target'])
     else:
