@@ -18,10 +18,10 @@ from dinojax.data import record
 SUFFIXES = listing.SUFFIXES
 # A source of one's own is made of these.
 Record, Source = record.Record, record.Source
-_SCHEMES = ('folder:DIR', 'image:FILE', 'arrayrecord:GLOB', 'tfds:NAME/SPLIT',
-            'photos:train', 'photos:validation', 'patterns:train',
-            'patterns:validation', 'kept:SOURCE', 'held_out:SOURCE',
-            'python:MODULE:CLASS[:TEXT]')
+_SCHEMES = ('folder:DIR', 'image:FILE', 'csv:FILE[?COLUMN=VALUE]',
+            'arrayrecord:GLOB', 'tfds:NAME/SPLIT', 'photos:train',
+            'photos:validation', 'patterns:train', 'patterns:validation',
+            'kept:SOURCE', 'held_out:SOURCE', 'python:MODULE:CLASS[:TEXT]')
 
 
 def open_source(spec: str) -> record.Source:
@@ -29,6 +29,7 @@ def open_source(spec: str) -> record.Source:
 
   Args:
     spec: folder:DIR (sub-folder = label), image:FILE, the path of either,
+      csv:FILE, lines with image and class, ?COLUMN=VALUE chooses some,
       arrayrecord:GLOB, tfds:NAME/SPLIT (already prepared; ?data_dir=DIR may
       follow), photos:train or photos:validation (embedded photographs),
       patterns:train or patterns:validation (drawn); held_out:SPEC, every
@@ -96,6 +97,7 @@ def _part(which: str) -> Callable[[str], record.Source]:
 # What opens a source, of what follows its scheme.
 OPENERS: dict[str, Callable[[str], record.Source]] = {
     'folder': folders.Folder, 'image': folders.File,
+    'csv': _from('listed', 'Csv'),
     'arrayrecord': _from('records', 'ArrayRecords'),
     'tfds': _from('tfds', 'Tfds'),
     'photos': _from('photos', 'Photos', 'train'),

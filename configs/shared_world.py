@@ -1,0 +1,83 @@
+"""A ViT-Ti of many small worlds: tiles, flowers, fields, streets, a room.
+
+  dinojax train --config=shared_world:DIR --workdir=runs/shared_world
+
+DIR holds small public sets, each with labels.csv or sub-folders; no test part
+is read but by the k-NN of flowers5. DINOv2's losses, 8-pixel patches, 64-pixel
+crops. Two CPU cores: 55 minutes. Words after DIR change one thing each, for
+docs/results.md: `no_koleo`, `no_ibot`, `px96`, `last96`, `short` and a seed.
+"""
+
+from dinojax.configs import common
+
+# Source below DIR, and its share of the images that are seen: small sets are
+# seen more often than their size would have it.
+_MIXTURE = {
+    'folder:{}/cifar10_jpeg/train': 0.22,
+    'folder:{}/tiny_imagenet/train': 0.22,
+    'folder:{}/flowers5/train': 0.1,
+    'folder:{}/rsscn7_satellite/train': 0.1,
+    'csv:{}/camvid/labels.csv?part=train&label_column=': 0.1,
+    'csv:{}/rgbd_frames/labels.csv?part=train&label_column=': 0.04,
+    'folder:{}/imagenet_1perclass/images': 0.06,
+    'folder:{}/flickr8k_captions/images': 0.12,
+    'folder:{}/sample_photos': 0.04}
+_WORDS = ('smoke', 'no_koleo', 'no_ibot', 'px96', 'last96', 'short', 'seed1')
+
+
+def get_config(arg: str = ''):
+  """`:DIR` and words joined by commas; `:smoke` ends in seconds."""
+  folder, rest = _divided(arg)
+  words = common.words(rest, _WORDS, one_of=(('px96', 'last96'),))
+  c = common.base()
+  c.data.train = tuple(
+      (name.format(folder), share) for name, share in _MIXTURE.items())
+  c.data.validation = f'folder:{folder}/flowers5/test'
+  c.knn.train = f'folder:{folder}/flowers5/train'
+
+  c.model.embed_dim = 192
+  c.model.depth = 12
+  c.model.num_heads = 3
+  c.model.patch_px = 8
+  c.model.image_px = 64
+  c.model.layerscale = 0.1
+  c.model.drop_path_rate = 0.0
+
+  c.crops.global_px = 64
+  c.crops.global_scale = (0.32, 1.0)
+  c.crops.local_px = 32
+  c.crops.local_scale = (0.08, 0.32)
+  c.crops.num_local = 4
+  c.augment.blur_sigma = (0.1, 0.7)  # pixels; 2.0 is for 224-pixel crops
+  c.augment.hue = 0.05
+  c.augment.grayscale_probability = 0.1
+
+  for head in (c.dino, c.ibot):
+    head.num_prototypes = 2048
+    head.hidden_dim = 512
+    head.bottleneck_dim = 64
+
+  c.train.batch_size = 32
+  c.train.max_group_images = 32
+  c.train.total_steps = 1300.0
+  c.schedules.lr_rule = 'none'
+  c.schedules.lr = common.curve(0.0, 1e-3, 1e-5, warmup_steps=80.0)
+  c.schedules.weight_decay = common.curve(0.04, 0.04, 0.2)
+  c.schedules.momentum = common.curve(0.98, 0.98, 1.0)
+  c.schedules.teacher_temperature = common.curve(0.04, 0.04, 0.04)
+  c.schedules.freeze_last_layer_steps = 20.0
+
+  c.knn.every_steps = 100.0
+  c.knn.resize_px = 96
+  c.knn.crop_px = 96
+  c.checkpoint.every_steps = 50.0
+  c.log.every_steps = 25
+  return common.smoke(c) if 'smoke' in words else c
+
+
+def _divided(arg: str) -> tuple[str, str]:
+  """The folder, and the words after it."""
+  first, _, rest = arg.partition(',')
+  if first in _WORDS or not first:
+    return 'DIR', arg
+  return first, rest
