@@ -12,6 +12,7 @@ from ml_collections import config_dict
 
 from dinojax.core import config as config_lib
 from dinojax.core import errors
+from dinojax.evals import while_training
 from dinojax.models import convnext
 from dinojax.models import families
 from dinojax.models import vit
@@ -53,10 +54,11 @@ def section(cls, **values) -> dict:
   another one than the file did. A section inside it is one of the defaults;
   of several families it is the first.
   """
-  out = _defaults(cls)
+  out, hints = _defaults(cls), typing.get_type_hints(cls, include_extras=True)
   for name, value in values.items():
     base, _, unit = name.rpartition('_')
-    if unit in ('steps', 'epochs', 'images') and f'{base}_steps' in out:
+    if unit in ('steps', 'epochs', 'images') and (
+        config_lib.is_duration(hints.get(base))):
       out |= {f'{base}_{u}': config_dict.placeholder(float)
               for u in ('steps', 'epochs', 'images')}
     out[name] = value
@@ -122,9 +124,17 @@ def base() -> config_dict.ConfigDict:
   c.model.update(embed_dim=384, depth=12, num_heads=6, patch_px=14,
                  dtype='auto', packing='auto', attention='auto')
   c.train.batch_size = 64
+  c.evals = config_dict.ConfigDict()
+  measure(c, 'rankme')
+  measure(c, 'linear', cached=True)
   for name in ('lr', 'weight_decay', 'momentum', 'teacher_temperature'):
     c.schedules[name] = curve(0.0, 0.0, 0.0)
   return c
+
+
+def measure(c: config_dict.ConfigDict, protocol: str, **values):
+  """Measures a protocol at evaluations of the run; values are its settings."""
+  c.evals[protocol] = section(while_training.kind(protocol), **values)
 
 
 def curve(start: float, peak: float, end: float, **durations) -> dict:
@@ -205,6 +215,8 @@ def smoke(c: config_dict.ConfigDict) -> config_dict.ConfigDict:
   c.knn.resize_px = 4 * patch
   c.knn.crop_px = 4 * patch
   c.log.every_steps = 1
+  # Heads of a probe compile longer than the run trains.
+  c.evals = config_dict.ConfigDict()
   # A report takes longer than the run: `dinojax report` writes it.
   c.report.at_end = False
   c.report.patch_images = 0

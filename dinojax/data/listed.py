@@ -29,7 +29,7 @@ class Csv:
     """Lists the file's lines in their order.
 
     Args:
-      rest: what follows the scheme.
+      rest: file and query, after the scheme.
 
     Raises:
       UserError: no such file or column, or no line is left.

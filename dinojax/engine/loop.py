@@ -21,14 +21,17 @@ from dinojax.core import output
 from dinojax.core import tree
 from dinojax.engine import checkpoint
 from dinojax.engine import items
+from dinojax.engine import profiling
 from dinojax.engine import program
 from dinojax.engine import report
 from dinojax.engine import rescue
 from dinojax.engine import trainable as trainable_lib
 from dinojax.parallel import processes
 
-# What an evaluator is: (step, what is evaluated by name) to named numbers.
-Evaluator = Callable[[int, dict[str, tree.Tree]], dict[str, float]]
+# What an evaluator is: (step, what is evaluated by name, whether to stop) to
+# named numbers; Stopped: it has none, and the next start asks again.
+Evaluator = Callable[
+    [int, dict[str, tree.Tree], Callable[[], bool]], dict[str, float]]
 # Batches of this process from a step on.
 Batches = Callable[[int], Iterator[dict]]
 
@@ -214,7 +217,8 @@ class _Session:
     self.measured: int | None = None  # step of `evaluation`
     self.batches: Iterator[dict] = iter(())
     self.running: jax.Array | None = None  # of the step in flight
-    self.profiling = False
+    self.profile = profiling.Window(
+        job.profile, job.total_steps, str(job.workdir / 'profile'))
 
   @property
   def seconds(self) -> float:
@@ -233,7 +237,7 @@ class _Session:
 
   def ended(self, state: dict) -> Result:
     """The result of a run that has no step left."""
-    self.evaluate_at_the_end(self.start, state)
+    self.evaluate_missing(self.start, state)
     return Result(
         state, self.start, True, False, self.seconds, self.evaluation)
 
@@ -255,10 +259,12 @@ class _Session:
             stop: processes.StopSignal) -> Result:
     """The loop, in the order of the module's docstring."""
     job, step, previous = self.job, self.start, None
+    if step and self.is_evaluated(step):  # unless a stop left it out
+      self.evaluate_missing(step, state, stop.reached)
     while True:
       if step % job.checkpoint_steps == 0 and step > self.start:
         # First the log: a resumed run never writes this step again.
-        self.read(step, previous)
+        self.report.read(step, previous, seconds=self.seconds)
         previous = None
         if self.report.is_finite:  # else it would push out a good one
           self.save(step, state)
@@ -266,7 +272,7 @@ class _Session:
         break
       if step > self.start:
         batch = self.next_batch()
-      self.begin_profile(step)
+      self.profile.begin(step)
       run = programs[job.trainable.variant(step)]
       with jax.profiler.StepTraceAnnotation('train', step_num=step):
         state, metrics = run.step(state, run.prepare(batch, np.int32(step)))
@@ -274,15 +280,14 @@ class _Session:
       step += 1
       state = self.enter(step, state)
       if previous is not None:
-        self.read(step - 1, previous)
+        self.report.read(step - 1, previous, seconds=self.seconds)
       previous = metrics
       self.report.tick(step)
       self.end_profile(step)  # which holds no evaluation
-      if (job.evaluation_steps and step % job.evaluation_steps == 0
-          and step < job.total_steps):
-        self.evaluate(step, state)
+      if self.is_evaluated(step) and step < job.total_steps:
+        self.evaluate(step, state, stop.reached)
       if stop.reached() and step < job.total_steps:
-        self.read(step, previous)
+        self.report.read(step, previous, seconds=self.seconds)
         self.save(step, state)
         self.saved.wait()
         self.report.event(
@@ -290,13 +295,14 @@ class _Session:
             'continues')
         return Result(state, step, False, True, self.seconds, {})
     if previous is not None:
-      self.read(step, previous)
+      self.report.read(step, previous, seconds=self.seconds)
     self.save(step, state)
-    self.evaluate_at_the_end(step, state)
+    is_measured = self.evaluate_missing(step, state, stop.reached)
     self.saved.wait()
-    self.report.ended(step)
-    return Result(
-        state, step, True, stop.seen, self.seconds, self.evaluation)
+    if is_measured:
+      self.report.ended(step)
+    return Result(state, step, is_measured, stop.seen, self.seconds,
+                  self.evaluation)
 
   def enter(self, step: int, state: dict) -> dict:
     """The state with what the program of its next step needs."""
@@ -343,51 +349,45 @@ class _Session:
     batch.pop('label', None)
     return processes.to_devices(batch, self.job.mesh)
 
-  def read(self, step: int, metrics: dict):
-    """The metrics of a step, for the log."""
-    self.report.read(step, metrics, seconds=self.seconds)
-
-  def evaluate(self, step: int, state: dict):
-    """Runs the evaluators."""
+  def evaluate(self, step: int, state: dict,
+               stop: Callable[[], bool] = lambda: False) -> bool:
+    """Runs the evaluators; False: they were dropped, as the run stops."""
     if self.job.evaluate is None:
-      return
+      return True
     jax.block_until_ready(state)  # a step in flight is no evaluation
     began = time.monotonic()
-    self.evaluation = self.job.evaluate(
-        step, self.job.trainable.evaluated(state))
+    try:
+      self.evaluation = self.job.evaluate(
+          step, self.job.trainable.evaluated(state), stop)
+    except errors.Stopped:
+      self.report.event(f'step {step} is evaluated by the next start')
+      return False
     self.report.evaluated(
         step, self.evaluation, seconds=time.monotonic() - began)
     self.measured = step
+    return True
 
-  def evaluate_at_the_end(self, step: int, state: dict):
-    """Evaluates the last step, unless an earlier start has."""
-    if self.job.evaluate is None:
-      return
+  def is_evaluated(self, step: int) -> bool:
+    """Tells whether a step before the last has an evaluation."""
+    every = self.job.evaluation_steps
+    return bool(every) and step % every == 0
+
+  def evaluate_missing(self, step: int, state: dict,
+                       stop: Callable[[], bool] = lambda: False) -> bool:
+    """Evaluates a step, unless an earlier start has; see `evaluate`."""
     known = report.evaluations(self.job.workdir).get(step)
     if known is None:
-      self.evaluate(step, state)
-    else:
-      self.evaluation = known
-
-  def begin_profile(self, step: int):
-    """Opens the profiler window before its first step."""
-    if self.job.profile and step == self.job.profile[0]:
-      jax.profiler.start_trace(str(self.job.workdir / 'profile'))
-      self.profiling = True
+      return self.evaluate(step, state, stop)
+    self.evaluation = known
+    return True
 
   def end_profile(self, step: int | None = None):
     """Writes the profile after its last step, or now if None is given."""
-    job = self.job
-    if not self.profiling or step not in (
-        None, min(sum(job.profile), job.total_steps)):
-      return
-    if step is not None:
-      jax.block_until_ready(self.running)
-    self.profiling = False
-    began = time.monotonic()
-    jax.profiler.stop_trace()
-    self.report.rested += time.monotonic() - began
-    self.report.say(f'profile written to {self.job.workdir}/profile')
+    if self.profile.ends(step):
+      if step is not None:
+        jax.block_until_ready(self.running)
+      self.report.rested += self.profile.end()
+      self.report.say(f'profile written to {self.profile.folder}')
 
   def __enter__(self):
     return self

@@ -36,7 +36,7 @@ _CLS = spec.FeatureSpec()
 def make(method: method_lib.Method, mesh: jax.sharding.Mesh,
          given: Callable[[str, dict], dict | None] = lambda name, fresh: None,
          folder: epath.Path | None = None
-         ) -> Callable[[int, dict[str, dict]], dict[str, float]] | None:
+         ) -> Callable[..., dict[str, float]] | None:
   """The evaluator of a run, or None without labelled validation images.
 
   Args:
@@ -72,7 +72,9 @@ def make(method: method_lib.Method, mesh: jax.sharding.Mesh,
   for name, student in students.items():
     student.baselines |= kept.known.get(name, {})
 
-  def evaluate(step: int, emas: dict[str, dict]) -> dict[str, float]:
+  def evaluate(step: int, emas: dict[str, dict],
+               stop: Callable[[], bool]) -> dict[str, float]:
+    del stop  # it ends soon
     scores = {key if name == sections.ALONE else f'{name}/{key}': value
               for name, student in students.items()
               for key, value in student.evaluate(step, emas[name]).items()}

@@ -53,7 +53,7 @@ def query(shape: tuple[int, int]) -> tuple[int, int]:
 
 def make(method: method_lib.Method, mesh: jax.sharding.Mesh,
          folder: epath.Path | None = None
-         ) -> Callable[[int, Mapping[str, dict]], dict[str, float]] | None:
+         ) -> Callable[..., dict[str, float]] | None:
   """The evaluator of a run; None: it is switched off.
 
   Args:
@@ -70,7 +70,9 @@ def make(method: method_lib.Method, mesh: jax.sharding.Mesh,
     return None
   source = sources.open_source(source_of(settings))
 
-  def evaluate(step: int, emas: Mapping[str, dict]) -> dict[str, float]:
+  def evaluate(step: int, emas: Mapping[str, dict],
+               stop: Callable[[], bool]) -> dict[str, float]:
+    del stop  # it ends soon
     scores, maps = {}, {}
     for name, student in method.each.items():
       prefix = '' if name == sections.ALONE else f'{name}/'

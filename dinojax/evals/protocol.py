@@ -75,6 +75,21 @@ class Role:
 
 
 @dataclasses.dataclass(frozen=True)
+class Nested:
+  """A protocol within a run, which keeps nothing on disk.
+
+  Attributes:
+    stop: tells whether all processes stop now.
+    programs: compiled programs of heads by name, kept between evaluations.
+    features: features of this evaluation by name, which protocols share.
+  """
+
+  stop: Callable[[], bool]
+  programs: dict
+  features: dict
+
+
+@dataclasses.dataclass(frozen=True)
 class Job:
   """Input of every protocol.
 
@@ -82,24 +97,27 @@ class Job:
     model: the backbone, on the devices that are used.
     sets: opened sets by role; of most roles one, () where none is given.
     sizes: sizes of the images.
-    folder: where a protocol keeps what a later start needs.
+    folder: where a protocol keeps what a later start needs; None: within a
+      run, see `nested`.
     weights: digest of the model, see features.store.
     features: where features are kept for a later start, and for protocols
       that read the same; None: nowhere.
     reading: how images are read.
     say: gets sentences for the user.
     progress: gets the number of images that were read since the last call.
+    nested: how it runs within a run; None: it does not.
   """
 
   model: backbone_lib.Backbone
   sets: Mapping[str, tuple[Any, ...]]
   sizes: preprocessing.Preprocessing
-  folder: epath.Path
+  folder: epath.Path | None = None
   weights: str = ''
   features: epath.Path | None = None
   reading: stream.Reading = stream.AS_USUAL
   say: Callable[[str], None] = print
   progress: Callable[[int], None] = lambda count: None
+  nested: Nested | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,10 +223,14 @@ def features(job: Job, source: record_lib.Source,
     return {name: np.asarray(array, np.float32)
             for name, array in batch.local().items()}
 
-  rows = rows_lib.table(
-      rows_lib.Extraction(job.model, job.weights, source, specs, job.sizes,
-                          job.reading, reduce),
-      columns, folder=job.features, progress=job.progress)
+  extraction = rows_lib.Extraction(
+      job.model, job.weights, source, specs, job.sizes, job.reading, reduce)
+  kept = job.nested.features if job.nested else {}
+  key = extraction.key() if job.nested else ''
+  rows = kept.get(key)
+  if rows is None:
+    rows = kept[key] = rows_lib.table(
+        extraction, columns, folder=job.features, progress=job.progress)
   if not len(rows['index']):
     raise errors.UserError(
         f'none of the {len(source)} images of {source.spec} can be read')

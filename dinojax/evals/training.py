@@ -5,6 +5,7 @@ A stop leaves the step that was saved, and the same command goes on from it.
 
 from collections.abc import Callable, Iterator
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from dinojax.engine import loop
 from dinojax.engine import report
 from dinojax.evals import protocol
 from dinojax.parallel import mesh as mesh_lib
+from dinojax.parallel import processes
 from dinojax.probes import fit as fit_lib
 
 SEED = 0
@@ -100,6 +102,8 @@ def train(job: protocol.Job, fit: fit_lib.Fit, batches: Batches, steps: int,
     Stopped: a signal ended the training, whose step is saved.
   """
   mesh = job.model.mesh
+  if job.nested:
+    return _nested(job, job.nested, fit, batches, steps)
   with mesh_lib.activate(mesh):
     result = loop.run(loop.Job(
         trainable=fit, mesh=mesh, workdir=job.folder / name, seed=SEED,
@@ -110,3 +114,33 @@ def train(job: protocol.Job, fit: fit_lib.Fit, batches: Batches, steps: int,
   if not result.finished:
     raise errors.Stopped
   return result.state
+
+
+def _nested(job: protocol.Job, nested: protocol.Nested, fit: fit_lib.Fit,
+            batches: Batches, steps: int) -> dict:
+  """The state after the last step, of a training within a run.
+
+  Raises:
+    Stopped: the run is to stop, which is asked after every step.
+  """
+  state = fit.enter(fit.create(jax.random.key(SEED)), 'heads')
+  key = (fit.name, str(batches.shapes), steps)
+  if key not in nested.programs:
+    # The programs outlive these weights, and are not to hold them.
+    nested.programs[key] = _programs(fit.without_weights())
+  prepare, step = nested.programs[key]
+  for number, batch in zip(
+      range(steps), batches.make(0), strict=False):
+    batch.pop('problems', None)
+    rows = processes.to_devices(batch, job.model.mesh)
+    state, _ = step(state, prepare(rows, np.int32(number)))
+    if nested.stop():
+      raise errors.Stopped
+  return state
+
+
+def _programs(fit: fit_lib.Fit) -> tuple[Callable, Callable]:
+  """The compiled preparation and step of heads."""
+  return (jax.jit(functools.partial(fit.prepare, variant='heads')),
+          jax.jit(functools.partial(fit.step, variant='heads'),
+                  donate_argnums=0))

@@ -19,6 +19,7 @@ from dinojax.models import rates
 from dinojax.parallel import sharding as sharding_lib
 
 BACKBONE = 'backbone'  # entry of a head's parameters
+_HEAD = 'head'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +105,29 @@ def features(model: backbone_lib.Backbone, params: tree.Tree,
     rows['draws'] = jax.tree.map(sharding_lib.constrain, draws)
   return model.net.apply(
       params, rows, functools.partial(_compute, specs=specs))
+
+
+def clipped(grads: tree.Tree, max_norm: float | None) -> tree.Tree:
+  """Gradients of a head, and of its part of the backbone, each clipped."""
+  head, backbone = _parts(grads)
+  parts, _ = optimizer.clip_per_part({_HEAD: head} | backbone, max_norm)
+  return parts.pop(_HEAD) | parts
+
+
+def multipliers(params: tree.Tree, trained: Trained | None,
+                depth: int) -> optimizer.Multipliers:
+  """Factors of the rates of a head, and of its part of the backbone."""
+  head, backbone = _parts(params)
+  if backbone:
+    return trained.multipliers(head, backbone[BACKBONE], depth)
+  ones = jax.tree.map(lambda _: 1.0, params)
+  return optimizer.Multipliers(ones, ones)
+
+
+def _parts(params: tree.Tree) -> tuple[dict, dict]:
+  """Parameters of a head, and those of the backbone that it has with it."""
+  return ({name: part for name, part in params.items() if name != BACKBONE},
+          {name: part for name, part in params.items() if name == BACKBONE})
 
 
 def _compute(net, rows, *, specs):

@@ -7,6 +7,7 @@ alone, parts of the backbone may be trained with it.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+import copy
 import dataclasses
 import functools
 from typing import Any
@@ -27,7 +28,6 @@ from dinojax.probes import task as task_lib
 
 Array = jax.Array
 FEATURES = 'features'  # of a batch that has them already
-_HEAD = 'head'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +113,18 @@ class Fit:
   def takes_images(self) -> bool:
     """False: batches bring features that were computed before."""
     return FEATURES not in self._batch
+
+  @property
+  def name(self) -> str:
+    """A text that differs where programs do, of one model's sizes."""
+    return f'{self.task} {self.sweep} {self._clip_norm} {self._trainable}'
+
+  def without_weights(self) -> 'Fit':
+    """The same training, for programs alone: it holds no backbone."""
+    out = copy.copy(self)
+    out.model = copy.copy(self.model)
+    out.model.params = None
+    return out
 
   # --- what the loop and planning ask ---
 
@@ -320,8 +332,9 @@ class Fit:
     is_finite, leaf = optimizer_lib.finite_report(grads)
     is_finite &= jnp.isfinite(value)
     params, opt = self._rule.update(
-        self._clipped(grads), head['opt'], head['params'], rates,
-        self._multipliers(head['params']))
+        finetuning.clipped(grads, self._clip_norm), head['opt'],
+        head['params'], rates, finetuning.multipliers(
+            head['params'], self._trainable, self.model.config.depth))
     new = {'params': self.task.settle(params), 'opt': opt} | (
         {'stats': stats} if seen else {})
     if self._ema_decay is not None:
@@ -334,21 +347,6 @@ class Fit:
                 'in_row': (head['counters']['in_row'] + 1) * bad}
     return (new | {'counters': counters},
             jnp.where(is_finite, value, jnp.inf), leaf)
-
-  def _clipped(self, grads: tree.Tree) -> tree.Tree:
-    """Gradients of a head, and of its part of the backbone, each clipped."""
-    head, backbone = _parts(grads)
-    parts, _ = optimizer_lib.clip_per_part(
-        {_HEAD: head} | backbone, self._clip_norm)
-    return parts.pop(_HEAD) | parts
-
-  def _multipliers(self, params: tree.Tree) -> optimizer_lib.Multipliers:
-    head, backbone = _parts(params)
-    if backbone:
-      return self._trainable.multipliers(
-          head, backbone[finetuning.BACKBONE], self.model.config.depth)
-    ones = jax.tree.map(lambda _: 1.0, params)
-    return optimizer_lib.Multipliers(ones, ones)
 
   def _given(self) -> tree.Tree:
     """The part of the backbone that is trained; {} without any."""
@@ -382,14 +380,6 @@ class Fit:
                        for name in ('skipped', 'in_row')}}
     return {'step': jnp.int32(0), 'key': key, 'heads': heads,
             'counters': {'bad_images': jnp.int32(0)}}
-
-
-def _parts(params: tree.Tree) -> tuple[dict, dict]:
-  """Parameters of a head, and those of the backbone that it has with it."""
-  return ({name: part for name, part in params.items()
-           if name != finetuning.BACKBONE},
-          {name: part for name, part in params.items()
-           if name == finetuning.BACKBONE})
 
 
 def rows(mesh: jax.sharding.Mesh, dtype: Any, *shape: int

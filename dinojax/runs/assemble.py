@@ -27,6 +27,7 @@ from dinojax.engine import report
 from dinojax.engine import trackers
 from dinojax.evals import online
 from dinojax.evals import patches
+from dinojax.evals import while_training
 from dinojax.models import network
 from dinojax.parallel import hardware
 from dinojax.parallel import holder as holder_lib
@@ -124,6 +125,7 @@ def _job(config: Any, settings: settings_lib.Settings, folder: epath.Path,
   if saved.latest() is not None:
     _check_data(folder, data, settings)
   knn = online.make(method, mesh, given.fill, folder)
+  protocols = while_training.make(method, mesh, steps, total)
   if holder:
     workdir_lib.write_config(folder, config, pins)
     workdir_lib.keep_data(folder, data)
@@ -135,7 +137,7 @@ def _job(config: Any, settings: settings_lib.Settings, folder: epath.Path,
       mesh=mesh, workdir=folder, total_steps=total, checkpoint_steps=every,
       archive_steps=steps(settings.checkpoint.archive_every),
       evaluation_steps=steps(settings.knn.every),
-      evaluate=_together(knn, patches.make(method, mesh, folder)),
+      evaluate=_together(knn, patches.make(method, mesh, folder), protocols),
       score=_score(settings, knn, steps(settings.knn.every), every),
       batches=lambda step: batches_lib.make(
           settings, training, homogeneous, step, method.gram_start),
@@ -150,10 +152,10 @@ def _together(*evaluators: loop.Evaluator | None) -> loop.Evaluator | None:
   if not known:
     return None
 
-  def evaluate(step, emas):
+  def evaluate(step, emas, stop):
     scores = {}
     for evaluator in known:
-      scores |= evaluator(step, emas)
+      scores |= evaluator(step, emas, stop)
     return scores
 
   return evaluate

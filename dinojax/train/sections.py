@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 import dataclasses
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from dinojax.augment import photometric
 from dinojax.core import config as config_lib
@@ -288,6 +288,10 @@ class Settings:
   checkpoint: Checkpoint = free(Checkpoint())
   log: Log = free(Log())  # When a row of metrics is written.
   knn: Knn = free(Knn())  # How k-NN is measured.
+  # Protocols that are measured with k-NN, by name: their sections, see
+  # docs/evaluate.md, with every_steps, a multiple of knn.every_steps.
+  evals: Mapping[str, Any] = dataclasses.field(
+      default_factory=dict, metadata={'free': True})
   export: Export = free(Export())  # Weights that are written for others.
   report: Report = free(Report())  # A page that shows the run.
   gram: gram_lib.Gram = gram_lib.Gram()  # Loss that anchors patch features.

@@ -48,7 +48,8 @@ def read(config: Any, kind: type[Settings] = Settings) -> Settings:
 def _with_students(config: dict, kind: type[Settings],
                    problems: config_lib.Errors) -> Settings:
   """The settings, and those of every student: the same but for its own."""
-  shared = {k: v for k, v in config.items() if k != 'students'}
+  # The registry of evaluations reads `evals`, which is above this room.
+  shared = {k: v for k, v in config.items() if k not in ('students', 'evals')}
   make = lambda values, path: config_lib.section(
       kind, values, path=path, problems=problems)
   settings, students = make(shared, ''), {}
@@ -71,7 +72,8 @@ def _with_students(config: dict, kind: type[Settings],
           f'own {", ".join(theirs)}')
     if not wrong:
       students[str(name)] = make(config_lib.merged(shared, changes), path)
-  return dataclasses.replace(settings, students=students)
+  return dataclasses.replace(
+      settings, students=students, evals=config.get('evals') or {})
 
 
 def _with_groups(settings: Settings) -> Settings:

@@ -31,7 +31,7 @@ def digests(folder, step=heads.STEPS):
 def whole(tmp_path_factory):
   """A run that nothing stopped, and its end."""
   folder = tmp_path_factory.mktemp('whole')
-  return folder, heads.run(folder, evaluate=lambda step, networks: {
+  return folder, heads.run(folder, evaluate=lambda step, networks, stop: {
       f'{name}/norm': float(np.linalg.norm(params['w'][0]))
       for name, params in networks.items()})
 

@@ -1,0 +1,98 @@
+"""Protocols within a run: their numbers, and what a stop leaves of them."""
+
+import json
+import os
+import signal
+
+import pytest
+
+from dinojax.configs import common
+from dinojax.configs import demo
+from dinojax.core import errors
+from dinojax.evals import training
+from dinojax.evals import while_training
+from dinojax.runs import assemble
+from dinojax.runs import evaluation
+
+
+def config():
+  c = demo.get_config('smoke')
+  c.train.group_images, c.crops.num_local = 1, 0  # eight devices
+  c.knn.max_train_images = c.knn.max_validation_images = 1000
+  common.measure(c, 'rankme')
+  common.measure(c, 'knn', k=(5,))
+  common.measure(c, 'linear', cached=True, layers=(1,), averages=(True,),
+                 min_steps=30, epochs=1.0, learning_rates=(0.01, 0.1))
+  return c
+
+
+def rows(folder):
+  return {row['step']: row for row in map(
+      json.loads, (folder / 'metrics.jsonl').read_text().splitlines())
+          if 'time/evaluation_s' in row}
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('whole')
+  assemble.train(config(), str(folder))
+  return folder
+
+
+def test_numbers_are_those_of_the_command(whole):
+  """At the end they are what `dinojax evaluate` gives for the checkpoint."""
+  got = rows(whole)
+  assert set(got) == {4, 6}
+  for row in got.values():
+    assert {'rankme/effective rank', 'knn/top-1, k 5', 'linear/top-1',
+            'linear/mean per class', 'knn/trained'} <= row.keys()
+  evaluation.evaluate(evaluation.Request(
+      [str(whole)], ['rankme', 'knn', 'linear'], cache=True,
+      train='patterns:train', test=['patterns:validation'],
+      config={'knn': {'k': (5,)}, 'linear': {
+          'layers': (1,), 'averages': (True,), 'min_steps': 30, 'epochs': 1.0,
+          'learning_rates': (0.01, 0.1)}}, out=str(whole / 'e')))
+  for line in (whole / 'e/results.jsonl').read_text().splitlines():
+    line = json.loads(line)
+    name = f'{line["protocol"]}/{line["metric"]}'
+    if line['protocol'] != 'rankme':  # it reads fewer images within the run
+      assert got[6][name] == pytest.approx(line['value'], abs=1e-3), name
+
+
+def test_a_stop_within_drops_it_and_the_next_start_repeats_it(
+    whole, tmp_path, monkeypatch):
+  nested, asked = training._nested, []
+
+  def stops(job, inner, *args):
+    if not asked:
+      os.kill(os.getpid(), signal.SIGTERM)
+    asked.append(inner.stop())
+    return nested(job, inner, *args)
+
+  monkeypatch.setattr(training, '_nested', stops)
+  result = assemble.train(config(), str(tmp_path))
+  assert not result.finished and asked == [True] and not rows(tmp_path)
+  assert 'step 4 is evaluated by the next start' in (
+      tmp_path / 'events.jsonl').read_text()
+  assert assemble.train(config(), str(tmp_path)).finished
+  strip = lambda found: {step: {
+      k: v for k, v in row.items() if not k.startswith('time/')}
+                         for step, row in found.items()}
+  assert strip(rows(tmp_path)) == strip(rows(whole))
+
+
+@pytest.mark.parametrize('evals, message', [
+    ({'kn': {}}, r'evals.kn is no protocol: did you mean knn'),
+    ({'knn': {'ks': (5,)}}, 'evals.knn.ks is not a key'),
+    ({'knn': None}, 'evals.knn=None is not a section')])
+def test_mistakes_are_sentences(evals, message):
+  with pytest.raises(errors.UserError, match=message):
+    while_training.read(evals)
+
+
+def test_a_time_that_no_evaluation_falls_on_is_refused(tmp_path):
+  c = config()
+  common.set_duration(c.evals.knn, 'every', steps=3)
+  with pytest.raises(errors.UserError, match=(
+      r'evals.knn.every is 3 steps, and the run evaluates every 4')):
+    assemble.train(c, str(tmp_path))
