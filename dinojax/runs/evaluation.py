@@ -31,6 +31,7 @@ from dinojax.parallel import processes
 from dinojax.runs import models as models_lib
 from dinojax.runs import scores
 from dinojax.runs import workdir as workdir_lib
+from dinojax.runs.report import page
 
 WORK, FEATURES = 'work', 'features'  # what a later start needs
 _SIZES = (256, 224)
@@ -91,6 +92,7 @@ def evaluate(request: Request) -> str:
     scores.write_predictions(folder, _names(opened))
   table = scores.markdown(scores.read(folder))
   atomic.write_text(folder / scores.TABLE, table)
+  page.write_evaluation(folder)
   return table
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 
+from etils import epath
 import numpy as np
 import pytest
 
@@ -20,6 +21,7 @@ from dinojax.evals import registry
 from dinojax.runs import evaluation
 from dinojax.runs import models
 from dinojax.runs import scores
+from dinojax.runs.report import page
 from tests import forked
 from tests.runs import finished
 
@@ -274,3 +276,18 @@ def test_batches_of_heads_are_the_same_on_any_mesh():
       for rows in (7, 8))
   np.testing.assert_array_equal(alone['target'], padded['target'][:7])
   assert list(padded['weight']) == [1] * 7 + [0] and alone['weight'].all()
+
+
+def test_a_page_shows_table_curves_and_pictures(tmp_path):
+  """Sizes are a curve; what is not HTML is shown as it is."""
+  identity = {'model': '<run>', 'weights': 'w', 'protocol': 'knn', 'key': 'k'}
+  picture = np.zeros((4, 6, 3), np.uint8)
+  for px, right in ((16, 0.0), (32, 1.0)):
+    scores.keep(epath.Path(tmp_path), identity | {'px': px}, [
+        protocol.Measured('a&b', {'top-1': np.full(9, right)}, protocol.means,
+                          pictures={'first': picture})], 1.0)
+  page.write_evaluation(epath.Path(tmp_path))
+  text = (tmp_path / 'results.html').read_text()
+  assert '&lt;run&gt;' in text and '<run>' not in text and 'a&amp;b' in text
+  assert text.count('src="data:image/jpeg;base64,') == 1, 'one file, one name'
+  assert 'knn, top-1, by pixels' in text and 'By the size of images' in text

@@ -90,6 +90,10 @@ KNN = Curve('k-NN accuracy, %', {'knn/trained': 'trained'},
             'Dashed: what raw pixels and the untrained network reach.')
 CURVES = (
     LOSS, KNN,
+    Curve('Linear probe, %', {'linear/top-1': 'top-1'}),
+    Curve('Linear segmentation, mIoU, %', {'segmentation/mIoU': 'mIoU'}),
+    Curve('Effective rank of CLS', {'rankme/effective rank': 'rank'},
+          'Directions that CLS tokens use: near 1 they have collapsed.'),
     Curve('Teacher: 1 is the most', {
         'teacher/entropy': 'entropy of targets',
         'teacher/usage': 'prototypes in use',

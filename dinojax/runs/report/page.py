@@ -1,7 +1,6 @@
 """The report of a run: one HTML file with everything inside it."""
 
 from collections.abc import Callable, Iterator, Sequence
-import html
 import os
 
 from etils import epath
@@ -12,8 +11,10 @@ from dinojax.core import errors
 from dinojax.core import paths
 from dinojax.runs import models as models_lib
 from dinojax.runs import workdir as workdir_lib
+from dinojax.runs.report import blocks
 from dinojax.runs.report import charts
 from dinojax.runs.report import curves
+from dinojax.runs.report import evaluation
 from dinojax.runs.report import facts
 from dinojax.runs.report import gallery
 
@@ -88,10 +89,17 @@ def write(workdir: str, out: str | None = None, *,
   else:
     body = ''.join(_of_run(folder, others, models, has_ended))
   try:
-    atomic.write_text(path, _page(folder.name, body))
+    atomic.write_text(path, whole(folder.name, body))
   except OSError as error:
     raise errors.cannot_write(str(path), error) from error
   return os.fspath(path)
+
+
+def write_evaluation(folder: epath.Path):
+  """Writes a page of a folder of results alone, results.html."""
+  title = '<h1>Evaluation</h1>'
+  atomic.write_text(folder / evaluation.FILE, whole(
+      'Evaluation', title + ''.join(evaluation.sections(folder))))
 
 
 def _is_chain(folder: epath.Path) -> bool:
@@ -113,50 +121,53 @@ def _of_run(folder: epath.Path, others: Sequence[str],
             has_ended: bool) -> Iterator[str]:
   histories = facts.histories([str(folder), *others])
   history = histories[0]
-  yield f'<h1>{_text(history.name)}</h1>'
-  yield f'<p class="soft">{_text(facts.state(folder, history, has_ended))}</p>'
+  yield f'<h1>{blocks.text(history.name)}</h1>'
+  yield blocks.note(facts.state(folder, history, has_ended))
   yield _headline(list(facts.scores(history)))
-  yield _section('What was trained', _table(
+  yield blocks.section('What was trained', blocks.table(
       facts.training(folder, history), head=True))
   if others:
-    yield _section('Compared', _table(
+    yield blocks.section('Compared', blocks.table(
         [(other.name, *_one_line(facts.scores(other))) for other in histories],
         head=True))
-  yield _section('Curves', _charts(curves.draw(histories)))
+  yield blocks.section('Curves', _charts(curves.draw(histories)))
   yield '<h2>Pictures</h2>'
   names = _names(histories, folder, others)
   for picture in gallery.draw(
       folder, history.settings, models or (lambda: gallery.load(names))):
     yield _picture(picture)
   yield _events(folder)
+  if evaluation.has(folder / evaluation.FOLDER):
+    yield from evaluation.sections(folder / evaluation.FOLDER)
   name, rows = facts.config(history)
-  yield _section('Config', (
-      f'<p>Nearest of <code>dinojax configs</code>: <b>{_text(name)}</b>; '
-      f'{len(rows)} values differ.</p>' + _folded('values', _table(
+  yield blocks.section('Config', (
+      '<p>Nearest of <code>dinojax configs</code>: '
+      f'<b>{blocks.text(name)}</b>; '
+      f'{len(rows)} values differ.</p>' + blocks.folded('values', blocks.table(
           rows, titles=('key', name, 'this run')))))
-  yield _section('Versions', _folded(
-      'packages', _table(facts.versions(folder), head=True)))
+  yield blocks.section('Versions', blocks.folded(
+      'packages', blocks.table(facts.versions(folder), head=True)))
 
 
 def _of_chain(folder: epath.Path) -> Iterator[str]:
   names = _stages(folder)
   results = {name: result for name in names if (
       result := workdir_lib.results(folder / name)) is not None}
-  yield f'<h1>{_text(folder.name)}</h1>'
+  yield f'<h1>{blocks.text(folder.name)}</h1>'
   yield (f'<p class="soft">A chain of runs: {len(results)} of {len(names)} '
          'that have begun have ended.</p>')
-  yield _section('Stages', _table(
+  yield blocks.section('Stages', blocks.table(
       facts.stages(results), titles=('stage', 'steps', 'time',
                                      'k-NN accuracy, %')))
   for name in names:
-    yield f'<h2>{_text(name)}</h2>'
+    yield f'<h2>{blocks.text(name)}</h2>'
     try:
       history = curves.read(folder / name)
     except errors.UserError as error:
-      yield f'<p>{_text(error)}</p>'
+      yield f'<p>{blocks.text(error)}</p>'
       continue
-    yield f'<p class="soft">{_text(facts.state(folder / name, history))}</p>'
-    yield _table(facts.training(folder / name, history), head=True)
+    yield blocks.note(facts.state(folder / name, history))
+    yield blocks.table(facts.training(folder / name, history), head=True)
     yield _charts(curves.draw([history]))
 
 
@@ -184,7 +195,8 @@ def _headline(rows: Sequence[facts.Row]) -> str:
     return ('<p>k-NN accuracy was not measured: the run has no labelled '
             'validation images (data.validation).</p>')
   return '<div class="big">' + ''.join(
-      f'<div class="card"><b>{_text(value)}</b>k-NN, {_text(name)}</div>'
+      f'<div class="card"><b>{blocks.text(value)}</b>k-NN, '
+      f'{blocks.text(name)}</div>'
       for name, value in rows) + '</div>'
 
 
@@ -194,55 +206,30 @@ def _charts(drawn: Sequence[charts.Chart]) -> str:
 
 
 def _picture(picture: gallery.Picture) -> str:
-  shown = (f'<img alt="{_text(picture.title)}" src="{picture.data()}">'
+  shown = (f'<img alt="{blocks.text(picture.title)}" src="{picture.data()}">'
            if picture.image else
-           f'<p class="soft">Not drawn: {_text(picture.reason)}</p>')
-  return (f'<div class="card picture"><h3>{_text(picture.title)}</h3>'
-          f'<p class="soft">{_text(picture.note)}</p>{shown}</div>')
+           f'<p class="soft">Not drawn: {blocks.text(picture.reason)}</p>')
+  return (f'<div class="card picture"><h3>{blocks.text(picture.title)}</h3>'
+          f'<p class="soft">{blocks.text(picture.note)}</p>{shown}</div>')
 
 
 def _events(folder: epath.Path) -> str:
   rows = facts.events(folder)[-_EVENTS:]
   count, some = facts.bad_images(folder)
-  parts = [_table(rows, head=True) if rows else '<p>None were written.</p>']
+  parts = [blocks.table(rows, head=True) if rows else
+           '<p>None were written.</p>']
   if count:
     parts.append(f'<p>{count} images could not be read; {len(some)} of '
-                 f'them:</p>' + _table(some))
-  return _section('Events, times in UTC', ''.join(parts))
+                 f'them:</p>' + blocks.table(some))
+  return blocks.section('Events, times in UTC', ''.join(parts))
 
 
-def _section(title: str, body: str) -> str:
-  return f'<h2>{_text(title)}</h2>{body}'
-
-
-def _folded(title: str, body: str) -> str:
-  return f'<details><summary>{_text(title)}</summary>{body}</details>'
-
-
-def _table(rows, *, titles: Sequence[str] = (), head: bool = False) -> str:
-  """Rows of text; with `head` their first cells name them."""
-  lines = []
-  if titles:
-    lines.append('<tr>' + ''.join(
-        f'<th scope="col">{_text(title)}</th>' for title in titles) + '</tr>')
-  for first, *rest in rows:
-    first = (f'<th scope="row">{_text(first)}</th>' if head
-             else f'<td>{_text(first)}</td>')
-    lines.append(f'<tr>{first}' + ''.join(
-        f'<td>{_text(cell)}</td>' for cell in rest) + '</tr>')
-  return ('<div class="scroll"><table class="facts">'
-          f'{"".join(lines)}</table></div>')
-
-
-def _text(value: str) -> str:
-  return html.escape(str(value))
-
-
-def _page(name: str, body: str) -> str:
+def whole(name: str, body: str) -> str:
+  """A page with everything inside it."""
   return (
       '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
       '<meta name="viewport" content="width=device-width,initial-scale=1">'
-      f'<title>{_text(name)} · dinojax</title>'
+      f'<title>{blocks.text(name)} · dinojax</title>'
       f'<style>{_STYLE}{charts.STYLE}</style></head><body><main>{body}'
       f'<footer>Written by dinojax {__version__}. This file holds all it '
       'shows, and needs no network.</footer></main></body></html>\n')
