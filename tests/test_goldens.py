@@ -15,6 +15,7 @@ from tests.kinds import models  # noqa: F401
 from tests.kinds import optimization  # noqa: F401
 from tests.kinds import probes  # noqa: F401
 from tests.kinds import training  # noqa: F401
+from tests.kinds import videos  # noqa: F401
 
 # What the other training cases have too.
 _SLOW = ('train_v3_base', 'train_v2_sinkhorn_separate_heads')

@@ -101,7 +101,8 @@ def compute(net: nnx.Module, images: Array,
 
   Args:
     net: the backbone, as a call of network.Functional.apply gets it.
-    images: [b, y, x, c] normalised.
+    images: [b, y, x, c] normalised; of several frames [b, v, y, x, c], and v
+      then follows b in all arrays.
     specs: outputs and layers to read, by name; see FeatureSpec.check.
     draws: see models.randomness, of one kind of crops; None: nothing is
       random.
@@ -109,6 +110,11 @@ def compute(net: nnx.Module, images: Array,
   Returns:
     By name, for every layer in the order of its depth, arrays by output.
   """
+  if images.ndim == 5:
+    count = images.shape[1]
+    flat = einops.rearrange(images, 'b v y x c -> (b v) y x c')
+    return jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]),
+                        compute(net, flat, specs, draws))
   depth, wanted = net.config.depth, []
   for spec in specs.values():
     kinds = [name for name in spec.outputs if name in ATTENTION]
