@@ -179,7 +179,9 @@ def _attend(q: Array, k: Array, v: Array) -> Array:
   parts = einops.rearrange(padded, 'b (l n) h e -> l b n h e', n=size)
   part = jax.checkpoint(lambda x: jax.nn.dot_product_attention(x, k, v))
   out = jax.lax.map(part, parts)
-  return einops.rearrange(out, 'l b n h e -> b (l n) (h e)')[:, :count]
+  # One pair at a time: rows are split over devices.
+  out = einops.rearrange(out, 'l b n h e -> l b n (h e)')
+  return einops.rearrange(out, 'l b n d -> b (l n) d')[:, :count]
 
 
 def _mlp(layer: tree.Tree, x: Array) -> Array:
