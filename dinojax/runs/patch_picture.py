@@ -16,7 +16,7 @@ from dinojax.data import sources
 from dinojax.evals import patches as patches_lib
 from dinojax.features import backbone
 from dinojax.features import spec as spec_lib
-from dinojax.runs import frames
+from dinojax.data import frames
 from dinojax.runs import models as models_lib
 from dinojax.runs import pictures
 

@@ -12,7 +12,7 @@ from dinojax.core import errors
 from dinojax.interop import store
 from dinojax.models import convnext
 from dinojax.models import vit
-from dinojax.runs import frames
+from dinojax.data import frames
 from dinojax.runs import patch_picture
 from dinojax.runs import pictures
 from tests.interop import cases

@@ -1,5 +1,6 @@
 """Frames of a video, by whichever reader of videos is installed."""
 
+from collections.abc import Callable, Sequence
 import importlib.util
 import pathlib
 
@@ -24,15 +25,30 @@ def read(path: str, count: int) -> list[Image.Image]:
     count: frames to read, at least 1.
 
   Raises:
+    UserError: see `choose`.
+  """
+  return choose(path, lambda total: np.unique(np.linspace(
+      0, total - 1, min(count, total)).round().astype(int)).tolist())
+
+
+def choose(path: str, pick: Callable[[int], Sequence[int]]
+           ) -> list[Image.Image]:
+  """Frames of a video by their numbers, in the order of these.
+
+  Args:
+    path: file.
+    pick: number of frames to the numbers that are wanted, each once.
+
+  Raises:
     UserError: no such file, no reader of videos is installed, or it has no
       frame that can be read.
   """
   if not pathlib.Path(path).is_file():
     raise errors.UserError(f'{path} is not a file: check the path')
   if importlib.util.find_spec('av'):
-    frames = _by_av(path, count)
+    frames = _by_av(path, pick)
   elif importlib.util.find_spec('cv2'):
-    frames = _by_cv2(path, count)
+    frames = _by_cv2(path, pick)
   else:
     raise errors.UserError(
         f'{path} is a video, and nothing that reads one is installed: '
@@ -45,18 +61,13 @@ def read(path: str, count: int) -> list[Image.Image]:
   return frames
 
 
-def _chosen(total: int, count: int) -> list[int]:
-  """Numbers of frames, evenly over all."""
-  return np.unique(np.linspace(
-      0, total - 1, min(count, total)).round().astype(int)).tolist()
-
-
-def _by_av(path: str, count: int) -> list[Image.Image]:
+def _by_av(path: str, pick: Callable[[int], Sequence[int]]
+           ) -> list[Image.Image]:
   import av  # not in an extra: the user's choice
   try:
     with av.open(path) as video:
       total = sum(1 for _ in video.decode(video=0))
-    wanted, frames = set(_chosen(total, count)) if total else set(), []
+    wanted, frames = set(pick(total)) if total else set(), []
     with av.open(path) as video:
       for number, frame in enumerate(video.decode(video=0)):
         if number in wanted:
@@ -70,7 +81,8 @@ def _by_av(path: str, count: int) -> list[Image.Image]:
   return frames
 
 
-def _by_cv2(path: str, count: int) -> list[Image.Image]:
+def _by_cv2(path: str, pick: Callable[[int], Sequence[int]]
+            ) -> list[Image.Image]:
   import cv2  # not in an extra: the user's choice
   video = cv2.VideoCapture(path)
   total = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
@@ -79,15 +91,15 @@ def _by_cv2(path: str, count: int) -> list[Image.Image]:
     while video.grab():
       total += 1
   video.release()
-  frames, seen = _frames_of(cv2, path, _chosen(total, count)) if (
-      total) else ([], 0)
-  if 0 < seen < total and len(frames) < min(count, seen):
+  wanted = pick(total) if total else []
+  frames, seen = _frames_of(cv2, path, wanted) if wanted else ([], 0)
+  if 0 < seen < total and len(frames) < len(wanted):
     # The header promised more than there is.
-    frames, _ = _frames_of(cv2, path, _chosen(seen, count))
+    frames, _ = _frames_of(cv2, path, pick(seen))
   return frames
 
 
-def _frames_of(cv2, path: str, wanted: list[int]
+def _frames_of(cv2, path: str, wanted: Sequence[int]
                ) -> tuple[list[Image.Image], int]:
   """Frames by number, and how many there are up to the last of them.
 
