@@ -10,13 +10,13 @@ from PIL import Image
 
 from dinojax.core import atomic
 from dinojax.core import paths
+from dinojax.data import frames
 from dinojax.data import inspection
 from dinojax.data import photos
 from dinojax.data import sources
 from dinojax.evals import patches as patches_lib
 from dinojax.features import backbone
 from dinojax.features import spec as spec_lib
-from dinojax.data import frames
 from dinojax.runs import models as models_lib
 from dinojax.runs import pictures
 

@@ -9,10 +9,10 @@ import pytest
 
 from dinojax import commands
 from dinojax.core import errors
+from dinojax.data import frames
 from dinojax.interop import store
 from dinojax.models import convnext
 from dinojax.models import vit
-from dinojax.data import frames
 from dinojax.runs import patch_picture
 from dinojax.runs import pictures
 from tests.interop import cases
