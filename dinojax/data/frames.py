@@ -45,20 +45,26 @@ def choose(path: str, pick: Callable[[int], Sequence[int]]
   """
   if not pathlib.Path(path).is_file():
     raise errors.UserError(f'{path} is not a file: check the path')
-  if importlib.util.find_spec('av'):
-    frames = _by_av(path, pick)
-  elif importlib.util.find_spec('cv2'):
-    frames = _by_cv2(path, pick)
-  else:
-    raise errors.UserError(
-        f'{path} is a video, and nothing that reads one is installed: '
-        '`pip install opencv-python-headless` (or `pip install av`, whose '
-        'wheel holds codecs under the GPL), or give a folder of its frames')
+  check_reader(path)
+  frames = (_by_av if importlib.util.find_spec('av') else _by_cv2)(path, pick)
   if not frames:
     raise errors.UserError(
         f'{path} has no frame that can be read: check that it plays, or give a '
         'folder of its frames')
   return frames
+
+
+def check_reader(path: str):
+  """Checks that something that reads videos is installed.
+
+  Raises:
+    UserError: nothing is.
+  """
+  if not any(map(importlib.util.find_spec, ('av', 'cv2'))):
+    raise errors.UserError(
+        f'{path} is a video, and nothing that reads one is installed: '
+        '`pip install opencv-python-headless` (or `pip install av`, whose '
+        'wheel holds codecs under the GPL), or give a folder of its frames')
 
 
 def _by_av(path: str, pick: Callable[[int], Sequence[int]]
