@@ -280,7 +280,7 @@ class _Answer:
       features = self.model.run(rows, dict(self.task.choices), pixels=True)
       tokens = np.asarray(features[attend.CHOICE][0]['patches'])[:len(some)]
       out.append(np.asarray(_logits(self.task, self.heads, tokens)))
-    return np.asarray(jax.vmap(attend.averaged)(np.concatenate(out, axis=1)))
+    return np.asarray(attend.averaged(np.concatenate(out, axis=1)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
