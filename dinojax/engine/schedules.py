@@ -190,6 +190,76 @@ class WarmupOneCycle:
 
 
 @dataclasses.dataclass(frozen=True)
+class DepthOneCycle:
+  """Rise under a falling cosine, then that cosine from 1 to nearly 0.
+
+  Source: DINOv3's schedule of depth heads. Its cosine falls from the first
+    step, so that the peak is never reached, and is one step ahead after the
+    warm-up.
+  """
+
+  total_steps: int
+  warmup_steps: int
+  ratio: float = 1e-3  # of the peak, where the rise begins
+  final: float = 1 / 25e3  # of the peak, at the end
+
+  def __call__(self, step):
+    """The factor at a step (int, array or traced)."""
+    step, xp = _number(step)
+    left = lambda at: xp.sin(math.pi / 2 * (1 - at / self.total_steps)) ** 2
+    warm = self.ratio + left(step) * step / max(self.warmup_steps, 1)
+    fall = self.final + (1 - self.final) * left(step + 1)
+    return xp.where(step < self.warmup_steps, warm, fall)
+
+
+@dataclasses.dataclass(frozen=True)
+class DepthMomentum:
+  """0 in the warm-up, then half a cosine from low to high.
+
+  Source: DINOv3's schedule of depth heads, which overwrites Adam's beta1.
+  """
+
+  total_steps: int
+  warmup_steps: int
+  low: float = 0.85
+  high: float = 0.95
+
+  def __call__(self, step):
+    """The value at a step (int, array or traced)."""
+    step, xp = _number(step)
+    part = (step - self.warmup_steps) / max(
+        self.total_steps - self.warmup_steps, 1)
+    rise = self.low + (self.high - self.low) * xp.sin(
+        math.pi / 2 * part) ** 2
+    return xp.where(step < self.warmup_steps, 0.0, rise)
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmupDecay:
+  """Rise from a ratio to 1, multiplied with a fall from 1 at step 0.
+
+  Source: mmcv's 'poly' of power 1 and 'CosineAnnealing' with their linear
+    warm-up, as DINOv2 trains its dense heads.
+  """
+
+  total_steps: int
+  warmup_steps: int
+  ratio: float
+  shape: str = 'linear'  # of the fall; or 'cosine'
+  final: float = 0.0
+
+  def __call__(self, step):
+    """The factor at a step (int, array or traced)."""
+    step, xp = _number(step)
+    part = step / self.total_steps
+    left = 1 - part if self.shape == 'linear' else (
+        xp.sin(math.pi / 2 * (1 - part)) ** 2)
+    fall = self.final + (1 - self.final) * left
+    rise = 1 - (1 - step / max(self.warmup_steps, 1)) * (1 - self.ratio)
+    return fall * xp.where(step < self.warmup_steps, rise, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
 class Table:
   """Given values, one a step; the last one for ever."""
 

@@ -49,20 +49,22 @@ def _cubic(t: np.ndarray, a: float) -> np.ndarray:
 
 
 @functools.cache
-def linear_matrix(num_in: int, num_out: int,
-                  scale: float | None = None) -> np.ndarray:
+def linear_matrix(num_in: int, num_out: int, scale: float | None = None,
+                  start: float = 0.0) -> np.ndarray:
   """The [num_out, num_in] matrix of a one-dimensional linear resize.
 
   Args:
     num_in: source points.
     num_out: target points.
     scale: see `cubic_matrix`.
+    start: edge of the first target point, in source points.
 
   Source: torch.nn.functional.interpolate(mode='bilinear'), its corners not
     aligned, without antialias.
   """
   step = num_in / num_out if scale is None else 1.0 / scale
-  centers = np.maximum((np.arange(num_out) + 0.5) * step - 0.5, 0.0)
+  centers = np.maximum(
+      start + (np.arange(num_out) + 0.5) * step - 0.5, 0.0)
   first = np.minimum(np.floor(centers).astype(int), num_in - 1)
   second = np.minimum(first + 1, num_in - 1)
   rows, matrix = np.arange(num_out), np.zeros((num_out, num_in))
@@ -86,7 +88,7 @@ def resize(grid: jax.Array, size: tuple[int, int],
     [..., size[0], size[1], c] float32.
   """
   scale = scale or (None, None)
-  return _apply(grid, *(
+  return by_matrices(grid, *(
       cubic_matrix(n, size[i], scale[i], antialias)
       for i, n in enumerate(grid.shape[-3:-1])))
 
@@ -95,7 +97,7 @@ def resize_linear(grid: jax.Array, size: tuple[int, int],
                   scale: tuple[float, float] | None = None) -> jax.Array:
   """`resize` by linear interpolation."""
   scale = scale or (None, None)
-  return _apply(grid, *(
+  return by_matrices(grid, *(
       linear_matrix(n, size[i], scale[i])
       for i, n in enumerate(grid.shape[-3:-1])))
 
@@ -111,8 +113,9 @@ def resize_tokens(tokens: jax.Array, grid: tuple[int, int], *,
   return out.reshape(tokens.shape[0], -1, tokens.shape[-1])
 
 
-def _apply(grid: jax.Array, rows: np.ndarray,
-           columns: np.ndarray) -> jax.Array:
+def by_matrices(grid: jax.Array, rows: jax.Array | np.ndarray,
+                columns: jax.Array | np.ndarray) -> jax.Array:
+  """[..., o, p, c] of [..., y, x, c] by [o, y] and [p, x], in float32."""
   return jnp.einsum(
       'oy,px,...yxc->...opc', rows, columns, grid.astype(jnp.float32),
       precision=jax.lax.Precision.HIGHEST)

@@ -37,6 +37,32 @@ def valid_pixels(target: np.ndarray, *, crop: str = 'full',
   return (target > min_depth) & (target < max_depth) & box
 
 
+def prepared(predicted: np.ndarray, target: np.ndarray, valid: np.ndarray, *,
+             align: bool = False, min_depth: float = 1e-3,
+             max_depth: float = 10.0) -> tuple[np.ndarray, np.ndarray]:
+  """Predicted depths as they are measured, and the scale and shift, [2].
+
+  Args:
+    predicted: [y, x] metres.
+    target: [y, x] metres.
+    valid: [y, x] bool.
+    align: True applies the scale and shift that fit `target` best in the
+      least squares, over valid pixels; it comes before the clamp.
+    min_depth: metres that smaller depths are set to.
+    max_depth: metres that larger depths are set to.
+
+  Source: DINOv3's align_depth_least_square and its evaluation.
+  """
+  scale_shift = np.array([1.0, 0.0])
+  if align and valid.any():
+    x = np.asarray(predicted, np.float64)[valid]
+    columns = np.stack([x, np.ones_like(x)], axis=1)
+    scale_shift = np.linalg.lstsq(
+        columns, np.asarray(target, np.float64)[valid], rcond=None)[0]
+  aligned = scale_shift[0] * predicted + scale_shift[1]
+  return np.clip(aligned, min_depth, max_depth), scale_shift
+
+
 def metrics(predicted: np.ndarray, target: np.ndarray,
             valid: np.ndarray) -> dict[str, float]:
   """The METRICS of one image; NaN where no pixel counts.

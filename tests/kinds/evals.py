@@ -4,18 +4,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinojax.evals import depth
 from dinojax.evals import knn
 from dinojax.evals import linear
-from dinojax.evals import segmentation
+from dinojax.evals import windows
 from dinojax.features import pixels
 from dinojax.features import spec
 from dinojax.kernels import resample
+from dinojax.losses import depth
 from dinojax.metrics import classification as metrics
 from dinojax.metrics import depth as depth_errors
 from dinojax.metrics import retrieval
 from dinojax.metrics import segmentation as segmentation_metrics
+from dinojax.models.dense import bins
+from dinojax.probes.tasks import segment
 from tests import golden
+from tests.kinds import dense
 from tests.kinds import losses
 
 nhwc = lambda x: jnp.asarray(x.transpose(0, 2, 3, 1))
@@ -145,26 +148,26 @@ def segmentation_inference(case):
   def predict(image):
     return resample.resize_linear(convolve(image, 2), image.shape[1:3])
 
-  slide = dict(crop_px=c['crop'], stride_px=c['stride'])
-  infer = lambda key, **options: nchw(segmentation.infer(
-      predict, x, size=case.outputs[key].shape[2:], **slide, **options))
-  w, maps = case.weights['head'], [
-      nhwc(case.inputs[key]) for key in sorted(case.inputs)
-      if key.startswith('feat')]
-  logits = jax.jit(segmentation.linear_head)(
-      maps, mean=w['batchnorm_layer.running_mean'],
-      variance=w['batchnorm_layer.running_var'],
-      scale=w['batchnorm_layer.weight'], bias=w['batchnorm_layer.bias'],
-      kernel=w['conv.weight'][:, :, 0, 0].T, kernel_bias=w['conv.bias'])
+  views = windows.Windows(c['crop'], c['stride'])
+  infer = lambda key, flip=False: [windows.slid(
+      predict, image, views, case.outputs[key].shape[2:], flip=flip)
+                                   for image in np.asarray(x)]
+  maps = [{'map': nhwc(case.inputs[key])} for key in sorted(case.inputs)
+          if key.startswith('feat')]
+  head = dense.head_of(case.weights['head'], 'conv')
+  task = segment.Segment(
+      num_outputs=head['params']['kernel'].shape[1],
+      width=head['params']['kernel'].shape[0])
+  logits, _ = jax.jit(lambda maps: task.outputs(head, maps, {}, None))(maps)
   size = case.outputs['linear_head_predict'].shape[2:]
   return {
-      'slide': nchw(segmentation.slide(predict, x, **slide)),
-      'make_inference_slide_softmax': infer(
-          'make_inference_slide_softmax', probabilities=True),
-      'make_inference_slide_flip': infer(
-          'make_inference_slide_flip', mirrored=True),
+      'slide': nchw(infer('slide')),
+      'make_inference_slide_softmax': nchw(jax.nn.softmax(jnp.asarray(
+          infer('make_inference_slide_softmax')))),
+      'make_inference_slide_flip': nchw(
+          infer('make_inference_slide_flip', flip=True)),
       'linear_head_eval': nchw(logits),
-      'linear_head_predict': nchw(resample.resize_linear(logits, size)),
+      'linear_head_predict': nchw(task.pixels.resize(logits, size)),
       'multiscale': pixels.multi_scale(
           jax.jit(lambda image: quarters(convolve(image, 1))), x)}
 
@@ -220,10 +223,10 @@ def bins_to_depth(logits):
   """Every way from classes to metres, between 1 mm and 10 m."""
   reach, out = dict(min_depth=1e-3, max_depth=10.0), {}
   for spacing in ('linear', 'log'):
-    depths = depth.bins(logits.shape[-1], spacing=spacing, **reach)
+    depths = bins.bins(logits.shape[-1], spacing=spacing, **reach)
     for normalize in ('linear', 'softmax', 'sigmoid'):
-      out[f'features_to_depth/{spacing}_{normalize}'] = depth.expected_depth(
+      out[f'features_to_depth/{spacing}_{normalize}'] = bins.expected_depth(
           logits, depths, normalize=normalize)[:, None]
-  out['features_to_depth/regression'] = depth.regressed_depth(
+  out['features_to_depth/regression'] = bins.regressed_depth(
       logits, min_depth=1e-3)[:, None]
   return out

@@ -1,9 +1,9 @@
-"""Depth from frozen features: bins, losses and metrics.
+"""Losses of predicted depth.
 
 Depths are metres, [b, y, x]; a depth of 0 is not known.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,54 +13,7 @@ Array = jax.Array
 
 _LOG_EPSILON = 1e-3  # metres, added before logarithms
 GRADIENT_STRIDES = (1, 2, 4, 6)
-
-
-def bins(count: int, *, min_depth: float, max_depth: float,
-         spacing: str = 'linear') -> np.ndarray:
-  """[count] depths that the classes of a head stand for, float32.
-
-  Args:
-    count: classes.
-    min_depth: metres, the first.
-    max_depth: metres, the last.
-    spacing: 'linear', or 'log': equal ratios.
-
-  Raises: ValueError, another spacing.
-  """
-  if spacing == 'linear':
-    return np.linspace(min_depth, max_depth, count, dtype=np.float32)
-  if spacing == 'log':
-    return np.geomspace(min_depth, max_depth, count).astype(np.float32)
-  raise ValueError(f"spacing={spacing!r} is not known: use 'linear' or 'log'")
-
-
-def expected_depth(logits: Array, depths: Array, *,
-                   normalize: str = 'linear') -> Array:
-  """[b, y, x] mean of `depths` [k] by the logits [b, y, x, k], float32.
-
-  Args:
-    logits: scores of the classes, one class for each depth.
-    depths: see `bins`.
-    normalize: how logits become shares: 'linear' (relu, plus 0.1), 'softmax'
-      or 'sigmoid'.
-
-  Raises: ValueError, another `normalize`.
-  Source: the depth heads of DINOv2 and DINOv3.
-  """
-  logits = logits.astype(jnp.float32)
-  shares = {'linear': lambda x: jax.nn.relu(x) + 0.1,
-            'softmax': jax.nn.softmax, 'sigmoid': jax.nn.sigmoid}
-  if normalize not in shares:
-    raise ValueError(f'normalize={normalize!r} is not known: use one of '
-                     f'{", ".join(shares)}')
-  share = shares[normalize](logits)
-  share = share / share.sum(-1, keepdims=True)
-  return jnp.einsum('byxk,k->byx', share, depths, precision='highest')
-
-
-def regressed_depth(logits: Array, *, min_depth: float) -> Array:
-  """[b, y, x] depth that the first channel states itself, metres."""
-  return jax.nn.relu(logits[..., 0].astype(jnp.float32)) + min_depth
+LOSSES = ('sig', 'gradient_log', 'gradient', 'l1')
 
 
 def known(target: Array, *, max_depth: float | None = None) -> Array:
@@ -70,25 +23,42 @@ def known(target: Array, *, max_depth: float | None = None) -> Array:
 
 
 def scale_invariant(predicted: Array, target: Array, valid: Array, *,
-                    with_variance: bool = True) -> Array:
+                    with_variance: bool | Array = True,
+                    group: int | None = None) -> Array:
   """Root of the variance and 0.15 × squared mean of the log error.
 
   Args:
-    predicted: depths > 0.
+    predicted: depths > 0, [b, …].
     target: the same shape.
-    valid: bool, pixels that count.
+    valid: bool, pixels that count; groups without any count nowhere.
     with_variance: False in the first steps of training (DINOv3: 100).
+    group: images whose pixels share a mean and a variance; the losses of
+      groups are averaged. None: all.
 
   Source: SigLoss of DINOv2 and DINOv3; the variance is the unbiased one.
+  Differs: `group` counts images, where theirs are those of a device; an exact
+    prediction has gradient 0, which is NaN in DINOv2.
   """
   error = _log_error(predicted, target, valid)
-  count = jnp.maximum(valid.sum(), 1)
-  mean = error.sum() / count
-  square = 0.15 * mean ** 2
-  if with_variance:
-    apart = jnp.where(valid, error - mean, 0.0) ** 2
-    square += apart.sum() / jnp.maximum(count - 1, 1)
-  return jnp.sqrt(square)
+  rows, axes = error.shape[0], tuple(range(1, error.ndim))
+  each = rows if group is None else group
+  # A product with [g, b] sums over groups wherever the rows lie.
+  member = (np.arange(rows) // each == np.arange(-(-rows // each))[:, None])
+  total = lambda x: jnp.einsum('gb,b->g', jnp.asarray(member, jnp.float32), x,
+                               precision='highest')
+  of_rows = lambda x: jnp.einsum('gb,g->b', jnp.asarray(member, jnp.float32),
+                                 x, precision='highest')
+  number = total(valid.sum(axes).astype(jnp.float32))
+  count = jnp.maximum(number, 1)
+  mean = total(error.sum(axes)) / count
+  centre = of_rows(mean).reshape(-1, *(1,) * len(axes))
+  apart = total((jnp.where(valid, error - centre, 0.0) ** 2).sum(axes))
+  square = 0.15 * mean ** 2 + jnp.where(
+      with_variance, apart / jnp.maximum(count - 1, 1), 0.0)
+  root = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+  has_any = number > 0
+  return jnp.sum(jnp.where(has_any, root, 0)) / jnp.maximum(
+      jnp.sum(has_any), 1)
 
 
 def gradient(predicted: Array, target: Array, valid: Array, *,
@@ -120,6 +90,34 @@ def gradient(predicted: Array, target: Array, valid: Array, *,
       at_scale = [_every(x, axis, stride) for x in at_scale]
     total += _steps(*at_scale, axes)
   return total
+
+
+def absolute(predicted: Array, target: Array, valid: Array) -> Array:
+  """Mean absolute error, metres."""
+  error = jnp.where(valid, jnp.abs(predicted - target), 0.0)
+  return error.sum() / (valid.sum() + 1e-7)
+
+
+def total(weights: Mapping[str, float], predicted: Array, target: Array,
+          valid: Array, *, with_variance: bool | Array = True,
+          group: int | None = None) -> Array:
+  """Weighted sum of losses.
+
+  Args:
+    weights: weight of each, by its name in LOSSES.
+    predicted: depths > 0, [b, y, x].
+    target: the same shape.
+    valid: bool, pixels that count.
+    with_variance: see `scale_invariant`.
+    group: see `scale_invariant`.
+  """
+  functions = {
+      'sig': lambda *args: scale_invariant(
+          *args, with_variance=with_variance, group=group),
+      'gradient_log': gradient,
+      'gradient': lambda *args: gradient(*args, log=False), 'l1': absolute}
+  return sum(weight * functions[name](predicted, target, valid)
+             for name, weight in weights.items())
 
 
 def _log_error(predicted: Array, target: Array, valid: Array) -> Array:

@@ -1,0 +1,92 @@
+"""Linear depth: classes that stand for depths, on patches."""
+
+from collections.abc import Mapping
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from dinojax.augment import distortion
+from dinojax.core import tree
+from dinojax.losses import depth as losses
+from dinojax.models.dense import bins
+from dinojax.probes.tasks import dense
+
+CHOICE = dense.CHOICE
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Depth(dense.Linear):
+  """Metres for every pixel; batches have depth [b, y, x], 0 where unknown.
+
+  Attributes:
+    min_depth: depth of the first class, metres.
+    max_depth: depth of the last.
+    spacing: how the classes lie between them, see bins.bins.
+    normalize: how logits become shares, see bins.expected_depth.
+    weights: (name, weight) of each loss, see losses.depth.
+    group: images that share a mean and a variance in SigLoss; None: all.
+    plain_steps: first steps without the variance.
+    reach: depth up to which pixels teach, metres; None: all known ones.
+    clamps: True keeps predicted depths between the first and the last.
+    distorts: True changes colours in training.
+    brightness: range of the factor of brightness.
+
+  Source: the linear depth heads of DINOv2 (without norm) and DINOv3.
+  """
+
+  min_depth: float = 1e-3
+  max_depth: float = 10.0
+  spacing: str = 'linear'
+  normalize: str = 'linear'
+  weights: tuple[tuple[str, float], ...] = (('sig', 1.0),)
+  group: int | None = None
+  plain_steps: int = 100
+  reach: float | None = None
+  clamps: bool = False
+  distorts: bool = False
+  brightness: tuple[float, float] = distortion.BRIGHTNESS
+
+  def prepare(self, batch: tree.Tree, key: jax.Array) -> tree.Tree:
+    """Images with other colours, 0 outside, in whole patches."""
+    images = batch['image']
+    if self.distorts:
+      images = self.normalized(distortion.recolor(
+          self.pixels.levels(images), key, self.brightness))
+    return batch | {'image': self.placed(images, batch)}
+
+  def draw(self, key: jax.Array, step: jax.Array,
+           batch: tree.Tree) -> tree.Tree:
+    """Factors of channels, and whether the loss has its variance."""
+    return super().draw(key, step, batch) | {
+        'with_variance': step >= self.plain_steps}
+
+  def metres(self, outputs: jax.Array) -> jax.Array:
+    """[b, y, x] depths of logits, on their grid."""
+    return bins.depth(
+        outputs, min_depth=self.min_depth, max_depth=self.max_depth,
+        spacing=self.spacing, normalize=self.normalize)
+
+  def loss(self, outputs: jax.Array, batch: tree.Tree,
+           draws: tree.Tree | None) -> jax.Array:
+    """Weighted sum of losses at the size of the depths."""
+    target = batch['depth']
+    predicted = self.pixels.resize(
+        self.metres(outputs)[..., None], target.shape[1:])[..., 0]
+    valid = losses.known(target, max_depth=self.reach) & (
+        batch['weight'] > 0)[:, None, None]
+    variance = True if draws is None else draws['with_variance']
+    return losses.total(dict(self.weights), predicted, target, valid,
+                        with_variance=variance, group=self.group)
+
+  def predict(self, outputs: jax.Array) -> jax.Array:
+    """[b, y, x, 1] metres of patches."""
+    depth = self.metres(outputs)
+    if self.clamps:
+      depth = jnp.clip(depth, self.min_depth, self.max_depth)
+    return depth[..., None]
+
+
+def weights(values: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
+  """Losses whose weight is not 0."""
+  return tuple((name, weight) for name, weight in values.items() if weight)
