@@ -21,12 +21,15 @@ class Geometry:
     size: (width, height) that it is resized to.
     window: the part of the resized rectangle that is kept; None: all of it.
     flip: mirrors what is kept, left and right.
+    turn: degrees by which the image is turned before, against the clock;
+      corners that come from outside are 0.
   """
 
   box: Box
   size: tuple[int, int]
   window: tuple[int, int, int, int] | None = None
   flip: bool = False
+  turn: float = 0.0
 
   @property
   def out_size(self) -> tuple[int, int]:
@@ -37,20 +40,23 @@ class Geometry:
     return right - left, bottom - top
 
   def of_image(self, pixels: Image.Image,
-               size: tuple[int, int] | None = None) -> np.ndarray:
-    """The image as [y, x, c] uint8, resized bicubically.
+               size: tuple[int, int] | None = None,
+               resample: Image.Resampling = Image.Resampling.BICUBIC
+               ) -> np.ndarray:
+    """The image as [y, x, c] uint8.
 
     Args:
       pixels: decoded, perhaps at a whole fraction of its size.
       size: (width, height) of the image that `box` is a part of; None: that
         of `pixels`.
+      resample: how it is resized, with antialias.
     """
-    return np.asarray(self._apply(
-        pixels, size or pixels.size, Image.Resampling.BICUBIC))
+    return np.asarray(self._apply(pixels, size or pixels.size, resample))
 
   def of_labels(self, labels: np.ndarray) -> np.ndarray:
-    """A label map [y, x] of integers, each pixel the nearest one's label."""
-    picture = Image.fromarray(labels.astype(np.int32))
+    """A map [y, x] of labels or depths, each pixel the nearest one's."""
+    kind = np.float32 if labels.dtype.kind == 'f' else np.int32
+    picture = Image.fromarray(labels.astype(kind))
     out = self._apply(picture, picture.size, Image.Resampling.NEAREST)
     return np.asarray(out).astype(labels.dtype)
 
@@ -82,6 +88,8 @@ class Geometry:
     # Whole numbers: a reduced JPEG rounds its size up, so the ratio of the
     # sizes is a little off, and would move the box.
     shrink = round(size[0] / pixels.size[0])
+    if self.turn:
+      pixels = pixels.rotate(self.turn, resample)
     out = pixels.resize(
         self.size, resample, box=tuple(edge / shrink for edge in self.box))
     if self.window is not None:

@@ -6,7 +6,7 @@ from dinojax.core import errors
 from dinojax.data import record as record_lib
 
 PARTS = ('kept', 'held_out')
-_ONE_OF = 10  # images, in the order of the source, is held out
+ONE_OF = 10  # images, in the order of the source, is held out
 
 
 class Chosen:
@@ -46,10 +46,10 @@ class Part(Chosen):
     Raises:
       UserError: too few images.
     """
-    out = np.arange(len(inner)) % _ONE_OF == _ONE_OF - 1
+    out = np.arange(len(inner)) % ONE_OF == ONE_OF - 1
     super().__init__(inner, np.flatnonzero(out == (part == 'held_out')))
     self.spec = f'{part}:{inner.spec}'
     if not len(self._chosen):
       raise errors.UserError(
-          f'{self.spec} holds no image: one in {_ONE_OF} is held out, and '
+          f'{self.spec} holds no image: one in {ONE_OF} is held out, and '
           f'there are {len(inner)}')

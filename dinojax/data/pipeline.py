@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import functools
 import signal
-from typing import Protocol
+from typing import Any, Protocol
 
 import grain
 import numpy as np
@@ -303,6 +303,57 @@ class _InOrder:
       pixels, problem = np.zeros((0, 0, 3), np.uint8), _reason(error)
     return {'image': pixels, 'label': label, 'name': name, 'index': index,
             'problem': problem}
+
+
+class _Made:
+  """Chosen items of any kind, each made ready or with a reason why not."""
+
+  def __init__(self, source, make, indices):
+    self._source, self._make, self._indices = source, make, indices
+
+  def __len__(self) -> int:
+    return len(self._indices)
+
+  def __getitem__(self, place: int) -> dict:
+    index = int(self._indices[place])
+    name, made, problem = str(index), {}, ''
+    try:
+      item = self._source[index]
+      name = item.name
+      made = self._make(item)
+    except (images.BadImage, OSError) as error:
+      problem = _reason(error)
+    return {'index': index, 'name': name, 'problem': problem} | made
+
+
+def items_in_order(source, make: Callable[[Any], dict], *,
+                   indices: Sequence[int] | None = None, ahead: int = 8,
+                   num_workers: int = 0, num_threads: int = 2
+                   ) -> Iterator[dict]:
+  """Items of a set in order, such as images with their masks, each once.
+
+  Args:
+    source: items, which have a `name`.
+    make: makes an item a dict; may raise BadImage or OSError. It travels to
+      the workers.
+    indices: items to read; None: all.
+    ahead: number of items made in advance, about.
+    num_workers: number of processes; 0: threads of this one.
+    num_threads: number of threads of each.
+
+  Yields what `make` gives, with name, index, and problem: why the item could
+  not be read, '' for most.
+  """
+  indices = range(len(source)) if indices is None else indices
+  if not len(indices):
+    return
+  rows = iter(_read_ahead(
+      grain.MapDataset.source(_Made(source, make, indices)), ahead,
+      num_threads, num_workers))
+  try:
+    yield from rows
+  finally:
+    rows.close()
 
 
 def records_in_order(

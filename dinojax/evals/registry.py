@@ -17,17 +17,20 @@ from dinojax.core import errors
 from dinojax.core import fields
 from dinojax.data import images
 from dinojax.evals import protocol
+from dinojax.evals.protocols import depth
 from dinojax.evals.protocols import finetune
 from dinojax.evals.protocols import knn
 from dinojax.evals.protocols import linear
 from dinojax.evals.protocols import rankme
 from dinojax.evals.protocols import retrieval
+from dinojax.evals.protocols import segmentation
 
 PROTOCOLS: Mapping[str, types.ModuleType] = {
     'knn': knn, 'linear': linear, 'finetune': finetune, 'rankme': rankme,
-    'retrieval': retrieval}
+    'retrieval': retrieval, 'segmentation': segmentation, 'depth': depth}
 SUITES = {'quick': ('knn', 'linear', 'rankme'),
           'classification': ('knn', 'linear'),
+          'dense': ('segmentation', 'depth'),
           'all': tuple(PROTOCOLS)}
 
 

@@ -80,7 +80,7 @@ class Batch:
   def local(self) -> tree.Tree:
     """Features of `rows`, on the host."""
     return jax.tree.map(
-        lambda x: _own_rows(x)[:len(self.rows)], self.features)
+        lambda x: own_rows(x)[:len(self.rows)], self.features)
 
 
 def read(model: backbone_lib.Backbone,
@@ -312,7 +312,7 @@ def _rounded(batch_size: int, num_devices: int) -> int:
   return -(-batch_size // num_devices) * num_devices
 
 
-def _own_rows(x: jax.Array) -> np.ndarray:
+def own_rows(x: jax.Array) -> np.ndarray:
   """This process's rows of a global array, in order."""
   if x.is_fully_addressable:
     return np.asarray(x)

@@ -179,7 +179,7 @@ def seg_linear_head_train_step(case):
     assert len(label) == c['batch']
     out[f'step{i}/lr'] = fit.rates(jnp.int32(i))['lr'][0]
     state, loss, grads, logits = step(state, {
-        'features': {place: nhwc(features)}, 'label': label,
+        'features': {place: nhwc(features)}, 'classes': label,
         'weight': np.ones(len(label), np.float32), 'channels': channels,
         'bad': np.zeros(len(label), bool)})
     stats = state['heads'][dense.CHOICE]['stats']

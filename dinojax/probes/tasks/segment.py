@@ -16,7 +16,7 @@ CHOICE = dense.CHOICE
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Segment(dense.Linear):
-  """A class for every pixel; batches have label [b, y, x], IGNORED or a class.
+  """A class for every pixel; batches have classes [b, y, x], IGNORED or a class.
 
   Attributes:
     distorts: True changes colours in training.
@@ -44,7 +44,7 @@ class Segment(dense.Linear):
     Pixels without a label add nothing and count all the same.
     """
     del draws
-    label = batch['label'].astype(jnp.int32)
+    label = batch['classes'].astype(jnp.int32)
     logits = self.pixels.resize(outputs, label.shape[1:])
     known = label != metrics.IGNORED
     each = optax.softmax_cross_entropy_with_integer_labels(

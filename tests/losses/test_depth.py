@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dinojax.evals import depth
+from dinojax.losses import depth
 from dinojax.metrics import depth as depth_metrics
+from dinojax.models.dense import bins
 
 
 def test_a_perfect_prediction():
@@ -51,19 +52,46 @@ def test_nothing_known_is_no_number():
 
 def test_bins_reach_both_ends():
   for spacing in ('linear', 'log'):
-    values = depth.bins(5, min_depth=0.5, max_depth=8, spacing=spacing)
+    values = bins.bins(5, min_depth=0.5, max_depth=8, spacing=spacing)
     np.testing.assert_allclose(values[[0, -1]], [0.5, 8], rtol=1e-6)
   logits = jnp.full((1, 1, 1, 5), -50.0).at[..., 3].set(50.0)
-  got = depth.expected_depth(logits, values, normalize='softmax')
+  got = bins.expected_depth(logits, values, normalize='softmax')
   np.testing.assert_allclose(got, [[[values[3]]]], rtol=1e-6)
 
 
 @pytest.mark.parametrize('call, text', [
-    (lambda: depth.bins(3, min_depth=1, max_depth=2, spacing='sid'), 'sid'),
-    (lambda: depth.expected_depth(jnp.ones((1, 1, 1, 2)), jnp.ones(2),
+    (lambda: bins.bins(3, min_depth=1, max_depth=2, spacing='cubic'), 'cubic'),
+    (lambda: bins.expected_depth(jnp.ones((1, 1, 1, 2)), jnp.ones(2),
                                   normalize='max'), 'max'),
     (lambda: depth_metrics.valid_pixels(np.ones((4, 4)), crop='eigen'),
      'nyu_eigen')])
 def test_unknown_options_are_named(call, text):
   with pytest.raises(ValueError, match=text):
     call()
+
+
+def test_groups_of_images_have_statistics_of_their_own():
+  rng = np.random.default_rng(0)
+  target = rng.uniform(1, 9, (4, 5, 6)).astype(np.float32)
+  predicted = target * rng.uniform(0.5, 2, (4, 5, 6)).astype(np.float32)
+  predicted[2:] *= 3  # the images differ in scale
+  valid = rng.random((4, 5, 6)) < 0.8
+  pairs = [depth.scale_invariant(predicted[i:i + 2], target[i:i + 2],
+                                 valid[i:i + 2]) for i in (0, 2)]
+  got = depth.scale_invariant(predicted, target, valid, group=2)
+  np.testing.assert_allclose(got, np.mean(pairs), rtol=1e-6)
+  assert abs(got - depth.scale_invariant(predicted, target, valid)) > 1e-3
+  # Rows that are padding make a group that counts nowhere.
+  padded = depth.scale_invariant(
+      *(np.concatenate([x, x[:2]]) for x in (predicted, target)),
+      np.concatenate([valid, np.zeros_like(valid[:2])]), group=2)
+  np.testing.assert_allclose(padded, got, rtol=1e-6)
+
+
+def test_alignment_finds_scale_and_shift():
+  target = np.linspace(1, 9, 30).reshape(5, 6)
+  valid = np.ones((5, 6), bool)
+  got, scale_shift = depth_metrics.prepared(
+      (target - 0.5) / 2, target, valid, align=True)
+  np.testing.assert_allclose(scale_shift, [2, 0.5], rtol=1e-6)
+  np.testing.assert_allclose(got, target, rtol=1e-6)

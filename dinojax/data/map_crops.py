@@ -1,0 +1,135 @@
+"""Random crops of an image with its map, for training on every pixel.
+
+What is drawn is a Geometry, which image and map share. Crops have one size:
+beyond an image that is smaller lies nothing, and `extent` says where it ends.
+"""
+
+import dataclasses
+
+import numpy as np
+from PIL import Image
+
+from dinojax.data import geometry
+
+Arrays = dict[str, np.ndarray]
+_TRIES = 10
+_BILINEAR = Image.Resampling.BILINEAR
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaled:
+  """A random scale, a crop that is no single class, a flip.
+
+  Attributes:
+    short_px: length of the short side at a scale of 1.
+    scales: least and greatest scale.
+    crop_px: side of the crop.
+    most: largest share of a class among labelled pixels of a crop; crops that
+      have more are drawn again, ten times.
+    ignored: label of pixels that do not count, and of those beyond the image.
+
+  Source: training of the segmentation heads of DINOv3 and DINOv2.
+  """
+
+  short_px: int
+  scales: tuple[float, float]
+  crop_px: int
+  most: float
+  ignored: int
+
+  def __call__(self, picture: Image.Image, labels: np.ndarray,
+               rng: np.random.Generator) -> Arrays:
+    """image [y, x, c] uint8, classes [y, x] and extent [2]."""
+    low, high = self.scales
+    short = max(int(self.short_px * (low + (high - low) * rng.random())), 1)
+    least = min(picture.size)
+    size = tuple(short if n == least else int(short * n / least + 0.5)
+                 for n in picture.size)
+    whole = geometry.Geometry((0, 0, *picture.size), size)
+    resized = whole.of_labels(labels)
+    for _ in range(_TRIES + 1):
+      window = corner(size, (self.crop_px,) * 2, rng)
+      if self._is_mixed(cut(resized, window)):
+        break
+    kept = dataclasses.replace(
+        whole, window=window, flip=bool(rng.random() < 0.5))
+    return placed(kept.of_image(picture, resample=_BILINEAR),
+                  kept.of_labels(labels), (self.crop_px,) * 2, 'classes',
+                  self.ignored)
+
+  def _is_mixed(self, labels: np.ndarray) -> bool:
+    """Tells whether labels are of several classes, none of which is most."""
+    counts = np.bincount(labels[labels != self.ignored])
+    return np.count_nonzero(counts) > 1 and (
+        counts.max() < self.most * counts.sum())
+
+
+@dataclasses.dataclass(frozen=True)
+class Turned:
+  """A small turn, a flip, a crop.
+
+  Attributes:
+    crop_px: rows and columns of the crop.
+    degrees: greatest turn, at even odds.
+    flips: probability of a flip.
+    short_px: length of the short side before; None: as it is.
+
+  Source: training of the depth heads of DINOv2 and DINOv3.
+  """
+
+  crop_px: tuple[int, int]
+  degrees: float = 2.5
+  flips: float = 0.5
+  short_px: int | None = None
+
+  def __call__(self, picture: Image.Image, depth: np.ndarray,
+               rng: np.random.Generator) -> Arrays:
+    """image [y, x, c] uint8, depth [y, x], 0 where unknown, extent [2]."""
+    turn = self.degrees * (2 * rng.random() - 1)
+    turn = turn if rng.random() < 0.5 else 0.0
+    size, least = picture.size, min(picture.size)
+    if self.short_px is not None:
+      size = tuple(self.short_px if n == least else
+                   int(self.short_px * n / least + 0.5) for n in size)
+    flip = bool(rng.random() < self.flips)
+    rows, columns = self.crop_px
+    kept = geometry.Geometry(
+        (0, 0, *picture.size), size, flip=flip, turn=turn,
+        window=corner(size, (columns, rows), rng))
+    return placed(kept.of_image(picture, resample=_BILINEAR),
+                  kept.of_labels(depth), self.crop_px, 'depth', 0)
+
+
+def corner(size: tuple[int, int], crop: tuple[int, int],
+           rng: np.random.Generator) -> tuple[int, int, int, int]:
+  """A random window of (width, height), no larger than there is."""
+  width, height = (min(n, m) for n, m in zip(size, crop, strict=True))
+  left = int(rng.integers(size[0] - width + 1))
+  top = int(rng.integers(size[1] - height + 1))
+  return left, top, left + width, top + height
+
+
+def cut(labels: np.ndarray, window: tuple[int, int, int, int]) -> np.ndarray:
+  """The part of a map in a window."""
+  left, top, right, bottom = window
+  return labels[top:bottom, left:right]
+
+
+def placed(image: np.ndarray, values: np.ndarray, size: tuple[int, int],
+           name: str, empty: int) -> Arrays:
+  """Image and map at the top left of arrays of a size.
+
+  Args:
+    image: [y, x, c] uint8.
+    values: [y, x] map.
+    size: rows and columns.
+    name: entry of the map.
+    empty: value of the map beyond the image.
+  """
+  rows, columns = image.shape[:2]
+  pixels = np.zeros((*size, image.shape[2]), np.uint8)
+  pixels[:rows, :columns] = image
+  whole = np.full(size, empty, values.dtype)
+  whole[:rows, :columns] = values
+  return {'image': pixels, name: whole,
+          'extent': np.array((rows, columns), np.int32)}

@@ -1,0 +1,140 @@
+"""Training of heads for every pixel, and the sets that they need."""
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from dinojax.core import errors
+from dinojax.data import parts
+from dinojax.data import sources
+from dinojax.evals import dense
+from dinojax.evals import protocol
+from dinojax.evals import training
+from dinojax.evals.sets import dense as sets
+from dinojax.features import backbone as backbone_lib
+from dinojax.features import spec
+from dinojax.probes import fit as fit_lib
+from dinojax.probes.tasks import dense as task_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+  """Makes a pair ready to be learnt from; travels to the workers.
+
+  Attributes:
+    crops: see data.map_crops.
+  """
+
+  crops: Any
+
+  def __call__(self, pair: sets.Pair, rng: np.random.Generator) -> dict:
+    return self.crops(*pair.decoded(), rng)
+
+
+def check(name: str, layers: int, config: Any):
+  """Refuses more layers than a backbone has.
+
+  Raises:
+    UserError: it has fewer.
+  """
+  if layers > config.depth:
+    raise errors.UserError(
+        f'{name} reads {layers} layers, and this model has {config.depth}: '
+        f'set {name}.layers={config.depth}, or a recipe of one layer')
+
+
+def width(model: backbone_lib.Backbone, layers: int | tuple[int, ...]) -> int:
+  """Width of some layers together."""
+  return sum(spec.FeatureSpec(('map',), layers).widths(model.config))
+
+
+def split(job: protocol.Job, *, chooses: bool) -> tuple[Any, Any, tuple]:
+  """Sets to train on, to choose on (None: there is no choice), and to test.
+
+  Args:
+    job: opened sets.
+    chooses: True: there are several heads.
+  """
+  train, = job.sets['train']
+  tests = tuple(job.sets['test'])
+  if not chooses:
+    return train, None, tests
+  if job.sets['validation']:
+    return train, job.sets['validation'][0], tests
+  kept, held_out = (parts.Part(part, train) for part in parts.PARTS)
+  return kept, held_out, tests
+
+
+def sizes_of(given: Sequence[Any], job: protocol.Job) -> dict[str, list]:
+  """Sizes of the images of sets by their spec, each looked at once.
+
+  Of the training set values of the first few maps are looked at alone.
+
+  Raises:
+    UserError: see dense.sizes.
+  """
+  train, *others = given
+  for index in range(min(len(train), 3)):
+    train[index].decoded()
+  return {each.spec: dense.sizes(each, job) for each in others
+          if each is not None}
+
+
+def names(source: Any, index: np.ndarray) -> list[str]:
+  """Names of items by their numbers, for files of single predictions."""
+  return [str(i) for i in index] if source is None else [
+      source.name_of(int(i)) for i in index]
+
+
+def opened_pictures(show: str | None) -> Any:
+  """The source of images without maps, if any.
+
+  Raises:
+    UserError: nothing there.
+  """
+  return None if show is None else sources.open_source(show)
+
+
+def train(job: protocol.Job, task: Any, source: Any, crops: Any,
+          values: Any, *, sweep: fit_lib.Sweep, rule: Any, schedule: Any,
+          clip_norm: float | None = None) -> dict:
+  """Trained heads on the host: params, stats, and which have diverged.
+
+  Args:
+    job: the backbone, and where states are kept.
+    task: what they learn.
+    source: pairs.
+    crops: see data.map_crops.
+    values: batch_size, steps and heads_at_once.
+    sweep: rates of the heads.
+    rule: the optimizer.
+    schedule: see probes.fit.
+    clip_norm: norm that gradients of a head are clipped to.
+
+  Raises:
+    Stopped: a signal ended the training, whose step is saved.
+  """
+  batches = training.from_images(job, source, Example(crops),
+                                 values.batch_size)
+  at_once = min(values.heads_at_once, sweep.size)
+  fit = fit_lib.Fit(
+      task, job.model, batches.shapes, sweep=sweep, rule=rule,
+      schedule=schedule, clip_norm=clip_norm,
+      heads_at_once=None if at_once == sweep.size else at_once)
+  counted = dataclasses.replace(
+      batches, make=lambda step: _counted(job, batches, step))
+  state = training.train(job, fit, counted, values.steps)
+  heads = jax.device_get(state['heads'][task_lib.CHOICE])
+  return {'params': heads['params'], 'stats': heads.get('stats', {}),
+          'diverged': np.asarray(heads['counters']['in_row']) > 0}
+
+
+def _counted(job: protocol.Job, batches: training.Batches,
+             step: int) -> Iterator[dict]:
+  """The batches, counted as images that were read."""
+  for batch in batches.make(step):
+    job.progress(batches.num_images)
+    yield batch

@@ -1,0 +1,302 @@
+"""Linear depth: classes that stand for depths, on patches.
+
+Heads are trained on random crops; errors are those of every test image, at the
+size of its depths, the mean of the image and its mirror image.
+
+Source: depth heads of DINOv3 (one layer) and DINOv2 (lin1 and lin4).
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import itertools
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from dinojax.core import errors
+from dinojax.core import fields
+from dinojax.data import map_crops
+from dinojax.data import parts
+from dinojax.engine import optimizer
+from dinojax.engine import schedules
+from dinojax.evals import dense
+from dinojax.evals import dense_pictures
+from dinojax.evals import dense_training
+from dinojax.evals import protocol
+from dinojax.evals import windows
+from dinojax.evals.sets import depths
+from dinojax.metrics import depth as metrics
+from dinojax.probes import fit as fit_lib
+from dinojax.probes.tasks import dense as dense_task
+from dinojax.probes.tasks import depth
+
+TITLE = 'linear depth, errors in metres'
+COST = 'steps × batch of training crops, test images and mirror images'
+_WHAT = ('a set of depths, such as depth:DIR with DIR/images and DIR/depth, '
+         'or nyu:DIR')
+ROLES = {'train': protocol.Role(opens=depths.train, what=_WHAT),
+         'validation': protocol.Role(
+             needed=False, opens=depths.test, what=_WHAT),
+         'test': protocol.Role(opens=depths.test, what=_WHAT)}
+NUM_BINS = 256
+_PERCENT = ('a1', 'a2', 'a3')  # shares, told in per cent
+# Median depths of a set beyond these parts of max_depth are of other units.
+_LEAST, _MOST = 1 / 500, 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """Values of a published recipe."""
+
+  num_layers: int
+  learning_rate: float
+  weight_decay: float
+  beta2: float
+  is_v2: bool
+
+
+RECIPES = {'v3': Recipe(1, 3e-4, 1e-4, 0.99, False),
+           'lin1': Recipe(1, 1e-4, 0.01, 0.999, True),
+           'lin4': Recipe(4, 1e-4, 0.01, 0.999, True)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Linear depth on patches."""
+
+  # Set of images with depths that heads learn from, such as depth:DIR.
+  train: str | None = None
+  # Set by which a head is chosen, where there are several; None: every tenth
+  # image of `train`.
+  validation: str | None = None
+  test: tuple[str, ...] = ()  # Sets that are measured on, each alone.
+  # Source of images without depths that are drawn as well; None: none.
+  show: str | None = fields.free(None)
+  # Published recipe that the other values are of, where they are not given:
+  # DINOv3's, or DINOv2's of one layer or of four.
+  recipe: Literal['v3', 'lin1', 'lin4'] = 'v3'
+  # Learning rates of the heads, at their highest; (): of the recipe.
+  learning_rates: tuple[fields.Above0, ...] = ()
+  # Weight decays, each with every learning rate; (): of the recipe.
+  weight_decays: tuple[fields.NonNegative, ...] = ()
+  steps: fields.Positive = 38_400  # Updates of the heads.
+  warmup_steps: fields.Natural = 12_800  # Updates until the highest rate.
+  batch_size: fields.Positive = 16  # Crops of an update.
+  # Rows and columns of a crop in training.
+  crop: tuple[fields.Positive, fields.Positive] = (416, 544)
+  # Rows and columns that every test image is resized to, depths are not;
+  # None: its own.
+  size: tuple[fields.Positive, fields.Positive] | None = None
+  degrees: fields.NonNegative = 2.5  # Greatest turn of a training image.
+  min_depth: fields.Above0 = 1e-3  # Least depth that is told apart, metres.
+  max_depth: fields.Above0 = 10.0  # Greatest depth, metres; KITTI's is 80.
+  # Pixels that are measured: all, or the boxes of NYU and KITTI.
+  box: Literal['full', 'nyu_eigen', 'kitti_garg'] = 'full'
+  # Weight of the loss of gradients; DINOv2's recipe says 0.5, and had none.
+  gradient_weight: fields.NonNegative = 0.0
+  # Images that share a mean and a variance in the loss: 2, those of a device
+  # of the references; None: the batch.
+  group_images: fields.Positive | None = 2
+  plain_steps: fields.Natural = 100  # First updates without the variance.
+  # Adam's beta1: constant, or moved as DINOv3 does: 0 in the warm-up, then
+  # from 0.85 to 0.95.
+  beta1_schedule: Literal['constant', 'reference'] = 'constant'
+  flips: bool = True  # Mirror images are averaged in tests.
+  # The scale and shift that fit the depths of an image best are applied.
+  aligns: bool = False
+  # Predictions of padded images are resized without cutting the padding off,
+  # as the references do.
+  reference_padding: bool = False
+  # Heads that are trained side by side; more take more memory.
+  heads_at_once: fields.Positive = fields.free(1)
+  images_at_once: fields.Positive = fields.free(8)  # Test images at a time.
+  pictures: fields.Natural = fields.free(6)  # Test images that are drawn.
+
+  @property
+  def rates(self) -> list[tuple[float, float]]:
+    """Learning rate and weight decay of every head."""
+    recipe = RECIPES[self.recipe]
+    return list(itertools.product(
+        self.learning_rates or (recipe.learning_rate,),
+        self.weight_decays or (recipe.weight_decay,)))
+
+
+def check(settings: Settings, config: Any):
+  """Refuses more layers than a backbone has, and a range without depths.
+
+  Raises:
+    UserError: it has fewer; depths that are no range.
+  """
+  dense_training.check('depth', RECIPES[settings.recipe].num_layers, config)
+  if settings.min_depth >= settings.max_depth:
+    raise errors.UserError(
+        f'depth.min_depth={settings.min_depth:g} is not below depth.max_depth='
+        f'{settings.max_depth:g}: set max_depth to the greatest depth in '
+        'metres')
+
+
+def passes(settings: Settings, sizes: Mapping[str, int]) -> int:
+  """Crops and images that go through the backbone."""
+  chosen = 0 if len(settings.rates) == 1 else (
+      sizes['validation'] or sizes['train'] // parts.ONE_OF)
+  return settings.steps * settings.batch_size + chosen + (
+      1 + settings.flips) * sizes['test']
+
+
+def run(job: protocol.Job, settings: Settings) -> list[protocol.Measured]:
+  """Errors of depth of the head that is best.
+
+  Raises:
+    UserError: depths of other units, or of another size than their images.
+    Stopped: a signal ended the training of the heads, whose step is saved.
+  """
+  train, validation, tests = dense_training.split(
+      job, chooses=len(settings.rates) > 1)
+  task = _task(job, settings)
+  shown = dense_training.opened_pictures(settings.show)
+  measured = dense_training.sizes_of((train, *tests, validation), job)
+  for source in (train, *tests):
+    check_units(source, settings.max_depth)
+  maps, base = (_maps(job, task, settings, flips)
+                for flips in (settings.flips, False))
+  maps.plan([size for test in tests for size in measured[test.spec]], 'depth')
+  heads = _train(job, settings, task, train)
+  best, facts = 0, {'heads': len(settings.rates)}
+  if validation is not None:
+    base.plan(measured[validation.spec], 'depth')
+    rows = _rows(base, settings, validation, measured, heads)
+    rmse = np.nanmean(rows['errors'][..., metrics.METRICS.index('rmse')], 0)
+    rmse = np.where(heads['diverged'] | ~np.isfinite(rmse), np.inf, rmse)
+    best = int(rmse.argmin())
+    facts['validation rmse'] = float(rmse[best])
+  lr, decay = settings.rates[best]
+  head = {name: jax.tree.map(lambda x: x[best:best + 1], heads[name])
+          for name in ('params', 'stats')}
+  out = []
+  for test in tests:
+    rows = _rows(maps, settings, test, measured, head)
+    columns = dict(zip(metrics.METRICS, rows['errors'][:, 0].T, strict=True))
+    pictures = dense_pictures.of_test(
+        maps, test, measured[test.spec], head, settings.pictures,
+        limit=settings.max_depth)
+    if test is tests[0] and shown is not None:
+      pictures |= dense_pictures.of_others(
+          maps, shown, head, settings.pictures, limit=settings.max_depth)
+    out.append(protocol.Measured(
+        test.spec, columns, score, facts | {
+            'lr': lr, 'weight decay': decay, 'box': settings.box,
+            'aligned': settings.aligns, 'without depths': int(np.isnan(
+                columns['rmse']).sum()) + test.left_out},
+        names=dense_training.names(test, rows['index']), pictures=pictures))
+  return out
+
+
+def score(rows: protocol.Rows) -> dict[str, float]:
+  """Means over images of columns by METRICS; shares are in per cent."""
+  return {name: (100.0 if name in _PERCENT else 1.0) * float(
+      np.nanmean(column)) for name, column in rows.items()
+          if np.isfinite(column).any()}
+
+
+def check_units(source: Any, max_depth: float):
+  """Refuses depths whose median is far outside of the range.
+
+  Raises:
+    UserError: they are not metres.
+  """
+  some = [source[i].decoded()[1] for i in range(min(len(source), 3))]
+  known = np.concatenate([depth[depth > 0] for depth in some])
+  if not known.size:
+    raise errors.UserError(
+        f'{source.spec}: no pixel of its first maps has a depth, which is '
+        'above 0: check the files')
+  median = float(np.median(known))
+  if not _LEAST * max_depth <= median <= _MOST * max_depth:
+    raise errors.UserError(
+        f'{source.spec}: depths are {median:.3g} metres in the middle, far '
+        f'from depth.max_depth={max_depth:g}: give the metres of a unit, such '
+        'as depth:DIR?scale=0.001 for millimetres, or set depth.max_depth')
+
+
+def layers(depth_of_model: int, count: int) -> int | tuple[int, ...]:
+  """The last block, or four evenly over the backbone.
+
+  Source: DINOv2 and DINOv3; of 24 blocks 4, 11, 17 and 23, by a slip that the
+    released heads keep.
+  """
+  if count == 1:
+    return 1
+  if depth_of_model == 24:
+    return 4, 11, 17, 23
+  return tuple(i * depth_of_model // 4 - 1 for i in range(1, 5))
+
+
+def _task(job: protocol.Job, settings: Settings) -> depth.Depth:
+  recipe, model = RECIPES[settings.recipe], job.model
+  chosen = layers(model.config.depth, recipe.num_layers)
+  v2 = recipe.is_v2
+  return depth.Depth(
+      num_outputs=NUM_BINS, layers=chosen, cls=v2, norm=not v2,
+      width=(1 + v2) * dense_training.width(model, chosen),
+      place='raw' if v2 else 'normed', upsample=4 if v2 else 1, small=not v2,
+      clamps=v2, min_depth=settings.min_depth, max_depth=settings.max_depth,
+      weights=depth.weights(
+          {'sig': 1.0, 'gradient_log': settings.gradient_weight}),
+      group=settings.group_images, plain_steps=settings.plain_steps,
+      distorts=True, pixels=dense_task.Pixels(
+          model.mean, model.std, model.config.side_px,
+          settings.reference_padding))
+
+
+def _maps(job: protocol.Job, task: depth.Depth, settings: Settings,
+          flips: bool) -> dense.Maps:
+  return dense.Maps(
+      job, task, dense.Views(
+          windows.Windows(), size=settings.size, flips=flips,
+          direct=not RECIPES[settings.recipe].is_v2),
+      is_class=False, at_once=settings.images_at_once)
+
+
+def _train(job: protocol.Job, settings: Settings, task: depth.Depth,
+           train: Any) -> dict:
+  """Parameters and statistics of all heads, and which have diverged."""
+  recipe, steps = RECIPES[settings.recipe], settings.steps
+  if recipe.is_v2:
+    curve = schedules.WarmupDecay(
+        steps, settings.warmup_steps, 1e-3, 'cosine', 1e-8)
+  else:
+    curve = schedules.DepthOneCycle(steps, settings.warmup_steps)
+  momentum = schedules.DepthMomentum(steps, settings.warmup_steps)
+  moved = settings.beta1_schedule == 'reference'
+  return dense_training.train(
+      job, task, train, map_crops.Turned(settings.crop, settings.degrees),
+      settings, sweep=fit_lib.Sweep(
+          *(tuple(each) for each in zip(*settings.rates, strict=True))),
+      rule=optimizer.adamw(beta2=recipe.beta2),
+      schedule=lambda step: {'lr': curve(step)} | (
+          {'beta1': momentum(step)} if moved else {}),
+      clip_norm=35.0)
+
+
+def _rows(maps: dense.Maps, settings: Settings, source: Any,
+          measured: Mapping[str, Sequence], heads: Mapping[str, Any]
+          ) -> protocol.Rows:
+  """errors [r, s, METRICS] and index of every readable image."""
+  stack = dense.replicated({name: heads[name] for name in (
+      'params', 'stats')}, maps.job.model.mesh)
+  reach = dict(min_depth=settings.min_depth, max_depth=settings.max_depth)
+  index, errors_of = [], []
+  for row, predicted in maps.of(source, measured[source.spec], stack):
+    index.append(row['index'])
+    valid = metrics.valid_pixels(row['truth'], crop=settings.box, **reach)
+    values = []
+    for each in predicted[..., 0]:
+      kept, _ = metrics.prepared(
+          each, row['truth'], valid, align=settings.aligns, **reach)
+      values.append(list(metrics.metrics(kept, row['truth'], valid).values()))
+    errors_of.append(values)
+  return dense.columns(maps, [{
+      'index': np.array(index, np.int64),
+      'errors': np.array(errors_of, np.float64).reshape(
+          -1, len(heads['params']['bias']), len(metrics.METRICS))}])
