@@ -192,7 +192,7 @@ class Maps:
 
     Args:
       job: the backbone, and how images are read.
-      task: what the heads have learnt.
+      task: the task of the heads.
       views: views that are averaged.
       is_class: True: maps are of classes, else of values.
       at_once: windows that go through the backbone at a time.

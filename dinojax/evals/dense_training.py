@@ -105,7 +105,7 @@ def train(job: protocol.Job, task: Any, source: Any, crops: Any,
 
   Args:
     job: the backbone, and where states are kept.
-    task: what they learn.
+    task: the task that they learn.
     source: pairs.
     crops: see data.map_crops.
     values: batch_size, steps and heads_at_once.

@@ -187,7 +187,7 @@ def averaged(grids: Sequence[np.ndarray], flips: Sequence[bool],
 
   Args:
     grids: predictions [y, x, k] of the patches of each view.
-    flips: whether each was of the mirrored image.
+    flips: True for each that is of the mirrored image.
     size: rows and columns of the result.
   """
   views = []

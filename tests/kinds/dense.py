@@ -28,7 +28,8 @@ SPACINGS = {'linear': 'linear', 'UD': 'linear', 'log': 'log', 'SID': 'sid',
 NORMS = {'linear': 'linear', 'softmax': 'softmax', 'sigmoid': 'sigmoid',
          'chmv2_mixlog': 'mixed'}
 LOSSES = {'SIGLOSS': 'sig', 'GRADIENT_LOG_LOSS': 'gradient_log',
-          'GRADIENT_LOSS': 'gradient', 'L1': 'l1'}
+          'GRADIENT_LOSS': 'gradient', 'L1': 'l1', 'L1_LOSS': 'l1',
+          'L1LOSS': 'l1'}
 
 
 def head_of(weights, conv):
@@ -287,13 +288,12 @@ def depth_linear_v3_train(case):
   c, x = case.config, case.inputs
   c.skip('sizes', 'batch')
   width, = c['in_channels']
-  # Without a joined CLS: the inputs hold none.
-  c.only('use_cls_token', False)
   weights = tuple((LOSSES[name], weight)
                   for name, weight in c['losses'].items())
   task = depth.Depth(
-      num_outputs=c['bins'], width=width, norm=c['use_batchnorm'],
-      weights=weights, plain_steps=c['sig_warm_iter'], **depth_options(c))
+      num_outputs=c['bins'], width=width * (1 + c['use_cls_token']),
+      cls=c['use_cls_token'], norm=c['use_batchnorm'], weights=weights,
+      plain_steps=c['sig_warm_iter'], **depth_options(c))
   rate, beta = depth_curves(c)
   fit = fit_lib.Fit(
       task, probes.backbone(1, width), {fit_lib.FEATURES: None},
@@ -303,14 +303,18 @@ def depth_linear_v3_train(case):
       clip_norm=float(c['clip']))
   state, step = started(fit, head_of(case.weights[''], 'conv_depth')), stepper(
       fit, task)
-  out, place = {}, task_lib.array_name(task.choices[dense.CHOICE], 'map', 0)
+  out = {}
+  place, cls = (task_lib.array_name(task.choices[dense.CHOICE], output, 0)
+                for output in ('map', 'cls'))
   assert c['steps'] == len(x['patches'])
   for i, (patches, target) in enumerate(zip(
       x['patches'], x['gt'], strict=True)):
     assert target.shape[2:] == tuple(c['gt_size'])
     rates = fit.rates(jnp.int32(i))
     state, loss, grads, _ = step(state, {
-        'features': {place: nhwc(patches)}, 'depth': target[:, 0],
+        'features': {place: nhwc(patches)} | (
+            {cls: x['cls'][i]} if c['use_cls_token'] else {}),
+        'depth': target[:, 0],
         'weight': np.ones(len(target), np.float32),
         'bad': np.zeros(len(target), bool)})
     norm = optimizer.clip_per_part({'head': grads}, None)[1]['head']
@@ -363,7 +367,9 @@ def loss_calls(case):
     else:
       weights = names[call['loss']]
     calls = call.get('warm_calls_done', 0)
-    variance = not call.get('warm_up', False) or calls >= 100
+    # Within a sum the warm-up is on, as the loss is made.
+    warm_up = call.get('warm_up', call['loss'] == 'multi')
+    variance = not warm_up or calls >= 100
     mask = x[f'{name}/mask'].astype(bool)[:, 0]
     if not call.get('use_mask', True):
       mask = np.ones_like(mask)

@@ -274,7 +274,7 @@ def need(spec: str, path: str, source: str):
 
   Args:
     spec: the set.
-    path: what has to be there.
+    path: file or folder of it.
     source: where the set is had.
 
   Raises:

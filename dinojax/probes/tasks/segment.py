@@ -16,7 +16,7 @@ CHOICE = dense.CHOICE
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Segment(dense.Linear):
-  """A class for every pixel; batches have classes [b, y, x], IGNORED or a class.
+  """A class for every pixel; batches have classes [b, y, x], or IGNORED.
 
   Attributes:
     distorts: True changes colours in training.
