@@ -200,7 +200,10 @@ class Maps:
     self.job, self.task, self.views, self.is_class = job, task, views, is_class
     devices = job.model.mesh.size
     self._at_once = -(-at_once // devices) * devices
-    self._program = jax.jit(self._predict)
+    self._program = jax.jit(functools.partial(_predict, job.model.net, task))
+    if job.nested:  # evaluations within a run compile once
+      self._program = job.nested.programs.setdefault(
+          f'maps of {task}', self._program)
     self._grids: dict[Size, Size] = {}
     self.shapes: Shapes | None = None
 
@@ -243,21 +246,10 @@ class Maps:
             (mesh.size, *shape, 3), jnp.uint8,
             sharding=jax.NamedSharding(mesh, mesh_lib.ROWS))
         out = jax.eval_shape(
-            self._predict, self.job.model.params, stack, images)
+            functools.partial(_predict, self.job.model.net, self.task),
+            self.job.model.params, stack, images)
       self._grids[shape] = out.shape[2:4]
     return self._grids[shape]
-
-  def _predict(self, params: tree.Tree, heads: tree.Tree,
-               images: jax.Array) -> jax.Array:
-    """[r, s, y, x, k] predictions of windows by a stack of heads."""
-    pixels, model = self.task.pixels, self.job.model
-    images = pixels.fit(photometric.normalize(
-        images, pixels.mean, pixels.std))
-    features = model.net.apply(params, images, functools.partial(
-        spec_lib.compute, specs=dict(self.task.choices)))
-    out = jax.lax.map(lambda head: self.task.predict(self.task.outputs(
-        head, features[task_lib.CHOICE], {}, None)[0]), heads)
-    return jnp.moveaxis(out, 0, 1)
 
   def of(self, source: Any, images: Sequence[Size | None], heads: tree.Tree,
          *, counts: bool = True) -> Iterator[tuple[dict, np.ndarray]]:
@@ -364,6 +356,18 @@ class Maps:
     return windows_lib.matrix(
         view_px[axis], window_px, first,
         self.task.pixels.matrix(tokens, window_px), out_px, mirrored)
+
+
+def _predict(net: Any, task: Any, params: tree.Tree, heads: tree.Tree,
+             images: jax.Array) -> jax.Array:
+  """[r, s, y, x, k] predictions of windows by a stack of heads."""
+  images = task.pixels.fit(photometric.normalize(
+      images, task.pixels.mean, task.pixels.std))
+  features = net.apply(params, images, functools.partial(
+      spec_lib.compute, specs=dict(task.choices)))
+  out = jax.lax.map(lambda head: task.predict(task.outputs(
+      head, features[task_lib.CHOICE], {}, None)[0]), heads)
+  return jnp.moveaxis(out, 0, 1)
 
 
 def replicated(heads: tree.Tree, mesh: Any) -> tree.Tree:

@@ -1,6 +1,6 @@
 """Training of heads for every pixel, and the sets that they need."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
@@ -83,12 +83,6 @@ def sizes_of(given: Sequence[Any], job: protocol.Job) -> dict[str, list]:
           if each is not None}
 
 
-def names(source: Any, index: np.ndarray) -> list[str]:
-  """Names of items by their numbers, for files of single predictions."""
-  return [str(i) for i in index] if source is None else [
-      source.name_of(int(i)) for i in index]
-
-
 def opened_pictures(show: str | None) -> Any:
   """The source of images without maps, if any.
 
@@ -124,17 +118,7 @@ def train(job: protocol.Job, task: Any, source: Any, crops: Any,
       task, job.model, batches.shapes, sweep=sweep, rule=rule,
       schedule=schedule, clip_norm=clip_norm,
       heads_at_once=None if at_once == sweep.size else at_once)
-  counted = dataclasses.replace(
-      batches, make=lambda step: _counted(job, batches, step))
-  state = training.train(job, fit, counted, values.steps)
+  state = training.train(job, fit, batches, values.steps)
   heads = jax.device_get(state['heads'][task_lib.CHOICE])
   return {'params': heads['params'], 'stats': heads.get('stats', {}),
           'diverged': np.asarray(heads['counters']['in_row']) > 0}
-
-
-def _counted(job: protocol.Job, batches: training.Batches,
-             step: int) -> Iterator[dict]:
-  """The batches, counted as images that were read."""
-  for batch in batches.make(step):
-    job.progress(batches.num_images)
-    yield batch

@@ -81,8 +81,8 @@ def from_images(job: protocol.Job, source: examples_lib.Items,
         process_count=jax.process_count(),
         num_workers=job.reading.num_workers,
         num_threads=job.reading.num_threads):
+      job.progress(plan.num_images)  # nobody comes back after the last one
       yield batch
-      job.progress(plan.num_images)
 
   return Batches(shapes, make, plan.num_images)
 

@@ -82,7 +82,7 @@ def test_stripes_are_told_apart(stripes):
   assert stripes.facts['heads'] == 2 and stripes.num_rows == 5
   assert set(stripes.facts['IoU by class']) == set(drawn.NAMES)
   assert 0 < stripes.facts['validation mIoU'] <= 100
-  assert stripes.names[0] == '000.png'
+  assert list(stripes.rows['index']) == list(range(5))
   low, high = stripes.intervals()['mIoU']
   assert low <= scores['mIoU'] <= high
 
@@ -214,8 +214,8 @@ def test_depth_of_stripes(scenes, tmp_path, recipe, steps, rate):
   scores = measured.scores()
   # The mean depth everywhere: abs_rel 0.44, a1 about a third.
   assert scores['abs_rel'] < 0.25 and scores['a1'] > 60, scores
-  assert list(measured.rows) == list(
-      depth.metrics.METRICS) and measured.facts['without depths'] == 0
+  assert list(measured.rows) == [
+      'index', *depth.metrics.METRICS] and measured.facts['without depths'] == 0
   assert set(measured.pictures) == {'test0', 'show0'}
 
 
@@ -253,7 +253,7 @@ def test_a_bad_image_is_left_out(scenes, tmp_path, caplog):
   sets = segmentation_sets(scenes) | {'test': (masks.test(str(folder)),)}
   measured, = segmentation.run(job(tmp_path, sets), segmentation.Settings(
       **QUICK | {'steps': 2, 'pictures': 0, 'learning_rates': (0.01,)}))
-  assert measured.names == ['000.png', '002.png'] and measured.num_rows == 2
+  assert list(measured.rows['index']) == [0, 2]
   assert '001.png is left out of the evaluation' in caplog.text
 
 

@@ -176,7 +176,8 @@ def run(job: protocol.Job, settings: Settings) -> list[protocol.Measured]:
   out = []
   for test in tests:
     rows = _rows(maps, settings, test, measured, head)
-    columns = dict(zip(metrics.METRICS, rows['errors'][:, 0].T, strict=True))
+    columns = {'index': rows['index']} | dict(zip(
+        metrics.METRICS, rows['errors'][:, 0].T, strict=True))
     pictures = dense_pictures.of_test(
         maps, test, measured[test.spec], head, settings.pictures,
         limit=settings.max_depth)
@@ -188,15 +189,15 @@ def run(job: protocol.Job, settings: Settings) -> list[protocol.Measured]:
             'lr': lr, 'weight decay': decay, 'box': settings.box,
             'aligned': settings.aligns, 'without depths': int(np.isnan(
                 columns['rmse']).sum()) + test.left_out},
-        names=dense_training.names(test, rows['index']), pictures=pictures))
+        pictures=pictures))
   return out
 
 
 def score(rows: protocol.Rows) -> dict[str, float]:
   """Means over images of columns by METRICS; shares are in per cent."""
   return {name: (100.0 if name in _PERCENT else 1.0) * float(
-      np.nanmean(column)) for name, column in rows.items()
-          if np.isfinite(column).any()}
+      np.nanmean(rows[name])) for name in metrics.METRICS
+          if np.isfinite(rows[name]).any()}
 
 
 def check_units(source: Any, max_depth: float):

@@ -197,7 +197,8 @@ def run(job: protocol.Job, settings: Settings) -> list[protocol.Measured]:
   for test in tests:
     rows = _rows(maps, test, measured, head, len(train.classes))
     areas = rows['areas'][:, 0]
-    columns = {name: areas[:, i] for i, name in enumerate(COLUMNS)}
+    columns = {'index': rows['index']} | {
+        name: areas[:, i] for i, name in enumerate(COLUMNS)}
     iou = metrics.scores(areas.sum(0))['per_class_iou']
     pictures = dense_pictures.of_test(maps, test, measured[test.spec], head,
                                       values.pictures, train.classes)
@@ -209,7 +210,7 @@ def run(job: protocol.Job, settings: Settings) -> list[protocol.Measured]:
             'lr': lr, 'weight decay': decay, 'IoU by class': {
                 name: round(100 * float(x), 2) if np.isfinite(x) else None
                 for name, x in zip(train.classes, iou, strict=True)}},
-        names=dense_training.names(test, rows['index']), pictures=pictures))
+        classes=train.classes, pictures=pictures))
   return out
 
 

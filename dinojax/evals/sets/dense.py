@@ -235,9 +235,12 @@ class Set:
     return Pair(epath.Path(image).read_bytes(), epath.Path(truth).read_bytes(),
                 name, truth, self._read, self._cut)
 
-  def name_of(self, index: int) -> str:
-    """Name of an item, which is not read."""
-    return self._files[index][2]
+  def order(self, sizes: bool = False) -> list[str]:
+    """Names in order, with the sizes of the files."""
+    if not sizes:
+      return [name for _, _, name in self._files]
+    return [f'{name}\t{epath.Path(image).stat().length}'
+            for image, _, name in self._files]
 
   @property
   def digest(self) -> str:

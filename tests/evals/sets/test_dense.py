@@ -60,7 +60,7 @@ def test_plain_masks_need_no_list(tmp_path):
   source = masks.train(str(tmp_path))
   assert source.spec == f'masks:{tmp_path}' and len(source) == 2
   assert source.classes == ('class 0', 'class 1', 'class 2')
-  assert first(source) == [0, 1, 2] and source.name_of(1) == 'b.jpg'
+  assert first(source) == [0, 1, 2] and source.order() == ['a.jpg', 'b.jpg']
   # A mark at the start, and lines of Windows.
   plain(tmp_path, names='\ufeffsky\r\nroad\r\ncar\r\n'.encode())
   named = masks.test(f'masks:{tmp_path}')
