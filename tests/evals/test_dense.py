@@ -279,3 +279,24 @@ def test_drawing_changes_no_key():
   other = dataclasses.replace(base.segmentation, steps=7)
   assert key(base) == protocol.key('segmentation', same, {})
   assert key(base) != protocol.key('segmentation', other, {})
+
+
+def test_within_a_run_nothing_is_compiled_again(scenes, stripes):
+  """The same numbers without a folder, and programs that are kept."""
+  nested = protocol.Nested(lambda: False, {}, {})
+  inside = dataclasses.replace(
+      job('/nowhere', segmentation_sets(scenes)), folder=None, nested=nested)
+  settings = segmentation.Settings(**QUICK | {'steps': 40})
+  with mesh_lib.activate(inside.model.mesh):  # as the run has
+    first, = segmentation.run(inside, settings)
+    assert first.scores() == pytest.approx(stripes.scores(), abs=0.2)
+    counts = {name: program._cache_size() for name, program in
+              nested.programs.items() if 'maps' in name}
+    assert counts
+    segmentation.run(inside, settings)
+    assert counts == {name: nested.programs[name]._cache_size()
+                      for name in counts}
+    stopped = dataclasses.replace(inside, nested=protocol.Nested(
+        lambda: True, {}, {}))
+    with pytest.raises(errors.Stopped):
+      segmentation.run(stopped, settings)

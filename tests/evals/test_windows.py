@@ -67,13 +67,13 @@ def test_assembly_equals_summed_windows(flip):
 
 
 def test_views_are_averaged_as_probabilities():
-  """A sure view outvotes two that are a little of another mind."""
-  sure, unsure = np.float32([[[9.0, 0.0]]]), np.float32([[[0.0, 0.5]]])
+  """Two views outvote a third, which is surer, as sums of logits do not."""
+  sure, unsure = np.float32([[[9.0, 0.0]]]), np.float32([[[0.0, 4.0]]])
   axes = (np.ones((1, 1), np.float32),) * 2
   views = ((sure, *axes), (unsure, *axes), (unsure, *axes))
-  assert windows.assembled(views, num_rows=1, is_class=True)[0, 0] == 0
+  assert windows.assembled(views, num_rows=1, is_class=True)[0, 0] == 1
   mean = windows.assembled(views, num_rows=1, is_class=False)
-  np.testing.assert_allclose(mean[0, 0], [3, 1 / 3], rtol=1e-6)
+  np.testing.assert_allclose(mean[0, 0], [3, 8 / 3], rtol=1e-6)
 
 
 def test_windows_of_a_pointwise_model_change_nothing():
