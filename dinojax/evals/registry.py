@@ -17,17 +17,22 @@ from dinojax.core import errors
 from dinojax.core import fields
 from dinojax.data import images
 from dinojax.evals import protocol
+from dinojax.evals.protocols import correspondence
 from dinojax.evals.protocols import finetune
 from dinojax.evals.protocols import knn
 from dinojax.evals.protocols import linear
 from dinojax.evals.protocols import rankme
 from dinojax.evals.protocols import retrieval
+from dinojax.evals.protocols import tokencut
+from dinojax.evals.protocols import tracking
 
 PROTOCOLS: Mapping[str, types.ModuleType] = {
     'knn': knn, 'linear': linear, 'finetune': finetune, 'rankme': rankme,
-    'retrieval': retrieval}
+    'retrieval': retrieval, 'correspondence': correspondence,
+    'tokencut': tokencut, 'tracking': tracking}
 SUITES = {'quick': ('knn', 'linear', 'rankme'),
           'classification': ('knn', 'linear'),
+          'matching': ('correspondence', 'tokencut', 'tracking'),
           'all': tuple(PROTOCOLS)}
 
 

@@ -206,6 +206,19 @@ def agree(is_well: bool) -> bool:
   return bool(multihost_utils.process_allgather(np.array(is_well)).all())
 
 
+def of_all(data: bytes) -> list[bytes]:
+  """The bytes of every process, in their order; each must ask."""
+  if jax.process_count() == 1:
+    return [data]
+  counts = np.asarray(multihost_utils.process_allgather(
+      np.array([len(data)], np.int32))).reshape(-1)
+  padded = np.zeros(max(int(counts.max()), 1), np.uint8)
+  padded[:len(data)] = np.frombuffer(data, np.uint8)
+  rows = np.asarray(multihost_utils.process_allgather(padded))
+  return [row[:count].tobytes() for row, count in zip(
+      rows, counts, strict=True)]
+
+
 def first_raises(error: errors.UserError | None):
   """Ends all processes with the error that the first one has, if any."""
   text = of_first(str(error) if error else '')
