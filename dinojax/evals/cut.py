@@ -17,6 +17,7 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 # Vectors of the search space; how many of the best are kept when it is full;
 # and how often it may be filled.
 _SPACE, _KEPT, _MAX_ROUNDS = 32, 8, 200
+_ROOM = 64  # patches are filled up to a multiple of this
 _TOLERANCE = 2e-6  # of the residual; eigenvalues are at most 1
 
 
@@ -62,8 +63,8 @@ def affinity(features: jax.Array, tau: float, eps: float,
 
 
 @functools.partial(jax.jit, static_argnames=('weighted',))
-def second_vector(features: jax.Array, tau: float, eps: float,
-                  weighted: bool = False
+def second_vector(features: jax.Array, valid: jax.Array, tau: float,
+                  eps: float, weighted: bool = False
                   ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """The second smallest eigenvector of the normalised cut.
 
@@ -72,6 +73,7 @@ def second_vector(features: jax.Array, tau: float, eps: float,
 
   Args:
     features: [p, d], p of 2 or more.
+    valid: [p] bool, patches that there are; the others are 0 in x.
     tau: see `affinity`.
     eps: see `affinity`.
     weighted: see `affinity`.
@@ -80,19 +82,21 @@ def second_vector(features: jax.Array, tau: float, eps: float,
     [p] x with x' D x = 1, the second and third eigenvalue, and whether x
     converged.
   """
-  matrix = affinity(features, tau, eps, weighted)
+  both = valid[:, None] & valid[None, :]
+  matrix = jnp.where(both, affinity(features, tau, eps, weighted), 0)
   degree = matrix.sum(1)
-  scale = jax.lax.rsqrt(degree)
+  scale = jnp.where(valid, jax.lax.rsqrt(degree), 0)
   known = jnp.sqrt(degree / degree.sum())
   matrix = scale[:, None] * matrix * scale[None, :]
   # Never more vectors than there are directions beside the known one.
   space = min(_SPACE, len(matrix) - 1)
-  values, vector, residual = _largest(matrix, known, space,
-                                     min(_KEPT, max(space - 2, 1)))
+  values, vector, residual = _largest(
+      matrix, known, valid, space, min(_KEPT, max(space - 2, 1)))
   return scale * vector, 1 - values, residual <= _TOLERANCE
 
 
-def _largest(matrix: jax.Array, known: jax.Array, space: int, kept: int):
+def _largest(matrix: jax.Array, known: jax.Array, valid: jax.Array,
+             space: int, kept: int):
   """The largest two eigenvalues, and the vector of the first; its residual.
 
   Vectors are orthogonal to `known`.
@@ -137,7 +141,7 @@ def _largest(matrix: jax.Array, known: jax.Array, space: int, kept: int):
     return (state[1] < _MAX_ROUNDS) & (state[-1] > _TOLERANCE) | (
         state[1] == 0)
 
-  start = jax.random.normal(jax.random.key(0), (count,))
+  start = jax.random.normal(jax.random.key(0), (count,)) * valid
   basis = jnp.zeros((space, count))
   start, _ = orthogonal(start, basis)
   state = (0, 0, basis, jnp.zeros((space, space)), start,
@@ -170,16 +174,23 @@ def discover(features: jax.Array, *, patch_px: int, image_px: tuple[int, int],
   Args:
     features: [y, x, d] patches.
     patch_px: side of a patch.
-    image_px: rows and columns of the image, which may end within patches.
+    image_px: rows and columns of the image, which may end within patches;
+      patches beyond it are left out.
     tau: see `affinity`.
     eps: see `affinity`.
     weighted: see `affinity`.
   """
-  rows, columns, width = features.shape
+  rows, columns = (min(-(-n // patch_px), size) for n, size in zip(
+      image_px, features.shape, strict=False))
   if rows * columns < 2:
     raise ValueError('an image of one patch cannot be cut: make it larger')
+  flat = features[:rows, :columns].reshape(rows * columns, -1)
+  # Images of nearly one size share a program.
+  room = -len(flat) % _ROOM
   vector, values, converged = second_vector(
-      jnp.reshape(features, (rows * columns, width)), tau, eps, weighted)
+      jnp.pad(flat, ((0, room), (0, 0))),
+      np.arange(len(flat) + room) < len(flat), tau, eps, weighted)
+  vector = vector[:rows * columns]
   vector = np.asarray(vector, np.float64)
   seed = int(np.abs(vector).argmax())
   mask = vector > vector.mean()

@@ -1,7 +1,7 @@
 """Discovery of an object by the normalised cut of patches: CorLoc.
 
 Source: TokenCut (Wang et al. 2022), evaluated as LOST does. Images are taken
-  as they are, black beyond their right and lower edges up to whole patches.
+  as they are, with the mean colour beyond their right and lower edges.
 """
 
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from dinojax.core import errors
 from dinojax.core import fields
@@ -37,6 +38,9 @@ class Settings:
   eps: fields.Above0 = 1e-5  # Affinity of patches that do not.
   # Features that are compared: keys of the last attention, or patches.
   features: str = 'keys'
+  # Grids of patches are filled up to multiples of so many rows and columns
+  # with the mean colour: sizes share programs. TokenCut's is 1.
+  pad_patches: fields.Positive = 4
   # Longer side that images are resized to, in pixels; None: as they are.
   long_px: fields.Positive | None = None
 
@@ -111,11 +115,13 @@ def _image(model, item: boxes.Item, where: str, settings: Settings,
     factor = settings.long_px / max(size)
     size = tuple(max(round(n * factor), 1) for n in size)
   patch = model.config.token_px
-  # Two patches at least, or there is nothing to cut.
-  grid = [max(-(-n // patch), 2) for n in size]
-  pixels = np.zeros((grid[1] * patch, grid[0] * patch, 3), np.uint8)
+  step = patch * settings.pad_patches
+  sides = [-(-n // step) * step for n in size]
+  pixels = np.empty((sides[1], sides[0], 3), np.uint8)
+  pixels[:] = np.round(255 * np.array(model.mean)).astype(np.uint8)
   pixels[:size[1], :size[0]] = np.asarray(
-      picture if size == picture.size else picture.resize(size, 3))
+      picture if size == picture.size else picture.resize(
+          size, Image.Resampling.BICUBIC))
   outputs, = items.read(model, [pixels], spec_lib.FeatureSpec(
       ('map',) if settings.features == 'patches' else ('keys', 'map')))
   features = outputs['map']
@@ -123,8 +129,13 @@ def _image(model, item: boxes.Item, where: str, settings: Settings,
     # CLS and registers come first.
     rows, columns = features.shape[:2]
     features = outputs['keys'][-rows * columns:].reshape(rows, columns, -1)
+  patch = pixels.shape[0] // features.shape[0]
+  if max(size) <= patch:
+    raise errors.UserError(
+        f'{item.path} has {size[0]} × {size[1]} pixels, one patch of {patch}: '
+        f'leave it out, or set tokencut.long_px to {8 * patch} or more')
   got = cut.discover(
-      features, patch_px=pixels.shape[0] // features.shape[0],
+      features, patch_px=patch,
       image_px=size[::-1], tau=settings.tau, eps=settings.eps)
   box = got.box / (np.array(size) / picture.size)[[0, 1, 0, 1]]
   columns = {
@@ -135,7 +146,6 @@ def _image(model, item: boxes.Item, where: str, settings: Settings,
       'converged': np.array([int(got.converged)])}
   if not draw:
     return columns, None
-  patch = pixels.shape[0] // features.shape[0]
   mask = np.kron(got.mask, np.ones((patch, patch), bool))
   return columns, drawing.boxes(
       picture, box, item.boxes, mask[:size[1], :size[0]])

@@ -33,7 +33,7 @@ class Pair:
     source: number of an image.
     target: number of another.
     group: class, or sequence; scores of keypoints are means over these.
-    source_places: [r, 2] keypoints in pixels.
+    source_places: [r, 2] keypoints in pixels; None: there is a homography.
     target_places: [r, 2] the same in the target.
     scale: length that errors are a part of, in pixels of the target.
     part: number of the part of the set, such as the difference of viewpoints.
@@ -44,8 +44,8 @@ class Pair:
   source: int
   target: int
   group: str
-  source_places: np.ndarray = np.zeros((0, 2))
-  target_places: np.ndarray = np.zeros((0, 2))
+  source_places: np.ndarray | None = None
+  target_places: np.ndarray | None = None
   scale: float = 1.0
   part: int = -1
   homography: np.ndarray | None = None
@@ -68,7 +68,7 @@ class Pairs:
     if not self.pairs:
       raise errors.UserError(f'{spec} has no pair of images: {where}')
     self.digest = hashlib.sha256(repr([
-        (pair.source, pair.target, len(pair.source_places), pair.scale)
+        (pair.source, pair.target, pair.scale, str(pair.homography))
         for pair in self.pairs]).encode()).hexdigest()[:8]
 
   def __len__(self) -> int:
