@@ -133,11 +133,11 @@ def read(model: backbone_lib.Backbone, images: Sequence[np.ndarray],
   batch[:len(images)] = np.stack(images)
   out = model.run(batch, {'item': spec}, pixels=True, reduce=_first)
   device, = mesh_lib.one_device()
-  # Each device has the row of an image; parts of an array know of no mesh.
-  parts = {name: sorted(x.addressable_shards, key=lambda part: (
-      part.index[0].start or 0)) for name, x in out.items()}
-  return [{name: jax.device_put(shards[i].data[0], device).astype(np.float32)
-           for name, shards in parts.items()} for i in range(len(images))]
+  # Through the host: what lay on a mesh keeps its axes in its type, even on
+  # another device.
+  host = {name: np.asarray(x, np.float32) for name, x in out.items()}
+  return [jax.device_put({name: x[i] for name, x in host.items()}, device)
+          for i in range(len(images))]
 
 
 class Maps:
