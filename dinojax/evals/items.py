@@ -57,6 +57,7 @@ def rows(count: int, measure: Callable[[int], tuple[Rows, Pictures]]
         _PICTURE + name: pixels for name, pixels in pictures.items()})
   except Exception as raised:  # all kinds: the others wait
     error, data = raised, b''
+  processes.meet()
   failures = [text.decode() for text in processes.of_all(
       _sentence(error).encode())]
   if error is not None:
