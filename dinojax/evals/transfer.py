@@ -47,12 +47,6 @@ class _Flat:
     """Number of pairs."""
     return len(self._pairs)
 
-  def names(self) -> list[str]:
-    """Names of the pairs."""
-    name = lambda number: self._test.images[number].name
-    return [f'{name(pair.source)} {name(pair.target)}'
-            for pair in self._pairs]
-
   def _picture(self, number: int) -> Image.Image:
     return tables.pixels(self._test.images[number], self._test.where)
 
@@ -123,7 +117,8 @@ class Keypoints(_Flat):
       matched = self._matched(pair, pair.source_places)
       error = correspondence.distances(
           matched, pair.target_places) / pair.scale
-    columns = {'matches': len(error), 'group': self._groups.index(pair.group),
+    columns = {'source': pair.source, 'target': pair.target,
+               'matches': len(error), 'group': self._groups.index(pair.group),
                'part': pair.part, 'error': error.sum()} | {
                    f'right {alpha:g}': (error < alpha).sum()
                    for alpha in self._settings.alpha}
@@ -175,7 +170,8 @@ class Homographies(_Flat):
     places, truth = places[seen], truth[seen]
     matched = self._matched(pair, places) if len(places) else places
     error = correspondence.distances(matched, truth)
-    columns = {'matches': len(error), 'group': self._groups.index(pair.group)
+    columns = {'source': pair.source, 'target': pair.target,
+               'matches': len(error), 'group': self._groups.index(pair.group)
                } | {f'right {px:g} px': (error < px).sum()
                     for px in self._settings.px}
     picture = self._drawn(
@@ -216,11 +212,6 @@ class Surfaces:
     """Number of pairs."""
     return len(self._pairs)
 
-  def names(self) -> list[str]:
-    """Names of the pairs."""
-    return [' '.join(str(self._test.images[number]) for number in pair)
-            for pair in self._pairs]
-
   def _surface(self, number: int) -> navi.Surface:
     return self._test.surface(number, self.side, self._cells)
 
@@ -242,7 +233,7 @@ class Surfaces:
     pixels = correspondence.distances(*(
         correspondence.project(x, target.intrinsics)
         for x in (reached, truth)))
-    columns = {'matches': len(metres),
+    columns = {'source': pair[0], 'target': pair[1], 'matches': len(metres),
                'degrees': correspondence.rotation_degrees(pose)} | {
                    f'right {cm:g} cm': (metres < cm / 100).sum()
                    for cm in self._settings.cm} | {

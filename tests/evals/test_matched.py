@@ -77,7 +77,7 @@ def test_keypoints_of_what_moved_by_patches_are_found(tmp_path):
   assert measured.scores()['PCK@0.1'] == 100.0
   assert measured.rows['error'].max() < 0.01
   assert list(measured.rows['matches']) == [3, 3]
-  assert measured.names == ['0.png 1.png', '1.png 0.png']
+  assert list(measured.rows['source']) == [0, 1]
 
 
 def test_spair_is_a_mean_over_classes_and_by_viewpoint(specs):

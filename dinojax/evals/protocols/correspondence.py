@@ -97,7 +97,7 @@ def _measured(job: protocol.Job, model, test: transfer.Test,
   facts = {'pairs': work.count, 'places': settings.places,
            'side px': work.side, 'max_pairs': settings.max_pairs}
   return protocol.Measured(
-      test.spec, rows, work.score, facts=facts, names=work.names(),
+      test.spec, rows, work.score, facts=facts,
       pictures={'matches': drawing.grid(_in_twos(sheet))} if sheet else {})
 
 

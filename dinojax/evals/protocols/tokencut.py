@@ -83,6 +83,7 @@ def _measured(job: protocol.Job, model, test: boxes.Boxes,
   def measure(index: int):
     columns, picture = _image(model, test[index], test.where, settings,
                               index < _PICTURES)
+    columns['index'] = np.array([index])
     job.progress(1)
     return columns, {} if picture is None else {f'{index:02d}': picture}
 
@@ -96,7 +97,6 @@ def _measured(job: protocol.Job, model, test: boxes.Boxes,
       test.spec, rows, score,
       facts={'features': settings.features, 'boxes': int(
           rows['boxes'].sum()), 'not converged': unsure},
-      names=[test[i].name for i in range(len(test))],
       pictures={'boxes': drawing.grid(
           [sheet[i:i + 4] for i in range(0, len(sheet), 4)])})
 

@@ -101,12 +101,12 @@ def _measured(job: protocol.Job, model, test: videos.Videos,
       if index < _PICTURES:
         strips.append(_strip(video, masks))
     columns['video'] = np.full(len(video.objects()), index)
+    columns['object'] = np.array(video.objects())
     return columns, {f'{index}': drawing.grid(strips)} if strips else {}
 
   rows, pictures = items.rows(test.num_videos, measure)
-  names = [test[int(i)].name for i in rows['video']]
   return protocol.Measured(
-      test.spec, rows, score, names=names,
+      test.spec, rows, score,
       facts={'videos': test.num_videos, 'context': settings.context,
              'neighborhood': settings.neighborhood,
              'radius': settings.radius, 'output': settings.output},
@@ -117,7 +117,7 @@ def _measured(job: protocol.Job, model, test: videos.Videos,
 def score(rows: protocol.Rows) -> dict[str, float]:
   """Means over the objects of all videos, in per cent."""
   return protocol.means({
-      name: column for name, column in rows.items() if name != 'video'})
+      name: column for name, column in rows.items() if ', ' in name})
 
 
 def follow(model, video: videos.Video, patches: int, settings: Settings,

@@ -41,7 +41,7 @@ class Boxes:
     """Keeps the items.
 
     Args:
-      spec: what the set was opened by.
+      spec: text that the set was opened by.
       items: images with boxes.
       where: place where missing images are had, for messages.
     """
@@ -52,6 +52,11 @@ class Boxes:
 
   def __len__(self) -> int:
     return len(self._items)
+
+  def order(self, sizes: bool = False) -> list[str]:
+    """Names in order."""
+    del sizes
+    return [item.name for item in self._items]
 
   def __getitem__(self, index: int) -> Item:
     return self._items[index]
