@@ -32,6 +32,8 @@ def define(values: flags.FlagValues, argv: list[str]):
   number('count', 'Images shown, or frames of a video.', 4)
   number('grid', 'Patches along the side of an image.', 32, least=2)
   switch('foreground', 'Colours the foreground alone, by its own components.')
+  text('classifier', 'Colours the foreground that a logistic classifier of '
+       'patches tells: an npz of `weight` and `bias`.')
   switch('attention', 'Also: attention of the CLS token, mean of the heads.')
 
 
@@ -43,6 +45,7 @@ def main(values: flags.FlagValues, words: list[str]) -> int:
   pictures.check_out(out)
   patch_picture.draw(runs, patch_picture.Look(**{
       name: values[name].value for name in (
-          'images', 'count', 'grid', 'foreground', 'attention')})).save(out)
+          'images', 'count', 'grid', 'foreground', 'attention',
+          'classifier')})).save(out)
   print(f'wrote {out}')
   return 0

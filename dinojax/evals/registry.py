@@ -17,6 +17,7 @@ from dinojax.core import errors
 from dinojax.core import fields
 from dinojax.data import images
 from dinojax.evals import protocol
+from dinojax.evals.protocols import correspondence
 from dinojax.evals.protocols import depth
 from dinojax.evals.protocols import finetune
 from dinojax.evals.protocols import knn
@@ -24,13 +25,18 @@ from dinojax.evals.protocols import linear
 from dinojax.evals.protocols import rankme
 from dinojax.evals.protocols import retrieval
 from dinojax.evals.protocols import segmentation
+from dinojax.evals.protocols import tokencut
+from dinojax.evals.protocols import tracking
 
 PROTOCOLS: Mapping[str, types.ModuleType] = {
     'knn': knn, 'linear': linear, 'finetune': finetune, 'rankme': rankme,
-    'retrieval': retrieval, 'segmentation': segmentation, 'depth': depth}
+    'retrieval': retrieval, 'segmentation': segmentation, 'depth': depth,
+    'correspondence': correspondence, 'tokencut': tokencut, 'tracking':
+    tracking}
 SUITES = {'quick': ('knn', 'linear', 'rankme'),
           'classification': ('knn', 'linear'),
           'dense': ('segmentation', 'depth'),
+          'matching': ('correspondence', 'tokencut', 'tracking'),
           'all': tuple(PROTOCOLS)}
 
 

@@ -47,6 +47,11 @@ def one_device() -> list[jax.Device]:
   return jax.local_devices()[:1]
 
 
+def of_process() -> jax.sharding.Mesh:
+  """A mesh of this process's devices, for work that it does by itself."""
+  return make(devices=jax.local_devices())
+
+
 def host_device() -> list[jax.Device]:
   """This process's processor, whose memory holds what no chip does."""
   return jax.local_devices(backend='cpu')[:1]

@@ -10,6 +10,7 @@ import threading
 from typing import Any
 
 import jax
+from jax._src import distributed
 from jax.experimental import multihost_utils
 import numpy as np
 
@@ -20,6 +21,8 @@ from dinojax.parallel import mesh as mesh_lib
 # All processes end within seconds of each other. One that failed waits as long
 # for the others, which know nothing yet; jax's own five minutes are idle ones.
 _SHUTDOWN_SECONDS = 60
+_MEET_MS = 7 * 24 * 3600 * 1000
+_met: list[int] = []  # times that all have met: a barrier has a name once
 _GPUS = '/proc/driver/nvidia/gpus'  # a folder each
 
 
@@ -204,6 +207,31 @@ def agree(is_well: bool) -> bool:
   if jax.process_count() == 1:
     return is_well
   return bool(multihost_utils.process_allgather(np.array(is_well)).all())
+
+
+def meet():
+  """Waits for all processes, however long the work of one takes.
+
+  A collective that one process enters minutes late gives up; what it does
+  itself until then, others cannot know.
+  """
+  if jax.process_count() > 1:
+    _met.append(len(_met))
+    distributed.global_state.client.wait_at_barrier(
+        f'dinojax_meet_{len(_met)}', _MEET_MS)
+
+
+def of_all(data: bytes) -> list[bytes]:
+  """The bytes of every process, in their order; each must ask."""
+  if jax.process_count() == 1:
+    return [data]
+  counts = np.asarray(multihost_utils.process_allgather(
+      np.array([len(data)], np.int32))).reshape(-1)
+  padded = np.zeros(max(int(counts.max()), 1), np.uint8)
+  padded[:len(data)] = np.frombuffer(data, np.uint8)
+  rows = np.asarray(multihost_utils.process_allgather(padded))
+  return [row[:count].tobytes() for row, count in zip(
+      rows, counts, strict=True)]
 
 
 def first_raises(error: errors.UserError | None):

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 import dataclasses
 import os
+import zipfile
 
 from etils import epath
 import numpy as np
 from PIL import Image
 
 from dinojax.core import atomic
+from dinojax.core import errors
 from dinojax.core import paths
 from dinojax.data import frames
 from dinojax.data import inspection
@@ -35,6 +37,9 @@ class Look:
     count: images, or frames, that are shown.
     grid: patches along the side of an image.
     foreground: colours the foreground alone, by components of its own.
+    classifier: file of a logistic classifier of patches that tells the
+      foreground, an npz of `weight` [d] and `bias`; None: the first component
+      does.
     attention: adds the attention of CLS in the last block, mean of the heads.
   """
 
@@ -43,6 +48,7 @@ class Look:
   grid: int = 32
   foreground: bool = False
   attention: bool = False
+  classifier: str | None = None
 
   @property
   def spec(self) -> spec_lib.FeatureSpec:
@@ -127,18 +133,53 @@ def _sheet(shown: np.ndarray, features: Sequence[dict[str, np.ndarray]],
   enlarge = lambda colours: pictures.enlarge(colours, size, smooth=True)
   for maps in features:
     patches = maps['map']
-    mask = pictures.foreground(patches) if look.foreground else None
-    for i, colours in enumerate(pictures.pca_rgb(patches, mask)):
+    for i, colours in enumerate(_colours(patches, look)):
       near = pictures.colorize(pictures.similarity(patches[i], query))
       rows[i] += [pictures.enlarge(colours, size),
                   pictures.mark(enlarge(near), place)]
       if look.attention:
         rows[i].append(enlarge(pictures.colorize(maps['attention'][i])))
-  what = ['PCA of the foreground' if look.foreground else 'PCA of patches',
+  foreground = look.foreground or look.classifier
+  what = ['PCA of the foreground' if foreground else 'PCA of patches',
           'similarity to the mark'] + ['attention of CLS'] * look.attention
   titles = ['image'] + [f'{name}: {text}' if len(names) > 1 else text
                         for name in names for text in what]
   return pictures.panel(rows, titles)
+
+
+def _colours(patches: np.ndarray, look: Look) -> np.ndarray:
+  """[b, y, x, 3] uint8 colours of patches [b, y, x, d].
+
+  Raises:
+    UserError: a classifier that cannot be read, or of other features.
+  """
+  if not look.classifier:
+    return pictures.pca_rgb(
+        patches, pictures.foreground(patches) if look.foreground else None)
+  weight, bias = _classifier(look.classifier)
+  if weight.shape != patches.shape[-1:]:
+    raise errors.UserError(
+        f'--classifier={look.classifier} has weights of shape '
+        f'{weight.shape}, and patches have {patches.shape[-1]} features: give '
+        'a classifier of this model')
+  got = pictures.foreground_pca(patches, weight, bias)
+  return np.round(255 * got.colours).astype(np.uint8)
+
+
+def _classifier(file: str) -> tuple[np.ndarray, float]:
+  """Weights and bias of a logistic classifier.
+
+  Raises:
+    UserError: no such file, or another content.
+  """
+  try:
+    with np.load(paths.expand(file), allow_pickle=False) as arrays:
+      return arrays['weight'].reshape(-1), float(arrays['bias'].reshape(()))
+  except (OSError, ValueError, KeyError, TypeError,
+          zipfile.BadZipFile) as error:
+    raise errors.UserError(
+        f'--classifier={file} cannot be read ({error}): give an npz with '
+        '`weight`, a number a feature, and `bias`') from error
 
 
 def _images(spec: str | None, count: int,

@@ -1,6 +1,7 @@
 """Pictures people look at: first batches, PCA of patches, similarity maps."""
 
 from collections.abc import Sequence
+import dataclasses
 import os
 
 import einops
@@ -91,6 +92,69 @@ def foreground(features: np.ndarray) -> np.ndarray:
   if not _LEAST_SHARE < mask.mean() < 1 - _LEAST_SHARE:
     return np.ones_like(mask)
   return mask
+
+
+@dataclasses.dataclass(frozen=True)
+class ForegroundPCA:
+  """Components of the patches that a classifier takes for foreground.
+
+  Attributes:
+    score: [b, y, x] probability of the foreground.
+    filtered: [b, y, x] medians of it.
+    mask: [b, y, x] bool, the foreground.
+    axes: [c, d] principal axes of the foreground.
+    variance: [c] variance along them.
+    mean: [d] mean of the foreground.
+    colours: [b, y, x, c] from 0 to 1; 0 on the background.
+  """
+
+  score: np.ndarray
+  filtered: np.ndarray
+  mask: np.ndarray
+  axes: np.ndarray
+  variance: np.ndarray
+  mean: np.ndarray
+  colours: np.ndarray
+
+
+def foreground_pca(features: np.ndarray, weight: np.ndarray, bias: float, *,
+                   threshold: float = 0.5, median: int = 3,
+                   components: int = 3, gain: float = 2.0) -> ForegroundPCA:
+  """Whitened components of the foreground that a classifier tells.
+
+  Args:
+    features: [b, y, x, d] patches; the components are of all images together.
+    weight: [d] weights of a logistic classifier of patches.
+    bias: its bias.
+    threshold: least probability of the foreground, exclusive.
+    median: side of the window of the medians, odd; zeros beyond the border.
+    components: number of components, c.
+    gain: factor of the whitened components before the sigmoid.
+
+  Raises:
+    UserError: too few foreground patches.
+
+  Source: DINOv3's PCA notebook.
+  """
+  features = np.asarray(features, np.float64)
+  score = 1 / (1 + np.exp(-(features @ np.asarray(weight, np.float64) + bias)))
+  side = median // 2
+  padded = np.pad(score, ((0, 0), (side, side), (side, side)))
+  filtered = np.median(np.lib.stride_tricks.sliding_window_view(
+      padded, (median, median), axis=(1, 2)), axis=(-2, -1))
+  mask = filtered > threshold
+  rows = features[mask]
+  if len(rows) <= components:
+    raise errors.UserError(
+        f'{len(rows)} patches are foreground by the classifier, too few for '
+        f'{components} components: give other images, or another classifier')
+  mean, axes = rows.mean(0), _axes(rows, components)
+  parts = (features - mean) @ axes.T
+  variance = parts[mask].var(0, ddof=1)
+  whitened = parts / np.sqrt(np.maximum(variance, 1e-24))
+  colours = 1 / (1 + np.exp(-np.clip(gain * whitened, -60, 60)))
+  return ForegroundPCA(score, filtered, mask, axes, variance, mean,
+                       np.where(mask[..., None], colours, 0))
 
 
 def _parting(values: np.ndarray) -> float:

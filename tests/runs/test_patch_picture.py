@@ -62,6 +62,33 @@ def columns(sheet):
   return round((sheet.width - 8) / 232)
 
 
+def test_a_classifier_tells_the_foreground():
+  disc, features = scene()
+  kinds = [features[~disc].mean(0), features[disc].mean(0)]
+  weight = 4 * (kinds[1] - kinds[0])
+  bias = -float(weight @ (kinds[0] + kinds[1]) / 2)
+  got = pictures.foreground_pca(features, weight, bias)
+  # The median takes corners off, and a single patch that is wrong.
+  assert (got.mask != disc).mean() < 0.06
+  assert not got.colours[~got.mask].any()
+  whitened = (features[got.mask] - got.mean) @ got.axes.T
+  np.testing.assert_allclose(whitened.var(0, ddof=1), got.variance)
+  with pytest.raises(errors.UserError, match='0 patches are foreground'):
+    pictures.foreground_pca(features, weight, bias - 1e3)
+
+
+def test_a_classifier_of_another_model_is_a_sentence(weights, tmp_path):
+  file = tmp_path / 'c.npz'
+  np.savez(file, weight=np.ones(48), bias=0.0)
+  look = patch_picture.Look(grid=4, count=1, classifier=str(file))
+  assert patch_picture.draw([weights], look).width > 200
+  for arrays, message in (({'weight': np.ones(7), 'bias': 0.0}, 'have 48'),
+                          ({'weight': np.ones(48)}, 'cannot be read')):
+    np.savez(file, **arrays)
+    with pytest.raises(errors.UserError, match=message):
+      patch_picture.draw([weights], look)
+
+
 def test_attention_and_foreground_are_drawn(weights):
   plain = patch_picture.draw([weights], patch_picture.Look(count=1, grid=4))
   both = patch_picture.draw([weights, weights], patch_picture.Look(
