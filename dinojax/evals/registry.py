@@ -17,6 +17,7 @@ from dinojax.core import errors
 from dinojax.core import fields
 from dinojax.data import images
 from dinojax.evals import protocol
+from dinojax.evals.protocols import copydays
 from dinojax.evals.protocols import finetune
 from dinojax.evals.protocols import knn
 from dinojax.evals.protocols import linear
@@ -25,7 +26,7 @@ from dinojax.evals.protocols import retrieval
 
 PROTOCOLS: Mapping[str, types.ModuleType] = {
     'knn': knn, 'linear': linear, 'finetune': finetune, 'rankme': rankme,
-    'retrieval': retrieval}
+    'retrieval': retrieval, 'copydays': copydays}
 SUITES = {'quick': ('knn', 'linear', 'rankme'),
           'classification': ('knn', 'linear'),
           'all': tuple(PROTOCOLS)}
