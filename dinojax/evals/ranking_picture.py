@@ -59,7 +59,7 @@ def draw(source: record_lib.Source, rows: Sequence[tuple[int, Sequence[
       colour = _RIGHT if answer.is_right else _WRONG
       page.paste(_tile(source, answer.place, colour), (left, top))
       pen.text((left, top + _TILE_PX + 2),
-               f'{"+" if answer.is_right else "-"} {answer.cosine:.2f}',
+               f'{"+" if answer.is_right else "-"} {answer.cosine:.3f}',
                colour, font)
   return np.asarray(page)
 
