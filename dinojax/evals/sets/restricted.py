@@ -78,4 +78,5 @@ _KNOWN = {
     ('numpy._core.multiarray', '_reconstruct'): _array,
     ('numpy._core.multiarray', 'scalar'): _number,
     ('_codecs', 'encode'): _bytes,
+    ('__builtin__', 'bytes'): lambda: b'',  # none, in old pickles
     ('builtins', 'set'): set, ('__builtin__', 'set'): set}
