@@ -43,6 +43,7 @@ def photographs(folder: pathlib.Path, count: int):
 
 def sides(name: str, folder: pathlib.Path, options):
   """(ours, theirs, parts): functions of nothing that return [b, d] features."""
+  import jax
   import torch
 
   from dinojax.data import pipeline
@@ -55,7 +56,6 @@ def sides(name: str, folder: pathlib.Path, options):
   from dinojax.interop import writing
   from dinojax.models import zoo
   from dinojax.parallel import mesh as mesh_lib
-  import jax
   config = zoo.vit_config(
       f'dinov2_vit{name}14', image_px=224, interpolate_offset=0.0,
       layerscale=1.0, token_std=0.02)
@@ -105,16 +105,20 @@ class Photographs:
   """Files, opened and made ready by torchvision, in a worker process."""
 
   def __init__(self, files, mean, std):
+    self._files, self._mean, self._std = files, mean, std
+    self._transform = None  # made in the worker, as torchvision is
+
+  def _made(self):
     t = peers.torchvision().transforms
-    self._files = files
-    self._transform = t.Compose([
+    return t.Compose([
         t.Resize(256, interpolation=t.InterpolationMode.BICUBIC),
-        t.CenterCrop(224), t.ToTensor(), t.Normalize(mean, std)])
+        t.CenterCrop(224), t.ToTensor(), t.Normalize(self._mean, self._std)])
 
   def __len__(self):
     return len(self._files)
 
   def __getitem__(self, index):
+    self._transform = self._transform or self._made()
     return self._transform(Image.open(self._files[index]).convert('RGB'))
 
 

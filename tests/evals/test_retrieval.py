@@ -147,7 +147,8 @@ def test_revisited_scores_are_those_of_a_ranking_by_hand(
   spec = sets.revisited(tmp_path / 'set')
   measured, = measure('retrieval', database=spec)
   folder = tmp_path / 'set/jpg'
-  database = cls_of(model, [(folder / f'{x}.jpg').read_bytes() for x in 'abcde'])
+  database = cls_of(
+      model, [(folder / f'{x}.jpg').read_bytes() for x in 'abcde'])
   crops = [Image.open(folder / 'q.jpg').crop((10, 5, 30, 30)),
            Image.open(folder / 'r.jpg')]
   encoded = []

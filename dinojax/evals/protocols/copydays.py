@@ -103,8 +103,8 @@ def run(job: protocol.Job, settings: Settings) -> list[protocol.Measured]:
     of = at(places[-1][np.isin(places[-1], rows['index'])])
     if not len(of):
       raise errors.UserError(
-          f'{job.sets["whitening"][0].spec} has no readable image: give another '
-          'copydays.whitening')
+          f'{job.sets["whitening"][0].spec} has no readable image: give '
+          'another copydays.whitening')
     descriptors = copies.whitened(descriptors, descriptors[of])
   facts = each.counts() | {
       'distractors': len(beside), 'whitening': len(places[-1]) if (
