@@ -99,7 +99,7 @@ def check(long_px: int | None, config, key: str):
   Args:
     long_px: length of the long side; None: squares.
     config: sizes of the backbone.
-    key: of the config, for messages.
+    key: its name in the config, for messages.
 
   Raises:
     UserError: they are.

@@ -242,7 +242,7 @@ def test_kills_at_any_moment_end_in_the_same_table(run, odd_sizes, tmp_path):
   for _ in range(3):
     process = start(tmp_path / 'out')
     time.sleep(rng.uniform(0.2, 0.9) * seconds)
-    process.kill()
+    process.send_signal(signal.SIGKILL)
     process.communicate()
     killed += process.wait() == -9
   last = start(tmp_path / 'out')

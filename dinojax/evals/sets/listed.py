@@ -150,7 +150,7 @@ def cut(data: bytes, box: Sequence[float], name: str) -> bytes:
   Args:
     data: encoded image.
     box: (left, top, right, bottom) in pixels as stored, not turned by EXIF.
-    name: of the image, for messages.
+    name: its name, for messages.
 
   Raises:
     BadImage: it cannot be decoded.

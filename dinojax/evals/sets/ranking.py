@@ -80,7 +80,7 @@ class Groups:
 
     Args:
       database: images that are searched.
-      query: those that ask; None: all of the database.
+      query: images that ask; None: all of the database.
       say: gets sentences on groups that only one side has.
 
     Raises:
