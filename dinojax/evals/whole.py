@@ -70,7 +70,9 @@ def features(job: protocol.Job, source: record_lib.Source,
     UserError: see protocol.features.
   """
   if scales != ONCE:
-    job = dataclasses.replace(job, model=Scaled(job.model, scales))
+    job = dataclasses.replace(
+        job, model=Scaled(job.model, scales),
+        weights=f'{job.weights} scales {scales}')
   if long_px is None:
     return protocol.features(job, source, specs, reduce)
   sizes = shapes(long_px, job.model.config.side_px)
@@ -135,6 +137,7 @@ class Scaled:
   def __init__(self, model: backbone_lib.Backbone, scales: tuple[float, ...]):
     """Takes factors of the size that images come in."""
     self.config, self.mesh = model.config, model.mesh
+    self.mean, self.std = model.mean, model.std
     self.value_range = model.value_range
     self._model, self._scales = model, scales
 

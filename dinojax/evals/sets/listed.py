@@ -11,6 +11,7 @@ from PIL import Image
 from dinojax.core import errors
 from dinojax.core import paths
 from dinojax.core import text
+from dinojax.data import identity
 from dinojax.data import images
 from dinojax.data import record as record_lib
 
@@ -62,9 +63,19 @@ class Files:
     return record_lib.Record(
         data, -1 if self._labels is None else int(self._labels[index]), name)
 
-  def order(self) -> list[str]:
-    """Names in order."""
-    return self._names
+  def order(self, sizes: bool = False) -> list[str]:
+    """Lines that decide which record has which number, see data.identity."""
+    lines_ = [self._line(i, sizes) for i in range(len(self))]
+    return [*lines_, f'mends={self._mends}'] if self._mends else lines_
+
+  def _line(self, index: int, sizes: bool) -> str:
+    name = self._names[index]
+    box = self._boxes[index] if self._boxes else None
+    line = name if box is None else f'{name} {tuple(box)}'
+    if not sizes:
+      return line
+    path = self._folder / name
+    return f'{line}\t{path.stat().length if path.exists() else -1}'
 
   def cut_short(self) -> int:
     """Number of JPEG files that have no end; each is opened."""
@@ -94,6 +105,11 @@ class Joined:
     which = int(np.searchsorted(self._ends, index, side='right'))
     first = self._ends[which - 1] if which else 0
     return self._sources[which][int(index - first)]
+
+  def order(self, sizes: bool = False) -> list[str]:
+    """Lines that decide which record has which number, see data.identity."""
+    return [line for source in self._sources
+            for line in (source.spec, *identity.lines(source, sizes=sizes))]
 
   def parts(self) -> list[np.ndarray]:
     """Places of the images of each source."""

@@ -69,6 +69,9 @@ def test_revisited_has_kinds_and_cut_queries(tmp_path):
   # From 10.2 to 30, and cut off at the lower border.
   np.testing.assert_array_equal(pixels(record.image), whole[5:, 10:30])
   np.testing.assert_array_equal(pixels(each.whole().images[5].image), whole)
+  # Features of cut queries are not those of whole ones.
+  assert each.images.order(True) != each.whole().images.order(True)
+  assert 'a.jpg\t' in each.images.order(True)[1]
   assert '2 queries and 5 images, where the published set has 70' in (
       each.facts()['counts'])
   # One level higher, as the archives unpack.
