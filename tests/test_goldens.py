@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from tests import golden
-from tests.kinds import data  # noqa: F401  each registers its kinds
+from tests.kinds import copies  # noqa: F401  each registers its kinds
+from tests.kinds import data  # noqa: F401
 from tests.kinds import dense  # noqa: F401
 from tests.kinds import dynamics  # noqa: F401
 from tests.kinds import evals  # noqa: F401

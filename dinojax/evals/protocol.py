@@ -205,7 +205,8 @@ def labelled(source: record_lib.Source, name: str) -> record_lib.Source:
 
 def features(job: Job, source: record_lib.Source,
              specs: Mapping[str, spec_lib.FeatureSpec],
-             reduce: Callable[[dict], dict]) -> Rows:
+             reduce: Callable[[dict], dict], *,
+             may_be_none: bool = False) -> Rows:
   """Arrays of every readable image, with `index` and `label`.
 
   Args:
@@ -214,6 +215,7 @@ def features(job: Job, source: record_lib.Source,
     specs: features by name.
     reduce: makes the arrays of what spec.compute gives, on the devices; see
       Backbone.run.
+    may_be_none: it is no mistake if no image can be read.
 
   Raises:
     UserError: the backbone has no such features, or no image can be read.
@@ -231,7 +233,7 @@ def features(job: Job, source: record_lib.Source,
   if rows is None:
     rows = kept[key] = rows_lib.table(
         extraction, columns, folder=job.features, progress=job.progress)
-  if not len(rows['index']):
+  if not (len(rows['index']) or may_be_none):
     raise errors.UserError(
         f'none of the {len(source)} images of {source.spec} can be read')
   return rows

@@ -17,6 +17,7 @@ from dinojax.core import errors
 from dinojax.core import fields
 from dinojax.data import images
 from dinojax.evals import protocol
+from dinojax.evals.protocols import copydays
 from dinojax.evals.protocols import correspondence
 from dinojax.evals.protocols import depth
 from dinojax.evals.protocols import finetune
@@ -30,9 +31,9 @@ from dinojax.evals.protocols import tracking
 
 PROTOCOLS: Mapping[str, types.ModuleType] = {
     'knn': knn, 'linear': linear, 'finetune': finetune, 'rankme': rankme,
-    'retrieval': retrieval, 'segmentation': segmentation, 'depth': depth,
-    'correspondence': correspondence, 'tokencut': tokencut, 'tracking':
-    tracking}
+    'retrieval': retrieval, 'copydays': copydays, 'segmentation':
+    segmentation, 'depth': depth, 'correspondence': correspondence,
+    'tokencut': tokencut, 'tracking': tracking}
 SUITES = {'quick': ('knn', 'linear', 'rankme'),
           'classification': ('knn', 'linear'),
           'dense': ('segmentation', 'depth'),

@@ -33,6 +33,11 @@ class Preprocessing:
   resize_px: int = 256
   crop_px: int | None = 224
 
+  @property
+  def shape(self) -> tuple[int, int] | None:
+    """(y, x) of every image, in pixels; None: they differ in size."""
+    return None if self.crop_px is None else (self.crop_px, self.crop_px)
+
   def check(self, config: Any):
     """Refuses sizes that a backbone cannot take.
 
@@ -79,6 +84,26 @@ class Preprocessing:
       yield (f'crops of {self.crop_px} pixels, and the positions were learned '
              f'at {learned}: --crop_px={near} --resize_px={resized} is the '
              'size of training')
+
+
+@dataclasses.dataclass(frozen=True)
+class Exact:
+  """Whole images resized to one size, whatever their aspect, bicubically.
+
+  Attributes:
+    shape: (y, x) in pixels.
+  """
+
+  shape: tuple[int, int]
+
+  def prepare(self, config: Any) -> Callable[[images_lib.Image], np.ndarray]:
+    """An opened image to [y, x, c] uint8, for worker processes too."""
+    del config
+    return functools.partial(_resized, size=self.shape[::-1])
+
+
+def _resized(image: images_lib.Image, size: tuple[int, int]) -> np.ndarray:
+  return crops.Geometry((0, 0, *image.size), size).of_image(image.decode())
 
 
 def centers(images: ImageLike | Iterable[ImageLike], *, resize_px: int,

@@ -86,7 +86,8 @@ class Batch:
 def read(model: backbone_lib.Backbone,
          specs: Mapping[str, spec_lib.FeatureSpec],
          source: record_lib.Source,
-         preprocessing: preprocessing_lib.Preprocessing,
+         preprocessing: preprocessing_lib.Preprocessing | (
+             preprocessing_lib.Exact),
          reading: Reading = AS_USUAL, *,
          indices: Sequence[int] | None = None,
          section_rows: int | None = None,
@@ -112,7 +113,7 @@ def read(model: backbone_lib.Backbone,
   for spec in specs.values():
     spec.check(model.config)
   count, index = _takers(model.mesh)
-  by_size = preprocessing.crop_px is None
+  by_size = preprocessing.shape is None
   if by_size and count > 1:
     raise errors.UserError(
         f'whole images differ in size, which {count} processes cannot take '
@@ -222,9 +223,9 @@ def _computed(model, specs, source, preprocessing, reading, reduce,
       num_threads=reading.num_threads, num_workers=reading.num_workers,
       max_pixels=reading.max_pixels,
       value_range=reading.value_range or model.value_range)
-  side = preprocessing.crop_px
-  lists = (_by_count(rows, shares, np.zeros((side, side, 3), np.uint8))
-           if side else _by_size(rows, shares))
+  shape = preprocessing.shape
+  lists = (_by_count(rows, shares, np.zeros((*shape, 3), np.uint8))
+           if shape else _by_size(rows, shares))
   waiting = collections.deque()
   with contextlib.closing(rows):
     for batch in lists:

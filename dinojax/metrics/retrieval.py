@@ -4,12 +4,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
+_LEAST = 1e-9  # variance of a direction, as a part of the largest
+
 
 def similarities(query: np.ndarray, database: np.ndarray) -> np.ndarray:
   """[q, r] cosine similarities of [q, d] and [r, d] features."""
-  unit = lambda x: x / np.maximum(
-      np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-  return unit(np.asarray(query)) @ unit(np.asarray(database)).T
+  return unit(query) @ unit(database).T
+
+
+def unit(features: np.ndarray) -> np.ndarray:
+  """[r, d] features of length one."""
+  features = np.asarray(features)
+  return features / np.maximum(
+      np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
 
 
 def average_precision(scores: np.ndarray, positive: np.ndarray, *,
@@ -32,7 +39,8 @@ def average_precision(scores: np.ndarray, positive: np.ndarray, *,
 
 # Kinds of a database image for a query, in the revisited benchmarks.
 NEGATIVE, EASY, HARD, JUNK = range(4)
-_SETUPS = {'easy': ((EASY,), (HARD, JUNK)), 'medium': ((EASY, HARD), (JUNK,)),
+# Kinds that are to be found, and those that are taken out of the ranking.
+SETUPS = {'easy': ((EASY,), (HARD, JUNK)), 'medium': ((EASY, HARD), (JUNK,)),
            'hard': ((HARD,), (EASY, JUNK))}
 
 
@@ -52,15 +60,22 @@ def revisited(scores: np.ndarray, kinds: np.ndarray, setup: str,
 
   Source: filipradenovic/revisitop.
   """
-  wanted, ignored = (np.isin(kinds, some) for some in _SETUPS[setup])
-  precisions = []
-  for score, positive, out in zip(scores, wanted, ignored, strict=True):
-    ranked = positive[~out][np.argsort(-score[~out], kind='stable')]
-    last = np.flatnonzero(ranked)[-1] + 1 if ranked.any() else 0
-    precisions.append([
-        ranked[:min(k, last)].mean() if last else np.nan for k in ks])
-  return average_precision(scores, wanted, junk=ignored,
-                           trapezoid=True), np.array(precisions)
+  wanted, ignored = (np.isin(kinds, some) for some in SETUPS[setup])
+  return (average_precision(scores, wanted, junk=ignored, trapezoid=True),
+          precisions_at(scores, wanted, ignored, ks))
+
+
+def precisions_at(scores: np.ndarray, positive: np.ndarray, junk: np.ndarray,
+                  ks: Sequence[int]) -> np.ndarray:
+  """[q, k] precision of the first k, see `revisited`; NaN: no positive."""
+  out = np.full((len(scores), len(ks)), np.nan)
+  for i, (score, right, ignored) in enumerate(zip(
+      scores, positive, junk, strict=True)):
+    ranked = right[~ignored][np.argsort(-score[~ignored], kind='stable')]
+    if ranked.any():
+      last = np.flatnonzero(ranked)[-1] + 1
+      out[i] = [ranked[:min(k, last)].mean() for k in ks]
+  return out
 
 
 def soft_votes(scores: np.ndarray, labels: np.ndarray, *, k: int,
@@ -78,14 +93,39 @@ def soft_votes(scores: np.ndarray, labels: np.ndarray, *, k: int,
 
   Source: nikosips/met.
   """
-  classes, index = np.unique(labels, return_inverse=True)
   near = np.argsort(-scores, axis=1, kind='stable')[:, :k]
-  best = np.zeros((len(scores), len(classes)))
-  rows = np.broadcast_to(np.arange(len(scores))[:, None], near.shape)
-  np.maximum.at(best, (rows, index[near]), np.take_along_axis(
-      scores, near, axis=1))
-  power = np.exp(temperature * (best - best.max(1, keepdims=True)))
-  return classes[best.argmax(1)], (power / power.sum(1, keepdims=True)).max(1)
+  classes, index = np.unique(labels, return_inverse=True)
+  best, sure = votes_of_nearest(
+      np.take_along_axis(scores, near, axis=1), index[near],
+      num_classes=len(classes), temperature=temperature)
+  return classes[best], sure
+
+
+def votes_of_nearest(scores: np.ndarray, classes: np.ndarray, *,
+                     num_classes: int, temperature: float
+                     ) -> tuple[np.ndarray, np.ndarray]:
+  """`soft_votes` of the neighbours alone, for databases of many classes.
+
+  Args:
+    scores: [q, k] similarities of the nearest images, falling.
+    classes: [q, k] their classes, from 0.
+    num_classes: classes of the database; those without a neighbour score 0.
+    temperature: factor of scores before the softmax.
+
+  Returns:
+    [q] classes, the first of equal ones, and [q] probabilities.
+  """
+  out = np.zeros(len(scores), np.int64), np.zeros(len(scores))
+  for i, (score, number) in enumerate(zip(scores, classes, strict=True)):
+    # The first of each class is its best, as scores fall.
+    present, first = np.unique(number, return_index=True)
+    best = np.maximum(score[first].astype(np.float64), 0.0)
+    top = best.max()
+    total = np.exp(temperature * (best - top)).sum() + (
+        num_classes - len(present)) * np.exp(-temperature * top)
+    out[0][i] = present[best.argmax()] if top > 0 else 0
+    out[1][i] = 1.0 / total
+  return out
 
 
 def global_average_precision(confidence: np.ndarray, right: np.ndarray,
@@ -110,12 +150,13 @@ def whitened(descriptors: np.ndarray, of: np.ndarray,
   Args:
     descriptors: [r, d].
     of: [n, d] descriptors whose mean and covariance are taken.
-    dimensions: directions that are kept, e.
+    dimensions: directions that are kept, e; fewer where `of` has fewer.
   """
   of = np.asarray(of, np.float64)
   centre = of.mean(0)
   values, vectors = np.linalg.eigh(np.cov((of - centre).T, bias=True))
-  values, vectors = values[::-1][:dimensions], vectors[:, ::-1][:, :dimensions]
+  kept = min(dimensions, int((values > _LEAST * values.max()).sum()))
+  values, vectors = values[::-1][:kept], vectors[:, ::-1][:, :kept]
   out = (descriptors - centre) @ vectors / np.sqrt(values)
   return out / np.linalg.norm(out, axis=1, keepdims=True)
 

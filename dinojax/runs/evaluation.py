@@ -191,7 +191,7 @@ def _measure(name: str, model: backbone_lib.Backbone,
       'px': [data.resize_px, data.crop_px, settings.reading.max_pixels]})
   identity = {'model': model.source, 'weights': store_lib.digest(
       model.config, model.params), 'protocol': name, 'key': key,
-              'px': data.crop_px}
+              'px': getattr(section, 'image_px', None) or data.crop_px}
   if processes.of_first(str(scores.is_done(folder, identity))) == 'True':
     return
   sizes = preprocessing.Preprocessing(data.resize_px, data.crop_px)

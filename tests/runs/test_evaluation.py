@@ -3,11 +3,14 @@
 import csv
 import json
 import os
+import random
 import signal
 import socket
+import time
 
 from etils import epath
 import numpy as np
+from PIL import Image
 import pytest
 
 import dinojax
@@ -79,10 +82,10 @@ def test_numbers_are_those_of_other_code(run, out):
   linear = values['linear', 'top-1']
   assert linear['facts']['augmentation'] == 'random crops'
   assert linear['facts']['heads'] == 13 * 4
-  # Those that have no set of images with classes are left out of a suite.
+  # All whose sets are labelled images.
+  data = registry.read({'data': {'train': 'a', 'test': ('b',)}})
   assert {name for name, _ in values} == {
-      name for name, module in registry.PROTOCOLS.items()
-      if all(role.data or not role.needed for role in module.ROLES.values())}
+      name for name in registry.PROTOCOLS if not registry.missing(name, data)}
   effective = values['rankme', 'effective rank']
   assert effective['low'] is None and 1 < effective['value'] < 32
   for row in rows(out):
@@ -201,11 +204,66 @@ def test_a_stop_in_the_middle_ends_in_the_same_table(run, tmp_path, number):
   assert tables[0] == tables[1] and tables[0].count('| linear |') == 1
 
 
+@pytest.fixture(scope='module')
+def odd_sizes(tmp_path_factory):
+  """Groups of images of many sizes, in each an original and its copies."""
+  root = tmp_path_factory.mktemp('odd_sizes')
+  rng = np.random.default_rng(0)
+  for group in range(6):
+    low = rng.integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    for name in ('original', 'small', 'dark'):
+      size = tuple(int(x) for x in rng.integers(30, 90, 2))
+      pixels = np.asarray(Image.fromarray(low).resize(size)) // (
+          2 if name == 'dark' else 1)
+      (root / f'g{group}').mkdir(exist_ok=True)
+      Image.fromarray(pixels).save(root / f'g{group}/{name}.png')
+  return root
+
+
+@pytest.mark.slow  # minutes of real processes; it adds moments by chance
+def test_kills_at_any_moment_end_in_the_same_table(run, odd_sizes, tmp_path):
+  def start(out):
+    return forked.Command([
+        f'--model={run}', '--protocols=knn,linear,retrieval,copydays,rankme',
+        f'--out={out}', CACHE, '--config.linear.layers=(1,2)',
+        '--config.linear.min_steps=400',
+        f'--config.retrieval.database=folder:{odd_sizes}',
+        '--config.retrieval.image_px=32',
+        f'--config.copydays.images=copies:{odd_sizes}'],
+        module='dinojax.commands.evaluate', JAX_PLATFORMS='cpu')
+
+  whole = start(tmp_path / 'whole')
+  told = whole.communicate()[0].splitlines()
+  assert whole.wait() == 0
+  seed = random.randrange(2**32)
+  rng, killed = random.Random(seed), []
+  for _ in range(3):
+    process, line = start(tmp_path / 'out'), rng.randrange(1, len(told))
+    for number, _ in enumerate(process.stdout):
+      if number == line:
+        time.sleep(rng.uniform(0, 0.5))
+        process.send_signal(signal.SIGKILL)
+    killed.append(process.wait())
+  last = start(tmp_path / 'out')
+  assert last.communicate() and last.wait() == 0
+  tables = [(tmp_path / name / 'results.md').read_text()
+            for name in ('whole', 'out')]
+  assert tables[0] == tables[1], f'seed {seed}'
+  assert -9 in killed, f'seed {seed}: {killed}'
+  assert tables[0].count('| copydays |') == 1
+
+
 @pytest.mark.slow  # it adds two processes
-def test_two_processes_of_four_devices_give_the_same_table(run, tmp_path):
+def test_two_processes_of_four_devices_give_the_same_table(
+    run, odd_sizes, tmp_path):
   words = [f'--model={run}', '--suite=all', CACHE,
            '--config.linear.layers=(1,2)', '--config.linear.min_steps=60',
-           '--config.finetune.min_steps=10', '--config.finetune.epochs=0.1']
+           '--config.finetune.min_steps=10', '--config.finetune.epochs=0.1',
+           f'--config.retrieval.database=folder:{odd_sizes}',
+           '--config.retrieval.image_px=32',
+           '--config.retrieval.scales=(1.0,0.5)',
+           f'--config.copydays.images=copies:{odd_sizes}',
+           '--config.copydays.image_px=32']
   with socket.socket() as free:
     free.bind(('localhost', 0))
     port = free.getsockname()[1]
@@ -223,7 +281,7 @@ def test_two_processes_of_four_devices_give_the_same_table(run, tmp_path):
                     JAX_PLATFORMS='cpu')[0] == 0
   tables = [(tmp_path / name / 'results.md').read_text()
             for name in ('two', 'one')]
-  assert tables[0] == tables[1]
+  assert tables[0] == tables[1] and '| copydays |' in tables[0]
 
 
 def test_unknown_keys_are_mistakes():
