@@ -28,7 +28,7 @@ ROWS, DIM, CLASSES, OTHERS = 5000, 384, 10, 1000
 def drawn(seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
   """Features and labels that train, choose and test."""
   rng = np.random.default_rng(seed)
-  centers = rng.normal(size=(CLASSES, DIM)) * 0.3
+  centers = rng.normal(size=(CLASSES, DIM)) * 0.08
   spread = 5 / np.sqrt(np.arange(1, DIM + 1))
   parts = []
   for count in (ROWS, OTHERS, OTHERS):

@@ -123,6 +123,8 @@ def fit(features: np.ndarray, labels: np.ndarray, num_classes: int,
       np.concatenate(part) for part in zip(*parts, strict=True))
   weight = weight.astype(np.float64) @ axes.T
   bias = bias - weight @ mean
+  if not several and len(target) > 1:  # any constant gives the same chances
+    bias = bias - bias.mean(1, keepdims=True)
   return Solution(weight.astype(np.float32), bias.astype(np.float32), classes,
                   num_classes, several, constant, loss, steps, done)
 

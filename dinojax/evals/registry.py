@@ -17,17 +17,23 @@ from dinojax.core import errors
 from dinojax.core import fields
 from dinojax.data import images
 from dinojax.evals import protocol
+from dinojax.evals.protocols import fairness
+from dinojax.evals.protocols import fewshot
 from dinojax.evals.protocols import finetune
 from dinojax.evals.protocols import knn
+from dinojax.evals.protocols import lidar
 from dinojax.evals.protocols import linear
+from dinojax.evals.protocols import logistic
+from dinojax.evals.protocols import multilabel
 from dinojax.evals.protocols import rankme
 from dinojax.evals.protocols import retrieval
 
 PROTOCOLS: Mapping[str, types.ModuleType] = {
-    'knn': knn, 'linear': linear, 'finetune': finetune, 'rankme': rankme,
-    'retrieval': retrieval}
+    'knn': knn, 'logistic': logistic, 'linear': linear, 'fewshot': fewshot,
+    'finetune': finetune, 'multilabel': multilabel, 'rankme': rankme,
+    'lidar': lidar, 'retrieval': retrieval, 'fairness': fairness}
 SUITES = {'quick': ('knn', 'linear', 'rankme'),
-          'classification': ('knn', 'linear'),
+          'classification': ('knn', 'logistic', 'linear', 'fewshot'),
           'all': tuple(PROTOCOLS)}
 
 
@@ -136,6 +142,12 @@ def opened(name: str, settings: Settings) -> dict[str, tuple]:
   lacking = missing(name, settings)
   if lacking:
     raise errors.UserError('\n'.join(lacking))
+  for role in ('train', 'validation'):
+    for each in sets.get(role, ()):
+      if getattr(each, 'evaluation_only', False):
+        raise errors.UserError(
+            f'{_key(name, role, settings)}={each.spec} is a set whose terms '
+            'allow no training or choice on it: give it as a test set')
   return sets
 
 
