@@ -74,7 +74,7 @@ class Scores:
     for shots in self.shots:
       each = [100.0 * rows[f'{_name(shots)}, try {number + 1}'].mean()
               for number in range(self.tries)]
-      out[f'top-1, {_name(shots)}'] = float(np.mean(each))
+      out[f'mean top-1 of tries, {_name(shots)}'] = float(np.mean(each))
       if self.tries > 1:
         out[f'deviation of tries, {_name(shots)}'] = float(np.std(each))
     return out
