@@ -61,7 +61,7 @@ class Several:
     return identity.digest(lines)
 
   def targets_as(self, classes: Sequence[str]) -> np.ndarray:
-    """[r, len(classes)] the targets of these classes; ABSENT: not known."""
+    """[r, len(classes)] the targets of these classes; unknown ones are ABSENT."""
     out = np.full((len(self), len(classes)), ABSENT, np.int8)
     places = {name: i for i, name in enumerate(self.classes)}
     for i, name in enumerate(classes):
