@@ -54,7 +54,7 @@ class Sweep:
   final: logistic.Solution
 
   def facts(self, strengths: Sequence[float]) -> dict[str, float]:
-    """What a reader of the number wants to know of it."""
+    """Facts beside the number."""
     return {'C': float(strengths[self.best]),
             'validation': 100.0 * float(self.accuracy[self.best]),
             'converged': bool(self.final.converged[0])}

@@ -28,7 +28,7 @@ def score_of(spec: str) -> str:
   """Name of the score that papers report of a set.
 
   Args:
-    spec: of a source; a part of its path, or its name in TFDS, tells the set.
+    spec: text of a source; its path, or its name in TFDS, tells the set.
   """
   words = set(re.split(r'[/:?]', parse.unquote(spec).lower()))
   for name, (prepared, score) in SETS.items():

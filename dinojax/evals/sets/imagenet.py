@@ -40,7 +40,7 @@ class Images:
   """Labelled images of ImageNet's classes, with what a score needs of them.
 
   Attributes:
-    spec: what opened it.
+    spec: text that opened it.
     classes: wnids; labels number them.
     subset: numbers of the classes among which an answer is taken; None: all
       that a head has.

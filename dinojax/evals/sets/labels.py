@@ -26,7 +26,7 @@ class Several:
   """Images with several labels; a source whose records have no label.
 
   Attributes:
-    spec: what opened it.
+    spec: text that opened it.
     classes: names of the labels, sorted.
     targets: [r, k] PRESENT, ABSENT, or LEFT_OUT of the score.
     groups: [r] names by column.
@@ -61,7 +61,7 @@ class Several:
     return identity.digest(lines)
 
   def targets_as(self, classes: Sequence[str]) -> np.ndarray:
-    """[r, len(classes)] the targets of these classes; unknown ones are ABSENT."""
+    """[r, k] the targets of these classes; unknown ones are ABSENT."""
     out = np.full((len(self), len(classes)), ABSENT, np.int8)
     places = {name: i for i, name in enumerate(self.classes)}
     for i, name in enumerate(classes):
