@@ -18,7 +18,7 @@ from dinojax.core import errors
 from dinojax.core import fields
 from dinojax.data import classes
 from dinojax.data import record as record_lib
-from dinojax.data import sources
+from dinojax.evals.sets import images
 from dinojax.features import backbone as backbone_lib
 from dinojax.features import preprocessing
 from dinojax.features import rows as rows_lib
@@ -69,7 +69,7 @@ class Role:
 
   data: str | None = None
   needed: bool = True
-  opens: Callable[[str], Set] = sources.open_source
+  opens: Callable[[str], Set] = images.open_source
   what: str = ('a source with labels, such as folder:DIR whose sub-folders are '
                'classes')
 

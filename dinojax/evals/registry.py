@@ -20,22 +20,30 @@ from dinojax.evals import protocol
 from dinojax.evals.protocols import copydays
 from dinojax.evals.protocols import correspondence
 from dinojax.evals.protocols import depth
+from dinojax.evals.protocols import fairness
+from dinojax.evals.protocols import fewshot
 from dinojax.evals.protocols import finetune
 from dinojax.evals.protocols import knn
+from dinojax.evals.protocols import lidar
 from dinojax.evals.protocols import linear
+from dinojax.evals.protocols import logistic
+from dinojax.evals.protocols import multilabel
 from dinojax.evals.protocols import rankme
 from dinojax.evals.protocols import retrieval
 from dinojax.evals.protocols import segmentation
 from dinojax.evals.protocols import tokencut
 from dinojax.evals.protocols import tracking
+from dinojax.evals.protocols import video
 
 PROTOCOLS: Mapping[str, types.ModuleType] = {
-    'knn': knn, 'linear': linear, 'finetune': finetune, 'rankme': rankme,
-    'retrieval': retrieval, 'copydays': copydays, 'segmentation':
-    segmentation, 'depth': depth, 'correspondence': correspondence,
-    'tokencut': tokencut, 'tracking': tracking}
+    'knn': knn, 'logistic': logistic, 'linear': linear, 'fewshot': fewshot,
+    'finetune': finetune, 'multilabel': multilabel, 'rankme': rankme, 'lidar':
+    lidar, 'segmentation': segmentation, 'depth': depth, 'retrieval':
+    retrieval, 'copydays': copydays, 'correspondence': correspondence,
+    'tokencut': tokencut, 'tracking': tracking, 'video': video, 'fairness':
+    fairness}
 SUITES = {'quick': ('knn', 'linear', 'rankme'),
-          'classification': ('knn', 'linear'),
+          'classification': ('knn', 'linear', 'logistic', 'fewshot'),
           'dense': ('segmentation', 'depth'),
           'matching': ('correspondence', 'tokencut', 'tracking'),
           'all': tuple(PROTOCOLS)}
@@ -146,6 +154,12 @@ def opened(name: str, settings: Settings) -> dict[str, tuple]:
   lacking = missing(name, settings)
   if lacking:
     raise errors.UserError('\n'.join(lacking))
+  for role in ('train', 'validation'):
+    for each in sets.get(role, ()):
+      if getattr(each, 'evaluation_only', False):
+        raise errors.UserError(
+            f'{_key(name, role, settings)}={each.spec} is a set whose terms '
+            'allow no training or choice on it: give it as a test set')
   return sets
 
 

@@ -1,8 +1,11 @@
 """k-NN scores: known answers."""
 
+import jax
 import numpy as np
+import pytest
 
 from dinojax.evals import knn
+from dinojax.parallel import mesh as mesh_lib
 
 
 def test_more_neighbours_than_features_is_all_of_them():
@@ -48,3 +51,31 @@ def test_several_labels_share_a_vote():
   labels = np.array([[1, 1, 0], [0, 1, 0], [0, 0, 1]], np.float32)
   got = knn.scores(train, labels, train, ks=(1,), num_classes=3)
   np.testing.assert_array_equal(got[1], labels)
+
+
+@pytest.mark.parametrize('devices', [1, 3, 8])
+def test_neighbours_are_those_of_a_sort_on_every_mesh(devices, monkeypatch):
+  """Whole numbers, so many ties: order and similarities to the last bit."""
+  monkeypatch.setattr(knn, '_TRAIN_TILE', 32)
+  monkeypatch.setattr(knn, 'unit', lambda x: x.astype(np.float32))
+  rng = np.random.default_rng(0)
+  train = rng.integers(-1, 2, (333, 4)).astype(np.float32)
+  train[:, :3] = [1, 0, 0]  # rows keep their length but for one number
+  train *= 1 / np.linalg.norm(train, axis=1, keepdims=True)
+  test = rng.integers(-2, 3, (9, 4)).astype(np.float32)
+  mesh = mesh_lib.make(devices=jax.devices()[:devices])
+  for k in (1, 7, 50, 333):
+    similarity, index = knn.nearest(train, test, k, mesh)
+    exact = np.float32(test) @ np.float32(train).T
+    want = np.argsort(-exact.round(5), axis=1, kind='stable')[:, :k]
+    np.testing.assert_array_equal(index, want)
+    np.testing.assert_allclose(
+        similarity, np.take_along_axis(exact, want, 1), atol=1e-6)
+
+
+def test_the_best_rows_may_all_be_in_a_block():
+  rng = np.random.default_rng(1)
+  train = rng.normal(size=(400, 8))
+  train[100:116] = np.ones(8) + 0.01 * rng.normal(size=(16, 8))
+  _, index = knn.nearest(train, np.ones((2, 8)), 16)
+  assert sorted(index[0]) == list(range(100, 116))

@@ -26,3 +26,27 @@ def test_scale_and_place_change_nothing():
   assert rank.rankme(100 * features - 4) == pytest.approx(
       rank.rankme(features))
   assert 1 < rank.rankme(features) < 5
+
+
+def test_lidar_of_images_along_a_line_is_one():
+  rng = np.random.default_rng(2)
+  centers = np.outer(rng.normal(size=200), [1, 0, 0, 0])
+  views = centers[:, None] + 0.01 * rng.normal(size=(200, 10, 4))
+  assert rank.lidar(views) == pytest.approx(1, abs=0.01)
+
+
+def test_lidar_of_images_in_all_directions_is_the_width():
+  axes = np.concatenate([np.eye(4), -np.eye(4)])
+  sway = np.stack([axes, -axes], 0).reshape(-1, 4)  # alike in all directions
+  views = np.tile(axes, (30, 1))[:, None] + 0.1 * sway[None]
+  assert rank.lidar(views) == pytest.approx(4, abs=1e-3)
+
+
+def test_lidar_counts_what_views_keep_not_what_is_long():
+  """A long axis on which views differ as images do tells nothing apart."""
+  rng = np.random.default_rng(3)
+  centers = rng.normal(size=(500, 3)) * [1, 1, 0]
+  views = centers[:, None] + rng.normal(size=(500, 20, 3)) * [
+      1e-3, 1e-3, 100.0]
+  assert rank.lidar(views) == pytest.approx(2, abs=0.05)
+  assert rank.rankme(views.reshape(-1, 3)) < 1.5

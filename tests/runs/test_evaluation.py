@@ -89,7 +89,7 @@ def test_numbers_are_those_of_other_code(run, out):
   effective = values['rankme', 'effective rank']
   assert effective['low'] is None and 1 < effective['value'] < 32
   for row in rows(out):
-    assert row['protocol'] == 'rankme' or (
+    assert row['protocol'] in ('rankme', 'lidar') or (
         row['low'] <= row['value'] <= row['high']), row
     assert len(row['key']) == 8 and row['model'] == f'{run}@6'
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Any
 
+import numpy as np
+
 from dinojax.core import errors
 from dinojax.core import fields
 from dinojax.core import text
@@ -71,11 +73,26 @@ def run(job: protocol.Job, settings: Settings) -> list[protocol.Measured]:
         asked, matching.of_test(asked['label']), test.spec)
     scores = knn.scores(
         near['cls'], near['label'], asked['cls'], ks=ks,
+        mesh=job.model.mesh,
         temperature=settings.temperature, num_classes=num_classes)
-    rows = {f'top-{top}, k {k}': classification.in_top(
-        scores[k], asked['label'], top).astype(float)
-            for top in protocol.tops(num_classes) for k in ks}
-    out.append(protocol.Measured(test.spec, rows, protocol.means))
+    rows = {'index': asked['index'], 'label': asked['label']} | {
+        f'top-{top}, k {k}': classification.in_top(
+            scores[k], asked['label'], top).astype(float)
+        for top in protocol.tops(num_classes) for k in ks}
+    out.append(protocol.Measured(
+        test.spec, rows, accuracies, classes=train.classes))
+  return out
+
+
+def accuracies(rows: protocol.Rows) -> dict[str, float]:
+  """Accuracies of every k, of images and as the mean over classes."""
+  out = protocol.means({name: column for name, column in rows.items()
+                        if name.startswith('top-')})
+  count = np.bincount(rows['label'])
+  for name in [name for name in out if name.startswith('top-1,')]:
+    right = np.bincount(rows['label'], rows[name])
+    out[name.replace('top-1', 'mean per class')] = 100.0 * float(
+        np.mean(right[count > 0] / count[count > 0]))
   return out
 
 

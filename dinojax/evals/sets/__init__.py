@@ -1,1 +1,1 @@
-"""Readers of the layouts that benchmarks come in; nothing is downloaded."""
+"""Readers of the layouts of public sets, and of plain files of your own."""
