@@ -2,7 +2,7 @@
 
   dinojax train --config=shared_world:DIR --workdir=runs/shared_world
 
-DIR holds small public sets, each with labels.csv or sub-folders; no test part
+DIR, with a slash in it, holds small public sets, each with labels.csv or sub-folders; no test part
 is read but by the k-NN of flowers5. DINOv2's losses, 8-pixel patches, 64-pixel
 crops. Two CPU cores: 55 minutes. Words after DIR change one thing each, for
 docs/results.md: `no_koleo`, `no_ibot`, `px96`, `last96`, `short` and a seed.
@@ -76,8 +76,6 @@ def get_config(arg: str = ''):
 
 
 def _divided(arg: str) -> tuple[str, str]:
-  """The folder, and the words after it."""
+  """The folder, which has a slash in it, and the words after it."""
   first, _, rest = arg.partition(',')
-  if first in _WORDS or not first:
-    return 'DIR', arg
-  return first, rest
+  return (first, rest) if '/' in first else ('DIR', arg)

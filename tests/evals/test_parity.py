@@ -19,7 +19,7 @@ from dinojax.data import sources
 from dinojax.evals import knn as knn_functions
 from dinojax.evals import protocol
 from dinojax.evals import registry
-from dinojax.evals import segmentation
+from dinojax.evals import windows as windows_lib
 from dinojax.features import preprocessing
 from dinojax.features import spec as spec_lib
 from dinojax.kernels import resample
@@ -139,7 +139,7 @@ def torch_segment(model, pixels, head, size, crop=None, stride=None):
     grid = [n // patch for n in part.shape[2:]]
     maps = tokens.transpose(1, 2).reshape(len(part), -1, *grid)
     maps = norm(maps, tensors['mean'], tensors['variance'], tensors['scale'],
-                tensors['shift'], False, 0.0, segment.EPSILON)
+                tensors['shift'], False, 0.0, 1e-5)
     logits = torch.nn.functional.conv2d(
         maps, tensors['kernel'].T[..., None, None], tensors['bias'])
     return grow(logits, part.shape[2:])
@@ -232,7 +232,7 @@ def test_segmentation_overlaps_are_the_same(pair, windows):
   theirs, ours, patch = pair
   rng = np.random.default_rng(4)
   size = (61, 83)
-  task = segment.Segment(NUM_CLASSES, 48)
+  task = segment.Segment(num_outputs=NUM_CLASSES, width=48)
   head = {
       'params': {'scale': rng.uniform(0.5, 2, 48), 'shift': rng.normal(size=48),
                  'kernel': rng.normal(size=(48, NUM_CLASSES)),
@@ -254,10 +254,13 @@ def test_segmentation_overlaps_are_the_same(pair, windows):
     image += 0.3 * rng.normal(size=image.shape).astype(np.float32)
     truth = rng.integers(0, NUM_CLASSES, size)
     truth[:5] = areas_lib.IGNORED
-    logits = segmentation.infer(
-        predict, image, size=size, crop_px=crop, stride_px=stride)
+    if windows:
+      logits = windows_lib.slid(predict, image[0], windows_lib.Windows(
+          crop, stride), size)
+    else:
+      logits = resample.resize_linear(predict(image), size)[0]
     total = total + areas_lib.areas(
-        np.asarray(logits)[0].argmax(-1), truth, NUM_CLASSES)
+        np.asarray(logits).argmax(-1), truth, NUM_CLASSES)
     guesses.append(torch_segment(
         theirs, torch.from_numpy(image.transpose(0, 3, 1, 2).copy()), head,
         size, crop, stride))
