@@ -19,6 +19,7 @@ from dinojax.parallel import sharding
 
 _TEST_TILE, _TRAIN_TILE = 256, 8192
 _BLOCK = 16  # rows whose maximum stands for them
+_UNROLLED = 8  # tiles of a device whose products are not in a loop
 
 
 def unit(features: jax.Array) -> jax.Array:
@@ -146,20 +147,28 @@ def _of_device(rows: jax.Array, tiles: jax.Array, first: jax.Array,
   """[1, q, ≤ k] nearest of a device's own rows."""
   number, size, _ = tiles.shape
   blocks = size // _BLOCK
-  similarity = jax.lax.map(lambda tile: jnp.einsum(
-      'qd,rd->qr', rows, tile, precision='highest'), tiles)
+  product = lambda tile: jnp.einsum(
+      'qd,rd->qr', rows, tile, precision='highest')
+  similarity = (jax.lax.map(product, tiles) if number > _UNROLLED else
+                jnp.stack([product(tiles[i]) for i in range(number)]))
   similarity = similarity.reshape(number, len(rows), blocks, _BLOCK)
   place = first[:, None] + jnp.arange(size)[None]
   known = (place < count).reshape(number, 1, blocks, _BLOCK)
   highest = jnp.where(known, similarity, -jnp.inf).max(-1)  # [t, q, blocks]
   highest = jnp.moveaxis(highest, 0, 1).reshape(len(rows), -1)
-  _, chosen = jax.lax.top_k(highest, min(k, number * blocks))
+  highest, chosen = jax.lax.top_k(highest, min(k, number * blocks))
   chosen = jnp.sort(chosen, axis=1)  # so that the earlier of equal rows leads
   tile, block = chosen // blocks, chosen % blocks
   candidates = similarity[tile, jnp.arange(len(rows))[:, None], block]
   where = (first[tile] + block * _BLOCK)[..., None] + jnp.arange(
       _BLOCK)[None, None]
-  candidates = jnp.where(where < count, candidates, -jnp.inf)
+  # Where k blocks reach a value, no lower one is among the k nearest: the
+  # selection below passes over the rest quickly.
+  least = highest[:, -1] if highest.shape[1] == k else jnp.full(
+      len(rows), -jnp.inf)
+  candidates = jnp.where(
+      (where < count) & (candidates >= least[:, None, None]), candidates,
+      -jnp.inf)
   candidates, where = (x.reshape(len(rows), -1) for x in (candidates, where))
   best, order = jax.lax.top_k(candidates, min(k, candidates.shape[1]))
   return best[None], jnp.take_along_axis(where, order, axis=1)[None]
