@@ -30,6 +30,7 @@ from dinojax.evals.protocols import logistic
 from dinojax.evals.protocols import multilabel
 from dinojax.evals.protocols import rankme
 from dinojax.evals.protocols import retrieval
+from dinojax.evals.protocols import robustness
 from dinojax.evals.protocols import segmentation
 from dinojax.evals.protocols import tokencut
 from dinojax.evals.protocols import tracking
@@ -37,11 +38,11 @@ from dinojax.evals.protocols import video
 
 PROTOCOLS: Mapping[str, types.ModuleType] = {
     'knn': knn, 'logistic': logistic, 'linear': linear, 'fewshot': fewshot,
-    'finetune': finetune, 'multilabel': multilabel, 'rankme': rankme, 'lidar':
-    lidar, 'segmentation': segmentation, 'depth': depth, 'retrieval':
-    retrieval, 'copydays': copydays, 'correspondence': correspondence,
-    'tokencut': tokencut, 'tracking': tracking, 'video': video, 'fairness':
-    fairness}
+    'finetune': finetune, 'multilabel': multilabel, 'robustness': robustness,
+    'rankme': rankme, 'lidar': lidar, 'segmentation': segmentation, 'depth':
+    depth, 'retrieval': retrieval, 'copydays': copydays, 'correspondence':
+    correspondence, 'tokencut': tokencut, 'tracking': tracking, 'video':
+    video, 'fairness': fairness}
 SUITES = {'quick': ('knn', 'linear', 'rankme'),
           'classification': ('knn', 'linear', 'logistic', 'fewshot'),
           'dense': ('segmentation', 'depth'),
