@@ -1,13 +1,12 @@
 """Images that a CSV file lists, with their labels, or some of its lines."""
 
 import collections
-import csv
-import io
 import urllib.parse
 
 from etils import epath
 
 from dinojax.core import errors
+from dinojax.core import lists
 from dinojax.core import paths
 from dinojax.core import text
 from dinojax.data import record
@@ -38,7 +37,7 @@ class Csv:
     file, _, query = rest.partition('?')
     wanted = dict(urllib.parse.parse_qsl(query, keep_blank_values=True))
     self._path = epath.Path(paths.expand(file))
-    lines = rows(self._path)
+    lines = lists.rows(self._path)
     image = self._column(lines, wanted.pop('image_column', None), _IMAGES)
     label = self._column(lines, wanted.pop('label_column', None), _LABELS,
                          needed=False)
@@ -105,39 +104,6 @@ class Csv:
     """Number of images of each class."""
     counts = collections.Counter(self._labels)
     return [counts[i] for i in range(len(self.classes))]
-
-
-def rows(path: epath.Path) -> list[dict[str, str]]:
-  """Lines of a CSV file by the names of its head.
-
-  A byte-order mark, lines that end as on Windows and empty ones are no matter.
-
-  Raises:
-    UserError: no such file, no head, or a line of another length.
-  """
-  try:
-    content = path.read_bytes().decode('utf-8-sig')
-  except OSError as error:
-    raise errors.UserError(
-        f'{path} cannot be read: {error.strerror or error}; check the path'
-    ) from error
-  except UnicodeDecodeError as error:
-    raise errors.UserError(
-        f'{path} is not UTF-8 text ({error}): save it as CSV in UTF-8'
-    ) from error
-  reader = csv.reader(io.StringIO(content, newline=''))
-  lines = [line for line in reader if any(line)]
-  if len(lines) < 2:
-    raise errors.UserError(
-        f'{path} has no lines below a head with the names of its columns')
-  head = [name.strip() for name in lines[0]]
-  for number, line in enumerate(lines[1:], 2):
-    if len(line) != len(head):
-      raise errors.UserError(
-          f'{path}: line {number} has {len(line)} values, and the head '
-          f'{len(head)}: {text.printable(",".join(line))}')
-  return [dict(zip(head, map(str.strip, line), strict=True))
-          for line in lines[1:]]
 
 
 def _values(lines: list[dict], wanted: dict[str, str]) -> str:

@@ -69,9 +69,9 @@ def test_a_changed_label_is_another_list(file):
 
 
 @pytest.mark.parametrize('content, query, message', [
-    (None, '', 'cannot be read'),
-    (b'image,class\n', '', 'no lines below a head'),
-    (b'image,class\na,b,c\n', '', 'line 2 has 3 values, and the head 2'),
+    (None, '', 'is missing'),
+    (b'image,class\n', '', 'no rows below its first line'),
+    (b'image,class\na,b,c\n', '', 'line 2 has 3 values, and the first line 2'),
     (b'photo,class\na,b\n', '', 'no column of images'),
     (b'image,class\na,b\n', '?part=x', 'no column part: its columns are image'),
     (b'image,class\na,b\n', '?class=x', 'no line that fits: class has b'),

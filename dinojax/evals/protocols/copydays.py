@@ -16,7 +16,7 @@ from dinojax.evals import protocol
 from dinojax.evals import ranking_picture
 from dinojax.evals import whole
 from dinojax.evals.sets import copydays
-from dinojax.evals.sets import listed
+from dinojax.evals.sets import image_files
 from dinojax.features import spec
 from dinojax.metrics import copies
 from dinojax.metrics import retrieval
@@ -89,7 +89,7 @@ def run(job: protocol.Job, settings: Settings) -> list[protocol.Measured]:
   sources = [each.images, *(
       source for role in ('distractors', 'whitening')
       for source in job.sets[role])]
-  together = listed.Joined(each.spec, sources)
+  together = image_files.Joined(each.spec, sources)
   rows = whole.features(
       job, together, {'tokens': _TOKENS}, Descriptor(settings.gem_power),
       long_px=settings.image_px)
@@ -114,7 +114,7 @@ def run(job: protocol.Job, settings: Settings) -> list[protocol.Measured]:
           for name, subset in each.subsets.items()]
 
 
-def _measured(each: copydays.Copies, name: str, images: listed.Joined,
+def _measured(each: copydays.Copies, name: str, images: image_files.Joined,
               asking: np.ndarray, searched: np.ndarray,
               descriptors: np.ndarray, at: Any, settings: Settings,
               facts: Mapping[str, Any]) -> protocol.Measured:

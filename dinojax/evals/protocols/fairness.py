@@ -18,9 +18,9 @@ import numpy as np
 
 from dinojax.core import errors
 from dinojax.core import fields
+from dinojax.core import lists
 from dinojax.core import paths
 from dinojax.core import text
-from dinojax.data import listed
 from dinojax.evals import protocol
 from dinojax.evals import selection
 from dinojax.evals.protocols import knn
@@ -91,7 +91,7 @@ def associations(path: str | None) -> dict[str, set[str]]:
     UserError: no such file, or other columns.
   """
   out: dict[str, set[str]] = {}
-  for line in listed.rows(epath.Path(paths.expand(path))) if path else ():
+  for line in lists.rows(epath.Path(paths.expand(path))) if path else ():
     if not {'class', 'association'} <= line.keys():
       raise errors.UserError(
           f'fairness.associations={path} has the columns {", ".join(line)}: '

@@ -13,7 +13,7 @@ import numpy as np
 from dinojax.core import errors
 from dinojax.core import text
 from dinojax.data import listing
-from dinojax.evals.sets import listed
+from dinojax.evals.sets import image_files
 from dinojax.evals.sets import ranking
 from dinojax.metrics import retrieval
 
@@ -33,7 +33,7 @@ class AmsterTime:
       UserError: a folder that is missing, or an image without the other.
     """
     self.spec = f'amstertime:{folder}'
-    root = listed.need(folder, _PARTS, _HAD)
+    root = image_files.need(folder, _PARTS, _HAD)
     names = {part: {os.path.splitext(name)[0]: name for name in sorted(
         listing.look(str(root / part)).paths)} for part in _PARTS}
     alone = sorted(names['old'].keys() ^ names['new'].keys())
@@ -44,9 +44,9 @@ class AmsterTime:
     self._pairs = sorted(names['old'])
     if not self._pairs:
       raise errors.UserError(f'{root} has no images in old/ and new/: {_HAD}')
-    self.digest = listed.digest(self._pairs)
-    self.images = listed.Joined(self.spec, [
-        listed.Files(self.spec, str(root / part),
+    self.digest = image_files.digest(self._pairs)
+    self.images = image_files.Joined(self.spec, [
+        image_files.Files(self.spec, str(root / part),
                      [names[part][pair] for pair in self._pairs])
         for part in _PARTS])
 

@@ -14,6 +14,7 @@ from etils import epath
 import numpy as np
 
 from dinojax.core import errors
+from dinojax.core import lists
 from dinojax.evals.sets import tables
 
 EXAMPLE = ('boxes:FILE.csv with image,x0,y0,x1,y1 in pixels, voc2007:DIR, '
@@ -82,10 +83,10 @@ def open_set(spec: str) -> Boxes:
 
 def _table(spec: str, path: epath.Path) -> Boxes:
   """A CSV of a box a row; images are beside it."""
-  rows = tables.rows(path, ('image',))
+  rows = lists.rows(path, ('image',))
   corners = next((names for names in _CORNERS if names[0] in rows[0]),
                  _CORNERS[0])
-  rows = tables.rows(path, ('image', *corners))
+  rows = lists.rows(path, ('image', *corners))
   boxes: dict[str, list[np.ndarray]] = {}
   sizes: dict[str, tuple[int, int]] = {}
   where = f'images are named as seen from {path.parent}'
@@ -123,12 +124,12 @@ def _voc(spec: str, root: epath.Path) -> Boxes:
   for inner in (f'VOCdevkit/VOC{year}', f'VOC{year}'):
     if (root / inner).is_dir():
       root = root / inner
-  names = tables.lines(root / 'ImageSets/Main/trainval.txt', _VOC)
+  names = lists.lines(root / 'ImageSets/Main/trainval.txt', _VOC)
   items = []
   for name in names:
     path = root / 'Annotations' / f'{name}.xml'
     try:
-      tree = ElementTree.fromstring(tables.text(path, _VOC))
+      tree = ElementTree.fromstring(lists.text(path, _VOC))
       boxes = np.array([
           [float(entry.find(f'bndbox/{corner}').text)
            for corner in ('xmin', 'ymin', 'xmax', 'ymax')]
@@ -150,11 +151,11 @@ def _voc(spec: str, root: epath.Path) -> Boxes:
 
 def _coco(spec: str, root: epath.Path) -> Boxes:
   """The images of the list, boxes of crowds left out, corners rounded."""
-  names = [os.path.basename(line) for line in tables.lines(
+  names = [os.path.basename(line) for line in lists.lines(
       root / 'coco_20k_filenames.txt', _COCO)]
   path = root / 'annotations/instances_train2014.json'
   try:
-    content = json.loads(tables.text(path, _COCO))
+    content = json.loads(lists.text(path, _COCO))
     numbers = {image['file_name']: image['id'] for image in content['images']}
     boxes: dict[int, list] = {}
     for entry in content['annotations']:

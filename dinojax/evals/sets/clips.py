@@ -17,6 +17,7 @@ from etils import epath
 from PIL import Image
 
 from dinojax.core import errors
+from dinojax.core import lists
 from dinojax.core import paths
 from dinojax.data import frames as frames_lib
 from dinojax.data import images
@@ -146,11 +147,8 @@ def _of_folder(root: epath.Path) -> tuple[tuple[str, ...], list[Clip]]:
 
 def _of_list(file: epath.Path) -> tuple[tuple[str, ...], list[Clip]]:
   clips = []
-  text = file.read_bytes().decode('utf-8-sig', 'replace')
-  for number, line in enumerate(text.splitlines(), 1):
-    if not line.strip():
-      continue
-    path, _, label = line.strip().rpartition('::' if '::' in line else ' ')
+  for number, line in enumerate(lists.lines(file), 1):
+    path, _, label = line.rpartition('::' if '::' in line else ' ')
     if not path or not label.isdecimal():
       raise errors.UserError(
           f'{file}: line {number} is no path with the number of a class: '

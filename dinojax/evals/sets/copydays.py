@@ -19,7 +19,7 @@ import numpy as np
 from dinojax.core import errors
 from dinojax.core import text
 from dinojax.data import listing
-from dinojax.evals.sets import listed
+from dinojax.evals.sets import image_files
 
 _HAD = ('the INRIA Copydays archives are unpacked into original/, strong/, '
         'jpegqual/QUALITY/ and crops/PERCENT/')
@@ -59,8 +59,8 @@ class Copies:
       original_of += [number for _, number in some]
     self.original_of = np.array(original_of)
     self.num_originals = len(originals)
-    self.images = listed.Files(spec, str(root), names)
-    self.digest = listed.digest(names, original_of)
+    self.images = image_files.Files(spec, str(root), names)
+    self.digest = image_files.digest(names, original_of)
 
   def __len__(self) -> int:
     return len(self.images)
@@ -81,7 +81,7 @@ def copydays(folder: str) -> Copies:
   Raises:
     UserError: a folder that is missing, or a copy without an original.
   """
-  root = listed.need(folder, (_ORIGINAL,), _HAD)
+  root = image_files.need(folder, (_ORIGINAL,), _HAD)
   originals = _inside(root, _ORIGINAL)
   by_name = {_stem(name): i for i, name in enumerate(originals)}
   by_block = {_stem(name)[:_BLOCK]: i for i, name in enumerate(originals)}
@@ -112,7 +112,7 @@ def plain(folder: str) -> Copies:
   Raises:
     UserError: a group without an original, or no copies.
   """
-  root = listed.need(
+  root = image_files.need(
       folder, (), 'a set of your own has a sub-folder a group, with one image '
       'called original and its copies')
   groups: dict[str, list[str]] = {}

@@ -22,6 +22,7 @@ from etils import epath
 import numpy as np
 
 from dinojax.core import errors
+from dinojax.core import lists
 from dinojax.core import paths
 from dinojax.core import text
 from dinojax.data import identity
@@ -185,7 +186,7 @@ def wnids(place: epath.Path) -> tuple[str, ...]:
   """
   if place.is_file():
     names = [row[0].split()[0] for row in csv.reader(
-        place.read_bytes().decode('utf-8-sig').splitlines()) if row]
+        lists.lines(place)) if row]
     names = [name for name in names if WNID.fullmatch(name)]
   else:
     names = (wnid_folders(place / 'train') or (

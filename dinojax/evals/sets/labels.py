@@ -13,10 +13,10 @@ from etils import epath
 import numpy as np
 
 from dinojax.core import errors
+from dinojax.core import lists
 from dinojax.core import paths
 from dinojax.core import text
 from dinojax.data import identity
-from dinojax.data import listed
 from dinojax.data import record as record_lib
 
 PRESENT, ABSENT, LEFT_OUT = 1, 0, -1
@@ -78,7 +78,7 @@ def from_csv(rest: str) -> Several:
       image that is not there, or one with two groups of a kind.
   """
   spec, path = f'labels:{rest}', epath.Path(paths.expand(rest))
-  lines = listed.rows(path)
+  lines = lists.rows(path)
   columns = list(lines[0])
   label = next((name for name in ('label', 'labels') if name in columns), '')
   if 'image' not in columns or not label:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dinojax.core import errors
-from dinojax.evals.sets import listed
+from dinojax.evals.sets import image_files
 
 _HAD = ('the Met dataset is at cmp.felk.cvut.cz/met: unpack its ground_truth '
         'and the four archives of images, these into images/')
@@ -46,15 +46,15 @@ class Met:
     """
     self.spec = f'{name}:{folder}'
     files = (_DATABASES[name], *_QUERIES)
-    root = listed.need(
+    root = image_files.need(
         folder, ('images', *(f'ground_truth/{file}' for file in files)), _HAD)
     lists = [_rows(root / 'ground_truth' / file, 'id' if i == 0 else 'MET_id',
                    i == 0) for i, file in enumerate(files)]
     for paths, _ in lists:
-      listed.need(str(root / 'images'), paths[:1], _HAD)
-    self.digest = listed.digest(lists)
-    self.images = listed.Joined(self.spec, [
-        listed.Files(self.spec, str(root / 'images'), paths, labels=labels)
+      image_files.need(str(root / 'images'), paths[:1], _HAD)
+    self.digest = image_files.digest(lists)
+    self.images = image_files.Joined(self.spec, [
+        image_files.Files(self.spec, str(root / 'images'), paths, labels=labels)
         for paths, labels in lists])
     self.labels = np.concatenate([labels for _, labels in lists])
 

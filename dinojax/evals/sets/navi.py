@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from dinojax.core import errors
+from dinojax.core import lists
 from dinojax.core import paths
 from dinojax.evals.sets import tables
 
@@ -65,7 +66,7 @@ class Surfaces:
     file = self._root / _LISTS / f'pairs-{name}.txt'
     self.pairs, self._notes = [], {}
     numbers: dict[str, int] = {}
-    for i, line in enumerate(tables.lines(file, _WHERE), 1):
+    for i, line in enumerate(lists.lines(file, _WHERE), 1):
       fields = line.replace(',', ' ').split()
       if len(fields) < 2:
         raise errors.UserError(f'{file}, line {i}: {line!r} is no pair: '
@@ -88,7 +89,7 @@ class Surfaces:
     file = folder / 'annotations.json'
     try:
       return {note['filename']: note
-              for note in json.loads(tables.text(file, _WHERE))}
+              for note in json.loads(lists.text(file, _WHERE))}
     except (ValueError, KeyError, TypeError) as error:
       if isinstance(error, errors.UserError):
         raise

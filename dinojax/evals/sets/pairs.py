@@ -15,6 +15,7 @@ from etils import epath
 import numpy as np
 
 from dinojax.core import errors
+from dinojax.core import lists
 from dinojax.evals.sets import navi
 from dinojax.evals.sets import tables
 
@@ -115,7 +116,7 @@ def _keypoints(spec: str, path: epath.Path) -> Pairs:
   Errors are parts of the larger side of x0,y0,x1,y1, the object's box, or of
   the image where the table has no such columns.
   """
-  rows = tables.rows(path, ('image', 'part', 'x', 'y'))
+  rows = lists.rows(path, ('image', 'part', 'x', 'y'))
   corners = ('x0', 'y0', 'x1', 'y1')
   has_boxes = all(name in rows[0] for name in corners)
   where = f'images are named as seen from {path.parent}'
@@ -157,7 +158,7 @@ def _homographies(spec: str, path: epath.Path) -> Pairs:
   """A CSV of a pair a row, with the file of its 3 × 3 matrix."""
   names: dict[str, int] = {}
   pairs, where = [], f'files are named as seen from {path.parent}'
-  for row in tables.rows(path, ('image1', 'image2', 'homography')):
+  for row in lists.rows(path, ('image1', 'image2', 'homography')):
     images = [row['image1'], row['image2']]
     for name in images:
       if name not in names:
@@ -167,7 +168,7 @@ def _homographies(spec: str, path: epath.Path) -> Pairs:
     try:
       matrix = np.array([
           [float(x) for x in line.replace(',', ' ').split()]
-          for line in tables.lines(file, where)])
+          for line in lists.lines(file, where)])
     except ValueError as error:
       if isinstance(error, errors.UserError):
         raise
@@ -193,7 +194,7 @@ def _spair(spec: str, root: epath.Path) -> Pairs:
   pairs = []
   for file in sorted(folder.glob('*.json'), key=lambda x: x.name):
     try:
-      note = json.loads(tables.text(file, _SPAIR))
+      note = json.loads(lists.text(file, _SPAIR))
       group = note['category']
       images = [names.setdefault((group, note[key]), len(names))
                 for key in ('src_imname', 'trg_imname')]

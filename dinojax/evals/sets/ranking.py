@@ -1,18 +1,17 @@
 """Retrieval sets: images, who asks for which, and what counts as an answer."""
 
 from collections.abc import Callable, Sequence
-import csv
 import dataclasses
 from typing import Any, Protocol
 
 import numpy as np
 
 from dinojax.core import errors
-from dinojax.core import text
+from dinojax.core import lists
 from dinojax.data import classes as classes_lib
 from dinojax.data import listing
 from dinojax.data import record as record_lib
-from dinojax.evals.sets import listed
+from dinojax.evals.sets import image_files
 from dinojax.metrics import retrieval
 
 _PLAIN = {'': ((retrieval.EASY,), (retrieval.JUNK,))}
@@ -101,7 +100,7 @@ class Groups:
           test_key='retrieval.query')
       for note in self._matching.notes:
         say(note)
-      self.images = listed.Joined(self.spec, (database, query))
+      self.images = image_files.Joined(self.spec, (database, query))
 
   def __len__(self) -> int:
     return len(self.images)
@@ -153,7 +152,7 @@ class Relevance:
       UserError: a file that is missing, or a line that is none.
     """
     self.spec = f'relevance:{folder}'
-    root = listed.need(
+    root = image_files.need(
         folder, (RELEVANCE, 'query', 'database'),
         'a set of your own has query/, database/ and relevance.csv with the '
         'columns query,database,relevance (docs/evaluate.md)')
@@ -164,9 +163,9 @@ class Relevance:
         raise errors.UserError(f'{root / part} holds no images')
     self._kinds = _read(root / RELEVANCE, names)
     self._sizes = tuple(len(some) for some in names.values())
-    self.digest = listed.digest(names, self._kinds)
-    self.images = listed.Joined(self.spec, [
-        listed.Files(self.spec, str(root / part), some)
+    self.digest = image_files.digest(names, self._kinds)
+    self.images = image_files.Joined(self.spec, [
+        image_files.Files(self.spec, str(root / part), some)
         for part, some in names.items()])
 
   def __len__(self) -> int:
@@ -201,16 +200,11 @@ def _read(path, names: dict[str, list[str]]) -> dict[int, dict[int, int]]:
     UserError: other columns, a file that is not there, another relevance, or
       no answer at all.
   """
-  reader = csv.DictReader(listed.lines(path))
-  if tuple(reader.fieldnames or ()) != _COLUMNS:
-    raise errors.UserError(
-        f'{path} has the columns {text.listed(reader.fieldnames or [], 5)}: '
-        f'its first line is {",".join(_COLUMNS)}')
   places = {part: {name: i for i, name in enumerate(some)}
             for part, some in names.items()}
   out: dict[int, dict[int, int]] = {}
-  for row in reader:
-    where = f'{path}, line {reader.line_num}'
+  for number, row in enumerate(lists.rows(path, _COLUMNS), 1):
+    where = f'{path}, row {number}'
     for part in ('query', 'database'):
       if row[part] not in places[part]:
         raise errors.UserError(

@@ -16,7 +16,7 @@ import numpy as np
 from dinojax.core import errors
 from dinojax.core import paths
 from dinojax.data import images as images_lib
-from dinojax.evals.sets import listed
+from dinojax.evals.sets import image_files
 from dinojax.evals.sets import ranking
 from dinojax.evals.sets import restricted
 from dinojax.metrics import retrieval
@@ -49,26 +49,27 @@ class Revisited:
     self.spec = f'{name}:{folder}'
     pickle = f'gnd_{name}.pkl'
     inner = epath.Path(paths.expand(folder)) / name
-    root = listed.need(str(inner) if (inner / pickle).exists() else folder,
+    root = image_files.need(str(inner) if (inner / pickle).exists() else folder,
                        (pickle, 'jpg'), _HAD)
     truth = restricted.load((root / pickle).read_bytes(), str(root / pickle))
     self._database, queries, truth = _checked(truth, str(root / pickle))
     self._truth, self._jpg = truth, str(root / 'jpg')
     self._queries = [f'{each}.jpg' for each in queries]
-    listed.need(self._jpg, (f'{self._database[0]}.jpg', *self._queries), _HAD)
+    image_files.need(
+        self._jpg, (f'{self._database[0]}.jpg', *self._queries), _HAD)
     boxes = [tuple(float(x) for x in each['bbx']) for each in truth]
     for file, box in zip(self._queries, boxes, strict=True):
       data = (root / 'jpg' / file).read_bytes()
-      listed.within(box, images_lib.open_image(data).size, file)
-    self.digest = listed.digest(self._database, queries, boxes, truth)
+      image_files.within(box, images_lib.open_image(data).size, file)
+    self.digest = image_files.digest(self._database, queries, boxes, truth)
     self.images = self._joined(boxes)
     self._notes = _odd(name, len(queries), len(self._database))
 
-  def _joined(self, boxes: list[tuple] | None) -> listed.Joined:
+  def _joined(self, boxes: list[tuple] | None) -> image_files.Joined:
     files = [f'{each}.jpg' for each in self._database]
-    return listed.Joined(self.spec, [
-        listed.Files(self.spec, self._jpg, files, mends=True),
-        listed.Files(self.spec, self._jpg, self._queries, boxes=boxes,
+    return image_files.Joined(self.spec, [
+        image_files.Files(self.spec, self._jpg, files, mends=True),
+        image_files.Files(self.spec, self._jpg, self._queries, boxes=boxes,
                      mends=True)])
 
   def whole(self) -> 'Revisited':
@@ -95,7 +96,7 @@ class Revisited:
 
   def facts(self) -> dict[str, Any]:
     """Files without an end, and a size that is not the published one."""
-    short = listed.Files('', self._jpg, [
+    short = image_files.Files('', self._jpg, [
         f'{each}.jpg' for each in self._database]).cut_short()
     return {'files cut short, which are read': short, **self._notes}
 

@@ -1,7 +1,6 @@
 """Lists and CSV tables of sets, as files, and images beside them."""
 
 from collections.abc import Sequence
-import csv
 import math
 
 from etils import epath
@@ -9,10 +8,9 @@ import numpy as np
 from PIL import Image
 
 from dinojax.core import errors
+from dinojax.core import lists
 from dinojax.core import paths
 from dinojax.data import images
-
-Row = dict[str, str]
 
 
 def folder(spec: str, scheme: str, example: str) -> epath.Path:
@@ -30,58 +28,7 @@ def folder(spec: str, scheme: str, example: str) -> epath.Path:
   return path
 
 
-def lines(path: epath.Path, where: str) -> list[str]:
-  """Lines of a list that are not blank, whatever ends them.
-
-  Args:
-    path: the file.
-    where: place where the set is had, for messages.
-
-  Raises:
-    UserError: it is not there.
-  """
-  return [line.strip() for line in text(path, where).splitlines()
-          if line.strip()]
-
-
-def text(path: epath.Path, where: str) -> str:
-  """The text of a file, without a byte order mark.
-
-  Raises:
-    UserError: it is not there, or no text.
-  """
-  try:
-    return path.read_bytes().decode('utf-8-sig')
-  except FileNotFoundError as error:
-    raise errors.UserError(f'{path} is missing: {where}') from error
-  except (OSError, UnicodeDecodeError) as error:
-    raise errors.UserError(f'{path} cannot be read: {error}') from error
-
-
-def rows(path: epath.Path, columns: Sequence[str]) -> list[Row]:
-  """Rows of a CSV file whose first line names its columns.
-
-  Args:
-    path: the file.
-    columns: names that must be there.
-
-  Raises:
-    UserError: no such file or column, or no rows.
-  """
-  content = text(path, 'give the CSV file itself')
-  table = csv.DictReader(content.splitlines())
-  missing = [name for name in columns if name not in (table.fieldnames or ())]
-  if missing:
-    raise errors.UserError(
-        f'{path} has no column {", ".join(missing)}: its first line must name '
-        f'{",".join(columns)}')
-  out = [row for row in table if any(row.values())]
-  if not out:
-    raise errors.UserError(f'{path} has no rows below its first line')
-  return out
-
-
-def numbers(row: Row, columns: Sequence[str], path: epath.Path,
+def numbers(row: lists.Row, columns: Sequence[str], path: epath.Path,
             line: int) -> np.ndarray:
   """Finite numbers of a row, float64.
 

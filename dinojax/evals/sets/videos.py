@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from dinojax.core import errors
+from dinojax.core import lists
 from dinojax.data import listing
 from dinojax.evals.sets import tables
 
@@ -136,7 +137,7 @@ def open_set(spec: str) -> Videos:
     if not folder.is_dir():
       raise errors.UserError(f'{folder} is missing: {where}')
   if scheme == 'davis':
-    names = tables.lines(root / 'ImageSets/2017/val.txt', where)
+    names = lists.lines(root / 'ImageSets/2017/val.txt', where)
   else:
     names = sorted(x.name for x in folders[0].iterdir() if x.is_dir())
   if not names:

@@ -11,6 +11,7 @@ from etils import epath
 import numpy as np
 
 from dinojax.core import errors
+from dinojax.core import lists
 from dinojax.core import paths
 from dinojax.evals.sets import labels
 
@@ -61,7 +62,7 @@ def _read(path: epath.Path) -> dict[str, int]:
   if not path.is_file():
     raise errors.UserError(f'{path} is missing: it is had at {_HAD}')
   out = {}
-  for line in path.read_bytes().decode('utf-8-sig').splitlines():
+  for line in lists.lines(path):
     words = line.split()
     if not words:
       continue

@@ -12,7 +12,7 @@ from dinojax.core import errors
 from dinojax.data import images as images_lib
 from dinojax.data import sources
 from dinojax.evals.sets import copydays
-from dinojax.evals.sets import listed
+from dinojax.evals.sets import image_files
 from dinojax.evals.sets import ranking
 from dinojax.evals.sets import searched
 from dinojax.metrics import retrieval
@@ -188,14 +188,14 @@ def test_a_list_says_what_is_relevant(tmp_path):
 
 
 @pytest.mark.parametrize('text, message', [
-    ('query,database\nq.jpg,c.jpg\n', 'has the columns query, database: its '
-                                      'first line is query,database,relevance'),
+    ('query,database\nq.jpg,c.jpg\n', 'has no column relevance: its '
+                                      'first line must name query,database'),
     ('query,database,relevance\nz.jpg,c.jpg,1\n',
-     'line 2: z.jpg is no image of query/'),
+     'row 1: z.jpg is no image of query/'),
     ('query,database,relevance\nq.jpg,z.jpg,1\n', 'z.jpg is no image of data'),
     ('query,database,relevance\nq.jpg,c.jpg,2\n', 'the relevance 2 is none of'),
     ('query,database,relevance\nq.jpg,c.jpg,0\n', 'no query has an answer'),
-    ('', 'has the columns')])
+    ('', 'has no column query')])
 def test_wrong_lists_are_sentences(text, message, tmp_path):
   with pytest.raises(errors.UserError, match=message):
     searched.open_set(relevance(tmp_path, text))
@@ -258,7 +258,7 @@ def test_groups_hold_an_original_and_copies(tmp_path):
 
 
 def test_joined_sources_count_on():
-  joined = listed.Joined('x', [sources.open_source('patterns:train'),
+  joined = image_files.Joined('x', [sources.open_source('patterns:train'),
                                sources.open_source('patterns:validation')])
   first, second = joined.parts()
   assert joined[len(first)].name == sources.open_source(

@@ -135,21 +135,6 @@ def need(folder: str, names: Sequence[str], had: str) -> epath.Path:
   return root
 
 
-def lines(path: epath.Path) -> list[str]:
-  """Lines of a list, without a mark of byte order and empty ones.
-
-  Raises:
-    UserError: it is no text.
-  """
-  try:
-    told = path.read_bytes().decode('utf-8-sig')
-  except UnicodeDecodeError as error:
-    raise errors.UserError(
-        f'{path} is no text in UTF-8 ({error.reason}): save it as UTF-8'
-    ) from error
-  return [line for line in told.splitlines() if line.strip()]
-
-
 def digest(*parts: object) -> str:
   """A text that differs where the lists of two sets do."""
   return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
