@@ -1,12 +1,17 @@
 """A ViT-Ti of many small worlds: tiles, flowers, fields, streets, a room.
 
-  dinojax train --config=shared_world:DIR --workdir=runs/shared_world
+  dinojax train --config=shared_world:./DIR --workdir=runs/shared_world
 
-DIR, with a slash in it, holds small public sets, each with labels.csv or sub-folders; no test part
-is read but by the k-NN of flowers5. DINOv2's losses, 8-pixel patches, 64-pixel
-crops. Two CPU cores: 55 minutes. Words after DIR change one thing each, for
-docs/results.md: `no_koleo`, `no_ibot`, `px96`, `last96`, `short` and a seed.
+The folder, with a slash in its name, holds small public sets, each with
+labels.csv or sub-folders; of their test parts only those of flowers5 are read,
+by the k-NN. DINOv2's losses, 8-pixel patches, 64-pixel crops. Two CPU cores:
+an hour at most. Words after the folder, joined by commas, change one thing
+each: `short` (a third of the steps), `no_koleo`, `no_ibot`, `px96`, `last96`
+(a tenth more at 96 pixels, from --config.init.source), `small` (half as wide
+and deep), `distilled` (`small`, from --config.distillation.source), `seed1`.
 """
+
+from ml_collections import config_dict
 
 from dinojax.configs import common
 
@@ -22,13 +27,15 @@ _MIXTURE = {
     'folder:{}/imagenet_1perclass/images': 0.06,
     'folder:{}/flickr8k_captions/images': 0.12,
     'folder:{}/sample_photos': 0.04}
-_WORDS = ('smoke', 'no_koleo', 'no_ibot', 'px96', 'last96', 'short', 'seed1')
+_WORDS = ('smoke', 'short', 'no_koleo', 'no_ibot', 'px96', 'last96', 'small',
+          'distilled', 'seed1')
 
 
 def get_config(arg: str = ''):
   """`:DIR` and words joined by commas; `:smoke` ends in seconds."""
   folder, rest = _divided(arg)
-  words = common.words(rest, _WORDS, one_of=(('px96', 'last96'),))
+  words = common.words(rest, _WORDS, one_of=(
+      ('px96', 'last96'), ('small', 'distilled')))
   c = common.base()
   c.data.train = tuple(
       (name.format(folder), share) for name, share in _MIXTURE.items())
@@ -72,7 +79,34 @@ def get_config(arg: str = ''):
   c.knn.crop_px = 96
   c.checkpoint.every_steps = 50.0
   c.log.every_steps = 25
+  _change(c, words)
   return common.smoke(c) if 'smoke' in words else c
+
+
+def _change(c: config_dict.ConfigDict, words: tuple[str, ...]):
+  """Changes what the words ask for."""
+  if 'no_koleo' in words:
+    c.koleo.loss_weight = 0.0
+  if 'no_ibot' in words:
+    c.ibot.loss_weight = 0.0
+  if 'small' in words or 'distilled' in words:
+    c.model.embed_dim, c.model.depth, c.model.num_heads = 96, 6, 3
+  if 'distilled' in words:
+    c.distillation.source = 'runs/shared_world'
+    for head in (c.distillation.dino, c.distillation.ibot):
+      head.hidden_dim, head.bottleneck_dim = 512, 64
+    c.distillation.patches = 'all'
+  if 'px96' in words or 'last96' in words:
+    c.crops.global_px = c.model.image_px = 96
+    c.crops.local_px = 48
+  if 'short' in words:
+    c.train.total_steps /= 3
+  if 'last96' in words:
+    c.train.total_steps /= 10
+    c.init.source, c.init.part = 'runs/shared_world', 'both'
+    c.schedules.lr = common.curve(0.0, 2e-4, 1e-5, warmup_steps=10.0)
+  c.train.total_steps = float(round(c.train.total_steps))
+  c.seed = int('seed1' in words)
 
 
 def _divided(arg: str) -> tuple[str, str]:
