@@ -30,14 +30,16 @@ from dinojax.probes import task as task_lib
 from dinojax.probes.tasks import classify
 
 _BLOCK = 4096  # rows that are scored at a time
+_LAYERS = (1, 4)
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
   """Linear probe: classifiers on CLS and the mean patch."""
 
-  # Numbers of last blocks that are joined, one input after another.
-  layers: tuple[fields.Positive, ...] = (1, 4)
+  # Numbers of last blocks that are joined, one input after another; (): 1 and
+  # 4, where a model has so many.
+  layers: tuple[fields.Positive, ...] = ()
   # For each, without and with the mean patch of the last block.
   averages: tuple[bool, ...] = (False, True)
   # Learning rates at a batch of 256; they grow with the batch.
@@ -53,6 +55,10 @@ class Settings:
   cached: bool = False
   # Least and greatest area of a random crop, as parts of the image.
   crop_scale: tuple[fields.Part, fields.Part] = (0.08, 1.0)
+
+  def inputs(self, depth: int) -> tuple[int, ...]:
+    """Numbers of last blocks that are joined, of a model of `depth`."""
+    return self.layers or tuple(n for n in _LAYERS if n <= depth)
 
   def batch(self, count: int) -> int:
     """Images of a step, of so many images."""
@@ -136,8 +142,7 @@ def check(settings: Settings, config: Any):
   Raises:
     UserError: it has fewer.
   """
-  wrong = [n for n in settings.layers if not 1 <= n <= config.depth]
-  if wrong or not settings.layers:
+  if any(not 1 <= n <= config.depth for n in settings.layers):
     fits = [n for n in settings.layers if 1 <= n <= config.depth] or [1]
     raise errors.UserError(
         f'linear.layers={settings.layers} are not in this model of '
@@ -189,8 +194,8 @@ def trained(job: protocol.Job, settings: Settings,
   classes = tuple(train.classes)
   train, held_out = divided(train, validation)
   matching = protocol.matched(train, held_out, job.say)
-  task = classify.Classify(len(classes), tuple(settings.layers),
-                           settings.averages)
+  task = classify.Classify(
+      len(classes), settings.inputs(job.model.config.depth), settings.averages)
   heads, rates = _train(job, settings, task, train)
   rows = features(job, task, held_out)
   rows = protocol.in_common(

@@ -26,7 +26,7 @@ def tagged(notebook, tag):
 
 
 def test_these_are_the_notebooks():
-  assert sorted(TWINS) == ['01', '02', '03', '04', '05', '06']
+  assert sorted(TWINS) == ['01', '02', '03', '04', '05', '06', '07']
   assert {path.stem for path in notebooks.FOLDER.glob('*.ipynb')} == {
       path.stem for path in notebooks.TWINS}
 
@@ -126,3 +126,17 @@ def test_05_runs(tmp_path):
 def test_06_runs(tmp_path):
   text = notebooks.texts(notebooks.executed(TWINS['06'], tmp_path))
   assert "P(None, None, 'fsdp')" in text and 'cpu:8: 8 devices' in text
+
+
+@pytest.mark.slow
+def test_07_runs(tmp_path):
+  notebook = notebooks.executed(TWINS['07'], tmp_path)
+  text = notebooks.texts(notebook)
+  assert 'index,label,prediction,top-1' in text
+  pages = [output.data for cell in notebook.cells
+           for output in cell.get('outputs', ()) if 'data' in output]
+  tables = [data['text/markdown'] for data in pages
+            if 'text/markdown' in data]
+  assert len(tables) == 1 and '| rankme |' in tables[0]
+  html = [data['text/html'] for data in pages if 'text/html' in data]
+  assert len(html) == 2 and 'by pixels' in html[0]
