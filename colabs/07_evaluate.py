@@ -99,7 +99,8 @@ evaluation.evaluate(evaluation.Request(
     train=TRAIN or None, test=[TEST] if TEST else [], sizes=sizes, out=OUT))
 with open(f'{OUT}/results.jsonl') as file:
   rows = [json.loads(line) for line in file]
-for chart in pages.curves([row for row in rows if row['protocol'] == 'knn']):
+for chart in pages.curves([
+    row for row in rows if row['metric'] == 'top-1, k 20']):
   display(chart)
 
 # %% [markdown]
