@@ -139,4 +139,5 @@ def test_07_runs(tmp_path):
             if 'text/markdown' in data]
   assert len(tables) == 1 and '| rankme |' in tables[0]
   html = [data['text/html'] for data in pages if 'text/html' in data]
-  assert len(html) == 2 and 'by pixels' in html[0]
+  charts = [part for part in html if '<figure' in part]
+  assert 'by pixels' in charts[0] and '<table' in html[-1]
