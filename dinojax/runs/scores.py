@@ -20,6 +20,7 @@ from dinojax.core import atomic
 from dinojax.core import log
 from dinojax.core import text
 from dinojax.evals import protocol
+from dinojax.evals import published
 
 RESULTS, TABLE = 'results.jsonl', 'results.md'
 ROWS, PICTURES, PREDICTIONS = 'rows', 'pictures', 'predictions'
@@ -65,7 +66,9 @@ def keep(folder: epath.Path, identity: Mapping[str, Any],
       low, high = intervals.get(metric, (None, None))
       lines.append(dict(identity) | {
           'test': part.test, 'metric': metric, 'value': value, 'low': low,
-          'high': high, 'images': part.num_rows, 'facts': dict(part.facts),
+          'high': high, 'published': published.figure(
+              identity['model'], identity['protocol'], part.test, metric),
+          'images': part.num_rows, 'facts': dict(part.facts),
           'rows': f'{ROWS}/{name}.npz', 'pictures': list(pictures.values()),
           'seconds': round(seconds, 1),
           'time': datetime.datetime.now(datetime.UTC).isoformat(
@@ -124,7 +127,7 @@ def table(rows: Sequence[Mapping[str, Any]]
   cells: dict[tuple, dict[str, str]] = {}
   for row in rows:
     place = (row['protocol'], row['key'], row['test'], row['metric'],
-             row['px'])
+             row.get('px', ''))
     cells.setdefault(place, {})[row['model']] = shown(row)
   titles = ['protocol', 'test', 'metric', 'px',
             *(text.printable(model) for model in models), 'key']
@@ -135,11 +138,16 @@ def table(rows: Sequence[Mapping[str, Any]]
 
 
 def shown(row: Mapping[str, Any]) -> str:
-  """'72.1 (70.4–73.9)': a number and its interval of 95 %."""
-  if row['low'] is None:
-    return number(row['value'])
-  return (f'{number(row["value"])} ({number(row["low"])}–'
-          f'{number(row["high"])})')
+  """'72.1 (70.4–73.9)': a number and its interval of 95 %.
+
+  A figure that was published of the same weights stands behind.
+  """
+  out = number(row['value'])
+  if row['low'] is not None:
+    out += f' ({number(row["low"])}–{number(row["high"])})'
+  if row.get('published') is not None:
+    out += f' [published {number(row["published"])}]'
+  return out
 
 
 def number(value: float) -> str:
