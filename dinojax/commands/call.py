@@ -26,6 +26,7 @@ from dinojax.runs import catalog
 
 _NONE = ('None', 'none')
 _WIDTH, _INDENT = 80, 6
+ITEM = '\n- '  # begins a line of its own in the help of a flag
 
 
 class _Number(flags.ArgumentParser):
@@ -338,6 +339,9 @@ def _described(flag: flags.Flag) -> list[str]:
   choices = getattr(flag.parser, 'enum_values', None)
   words = flag.help + (f' One of {", ".join(choices)}.' if choices else '')
   head = f'  --{flag.name}' if flag.boolean else f'  --{flag.name}=…'
-  return [head + shown, *textwrap.wrap(
-      ' '.join(words.split()), _WIDTH, initial_indent=' ' * _INDENT,
-      subsequent_indent=' ' * _INDENT)]
+  first, *items = words.split(ITEM)
+  wrap = lambda part, more: textwrap.wrap(
+      ' '.join(part.split()), _WIDTH, initial_indent=' ' * _INDENT,
+      subsequent_indent=' ' * (_INDENT + more))
+  return [head + shown, *wrap(first, 0),
+          *(line for item in items for line in wrap(item, 2))]

@@ -27,9 +27,9 @@ def define(values: flags.FlagValues, argv: list[str]):
       name, default, f'{help}, joined by commas.', flag_values=values)
   several('model', None, 'Weights as dinojax.load takes them: a run, RUN@STEP, '
           'a file; several make one table')
-  several('protocols', [], 'Names')
-  text('suite', f'Instead of names: {registry.listed_suites()}. Protocols: '
-       f'{registry.listed_protocols()}.')
+  flags.DEFINE_list('protocols', [], 'Names, joined by commas, of'
+                    f'{registry.listed_protocols()}', flag_values=values)
+  text('suite', f'Instead of names: all, or{registry.listed_suites()}')
   call.config_flag(
       'config', 'Values of all protocols: a name of `dinojax configs`, or a '
       'file; default: defaults. Any of them is a flag, --config.knn.k=(5,).',

@@ -100,16 +100,16 @@ def cached(settings: Settings) -> Settings:
 
 
 def listed_protocols() -> str:
-  """Every protocol, its sets and its cost, for people."""
-  return '; '.join(
-      f'{name}, {module.TITLE} (sets: {", ".join(module.ROLES)}; images: '
-      f'{module.COST})' for name, module in PROTOCOLS.items())
+  """Every protocol, its sets and its cost, a line each, for people."""
+  return ''.join(
+      f'\n- {name}: {module.TITLE}. Sets: {", ".join(module.ROLES)}. Images: '
+      f'{module.COST}.' for name, module in PROTOCOLS.items())
 
 
 def listed_suites() -> str:
   """Every suite and its protocols, for people."""
-  return '; '.join(f'{name} is {", ".join(protocols)}'
-                   for name, protocols in SUITES.items())
+  return ''.join(f'\n- {name}: {", ".join(protocols)}.'
+                 for name, protocols in SUITES.items() if name != 'all')
 
 
 def chosen(names: Sequence[str], suite: str | None) -> list[str]:
