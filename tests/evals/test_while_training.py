@@ -59,6 +59,7 @@ def test_numbers_are_those_of_the_command(whole):
       assert got[6][name] == pytest.approx(line['value'], abs=1e-3), name
 
 
+@pytest.mark.slow  # it adds a stop within an evaluation
 def test_a_stop_within_drops_it_and_the_next_start_repeats_it(
     whole, tmp_path, monkeypatch):
   nested, asked = training._nested, []

@@ -112,7 +112,7 @@ def install(monkeypatch, nan_from=10**9):
   monkeypatch.setattr(batches_lib, 'make', batches)
   monkeypatch.setattr(exports, 'read', lambda *_: {'student': weights()})
   monkeypatch.setattr(online, 'make', lambda *_: (
-      lambda step, emas: {'knn/trained': 50.0 + step}))
+      lambda step, emas, stop: {'knn/trained': 50.0 + step}))
 
 
 def train(folder, **changes):

@@ -294,7 +294,8 @@ def test_a_profile_holds_its_steps_and_no_evaluation_after_them(
   monkeypatch.setattr(
       fake, 'step', lambda *args: events.append('step') or step(*args))
   monkeypatch.setattr(online, 'make', lambda *_: (
-      lambda number, emas: events.append('evaluation') or {'knn/trained': 1.0}))
+      lambda number, emas, stop: events.append('evaluation') or {
+          'knn/trained': 1.0}))
   monkeypatch.setattr(jax.profiler, 'start_trace', events.append)
   monkeypatch.setattr(jax.profiler, 'stop_trace', lambda: events.append('end'))
   config = fake.config() | {'knn': {'every_steps': 1}}

@@ -36,6 +36,7 @@ def start(arguments, **env):
                         JAX_PLATFORMS='cpu', **env)
 
 
+@pytest.mark.slow  # it adds the command, over three quarters of a minute
 def test_sets_of_flags_reach_the_table(tmp_path):
   run, _ = finished.run()
   assert commands.run('evaluate', [
