@@ -127,3 +127,28 @@ def test_it_stops_when_all_have_diverged(tmp_path, monkeypatch, outcomes):
   with pytest.raises(errors.UserError, match='loss is not finite.*3 in a row'):
     heads.run(tmp_path)
   assert outcomes == ['failed']
+
+
+@pytest.mark.parametrize('stops_at', [4, heads.STEPS])
+def test_an_evaluation_that_a_stop_drops_is_made_by_the_next_start(
+    tmp_path, stops_at, monkeypatch):
+  asked = []
+
+  def evaluate(step, networks, stop):
+    asked.append(step)
+    if step == stops_at and asked.count(step) == 1:
+      os.kill(os.getpid(), signal.SIGTERM)
+      assert stop()
+      raise errors.Stopped
+    return {'score': float(step)}
+
+  options = dict(evaluate=evaluate, evaluation_steps=4)
+  first = heads.run(tmp_path, **options)
+  assert not first.finished and first.step == stops_at and first.stopped
+  second = heads.run(tmp_path, **options)
+  assert second.finished and second.evaluation == {'score': heads.STEPS}
+  scores = {row['step']: row['score'] for row in rows(tmp_path)
+            if 'score' in row}
+  assert scores == {4: 4.0, 8: 8.0} and asked.count(stops_at) == 2
+  text = (tmp_path / 'events.jsonl').read_text()
+  assert f'step {stops_at} is evaluated by the next start' in text
