@@ -17,9 +17,10 @@ from dinojax.metrics import classification as metrics
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import sharding
 
-_TEST_TILE, _TRAIN_TILE = 256, 8192
-_BLOCK = 16  # rows whose maximum stands for them
-_UNROLLED = 8  # tiles of a device whose products are not in a loop
+_TEST_TILE, _TRAIN_TILE = 512, 2048
+_BLOCK = 8  # values whose maximum stands for them
+_AT_ONCE = 32  # tiles of a device whose products are a single one
+_LARGE = 8  # times as large are tiles of more rows than that
 
 
 def unit(features: jax.Array) -> jax.Array:
@@ -39,8 +40,8 @@ def nearest(train: np.ndarray, test: np.ndarray, k: int,
     test: [q, d] features, the same on all processes.
     k: neighbours, at most r.
     mesh: devices, all of whose processes take part; None: the first of this
-      process. A device holds its rows and 256 · 4 bytes more for each of
-      them: 1.28 M × 1024 take 5.3 + 1.3 GB of one chip.
+      process. A device holds its rows and 512 · 4 bytes more for each of
+      them: 1.28 M × 1024 take 5.3 + 2 × 2.6 GB of one chip.
 
   Returns:
     [q, k] float32 by falling similarity, the earlier of equal ones first, and
@@ -54,17 +55,19 @@ def nearest(train: np.ndarray, test: np.ndarray, k: int,
       some = np.asarray(test[start:start + _TEST_TILE], np.float32)
       rows = np.zeros((_TEST_TILE, some.shape[1]), np.float32)
       rows[:len(some)] = some
-      near = _search(rows, tiles, first, count, k)
-      parts.append([np.asarray(x)[:len(some)] for x in near])
+      parts.append(_search(rows, tiles, first, count, k))
+      if len(parts) > 1:  # a device works meanwhile
+        parts[-2] = [np.asarray(x) for x in parts[-2]]
   similarity, index = (np.concatenate(p) for p in zip(*parts, strict=True))
-  return similarity, index
+  return similarity[:len(test)], index[:len(test)]
 
 
 def _placed(train: np.ndarray, mesh: jax.sharding.Mesh
             ) -> tuple[jax.Array, jax.Array]:
   """[t, r, d] unit rows, and the number [t] of each tile's first row."""
   count, width = train.shape
-  size = -(-min(_TRAIN_TILE, count) // _BLOCK) * _BLOCK
+  most = _TRAIN_TILE * (_LARGE if count > _AT_ONCE * _TRAIN_TILE else 1)
+  size = -(-min(most, count) // _BLOCK ** 2) * _BLOCK ** 2
   number = -(-count // size)
   number = -(-number // mesh.size) * mesh.size
   split = jax.NamedSharding(mesh, mesh_lib.ROWS)
@@ -75,6 +78,8 @@ def _placed(train: np.ndarray, mesh: jax.sharding.Mesh
     length = np.linalg.norm(some, axis=1, keepdims=True)
     out = np.zeros(((stop - start) * size, width), np.float32)
     out[:len(some)] = some / np.maximum(length, 1e-12)
+    if len(some):  # so that no block has a maximum that none of its rows has
+      out[len(some):] = out[len(some) - 1]
     return out.reshape(stop - start, size, width)
 
   return (jax.make_array_from_callback((number, size, width), split, tile),
@@ -135,6 +140,8 @@ def _search(rows: jax.Array, tiles: jax.Array, first: jax.Array,
   similarity, index = jax.shard_map(
       local, in_specs=(jax.P(), mesh_lib.ROWS, mesh_lib.ROWS, jax.P()),
       out_specs=mesh_lib.ROWS)(unit(rows), tiles, first, count)
+  if similarity.shape[0] == 1:
+    return similarity[0], index[0]
   flat = lambda x: jnp.moveaxis(sharding.constrain(x, jax.P()), 0, 1).reshape(
       x.shape[1], -1)
   similarity, index = flat(similarity), flat(index)
@@ -145,33 +152,50 @@ def _search(rows: jax.Array, tiles: jax.Array, first: jax.Array,
 def _of_device(rows: jax.Array, tiles: jax.Array, first: jax.Array,
                count: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
   """[1, q, ≤ k] nearest of a device's own rows."""
-  number, size, _ = tiles.shape
-  blocks = size // _BLOCK
-  product = lambda tile: jnp.einsum(
-      'qd,rd->qr', rows, tile, precision='highest')
-  similarity = (jax.lax.map(product, tiles) if number > _UNROLLED else
-                jnp.stack([product(tiles[i]) for i in range(number)]))
-  similarity = similarity.reshape(number, len(rows), blocks, _BLOCK)
-  place = first[:, None] + jnp.arange(size)[None]
-  known = (place < count).reshape(number, 1, blocks, _BLOCK)
-  highest = jnp.where(known, similarity, -jnp.inf).max(-1)  # [t, q, blocks]
-  highest = jnp.moveaxis(highest, 0, 1).reshape(len(rows), -1)
-  highest, chosen = jax.lax.top_k(highest, min(k, number * blocks))
-  chosen = jnp.sort(chosen, axis=1)  # so that the earlier of equal rows leads
-  tile, block = chosen // blocks, chosen % blocks
-  candidates = similarity[tile, jnp.arange(len(rows))[:, None], block]
-  where = (first[tile] + block * _BLOCK)[..., None] + jnp.arange(
-      _BLOCK)[None, None]
-  # Where k blocks reach a value, no lower one is among the k nearest: the
-  # selection below passes over the rest quickly.
-  least = highest[:, -1] if highest.shape[1] == k else jnp.full(
-      len(rows), -jnp.inf)
+  number, size, width = tiles.shape
+  product = functools.partial(
+      jnp.einsum, 'qd,rd->qr', rows, precision='highest')
+  # The products of a tile are the same alone and among others, to the bit.
+  similarity = (
+      product(tiles.reshape(-1, width)) if number <= _AT_ONCE else
+      jnp.moveaxis(jax.lax.map(product, tiles), 0, 1).reshape(len(rows), -1))
+  place = (first[:, None] + jnp.arange(size)[None]).reshape(-1)
+  best, chosen = _largest(similarity, place < count, min(k, number * size))
+  return best[None], place[chosen][None]
+
+
+def _largest(values: jax.Array, known: jax.Array, k: int,
+             blocks: tuple[int, ...] = (_BLOCK, _BLOCK)
+             ) -> tuple[jax.Array, jax.Array]:
+  """The k largest of [q, n] and their places, the earlier of equal ones first.
+
+  They lie in the k blocks of the largest maxima, which are found the same way.
+
+  Args:
+    values: [q, n]; those that are not known do not exceed a known one of their
+      block, if it has any.
+    known: [n], first those that count.
+    k: how many.
+    blocks: values whose maximum stands for them, and maxima for which one of
+      them stands.
+  """
+  count, (size, *rest) = values.shape[1], blocks or (0,)
+  if not size or count % size or count <= k * size:
+    return jax.lax.top_k(jnp.where(known[None], values, -jnp.inf), k)
+  grouped, inner = values.reshape(len(values), -1, size), known.reshape(
+      -1, size)
+  highest, chosen = _largest(grouped.max(-1), inner[:, 0], k, tuple(rest))
+  chosen = jnp.sort(chosen, axis=1)  # so that the earlier of equal ones leads
+  candidates = jnp.take_along_axis(grouped, chosen[..., None], axis=1)
+  # k blocks reach this value, so that no lower one is among the k largest; the
+  # selection passes over them quickly. A minimum, since the compiler would
+  # sort all maxima if it saw the last of them sliced off.
+  least = highest.min(1)[:, None, None]
   candidates = jnp.where(
-      (where < count) & (candidates >= least[:, None, None]), candidates,
-      -jnp.inf)
-  candidates, where = (x.reshape(len(rows), -1) for x in (candidates, where))
-  best, order = jax.lax.top_k(candidates, min(k, candidates.shape[1]))
-  return best[None], jnp.take_along_axis(where, order, axis=1)[None]
+      inner[chosen] & (candidates >= least), candidates, -jnp.inf)
+  best, order = jax.lax.top_k(candidates.reshape(len(values), -1), k)
+  block = jnp.take_along_axis(chosen, order // size, axis=1)
+  return best, block * size + order % size
 
 
 def top1(train, train_labels, test, test_labels, *, k: int = 20,
