@@ -69,18 +69,18 @@ def tables(sets: dict[str, str], models: list[str], out: pathlib.Path,
 
 def requests(sets: dict[str, str]) -> dict[str, tuple]:
   """Protocols, their values and flags, by the name of a table."""
-  def classes(name, px, shots):
-    return (['knn', 'logistic', 'linear', 'fewshot', 'finetune', 'rankme'], {
+  def classes(name, px, shots, tuned=()):
+    return (['knn', 'logistic', 'linear', 'fewshot', 'rankme', *tuned], {
         'data': {'crop_px': px, 'resize_px': px},
         'knn': {'k': (10, 20)}, 'linear': HEADS,
         'fewshot': {'shots': shots},
-        'finetune': {'min_steps': 100, 'epochs': 2.0, 'batch_size': 64}}, {
+        'finetune': {'min_steps': 60, 'epochs': 1.0, 'batch_size': 32}}, {
             'train': f'folder:{sets["data"]}/{name}/train',
             'test': [f'folder:{sets["data"]}/{name}/test'], 'cache': True})
 
   products = f'csv:{sets["data"]}/product_retrieval/labels.csv?role='
   return {
-      'flowers5': classes('flowers5', 96, (5.0, 20.0)),
+      'flowers5': classes('flowers5', 96, (5.0, 20.0), ('finetune',)),
       'rsscn7': classes('rsscn7_satellite', 96, (5.0, 20.0)),
       'cifar10': classes('cifar10_jpeg', 64, (10.0, 100.0)),
       'products': (['retrieval'], {
@@ -134,7 +134,7 @@ def untrained(data: pathlib.Path, out: pathlib.Path) -> str:
       method = method_lib.build(settings, mesh, 1, None)
       params = jax.device_get(online.untrained(method, mesh)['backbone'])
     store.save(str(out), reading.Weights(
-        settings.model, jax.tree.map(np.asarray, params), {},
+        method.student.config.backbone, jax.tree.map(np.asarray, params), {},
         mean=settings.augment.mean, std=settings.augment.std,
         family='dinojax'))
   return str(out)
