@@ -200,7 +200,8 @@ def depth_sets(root):
 
 
 @pytest.mark.parametrize('recipe, steps, rate', [
-    ('v3', 80, 0.01), ('lin4', 30, 0.05)])
+    ('v3', 80, 0.01),
+    pytest.param('lin4', 30, 0.05, marks=pytest.mark.slow)])
 def test_depth_of_stripes(scenes, tmp_path, recipe, steps, rate):
   settings = depth.Settings(
       recipe=recipe, steps=steps, warmup_steps=4, batch_size=6, crop=(28, 20),
@@ -281,6 +282,7 @@ def test_drawing_changes_no_key():
   assert key(base) != protocol.key('segmentation', other, {})
 
 
+@pytest.mark.slow  # it adds a second evaluation of a run
 def test_within_a_run_nothing_is_compiled_again(scenes, stripes):
   """The same numbers without a folder, and programs that are kept."""
   nested = protocol.Nested(lambda: False, {}, {})

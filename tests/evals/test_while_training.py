@@ -39,6 +39,7 @@ def whole(tmp_path_factory):
   return folder
 
 
+@pytest.mark.slow  # it adds a run, and the command after it
 def test_numbers_are_those_of_the_command(whole):
   """At the end they are what `dinojax evaluate` gives for the checkpoint."""
   got = rows(whole)

@@ -103,7 +103,8 @@ def test_what_is_not_trained_stays_and_is_not_saved():
                after['frozen'])
 
 
-@pytest.mark.parametrize('sizes', [(8, 1), (2, 4)])
+@pytest.mark.parametrize('sizes', [
+    pytest.param((8, 1), marks=pytest.mark.slow), (2, 4)])  # a second mesh
 def test_the_mesh_changes_nothing(whole, sizes, tmp_path):
   got = test_fit.trained(fit(test_fit.model(*sizes), ema_decay=0.9), tmp_path)
   for entry in ('params', 'ema'):

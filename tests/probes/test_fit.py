@@ -111,13 +111,15 @@ def test_each_is_as_it_is_alone(whole, tmp_path):
       close.close(value[0], want[name][key][1], of_largest=1e-5)
 
 
-@pytest.mark.parametrize('sizes', [(8, 1), (2, 4)])
+@pytest.mark.parametrize('sizes', [
+    pytest.param((8, 1), marks=pytest.mark.slow), (2, 4)])  # a second mesh
 def test_the_mesh_changes_nothing(whole, sizes, tmp_path):
   got, want = heads_of(trained(fit(model(*sizes)), tmp_path)), heads_of(whole)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(
       a, b, rtol=2e-5, atol=2e-6), got, want)
 
 
+@pytest.mark.slow  # it adds heads that are trained one after another
 def test_a_few_at_a_time_are_the_same(whole, tmp_path):
   got = heads_of(trained(fit(model(), heads_at_once=2), tmp_path))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(
