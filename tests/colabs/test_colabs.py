@@ -82,6 +82,7 @@ def shown(notebook):
   return pictures
 
 
+@pytest.mark.slow
 def test_01_runs(tmp_path):
   notebook = notebooks.executed(TWINS['01'], tmp_path)
   assert len(shown(notebook)) == 5

@@ -48,6 +48,7 @@ def test_sets_of_flags_reach_the_table(tmp_path):
   assert len(names) == 4 and all(name.endswith('.png') for name in names)
 
 
+@pytest.mark.slow  # it adds the command to what tests/evals/sets refuses
 def test_a_wrong_set_is_said_before_work(tmp_path, capsys):
   run, _ = finished.run()
   code = commands.run('evaluate', [

@@ -46,6 +46,7 @@ def settings(data, **values):
       'min_steps': 60, 'epochs': 1.0, 'segments': 1, 'views': 2} | values})
 
 
+@pytest.mark.slow  # it adds the protocol to what tests/probes learns
 def test_order_in_time_tells_classes(data, tmp_path):
   values = settings(data)
   model = backbone.Backbone.of(
