@@ -80,7 +80,8 @@ class Nested:
 
   Attributes:
     stop: tells whether all processes stop now.
-    programs: compiled programs of heads by name, kept between evaluations.
+    programs: compiled programs of the protocol's heads for this backbone, by
+      name, kept between evaluations.
     features: features of this evaluation by name, which protocols share.
   """
 

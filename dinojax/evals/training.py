@@ -4,6 +4,7 @@ A stop leaves the step that was saved, and the same command goes on from it.
 """
 
 from collections.abc import Callable, Iterator
+import contextlib
 import dataclasses
 import functools
 from typing import Any
@@ -76,13 +77,14 @@ def from_images(job: protocol.Job, source: examples_lib.Items,
 
   def make(step: int) -> Iterator[dict]:
     job.progress(step * plan.num_images)
-    for batch in pipeline.train_batches(
+    with contextlib.closing(pipeline.train_batches(
         plan, step, process_index=jax.process_index(),
         process_count=jax.process_count(),
         num_workers=job.reading.num_workers,
-        num_threads=job.reading.num_threads):
-      job.progress(plan.num_images)  # nobody comes back after the last one
-      yield batch
+        num_threads=job.reading.num_threads)) as rows:
+      for batch in rows:
+        job.progress(plan.num_images)  # nobody comes back after the last one
+        yield batch
 
   return Batches(shapes, make, plan.num_images)
 
@@ -128,14 +130,19 @@ def _nested(job: protocol.Job, nested: protocol.Nested, fit: fit_lib.Fit,
   if key not in nested.programs:
     # The programs outlive these weights, and are not to hold them.
     nested.programs[key] = _programs(fit.without_weights())
-  prepare, step = nested.programs[key]
-  for number, batch in zip(
-      range(steps), batches.make(0), strict=False):
-    batch.pop('problems', None)
-    rows = processes.to_devices(batch, job.model.mesh)
-    state, _ = step(state, prepare(rows, np.int32(number)))
-    if nested.stop():
-      raise errors.Stopped
+  (prepare, step), told = nested.programs[key], set()
+  with contextlib.closing(batches.make(0)) as made:
+    for number in range(steps):
+      batch = next(made)
+      for problem in batch.pop('problems', ()):
+        if problem['name'] not in told:
+          told.add(problem['name'])
+          job.say('{source}: {name} is left out of the training of heads: '
+                  '{reason}'.format_map(problem))
+      rows = processes.to_devices(batch, job.model.mesh)
+      state, _ = step(state, prepare(rows, np.int32(number)))
+      if nested.stop():
+        raise errors.Stopped
   return state
 
 

@@ -105,21 +105,23 @@ def make(method: method_lib.Method, mesh: jax.sharding.Mesh,
     for student in method.each.values():
       registry.PROTOCOLS[name].check(
           section, student.student.config.backbone)
-  programs: dict[Any, Any] = {}
+  # Programs of a student's heads are of its network, and of nobody else's.
+  programs = {(student, name): {}
+              for student in method.each for name in chosen}
 
   def evaluate(step, emas, stop):
     scores = {}
     for name, student in method.each.items():
       prefix = '' if name == sections.ALONE else f'{name}/'
-      job = _job(student, mesh, emas[name], stop, programs)
+      job, features = _job(student, mesh, emas[name]), {}
       for protocol_name, section in chosen.items():
         if step % (every[protocol_name] or 1) and step != total:
           continue
-        measured = registry.PROTOCOLS[protocol_name].run(
-            dataclasses.replace(job, sets=sets[protocol_name]), section)
-        for part in measured[:1]:
-          scores |= {f'{prefix}{protocol_name}/{metric}': value
-                     for metric, value in part.scores().items()}
+        first, *_ = registry.PROTOCOLS[protocol_name].run(dataclasses.replace(
+            job, sets=sets[protocol_name], nested=protocol.Nested(
+                stop, programs[name, protocol_name], features)), section)
+        scores |= {f'{prefix}{protocol_name}/{metric}': value
+                   for metric, value in first.scores().items()}
     return scores
 
   return evaluate
@@ -167,8 +169,8 @@ def _limited(source: record_lib.Source, limit: int) -> record_lib.Source:
   return parts.Chosen(source, online.evenly(len(source), limit))
 
 
-def _job(method: method_lib.Method, mesh: jax.sharding.Mesh, ema: dict,
-         stop: Callable[[], bool], programs: dict) -> protocol.Job:
+def _job(method: method_lib.Method, mesh: jax.sharding.Mesh,
+         ema: dict) -> protocol.Job:
   """The input of protocols for one student."""
   s = method.settings
   model = backbone_lib.Backbone(
@@ -176,7 +178,6 @@ def _job(method: method_lib.Method, mesh: jax.sharding.Mesh, ema: dict,
       mean=s.augment.mean, std=s.augment.std)
   return protocol.Job(
       model, {}, preprocessing.Preprocessing(s.knn.resize_px, s.knn.crop_px),
-      nested=protocol.Nested(stop, programs, {}),
       reading=stream.Reading(
           s.knn.batch_size, s.data.num_threads, max_pixels=s.data.max_pixels,
           value_range=tuple(s.data.value_range)),

@@ -83,9 +83,9 @@ def evaluate(request: Request) -> str:
         models_lib.read(pinned), mesh_lib.make(), source=pinned)
     for protocol in names:
       registry.check(protocol, settings, model.config)
-    for settings in at_sizes:
+    for of_size in at_sizes:
       for protocol in names:
-        _measure(protocol, model, settings, opened[protocol], folder)
+        _measure(protocol, model, of_size, opened[protocol], folder)
   if not processes.is_first():
     return ''
   if request.predictions:

@@ -3,7 +3,9 @@
 import json
 import os
 import signal
+import types
 
+import jax
 import pytest
 
 from dinojax.configs import common
@@ -11,8 +13,12 @@ from dinojax.configs import demo
 from dinojax.core import errors
 from dinojax.evals import training
 from dinojax.evals import while_training
+from dinojax.models import vit
+from dinojax.parallel import mesh as mesh_lib
 from dinojax.runs import assemble
 from dinojax.runs import evaluation
+from dinojax.train import settings as settings_lib
+from tests.interop import cases
 
 
 def config():
@@ -98,3 +104,35 @@ def test_a_time_that_no_evaluation_falls_on_is_refused(tmp_path):
   with pytest.raises(errors.UserError, match=(
       r'evals.knn.every is 3 steps, and the run evaluates every 4')):
     assemble.train(c, str(tmp_path))
+
+
+def test_students_have_programs_of_their_own(monkeypatch):
+  """Images have the same shape for a narrow network and for a wide one."""
+  c = demo.get_config('smoke')
+  common.measure(c, 'linear', layers=(1,), averages=(True,), min_steps=6,
+                 epochs=0.01, batch_size=32, learning_rates=(1.0,))
+  c.knn.max_train_images = c.knn.max_validation_images = 1000
+  settings, mesh = settings_lib.read(c), mesh_lib.make(
+      devices=jax.devices()[:1])
+  weights = {name: cases.weights(vit.ViTConfig(
+      width, depth, 2, 8, image_px=settings.knn.crop_px))
+             for name, width, depth in (('narrow', 32, 2), ('wide', 48, 4))}
+
+  made, programs = [], training._programs
+  monkeypatch.setattr(training, '_programs', lambda fit: (
+      made.append(fit.model.config), programs(fit))[1])
+  each = {name: types.SimpleNamespace(
+      settings=settings, student=types.SimpleNamespace(
+          config=types.SimpleNamespace(backbone=weight.config)))
+          for name, weight in weights.items()}
+  evaluate = while_training.make(
+      types.SimpleNamespace(settings=settings, each=each), mesh,
+      lambda duration: None, 1)
+  emas = {name: {'backbone': weight.params}
+          for name, weight in weights.items()}
+  with mesh_lib.activate(mesh):
+    first, again = (evaluate(1, emas, lambda: False) for _ in range(2))
+  assert first == again and set(first) >= {
+      'narrow/linear/top-1', 'wide/linear/top-1'}
+  assert made == [weight.config for weight in weights.values()], (
+      'each its own, once')
