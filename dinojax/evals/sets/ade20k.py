@@ -7,6 +7,7 @@ Source: ADEChallengeData2016.zip of the SceneParsing benchmark, whose README
 from etils import epath
 
 from dinojax.core import errors
+from dinojax.core import lists
 from dinojax.evals.sets import dense
 
 NUM_CLASSES = 150
@@ -47,7 +48,7 @@ def _names(path: str) -> list[str]:
   Raises:
     UserError: not 150.
   """
-  rows = [line.split('\t') for line in dense.lines(path)[1:]]
+  rows = [line.split('\t') for line in lists.lines(epath.Path(path))[1:]]
   names = [row[-1].partition(',')[0].strip() for row in rows]
   if len(names) != NUM_CLASSES:
     raise errors.UserError(

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from dinojax.core import errors
+from dinojax.core import lists
 from dinojax.core import paths
 from dinojax.core import text
 from dinojax.data import images
@@ -288,12 +289,6 @@ def need(spec: str, path: str, source: str):
         f'{spec} is not complete: {path} is missing; {source}')
 
 
-def lines(path: str) -> list[str]:
-  """Lines of a list of a set, without blank ones; a mark at its start goes."""
-  whole = epath.Path(path).read_bytes().decode('utf-8-sig')
-  return [line.strip() for line in whole.splitlines() if line.strip()]
-
-
 def pairs_by_stem(spec: str, image_folder: str, map_folder: str
                   ) -> list[tuple[str, str, str]]:
   """Images of a folder with the maps of the same stem in another, sorted.
@@ -333,7 +328,7 @@ def plain_masks(spec: str) -> Set:
     need(spec, f'{folder}/{part}', _PLAIN.format('masks'))
   files = pairs_by_stem(spec, f'{folder}/images', f'{folder}/masks')
   ignored = [int(x) for x in given['ignore'].split(',') if x]
-  names = next((lines(str(path)) for path in (
+  names = next((lists.lines(path) for path in (
       epath.Path(folder) / 'classes.txt',
       epath.Path(folder).parent / 'classes.txt') if path.exists()), None)
   if names is None:

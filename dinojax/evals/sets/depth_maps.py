@@ -8,6 +8,7 @@ Source: folders and lists of BTS for NYU and KITTI (Eigen's split), whose boxes
 from etils import epath
 
 from dinojax.core import errors
+from dinojax.core import lists
 from dinojax.data import listing
 from dinojax.evals.sets import dense
 
@@ -138,7 +139,7 @@ def _listed(spec: str, folder: str, kind: str, split: str, source: str
   path = next((f'{folder}/{name}' for name in names
                if epath.Path(f'{folder}/{name}').exists()), None)
   dense.need(spec, path or f'{folder}/{names[-1]}', source)
-  rows = [line.split()[:2] for line in dense.lines(path)]
+  rows = [line.split()[:2] for line in lists.lines(epath.Path(path))]
   wrong = [row for row in rows if len(row) < 2]
   if wrong or not rows:
     raise errors.UserError(

@@ -4,14 +4,12 @@
 """
 
 from collections.abc import Callable, Mapping
-import os
 
-from dinojax.core import errors
-from dinojax.core import paths
 from dinojax.evals.sets import ade20k
 from dinojax.evals.sets import cityscapes
 from dinojax.evals.sets import dense
 from dinojax.evals.sets import remote
+from dinojax.evals.sets import schemes
 from dinojax.evals.sets import voc_masks
 
 OPENERS: Mapping[str, Callable[[str, str], dense.Set]] = {
@@ -23,30 +21,9 @@ OPENERS: Mapping[str, Callable[[str, str], dense.Set]] = {
 
 def train(spec: str) -> dense.Set:
   """The set of a spec; of an official one, its training part."""
-  return opened(spec, 'train')
+  return schemes.opened(spec, 'train', OPENERS, 'masks')
 
 
 def test(spec: str) -> dense.Set:
   """The set of a spec; of an official one, the part that papers report."""
-  return opened(spec, 'val')
-
-
-def opened(spec: str, split: str) -> dense.Set:
-  """The set of a spec.
-
-  Args:
-    spec: 'SCHEME:DIR', '?split=' may follow for an official layout; or DIR,
-      which is 'masks:DIR'.
-    split: part of an official layout that is read if the spec names none.
-
-  Raises:
-    UserError: no such scheme, or files that are missing.
-  """
-  scheme, colon, _ = spec.partition(':')
-  if scheme in OPENERS and colon:
-    return OPENERS[scheme](spec, split)
-  if os.path.isdir(paths.expand(spec.partition('?')[0])):
-    return dense.plain_masks(f'masks:{spec}')
-  raise errors.UserError(
-      f'{spec!r} is no set of masks, and no folder of that name is here: use '
-      f'one of {", ".join(f"{name}:DIR" for name in OPENERS)}')
+  return schemes.opened(spec, 'val', OPENERS, 'masks')

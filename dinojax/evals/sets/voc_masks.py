@@ -7,6 +7,7 @@ Source: VOCdevkit, masks are palette PNG; the augmented list is that of the
 from etils import epath
 
 from dinojax.core import errors
+from dinojax.core import lists
 from dinojax.evals.sets import dense
 
 CLASSES = (
@@ -36,7 +37,7 @@ def opened(spec: str, split: str) -> dense.Set:
   for path in (f'{folder}/JPEGImages', names, f'{folder}/{masks}'):
     dense.need(spec, path, source)
   files = []
-  for name in sorted(dense.lines(names)):
+  for name in sorted(lists.lines(epath.Path(names))):
     # Lists of SBD in some copies have paths: the name alone counts.
     name = name.split()[0].rpartition('/')[2].rpartition('.')[0] or (
         name.split()[0])
