@@ -5,9 +5,13 @@
 Trains configs/shared_world.py on the training parts of small public sets (an
 hour on two cores; the same command goes on where it was stopped), and measures
 it and its untrained twin by the protocols of `dinojax evaluate`, on the test
-parts. Tables are in WORKDIR/results, which --table joins to one of markdown.
-`--ablations` trains and measures the variants of the config as well, two seeds
-each, a third as long.
+parts. Every table is in a folder of WORKDIR_results, all of them in its
+results.md.
+
+`--ablations [NAME ...]` trains variants of the config of half its width and
+depth, each with two seeds, and measures them: WORKDIR_ablations/results.md
+has a line a variant, the scores of the two seeds side by side. `--seeds=0`
+trains and measures one of them, so that two processes share the work.
 """
 
 import argparse
@@ -16,24 +20,30 @@ import pathlib
 import shutil
 import sys
 
+from etils import epath
 import jax
 import numpy as np
 
 import dinojax
 from dinojax.configs import shared_world
+from dinojax.core import atomic
+from dinojax.core import errors
 from dinojax.evals import online
 from dinojax.interop import reading
 from dinojax.interop import store
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.runs import evaluation
+from dinojax.runs import scores
 from dinojax.train import method as method_lib
 from dinojax.train import settings as settings_lib
 
 VOID = 11  # of the street scenes
 HEADS = {'min_steps': 300, 'epochs': 10.0, 'batch_size': 256}
-# What changes, and what is measured by it.
-ABLATIONS = {'base': '', 'no_koleo': 'no_koleo', 'no_ibot': 'no_ibot',
-             'px96': 'px96', 'small': 'small'}
+# Words of the config of every variant, in the order in which they need each
+# other: `last96` goes on from base, `distilled` learns from WORKDIR.
+ABLATIONS = {
+    'base': 'small', 'no_koleo': 'small,no_koleo', 'no_ibot': 'small,no_ibot',
+    'px96': 'small,px96', 'last96': 'small,last96', 'distilled': 'distilled'}
 
 
 def main() -> int:
@@ -43,28 +53,43 @@ def main() -> int:
   parser.add_argument('--data', required=True, help='folder of the sets')
   parser.add_argument('--workdir', required=True)
   parser.add_argument('--only', nargs='*', help='names of tables')
-  parser.add_argument('--ablations', action='store_true')
+  parser.add_argument('--ablations', nargs='*', help='names of variants; '
+                      'none: all', metavar='NAME', choices=list(ABLATIONS))
+  parser.add_argument('--seeds', nargs='*', type=int, default=[0, 1])
   options = parser.parse_args()
   data = pathlib.Path(options.data)
   workdir = pathlib.Path(options.workdir)
-  sets = prepared(data, workdir.with_name(f'{workdir.name}_sets'))
-  if options.ablations:
-    return ablations(data, workdir, sets)
-  dinojax.train(shared_world.get_config(str(data)), str(workdir))
-  twin = untrained(data, workdir.with_name(f'{workdir.name}_untrained'))
-  tables(sets, [str(workdir), twin], workdir / 'results',
-         options.only or requests(sets))
+  sets = prepared(data, beside(workdir, 'sets'))
+  try:
+    if options.ablations is not None:
+      ablations(data, workdir, sets, options)
+    else:
+      dinojax.train(shared_world.get_config(str(data)), str(workdir))
+      twin = untrained(data, beside(workdir, 'untrained'))
+      tables(requests(sets), [str(workdir), twin],
+             beside(workdir, 'results'), options.only)
+  except errors.UserError as error:
+    print(error, file=sys.stderr)
+    return 1
   return 0
 
 
-def tables(sets: dict[str, str], models: list[str], out: pathlib.Path,
-           names) -> None:
-  """Measures models on each set, and prints its table."""
-  for name in names:
-    protocols, config, flags = requests(sets)[name]
-    print(f'## {name}\n', evaluation.evaluate(evaluation.Request(
-        models, protocols, config=config, out=str(out / name), **flags)),
-          sep='\n', flush=True)
+def beside(workdir: pathlib.Path, name: str) -> pathlib.Path:
+  """A folder whose name is that of the run, and one word more."""
+  return workdir.with_name(f'{workdir.name}_{name}')
+
+
+def tables(wanted: dict[str, tuple], models: list[str], out: pathlib.Path,
+           only=None) -> None:
+  """Measures models on each set; prints its table, and keeps them all."""
+  parts = []
+  for name, (protocols, config, flags) in wanted.items():
+    if only and name not in only:
+      continue
+    parts.append(f'## {name}\n\n' + evaluation.evaluate(evaluation.Request(
+        models, protocols, config=config, out=str(out / name), **flags)))
+    print(parts[-1], flush=True)
+  atomic.write_text(epath.Path(out) / 'results.md', '\n'.join(parts))
 
 
 def requests(sets: dict[str, str]) -> dict[str, tuple]:
@@ -141,18 +166,53 @@ def untrained(data: pathlib.Path, out: pathlib.Path) -> str:
 
 
 def ablations(data: pathlib.Path, workdir: pathlib.Path,
-              sets: dict[str, str]) -> int:
-  """Variants of the config, two seeds each, in one table a set."""
-  models = []
-  for name, word in ABLATIONS.items():
-    for seed in ('', 'seed1'):
-      arg = ','.join(filter(None, (str(data), 'short', word, seed)))
-      place = workdir.with_name(f'{workdir.name}_{name}{seed and "_1"}')
-      dinojax.train(shared_world.get_config(arg), str(place))
-      models.append(str(place))
-  tables(sets, models, workdir.with_name(f'{workdir.name}_ablations'),
-         ('flowers5', 'products', 'street'))
-  return 0
+              sets: dict[str, str], options) -> None:
+  """Trains variants of the config, and measures them in one table a set."""
+  models: dict[str, list[str]] = {}
+  for name in options.ablations or ABLATIONS:
+    for seed in options.seeds:
+      config = shared_world.get_config(','.join(
+          (str(data), ABLATIONS[name], *(['seed1'] if seed else []))))
+      if name == 'last96':
+        config.init.source = models['base'][options.seeds.index(seed)]
+      elif name == 'distilled':
+        config.distillation.source = str(workdir)
+      place = str(beside(workdir, f'{name}_{seed}'))
+      dinojax.train(config, place)
+      models.setdefault(name, []).append(place)
+  out = beside(workdir, 'ablations' + ''.join(map(str, options.seeds)))
+  tables(compared(sets), sum(models.values(), []), out)
+  print(summary(models, out))
+
+
+def compared(sets: dict[str, str]) -> dict[str, tuple]:
+  """What the variants are measured by, as in `requests`."""
+  whole = requests(sets)
+  out = {'street': whole['street']}
+  for name in ('flowers5', 'products'):
+    protocols, config, flags = whole[name]
+    for px in (64, 96):
+      out[f'{name}_{px}'] = (
+          [p for p in protocols if p in ('knn', 'linear', 'retrieval')],
+          config | {'data': {'crop_px': px, 'resize_px': px}}, flags)
+  return out
+
+
+def summary(models: dict[str, list[str]], out: pathlib.Path) -> str:
+  """A line a variant and a column a metric, with the score of each seed."""
+  rows = {table.name: scores.read(epath.Path(table))
+          for table in sorted(out.iterdir()) if table.is_dir()}
+  columns = [(name, metric) for name, lines in rows.items()
+             for metric in dict.fromkeys(line['metric'] for line in lines)]
+  head = ['variant', *(f'{name} {metric}' for name, metric in columns)]
+  lines = ['| ' + ' | '.join(head) + ' |', '|' + ' --- |' * len(head)]
+  for variant, places in models.items():
+    cells = [' / '.join(
+        scores.number(line['value']) for place in places for line in rows[name]
+        if (line['metric'], line['model']) == (metric, place))
+             for name, metric in columns]
+    lines.append('| ' + ' | '.join([variant, *cells]) + ' |')
+  return '\n'.join(lines)
 
 
 if __name__ == '__main__':

@@ -66,7 +66,7 @@ def get_config(arg: str = ''):
 
   c.train.batch_size = 32
   c.train.max_group_images = 32
-  c.train.total_steps = 1300.0
+  c.train.total_steps = 1100.0
   c.schedules.lr_rule = 'none'
   c.schedules.lr = common.curve(0.0, 1e-3, 1e-5, warmup_steps=80.0)
   c.schedules.weight_decay = common.curve(0.04, 0.04, 0.2)

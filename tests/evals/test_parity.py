@@ -211,7 +211,7 @@ def test_linear_logits_are_the_same(pair, folders, layers, average):
   choice, wanted = next(iter(task.choices.items()))
   head = task.init(jax.random.key(0), wanted.widths(ours.config), choice)
   head['params'] |= {'bias': np.arange(3.0, dtype=np.float32),
-                     'kernel': 100 * head['params']['kernel']}
+                     'weight': 100 * head['params']['weight']}
   images = np.asarray(ours.preprocess(
       [source[i].image for i in range(len(source))], resize_px=5 * patch,
       crop_px=4 * patch))
@@ -222,7 +222,7 @@ def test_linear_logits_are_the_same(pair, folders, layers, average):
     joined.append(blocks[-1][:, 1:].mean(1))
   params = {name: torch.from_numpy(np.array(value))
             for name, value in head['params'].items()}
-  want = torch.cat(joined, 1) @ params['kernel'] + params['bias']
+  want = torch.cat(joined, 1) @ params['weight'].T + params['bias']
   assert want.std() > 0.5
   np.testing.assert_allclose(got, want.numpy(), atol=1e-4, rtol=1e-4)
 

@@ -82,7 +82,6 @@ def linear_probe_heads(case):
       'momentum_or_beta1': np.float32(beta[:-1]),
       'names': [linear.name(g) for g in grid]}
   for choice, heads in state['heads'].items():
-    out[f'final/{theirs(choice)}/weight'] = np.asarray(
-        heads['params']['kernel']).transpose(0, 2, 1)
+    out[f'final/{theirs(choice)}/weight'] = heads['params']['weight']
     out[f'final/{theirs(choice)}/bias'] = heads['params']['bias']
   return {key: out[key] for key in case.outputs}

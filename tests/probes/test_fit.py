@@ -131,7 +131,7 @@ def test_a_head_that_diverges_stops_no_other(whole, tmp_path, capsys):
   for name, head in result.state['heads'].items():
     counters = jax.device_get(head['counters'])
     assert list(counters['in_row'] > 0) == [False, False, True], name
-    assert np.isfinite(head['params']['kernel']).all()
+    assert np.isfinite(head['params']['weight']).all()
   text = capsys.readouterr().err
   assert text.count('4 of 12 heads have no finite loss') == 1
 

@@ -50,11 +50,15 @@ class Classify:
 
   def init(self, key: jax.Array, widths: Sequence[int],
            choice: str) -> task_lib.Head:
-    """Small random weights, no bias."""
+    """Small random weights [k, d], no bias.
+
+    Classes lead: the heads of a sweep are then one product of all their
+    classes with the features, and so is its gradient, with nothing turned.
+    """
     width = sum(widths) + (widths[-1] if is_averaged(choice) else 0)
     return {'params': {
-        'kernel': _WEIGHT_STD * jax.random.normal(
-            key, (width, self.num_classes)),
+        'weight': _WEIGHT_STD * jax.random.normal(
+            key, (self.num_classes, width)),
         'bias': jnp.zeros(self.num_classes)}, 'stats': {}}
 
   def prepare(self, batch: tree.Tree, key: jax.Array) -> tree.Tree:
@@ -74,8 +78,9 @@ class Classify:
     del batch, draws
     joined = spec.probe_input(features, len(features), 'mean' in features[-1])
     params = head['params']
-    return jnp.einsum('bd,dk->bk', joined, params['kernel'], precision=(
-        'highest')) + params['bias'][None], head['stats']
+    logits = jnp.einsum('kd,bd->kb', params['weight'], joined, precision=(
+        'highest')) + params['bias'][:, None]
+    return logits.T, head['stats']
 
   def loss(self, outputs: jax.Array, batch: tree.Tree,
            draws: tree.Tree | None) -> jax.Array:
