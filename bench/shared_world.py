@@ -28,7 +28,7 @@ import dinojax
 from dinojax.configs import shared_world
 from dinojax.core import atomic
 from dinojax.core import errors
-from dinojax.evals import online
+from dinojax.evals import learned
 from dinojax.interop import reading
 from dinojax.interop import store
 from dinojax.parallel import mesh as mesh_lib
@@ -157,7 +157,7 @@ def untrained(data: pathlib.Path, out: pathlib.Path) -> str:
     mesh = mesh_lib.make(settings.mesh.data, settings.mesh.fsdp)
     with mesh_lib.activate(mesh):
       method = method_lib.build(settings, mesh, 1, None)
-      params = jax.device_get(online.untrained(method, mesh)['backbone'])
+      params = jax.device_get(learned.untrained(method, mesh)['backbone'])
     store.save(str(out), reading.Weights(
         method.student.config.backbone, jax.tree.map(np.asarray, params), {},
         mean=settings.augment.mean, std=settings.augment.std,

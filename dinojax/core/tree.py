@@ -36,6 +36,12 @@ def num_elements(tree: Tree) -> int:
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
+def is_abstract(tree: Tree) -> bool:
+  """Tells whether a tree holds shapes instead of arrays."""
+  return any(isinstance(leaf, jax.ShapeDtypeStruct)
+             for leaf in jax.tree.leaves(tree)[:1])
+
+
 def divide(tree: Tree, chosen: Callable[[str], bool]) -> tuple[dict, dict]:
   """Nested dicts of the leaves whose path is chosen, and of all others.
 

@@ -30,6 +30,14 @@ class Chosen:
     return self._inner[int(self._chosen[index])]
 
 
+def evenly(source: record_lib.Source, limit: int) -> record_lib.Source:
+  """At most `limit` records of a source, evenly over it."""
+  if len(source) <= limit:
+    return source
+  return Chosen(source, np.linspace(
+      0, len(source) - 1, limit).round().astype(int))
+
+
 class Part(Chosen):
   """Every tenth image of a source, or all others.
 

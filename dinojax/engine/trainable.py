@@ -77,11 +77,6 @@ class Trainable(Protocol):
     """The name of a gradient, by the number in `first_bad_leaf`."""
 
 
-def is_abstract(state: State) -> bool:
-  """Tells whether a state holds shapes instead of arrays."""
-  return isinstance(state['step'], jax.ShapeDtypeStruct)
-
-
 def shapes_of(state: tree.Tree) -> tree.Tree:
   """Shapes and shardings of arrays, to compile for while they change."""
   return jax.tree.map(

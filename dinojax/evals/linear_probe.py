@@ -193,7 +193,7 @@ def trained(job: protocol.Job, settings: Settings,
   protocol.labelled(train, 'data.train')
   classes = tuple(train.classes)
   train, held_out = divided(train, validation)
-  matching = protocol.matched(train, held_out, job.say)
+  matching = protocol.matched(job, train, held_out)
   task = classify.Classify(
       len(classes), settings.inputs(job.model.config.depth), settings.averages)
   heads, rates = _train(job, settings, task, train)

@@ -83,11 +83,15 @@ class Nested:
     programs: compiled programs of the protocol's heads for this backbone, by
       name, kept between evaluations.
     features: features of this evaluation by name, which protocols share.
+    plan: gets the Fit of a protocol before the run begins: there are no
+      weights yet, features are zeros, and the protocol ends there by Stopped;
+      None: the run is under way.
   """
 
   stop: Callable[[], bool]
   programs: dict
   features: dict
+  plan: Callable[[Any], None] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +111,7 @@ class Job:
     say: gets sentences for the user.
     progress: gets the number of images that were read since the last call.
     nested: how it runs within a run; None: it does not.
+    keys: keys of the config that give training and test images, for messages.
   """
 
   model: backbone_lib.Backbone
@@ -119,6 +124,7 @@ class Job:
   say: Callable[[str], None] = print
   progress: Callable[[int], None] = lambda count: None
   nested: Nested | None = None
+  keys: tuple[str, str] = ('data.train', 'data.test')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,6 +234,8 @@ def features(job: Job, source: record_lib.Source,
 
   extraction = rows_lib.Extraction(
       job.model, job.weights, source, specs, job.sizes, job.reading, reduce)
+  if job.nested and job.nested.plan:
+    return rows_lib.blank(extraction)
   kept = job.nested.features if job.nested else {}
   key = extraction.key() if job.nested else ''
   rows = kept.get(key)
@@ -240,17 +248,17 @@ def features(job: Job, source: record_lib.Source,
   return rows
 
 
-def matched(train: record_lib.Source, test: record_lib.Source,
-            say: Callable[[str], None]) -> classes.Matching:
+def matched(job: Job, train: record_lib.Source, test: record_lib.Source
+            ) -> classes.Matching:
   """The classes of test images, by name, as numbers of training.
 
   Raises:
     UserError: no class in common.
   """
   matching = classes.match(
-      train, test, train_key='data.train', test_key='data.test')
+      train, test, train_key=job.keys[0], test_key=job.keys[1])
   for note in matching.notes:
-    say(note)
+    job.say(note)
   return matching
 
 

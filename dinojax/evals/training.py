@@ -123,8 +123,12 @@ def _nested(job: protocol.Job, nested: protocol.Nested, fit: fit_lib.Fit,
   """The state after the last step, of a training within a run.
 
   Raises:
-    Stopped: the run is to stop, which is asked after every step.
+    Stopped: the run is to stop, which is asked after every step; or it is
+      only planned.
   """
+  if nested.plan:
+    nested.plan(fit)
+    raise errors.Stopped
   state = fit.enter(fit.create(jax.random.key(SEED)), 'heads')
   key = (fit.name, str(batches.shapes), steps)
   if key not in nested.programs:

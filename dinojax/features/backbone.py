@@ -81,16 +81,23 @@ class Backbone:
                mesh: jax.sharding.Mesh, *, mean: Sequence[float],
                std: Sequence[float], value_range: Sequence[float] = (),
                source: str = '', family: str = 'dinojax'):
-    """Puts the parameters on `mesh`, where they are not there yet."""
+    """Puts the parameters on `mesh`, where they are not there yet.
+
+    Of their shapes alone the backbone is for planning: it computes nothing.
+    """
     self.config, self.mesh = config, mesh
     self.mean, self.std = tuple(mean), tuple(std)
     self.value_range = tuple(value_range)
     self.source, self.family = source, family
     with mesh_lib.activate(mesh):
       self.net = network.functional(families.make, config, mesh)
-      self.params = jax.device_put(params, jax.tree.map(
+      shardings = jax.tree.map(
           lambda spec: jax.NamedSharding(mesh, spec), self.net.specs,
-          is_leaf=lambda x: isinstance(x, jax.P)))
+          is_leaf=lambda x: isinstance(x, jax.P))
+      self.params = jax.tree.map(
+          lambda x, sharding: jax.ShapeDtypeStruct(
+              x.shape, x.dtype, sharding=sharding), params, shardings
+      ) if tree.is_abstract(params) else jax.device_put(params, shardings)
 
   @classmethod
   def of(cls, weights: Weights, mesh: jax.sharding.Mesh | None = None, *,
@@ -204,6 +211,17 @@ class Backbone:
     with mesh_lib.activate(self.mesh):
       rows = processes.to_devices(images, self.mesh)
       return self._program(specs, pixels, reduce)(self.params, rows)
+
+  def shapes(self, size: tuple[int, int, int],
+             specs: Mapping[str, spec_lib.FeatureSpec], *,
+             reduce: Callable[[dict], tree.Tree] | None = None) -> tree.Tree:
+    """Shapes of what `run` gives for an image a device, of size [y, x, c]."""
+    rows = jax.ShapeDtypeStruct(
+        (self.mesh.size, *size), np.uint8,
+        sharding=jax.NamedSharding(self.mesh, mesh_lib.ROWS))
+    with mesh_lib.activate(self.mesh):
+      return jax.eval_shape(
+          self._program(specs, True, reduce), self.params, rows)
 
   def _program(self, specs: Mapping[str, spec_lib.FeatureSpec], pixels: bool,
                reduce: Callable[[dict], tree.Tree] | None

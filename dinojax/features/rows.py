@@ -106,6 +106,20 @@ def table(job: Extraction, columns: Callable[[stream.Batch], Columns], *,
           for name in shards[0]}
 
 
+def blank(job: Extraction) -> Columns:
+  """What `table` gives, but that all is zero: of weights that do not exist.
+
+  Columns are what `reduce` makes, and rows share their memory.
+  """
+  count = len(job.source)
+  shapes = job.model.shapes(
+      (*job.preprocessing.shape, 3), job.specs, reduce=job.reduce)
+  rows = lambda shape, dtype: np.broadcast_to(
+      np.zeros((), dtype), (count, *shape))
+  return {'index': np.arange(count), 'label': rows((), np.int64)} | {
+      name: rows(x.shape[1:], np.float32) for name, x in shapes.items()}
+
+
 def _path(folder: epath.Path, number: int) -> epath.Path:
   return folder / f'rows-{number:06d}.npz'
 

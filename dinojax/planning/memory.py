@@ -114,6 +114,35 @@ def check(method: method_lib.Method, mesh: jax.sharding.Mesh,
         'need less')
 
 
+def check_evaluation(trainable: program.Trainable, name: str, state_gib: float,
+                     mesh: jax.sharding.Mesh, free_gib: float,
+                     say: Callable[[str], None]):
+  """Stops before work starts where heads do not fit beside a run's state.
+
+  Args:
+    trainable: the heads, whose state holds the backbone.
+    name: section of the config that asks for them.
+    state_gib: GiB that the state of the run takes of a device.
+    mesh: the active mesh.
+    free_gib: free memory of one device in GiB.
+    say: gets a warning where they fit only just.
+
+  Raises:
+    UserError: they cannot fit.
+  """
+  need = estimate(trainable, mesh)
+  whole = state_gib + need.peak
+  text = (f'{name} is estimated to take {need.peak:.3g} GiB of a device beside '
+          f"the run's state of {state_gib:.3g}, and {free_gib:.3g} are free")
+  if whole > REFUSED * free_gib:
+    raise errors.UserError(
+        f'{text}: it does not fit; give it fewer heads or smaller batches, or '
+        'measure it by `dinojax evaluate` after the run; '
+        'train.check_memory=False tries it all the same')
+  if whole > DOUBTFUL * free_gib:
+    say(f'{text}: it may not fit; fewer heads or smaller batches need less')
+
+
 def sentence(need: Estimate, free_gib: float) -> str:
   """Says in words what a step needs and what a device has free."""
   return (f'a step is estimated to take {need.peak:.3g} GiB of a device '

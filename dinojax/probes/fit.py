@@ -183,7 +183,7 @@ class Fit:
     if self._trainable:
       _, frozen = self._trainable.divide(frozen)
     return state | {trainable.FROZEN: trainable.shapes_of(frozen) if (
-        trainable.is_abstract(state)) else jax.tree.map(jnp.copy, frozen)}
+        tree.is_abstract(state)) else jax.tree.map(jnp.copy, frozen)}
 
   def evaluated(self, state: trainable.State) -> dict[str, tree.Tree]:
     """Parameters and statistics of the stacks, by choice."""

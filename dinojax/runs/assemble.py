@@ -25,7 +25,7 @@ from dinojax.engine import checkpoint
 from dinojax.engine import loop
 from dinojax.engine import report
 from dinojax.engine import trackers
-from dinojax.evals import online
+from dinojax.evals import learned
 from dinojax.evals import patches
 from dinojax.evals import while_training
 from dinojax.models import network
@@ -117,15 +117,18 @@ def _job(config: Any, settings: settings_lib.Settings, folder: epath.Path,
   del teacher  # the host's copy goes when it is on the devices
   saved = checkpoint.Checkpoints(folder)
   _check_students(saved, settings, folder)
-  if (saved.latest() or 0) < method_lib.total_steps(settings, epoch_steps):
+  unfinished = (saved.latest() or 0) < total
+  if unfinished:
     _check_memory(method, mesh)
     _check_warmup(settings, steps(settings.schedules.lr.warmup) or 0, total)
   given.check(saved.latest())
   data = identity.Data([source for source, _ in training + homogeneous])
   if saved.latest() is not None:
     _check_data(folder, data, settings)
-  knn = online.make(method, mesh, given.fill, folder)
-  protocols = while_training.make(method, mesh, steps, total)
+  protocols = while_training.make(
+      method, mesh, steps, total, given.fill, folder)
+  if unfinished and protocols:
+    _check_evaluations(method, mesh, protocols)
   if holder:
     workdir_lib.write_config(folder, config, pins)
     workdir_lib.keep_data(folder, data)
@@ -137,8 +140,8 @@ def _job(config: Any, settings: settings_lib.Settings, folder: epath.Path,
       mesh=mesh, workdir=folder, total_steps=total, checkpoint_steps=every,
       archive_steps=steps(settings.checkpoint.archive_every),
       evaluation_steps=steps(settings.knn.every),
-      evaluate=_together(knn, patches.make(method, mesh, folder), protocols),
-      score=_score(settings, knn, steps(settings.knn.every), every),
+      evaluate=_together(protocols, patches.make(method, mesh, folder)),
+      score=_score(settings, steps(settings.knn.every), every),
       batches=lambda step: batches_lib.make(
           settings, training, homogeneous, step, method.gram_start),
       is_lost=holder.is_lost if holder else lambda: False,
@@ -161,8 +164,8 @@ def _together(*evaluators: loop.Evaluator | None) -> loop.Evaluator | None:
   return evaluate
 
 
-def _score(settings: settings_lib.Settings, evaluator: Any,
-           evaluation_steps: int | None, checkpoint_steps: int
+def _score(settings: settings_lib.Settings, evaluation_steps: int | None,
+           checkpoint_steps: int
            ) -> Callable[[Mapping[str, float]], float] | None:
   """The number whose best checkpoint is kept; None: none is.
 
@@ -171,7 +174,7 @@ def _score(settings: settings_lib.Settings, evaluator: Any,
   """
   if not settings.checkpoint.keep_best:
     return None
-  if evaluator is None:
+  if not learned.has_images(settings):
     raise errors.UserError(
         'checkpoint.keep_best=True needs k-NN: set data.validation to images '
         'with labels')
@@ -266,6 +269,21 @@ def _check_memory(method: method_lib.Method, mesh: jax.sharding.Mesh):
   free = hardware.available_gib(mesh.local_devices[0])
   say = lambda text: processes.is_first() and output.warn(text)
   memory.check(method, mesh, float(processes.of_first(str(free))), say)
+
+
+def _check_evaluations(method: method_lib.Method, mesh: jax.sharding.Mesh,
+                       evaluations: while_training.Evaluations):
+  """Warns or raises where heads may not fit beside the state of the run."""
+  if not method.settings.train.check_memory:
+    return
+  free = float(processes.of_first(
+      str(hardware.available_gib(mesh.local_devices[0]))))
+  say = lambda text: processes.is_first() and output.warn(text)
+  training = pretraining.Pretraining(method, mesh)
+  state = memory.gib(training.enter(
+      training.saved({'step': 0}), training.heaviest()))
+  for name, fit in evaluations.heads():
+    memory.check_evaluation(fit, f'evals.{name}', state, mesh, free, say)
 
 
 def _check_warmup(settings: settings_lib.Settings, steps: int, total: int):

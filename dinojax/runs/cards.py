@@ -9,7 +9,7 @@ from dinojax.core import log
 from dinojax.core import tree
 from dinojax.data import identity
 from dinojax.engine import loop
-from dinojax.evals import online
+from dinojax.evals import learned
 from dinojax.interop import reading
 from dinojax.runs import models
 from dinojax.train import sections
@@ -79,7 +79,7 @@ def _data(settings: settings_lib.Settings,
 def _evaluation(name: str, result: loop.Result) -> Iterator[str]:
   prefix = '' if name == sections.ALONE else f'{name}/'
   rows = [(text, result.evaluation.get(f'{prefix}{key}'))
-          for key, text in online.NAMES.items()]
+          for key, text in learned.NAMES.items()]
   rows = [(text, value) for text, value in rows if value is not None]
   if not rows:
     yield 'None: the run had no labelled validation images.'

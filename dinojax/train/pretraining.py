@@ -146,7 +146,7 @@ class Pretraining:
 
   def _teacher(self, state: dict) -> tree.Tree:
     shapes = sharding.abstract(self.method.teacher.shapes, self.mesh)
-    if trainable.is_abstract(state):
+    if tree.is_abstract(state):
       return shapes
     params = self._weights.teacher()
     if params is None:  # a random one would teach noise, silently
@@ -158,7 +158,7 @@ class Pretraining:
     """Entries of students that begin at the step of the state."""
     method = dataclasses.replace(self.method, gram=None, students={
         name: self.method.students[name] for name in names})
-    if trainable.is_abstract(state):
+    if tree.is_abstract(state):
       return state_lib.abstract(
           method, self.mesh, with_teacher=False)[self.named]
     if processes.is_first():
@@ -173,7 +173,7 @@ class Pretraining:
     """The state with a Gram teacher, of given weights or the EMA of now."""
     ema, = state_lib.emas(state).values()
     ema, zero = ema['backbone'], state['counters']['bad_images']
-    if trainable.is_abstract(state):
+    if tree.is_abstract(state):
       backbone = ema
     else:
       backbone = self._weights.gram(ema)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dinojax.core import tree
 from dinojax.engine import loop
 from dinojax.engine import optimizer
 from dinojax.engine import report
@@ -73,11 +74,11 @@ class Heads:
       place = jax.NamedSharding(self.mesh, jax.P())
       state = state | {trainable.FROZEN: jax.tree.map(
           lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-          jax.eval_shape(make)) if trainable.is_abstract(state)
+          jax.eval_shape(make)) if tree.is_abstract(state)
           else self._put(make)}
     if variant == 'averaged' and 'average' not in state:
       params = {n: head['params'] for n, head in state['heads'].items()}
-      if not trainable.is_abstract(state):
+      if not tree.is_abstract(state):
         params = jax.tree.map(jnp.copy, params)
       state = state | {'average': params}
     return state

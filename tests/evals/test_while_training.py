@@ -11,10 +11,13 @@ import pytest
 from dinojax.configs import common
 from dinojax.configs import demo
 from dinojax.core import errors
+from dinojax.evals import learned
 from dinojax.evals import training
 from dinojax.evals import while_training
 from dinojax.models import vit
+from dinojax.parallel import hardware
 from dinojax.parallel import mesh as mesh_lib
+from dinojax.planning import memory
 from dinojax.runs import assemble
 from dinojax.runs import evaluation
 from dinojax.train import settings as settings_lib
@@ -25,6 +28,7 @@ def config():
   c = demo.get_config('smoke')
   c.train.group_images, c.crops.num_local = 1, 0  # eight devices
   c.knn.max_train_images = c.knn.max_validation_images = 1000
+  c.knn.k = 5
   common.measure(c, 'rankme')
   common.measure(c, 'knn', k=(5,))
   common.measure(c, 'linear', cached=True, layers=(1,), averages=(True,),
@@ -53,6 +57,7 @@ def test_numbers_are_those_of_the_command(whole):
   for row in got.values():
     assert {'rankme/effective rank', 'knn/top-1, k 5', 'linear/top-1',
             'linear/mean per class', 'knn/trained'} <= row.keys()
+    assert row['knn/trained'] == row['knn/top-1, k 5']
   evaluation.evaluate(evaluation.Request(
       [str(whole)], ['rankme', 'knn', 'linear'], cache=True,
       train='patterns:train', test=['patterns:validation'],
@@ -72,6 +77,8 @@ def test_a_stop_within_drops_it_and_the_next_start_repeats_it(
   nested, asked = training._nested, []
 
   def stops(job, inner, *args):
+    if inner.plan:
+      return nested(job, inner, *args)
     if not asked:
       os.kill(os.getpid(), signal.SIGTERM)
     asked.append(inner.stop())
@@ -106,6 +113,34 @@ def test_a_time_that_no_evaluation_falls_on_is_refused(tmp_path):
     assemble.train(c, str(tmp_path))
 
 
+def test_heads_that_do_not_fit_beside_the_run_are_refused(
+    tmp_path, monkeypatch, capsys):
+  """Before the first step: their shapes tell, from features or from images."""
+  c = config()
+  c.evals.linear.learning_rates = (1e-3,) * 20_000
+  monkeypatch.setattr(hardware, 'available_gib', lambda _: 0.03)
+  with pytest.raises(errors.UserError, match=(
+      r'evals.linear is estimated to take .* does not fit; give it fewer')):
+    assemble.train(c, str(tmp_path))
+  assert not (tmp_path / 'checkpoints').exists()
+
+
+def test_heads_that_get_images_are_planned_too(tmp_path, monkeypatch):
+  c = config()
+  c.evals.linear.cached, seen = False, []
+
+  def look(fit, name, state_gib, mesh, *_):
+    seen.append((name, fit.takes_images))
+    need = memory.estimate(fit, mesh)
+    assert need.state > memory.gib(fit.model.params) and state_gib > need.state
+    raise errors.UserError('planned')
+
+  monkeypatch.setattr(memory, 'check_evaluation', look)
+  with pytest.raises(errors.UserError, match='planned'):
+    assemble.train(c, str(tmp_path))
+  assert seen == [('evals.linear', True)]
+
+
 def test_students_have_programs_of_their_own(monkeypatch):
   """Images have the same shape for a narrow network and for a wide one."""
   c = demo.get_config('smoke')
@@ -119,6 +154,7 @@ def test_students_have_programs_of_their_own(monkeypatch):
              for name, width, depth in (('narrow', 32, 2), ('wide', 48, 4))}
 
   made, programs = [], training._programs
+  monkeypatch.setattr(learned, 'make', lambda *_: None)
   monkeypatch.setattr(training, '_programs', lambda fit: (
       made.append(fit.model.config), programs(fit))[1])
   each = {name: types.SimpleNamespace(

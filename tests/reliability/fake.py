@@ -11,7 +11,7 @@ import numpy as np
 from dinojax.core import tree
 from dinojax.engine import program
 from dinojax.engine import trainable
-from dinojax.evals import online
+from dinojax.evals import while_training
 from dinojax.interop import reading
 from dinojax.models import vit
 from dinojax.runs import assemble
@@ -111,7 +111,7 @@ def install(monkeypatch, nan_from=10**9):
           fresh(mesh)))
   monkeypatch.setattr(batches_lib, 'make', batches)
   monkeypatch.setattr(exports, 'read', lambda *_: {'student': weights()})
-  monkeypatch.setattr(online, 'make', lambda *_: (
+  monkeypatch.setattr(while_training, 'make', lambda *_: (
       lambda step, emas, stop: {'knn/trained': 50.0 + step}))
 
 

@@ -14,7 +14,7 @@ import pytest
 from dinojax.core import atomic
 from dinojax.core import errors
 from dinojax.core import log
-from dinojax.evals import online
+from dinojax.evals import while_training
 from dinojax.parallel import holder
 from dinojax.runs import assemble
 from tests.reliability import fake
@@ -293,7 +293,7 @@ def test_a_profile_holds_its_steps_and_no_evaluation_after_them(
   events, step = [], fake.step
   monkeypatch.setattr(
       fake, 'step', lambda *args: events.append('step') or step(*args))
-  monkeypatch.setattr(online, 'make', lambda *_: (
+  monkeypatch.setattr(while_training, 'make', lambda *_: (
       lambda number, emas, stop: events.append('evaluation') or {
           'knn/trained': 1.0}))
   monkeypatch.setattr(jax.profiler, 'start_trace', events.append)

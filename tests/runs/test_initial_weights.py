@@ -7,7 +7,7 @@ import pytest
 
 from dinojax.core import errors
 from dinojax.core import tree
-from dinojax.evals import online
+from dinojax.evals import learned
 from dinojax.interop import adapt
 from dinojax.interop import reading
 from dinojax.interop import store
@@ -148,11 +148,11 @@ def test_the_backbone_waits_and_then_trains(saved):
 def test_a_fall_of_knn_ends_the_run():
   numbers = lambda trained, start: {
       'knn/trained': trained, 'knn/start': start}
-  online.guard(10, numbers(60.0, 64.0), 5.0)
-  online.guard(10, {'knn/trained': 0.0}, 5.0)
-  online.guard(10, numbers(0.0, 64.0), None)
+  learned.guard(10, numbers(60.0, 64.0), 5.0)
+  learned.guard(10, {'knn/trained': 0.0}, 5.0)
+  learned.guard(10, numbers(0.0, 64.0), None)
   with pytest.raises(errors.UserError, match='from 64.00 to 58.90 at step 10'):
-    online.guard(10, numbers(58.9, 64.0), 5.0)
+    learned.guard(10, numbers(58.9, 64.0), 5.0)
 
 
 def test_guards_without_given_weights_are_refused():

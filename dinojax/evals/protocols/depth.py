@@ -35,6 +35,7 @@ TITLE = 'linear depth, errors in metres'
 COST = 'steps × batch of training crops, test images and mirror images'
 _WHAT = ('a set of depths, such as depth:DIR with DIR/images and DIR/depth, '
          'or nyu:DIR')
+TRAINS = True  # heads
 ROLES = {'train': protocol.Role(opens=depths.train, what=_WHAT),
          'validation': protocol.Role(
              needed=False, opens=depths.test, what=_WHAT),

@@ -30,6 +30,7 @@ from dinojax.probes.tasks import classify
 
 TITLE = 'accuracy after training the backbone further, with a linear layer'
 COST = 'train twenty times or 500 steps, forward and backward; test once'
+TRAINS = True  # heads
 ROLES = {'train': protocol.Role('train'), 'test': protocol.Role('test')}
 
 
@@ -86,7 +87,7 @@ def run(job: protocol.Job, settings: Settings) -> list[protocol.Measured]:
   train, = job.sets['train']
   protocol.labelled(train, 'data.train')
   tests = [(test, protocol.matched(
-      train, protocol.labelled(test, 'data.test'), job.say))
+      job, train, protocol.labelled(test, 'data.test')))
            for test in job.sets['test']]
   classifier = _trained(job, settings, train)
   out = []

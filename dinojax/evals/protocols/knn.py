@@ -13,6 +13,7 @@ import numpy as np
 from dinojax.core import errors
 from dinojax.core import fields
 from dinojax.core import text
+from dinojax.data import record as record_lib
 from dinojax.evals import knn
 from dinojax.evals import protocol
 from dinojax.features import spec
@@ -56,15 +57,33 @@ def run(job: protocol.Job, settings: Settings) -> list[protocol.Measured]:
     UserError: sources without labels or without a class in common, or fewer
       images than neighbours.
   """
+  return of_features(job, settings, lambda source: protocol.features(
+      job, source, {'cls': _CLS}, cls))
+
+
+def of_features(job: protocol.Job, settings: Settings,
+                extract: Callable[[record_lib.Source], protocol.Rows]
+                ) -> list[protocol.Measured]:
+  """Accuracy for every k, of any features.
+
+  Args:
+    job: what is measured, and on what.
+    settings: the section.
+    extract: makes `cls` [r, d], `index` and `label` of a source.
+
+  Raises:
+    UserError: see `run`.
+  """
   train, = job.sets['train']
   protocol.labelled(train, 'data.train')
   tests = [(test, protocol.matched(
-      train, protocol.labelled(test, 'data.test'), job.say))
+      job, train, protocol.labelled(test, 'data.test')))
            for test in job.sets['test']]
-  extract = lambda source: protocol.features(job, source, {'cls': _CLS}, cls)
   near = extract(train)
   near = protocol.in_common(near, near['label'], train.spec)
-  ks = _within(settings, len(near['label']), train.spec, job.say)
+  # Within a run too few images that can be read are no reason to end.
+  ks = tuple(settings.k) if job.nested else _within(
+      settings, len(near['label']), train.spec, job.say)
   num_classes = len(train.classes)
   out = []
   for test, matching in tests:

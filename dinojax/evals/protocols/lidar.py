@@ -20,7 +20,6 @@ from dinojax.data import crops
 from dinojax.data import geometry
 from dinojax.data import images as images_lib
 from dinojax.data import parts
-from dinojax.evals import online
 from dinojax.evals import protocol
 from dinojax.evals.protocols import knn
 from dinojax.features import preprocessing
@@ -98,9 +97,7 @@ def run(job: protocol.Job, settings: Settings) -> list[protocol.Measured]:
   """
   source, = job.sets['images']
   name = source.spec
-  if len(source) > settings.max_images:
-    source = parts.Chosen(
-        source, online.evenly(len(source), settings.max_images))
+  source = parts.evenly(source, settings.max_images)
   several = [protocol.features(
       dataclasses.replace(job, sizes=Views(
           job.sizes.resize_px, job.sizes.crop_px, view, settings.min_scale)),

@@ -15,6 +15,7 @@ from dinojax.metrics import classification
 TITLE = 'linear classifiers on CLS and the mean patch'
 COST = ('train ten times or 500 steps, validation and test once; with --cache '
         'all once')
+TRAINS = True  # heads
 ROLES = {'train': protocol.Role('train'),
          'validation': protocol.Role('validation', needed=False),
          'test': protocol.Role('test')}
@@ -32,8 +33,8 @@ def run(job: protocol.Job, settings: Settings) -> list[protocol.Measured]:
   """
   train, = job.sets['train']
   tests = [(test, protocol.matched(
-      protocol.labelled(train, 'data.train'),
-      protocol.labelled(test, 'data.test'), job.say))
+      job, protocol.labelled(train, 'data.train'),
+      protocol.labelled(test, 'data.test')))
            for test in job.sets['test']]
   classifier = linear_probe.trained(
       job, settings, train, job.sets['validation'])

@@ -100,7 +100,7 @@ def extract(job: protocol.Job, train: record_lib.Source,
             ) -> tuple[np.ndarray, selection.Labelled]:
   """Numbers of the images with a class of training, and their CLS tokens."""
   matching = None if source is train else protocol.matched(
-      train, source, job.say)
+      job, train, source)
   rows = protocol.features(job, source, {'cls': _CLS}, knn.cls)
   labels = matching.of_test(rows['label']) if matching else rows['label']
   rows = protocol.in_common(rows, labels, source.spec)

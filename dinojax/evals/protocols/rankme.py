@@ -10,7 +10,6 @@ from typing import Any
 from dinojax.core import errors
 from dinojax.core import fields
 from dinojax.data import parts
-from dinojax.evals import online
 from dinojax.evals import protocol
 from dinojax.evals.protocols import knn
 from dinojax.features import spec
@@ -49,10 +48,8 @@ def run(job: protocol.Job, settings: Settings) -> list[protocol.Measured]:
   """
   source, = job.sets['images']
   name = source.spec
-  if len(source) > settings.max_images:
-    source = parts.Chosen(
-        source, online.evenly(len(source), settings.max_images))
-  rows = protocol.features(job, source, {'cls': _CLS}, knn.cls)
+  rows = protocol.features(job, parts.evenly(source, settings.max_images),
+                           {'cls': _CLS}, knn.cls)
   if len(rows['index']) < 2:
     raise errors.UserError(
         f'{name} has one image that can be read, and a rank needs two or more')

@@ -24,6 +24,7 @@ from dinojax.metrics import corruption
 TITLE = 'accuracy of the linear probe on images of other kinds'
 COST = 'as linear, and each set once'
 _NAMES = f'a source with labels, or one of {", ".join(images.OPENERS)}'
+TRAINS = True  # heads
 ROLES = {'train': protocol.Role('train', opens=images.open_source),
          'validation': protocol.Role(
              'validation', needed=False, opens=images.open_source),
@@ -56,8 +57,8 @@ def run(job: protocol.Job, settings: Settings) -> list[protocol.Measured]:
           f'{source.spec} may not be trained on, by its terms: give another '
           'set as data.train')
   tests = [(test, protocol.matched(
-      protocol.labelled(train, 'data.train'),
-      protocol.labelled(test, 'robustness.test'), job.say))
+      job, protocol.labelled(train, 'data.train'),
+      protocol.labelled(test, 'robustness.test')))
            for test in job.sets['test']]
   classifier = linear_probe.trained(
       job, settings, train, job.sets['validation'])

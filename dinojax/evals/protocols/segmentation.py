@@ -40,6 +40,7 @@ TITLE = 'linear segmentation, mIoU'
 COST = 'steps × batch of training crops, test images by windows'
 _WHAT = ('a set of masks, such as masks:DIR with DIR/images and DIR/masks, or '
          'ade20k:DIR')
+TRAINS = True  # heads
 ROLES = {'train': protocol.Role(opens=masks.train, what=_WHAT),
          'validation': protocol.Role(
              needed=False, opens=masks.test, what=_WHAT),

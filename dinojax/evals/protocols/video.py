@@ -37,6 +37,7 @@ from dinojax.probes.tasks import attend
 TITLE = 'classes of videos, by attention over the tokens of their frames'
 COST = '16 frames of a clip twenty times, and six views of a test clip'
 _CLIPS = f'videos with classes, {clips.EXAMPLE}'
+TRAINS = True  # heads
 ROLES = {'train': protocol.Role(opens=clips.open_set, what=_CLIPS),
          'validation': protocol.Role(
              needed=False, opens=clips.open_set, what=_CLIPS),
@@ -168,7 +169,7 @@ def run(job: protocol.Job, settings: Settings) -> list[protocol.Measured]:
   """
   train, = job.sets['train']
   classes = train.classes
-  tests = [(test, protocol.matched(train, test, job.say))
+  tests = [(test, protocol.matched(job, train, test))
            for test in job.sets['test']]
   if job.sets['validation']:
     held_out, = job.sets['validation']
@@ -180,7 +181,7 @@ def run(job: protocol.Job, settings: Settings) -> list[protocol.Measured]:
   heads, diverged = _trained(job, settings, task, grid, train)
   model = items.on_own_devices(job.model)
   answer = _Answer(job, model, settings, task, heads)
-  rows = _known(answer(held_out), protocol.matched(train, held_out, job.say),
+  rows = _known(answer(held_out), protocol.matched(job, train, held_out),
                 held_out.spec)
   right = (rows['scores'].argmax(-1) == rows['label'][:, None]).mean(0)
   best = int((right - 2.0 * diverged).argmax())

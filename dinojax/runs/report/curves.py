@@ -11,7 +11,7 @@ from dinojax.core import errors
 from dinojax.core import log
 from dinojax.core import paths
 from dinojax.engine import report as log_lib
-from dinojax.evals import online
+from dinojax.evals import learned
 from dinojax.runs import models
 from dinojax.runs.report import charts
 from dinojax.train import settings as settings_lib
@@ -177,7 +177,7 @@ def _levels(history: History, curve: Curve) -> list[charts.Level]:
     return []
   return _once([
       charts.Level(f'{line.name} {name}'.strip(), line.values[-1])
-      for key, name in online.NAMES.items() if key not in KNN.keys
+      for key, name in learned.NAMES.items() if key not in KNN.keys
       for line in history.lines(key)])
 
 

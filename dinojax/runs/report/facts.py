@@ -15,7 +15,7 @@ from dinojax.core import log
 from dinojax.core import text
 from dinojax.data import identity
 from dinojax.engine import report as log_lib
-from dinojax.evals import online
+from dinojax.evals import learned
 from dinojax.parallel import holder
 from dinojax.runs import catalog
 from dinojax.runs import workdir as workdir_lib
@@ -92,7 +92,7 @@ def training(folder: epath.Path, history: curves.History) -> Iterator[Row]:
 
 def scores(history: curves.History) -> Iterator[Row]:
   """Rows of the last k-NN of every student, with what it is compared with."""
-  for key, name in online.NAMES.items():
+  for key, name in learned.NAMES.items():
     for line in history.lines(key):
       yield (f'{line.name} {name}'.strip(), f'{line.values[-1]:.2f} %')
 
