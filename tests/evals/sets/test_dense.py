@@ -6,7 +6,10 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from dinojax.configs.evals import kitti
 from dinojax.core import errors
+from dinojax.evals import registry
+from dinojax.evals.protocols import depth as protocol
 from dinojax.evals.sets import dense
 from dinojax.evals.sets import depths
 from dinojax.evals.sets import masks
@@ -228,6 +231,9 @@ def test_kitti_leaves_out_what_has_no_truth(tmp_path):
   picture, depth = source[0].decoded()
   assert len(source) == 1 and source.left_out == 1
   assert picture.size == (1216, 352) and depth.max() == 10
+  settings = registry.read(kitti.get_config(str(tmp_path))).depth
+  assert (settings.box, settings.max_depth) == ('kitti_garg', 80)
+  assert len(protocol.ROLES['test'].opens(*settings.test)) == 1
   (tmp_path / 'val' / truth / '0000000069.png').unlink()
   with pytest.raises(errors.UserError, match='0000000069.png is missing'):
     depths.test(f'kitti:{tmp_path}')
