@@ -112,15 +112,15 @@ class Evaluations:
       prefix = '' if name == sections.ALONE else f'{name}/'
       job = self._job(name, emas[name]['backbone'],
                       protocol.Nested(stop, {}, {}))
-      found = self._neighbours.evaluate(
+      numbers = self._neighbours.evaluate(
           step, name, job) if self._neighbours else {}
       for protocol_name, section in self._chosen.items():
         if step % (self._every[protocol_name] or 1) and step != self._total:
           continue
         first, *_ = self._run(name, protocol_name, section, job)
-        found |= {f'{protocol_name}/{metric}': value
+        numbers |= {f'{protocol_name}/{metric}': value
                   for metric, value in first.scores().items()}
-      scores |= {prefix + key: value for key, value in found.items()}
+      scores |= {prefix + key: value for key, value in numbers.items()}
     if self._neighbours:
       self._neighbours.keep()
     return scores

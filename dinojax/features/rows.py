@@ -107,9 +107,9 @@ def table(job: Extraction, columns: Callable[[stream.Batch], Columns], *,
 
 
 def blank(job: Extraction) -> Columns:
-  """What `table` gives, but that all is zero: of weights that do not exist.
+  """Columns as of `table`, all zero: for planning, without weights.
 
-  Columns are what `reduce` makes, and rows share their memory.
+  Rows share their memory.
   """
   count = len(job.source)
   shapes = job.model.shapes(

@@ -91,10 +91,9 @@ def _job(config: Any, settings: settings_lib.Settings, folder: epath.Path,
   The stack releases the workdir, the mesh and weights on the host at its end.
   """
   settings, pins = pinned(settings, folder)
-  training = [(sources.open_training(spec), weight)
-              for spec, weight in settings.data.mixture]
-  homogeneous = [(sources.open_training(spec), probability)
-                 for spec, probability in settings.data.homogeneous]
+  training, homogeneous = (
+      [(sources.open_training(spec), share) for spec, share in given]
+      for given in (settings.data.mixture, settings.data.homogeneous))
   mesh = mesh_lib.make(settings.mesh.data, settings.mesh.fsdp)
   settings_lib.check_devices(settings, mesh.size)
   num_images = sum(len(source) for source, _ in training)
@@ -104,10 +103,8 @@ def _job(config: Any, settings: settings_lib.Settings, folder: epath.Path,
       batch_size=settings.train.batch_size, epoch_steps=epoch_steps)
   total = method_lib.total_steps(settings, epoch_steps)
   every = max(steps(settings.checkpoint.every), 1)
-  before = (models_lib.read_workdir(str(folder))
-            if (folder / models_lib.CONFIG).exists() else settings)
-  holder = _hold(folder, total, max(every, steps(before.checkpoint.every)),
-                 stack)
+  holder = _hold(folder, total, max(every, steps(
+      _before(folder, settings).checkpoint.every)), stack)
   stack.enter_context(mesh_lib.activate(mesh))
   teacher = models_lib.read_frozen_teacher(settings)
   method = method_lib.build(
@@ -127,7 +124,7 @@ def _job(config: Any, settings: settings_lib.Settings, folder: epath.Path,
     _check_data(folder, data, settings)
   protocols = while_training.make(
       method, mesh, steps, total, given.fill, folder)
-  if unfinished and protocols:
+  if unfinished:
     _check_evaluations(method, mesh, protocols)
   if holder:
     workdir_lib.write_config(folder, config, pins)
@@ -147,6 +144,13 @@ def _job(config: Any, settings: settings_lib.Settings, folder: epath.Path,
       is_lost=holder.is_lost if holder else lambda: False,
       **_options(settings))
   return job, holder is None
+
+
+def _before(folder: epath.Path, settings: settings_lib.Settings
+            ) -> settings_lib.Settings:
+  """The settings of an earlier start of this run, or those of now."""
+  return (models_lib.read_workdir(str(folder))
+          if (folder / models_lib.CONFIG).exists() else settings)
 
 
 def _together(*evaluators: loop.Evaluator | None) -> loop.Evaluator | None:
@@ -272,9 +276,9 @@ def _check_memory(method: method_lib.Method, mesh: jax.sharding.Mesh):
 
 
 def _check_evaluations(method: method_lib.Method, mesh: jax.sharding.Mesh,
-                       evaluations: while_training.Evaluations):
+                       evaluations: while_training.Evaluations | None):
   """Warns or raises where heads may not fit beside the state of the run."""
-  if not method.settings.train.check_memory:
+  if not (evaluations and method.settings.train.check_memory):
     return
   free = float(processes.of_first(
       str(hardware.available_gib(mesh.local_devices[0]))))

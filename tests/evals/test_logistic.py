@@ -110,3 +110,10 @@ def test_the_first_of_equal_strengths_is_fitted_to_all():
   kept = selection.choose(train, held, 3, refit=False)
   np.testing.assert_array_equal(
       kept.final.weight[0], kept.candidates.weight[kept.best])
+
+
+def test_a_problem_that_fits_no_memory_is_a_sentence():
+  logistic.check_memory(5000, 384, 10, 1.0)
+  with pytest.raises(errors.UserError, match=(
+      r'1,281,167 images of 1,000 classes takes about \d\d\.\d GiB .*16 free')):
+    logistic.check_memory(1_281_167, 1024, 1000, 16.0)

@@ -67,7 +67,7 @@ def of_features(job: protocol.Job, settings: Settings,
   """Accuracy for every k, of any features.
 
   Args:
-    job: what is measured, and on what.
+    job: the backbone, and the sets.
     settings: the section.
     extract: makes `cls` [r, d], `index` and `label` of a source.
 

@@ -11,16 +11,19 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any, Literal
 
+import jax
 import numpy as np
 
 from dinojax.core import fields
 from dinojax.data import record as record_lib
+from dinojax.evals import logistic
 from dinojax.evals import protocol
 from dinojax.evals import selection
 from dinojax.evals.protocols import knn
 from dinojax.evals.sets import fine_grained
 from dinojax.features import spec
 from dinojax.metrics import classification
+from dinojax.parallel import hardware
 
 TITLE = 'logistic regression on the CLS token'
 COST = 'train, validation and test once'
@@ -63,10 +66,13 @@ def run(job: protocol.Job, settings: Settings) -> list[protocol.Measured]:
   """Accuracies of the classifier that is best on validation images.
 
   Raises:
-    UserError: sources without labels or without a class in common, or
-      training images of one class only.
+    UserError: sources without labels or without a class in common, training
+      images of one class only, or too many of them for the memory.
   """
   train, = job.sets['train']
+  logistic.check_memory(
+      len(train), sum(_CLS.widths(job.model.config)), len(train.classes),
+      hardware.available_gib(jax.local_devices()[0]))
   tests = [protocol.labelled(test, 'data.test') for test in job.sets['test']]
   images, validation = split(job, train)
   sweep = selection.choose(
