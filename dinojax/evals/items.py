@@ -8,14 +8,18 @@ features are the same on any number of them.
 
 import collections
 from collections.abc import Callable, Sequence
+import hashlib
 import io
 import json
 import re
+import time
 
+from etils import epath
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
+from dinojax.core import atomic
 from dinojax.core import errors
 from dinojax.core import tree
 from dinojax.evals import protocol
@@ -26,7 +30,9 @@ from dinojax.parallel import processes
 
 Rows, Pictures = protocol.Rows, dict[str, np.ndarray]
 _KEPT_MAPS = 64  # of the last images, on the device
-_PICTURE = 'picture/'
+# Beside the columns: pictures, the item of every row, and the items.
+_PICTURE, _ITEM, _DONE = 'picture/', '(item)', '(done)'
+_SAVE_S = 30.0  # seconds between two files
 
 
 def share(count: int) -> range:
@@ -35,7 +41,16 @@ def share(count: int) -> range:
   return range(count * index // total, count * (index + 1) // total)
 
 
-def rows(count: int, measure: Callable[[int], tuple[Rows, Pictures]]
+def place(job: protocol.Job, spec: str) -> epath.Path | None:
+  """Folder that keeps the items of a set for a later start; None: nowhere."""
+  if job.folder is None:
+    return None
+  return job.folder / f'items-{hashlib.sha256(spec.encode()).hexdigest()[:8]}'
+
+
+def rows(count: int, measure: Callable[[int], tuple[Rows, Pictures]], *,
+         folder: epath.Path | None = None,
+         passed: Callable[[int], None] = lambda item: None
          ) -> tuple[Rows, Pictures]:
   """Rows of all items, in order, and their pictures; on every process.
 
@@ -43,20 +58,26 @@ def rows(count: int, measure: Callable[[int], tuple[Rows, Pictures]]
     count: number of items.
     measure: columns [r, …] of an item, the same for every item, and pictures
       by name. An error of one process ends all of them.
+    folder: keeps what was measured every half minute, see `place`; a later
+      start, of any number of processes, goes on.
+    passed: called with every item that an earlier start has measured.
 
   Raises:
     UserError: what a process raised.
   """
-  parts, pictures, error = [], {}, None
+  names, held = _held(folder)
+  todo = [item for item in range(count) if item not in held]
+  for item in held:
+    passed(item)
+  fresh, error = _Part(folder), None
   try:
-    for item in share(count):
-      columns, drawn = measure(item)
-      parts.append(columns)
-      pictures |= drawn
-    data = _packed(_joined(parts) | {
-        _PICTURE + name: pixels for name, pixels in pictures.items()})
+    try:
+      for number in share(len(todo)):
+        fresh.add(todo[number], *measure(todo[number]))
+    finally:  # also of an interrupt
+      fresh.save()
   except Exception as raised:  # all kinds: the others wait
-    error, data = raised, b''
+    error = raised
   processes.meet()
   failures = [text.decode() for text in processes.of_all(
       _sentence(error).encode())]
@@ -65,12 +86,71 @@ def rows(count: int, measure: Callable[[int], tuple[Rows, Pictures]]
   for index, text in enumerate(failures):
     if text:
       raise errors.UserError(f'process {index} failed: {text}')
-  every = [_unpacked(part) for part in processes.of_all(data)]
+  every = [_unpacked((folder / name).read_bytes()) for name in names]
+  every += [_unpacked(part) for part in processes.of_all(fresh.packed())]
   pictures = {name.removeprefix(_PICTURE): pixels for part in every
               for name, pixels in part.items() if name.startswith(_PICTURE)}
-  return _joined([
+  table = _joined([
       {name: column for name, column in part.items()
-       if not name.startswith(_PICTURE)} for part in every]), pictures
+       if name != _DONE and not name.startswith(_PICTURE)}
+      for part in every])
+  order = np.argsort(table.pop(_ITEM, np.arange(0)), kind='stable')
+  return {name: column[order] for name, column in table.items()}, pictures
+
+
+def _held(folder: epath.Path | None) -> tuple[list[str], set[int]]:
+  """Files of earlier starts as the first process sees them, and their items."""
+  names = sorted(path.name for path in folder.glob('*.npz')) if (
+      folder is not None and folder.exists()) else []
+  names = json.loads(processes.of_first(json.dumps(names)))
+  return names, {int(item) for name in names for item in _unpacked(
+      (folder / name).read_bytes())[_DONE]}
+
+
+class _Part:
+  """Items that this process measures, written to a folder in between."""
+
+  def __init__(self, folder: epath.Path | None):
+    """Begins with none."""
+    self._folder, self._saved = folder, time.monotonic()
+    self._parts: list[Rows] = []
+    self._pictures: Pictures = {}
+    self._done: list[int] = []
+    self._whole: list[bytes] = []  # what is written already
+
+  def add(self, item: int, columns: Rows, pictures: Pictures):
+    """Takes the columns and pictures of an item."""
+    length = len(next(iter(columns.values()))) if columns else 0
+    self._parts.append(columns | {_ITEM: np.full(length, item)})
+    self._pictures |= pictures
+    self._done.append(item)
+    if time.monotonic() - self._saved > _SAVE_S:
+      self.save()
+
+  def save(self):
+    """Writes what is new, where there is a folder."""
+    if self._folder is None or not self._done:
+      return
+    self._folder.mkdir(parents=True, exist_ok=True)
+    data = self._pack()
+    atomic.write_bytes(self._folder / (
+        f'{self._done[0]:08d}-{self._done[-1]:08d}.npz'), data)
+    self._whole.append(data)
+    self._parts, self._pictures, self._done = [], {}, []
+    self._saved = time.monotonic()
+
+  def packed(self) -> bytes:
+    """Everything that was added."""
+    parts = [_unpacked(data) for data in (*self._whole, self._pack())]
+    done = np.concatenate([part.pop(_DONE) for part in parts])
+    pictures = {name: part.pop(name) for part in parts for name in list(part)
+                if name.startswith(_PICTURE)}
+    return _packed(_joined(parts) | pictures | {_DONE: done})
+
+  def _pack(self) -> bytes:
+    return _packed(_joined(self._parts) | {
+        _PICTURE + name: pixels for name, pixels in self._pictures.items()
+    } | {_DONE: np.array(self._done, np.int64)})
 
 
 def _sentence(error: Exception | None) -> str:

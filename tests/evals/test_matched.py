@@ -172,6 +172,35 @@ def test_every_process_measures_a_part(monkeypatch):
   assert {len(share) for share in shares} == {2, 3}
 
 
+@pytest.mark.parametrize('seconds', [0.0, 1e6])
+def test_items_that_are_measured_are_kept(tmp_path, monkeypatch, seconds):
+  """Written one by one, or all at the end of a start."""
+  monkeypatch.setattr(items, '_SAVE_S', seconds)
+  begun, passed = [], []
+
+  def measure(item, until=9):
+    if item == until:
+      raise KeyboardInterrupt
+    begun.append(item)
+    return ({'a, b': np.full(item % 3, item)},
+            {f'{item}': np.full((1, 1, 3), item, np.uint8)} if item < 2 else {})
+
+  whole = items.rows(9, measure)
+  begun.clear()
+  for until in (3, 3, 7):
+    with pytest.raises(KeyboardInterrupt):
+      items.rows(9, lambda i, until=until: measure(i, until), folder=tmp_path)
+  rows, pictures = items.rows(
+      9, measure, folder=tmp_path, passed=passed.append)
+  assert begun == list(range(9)) and passed == list(range(7))
+  jax.tree.map(np.testing.assert_array_equal, (rows, pictures), whole)
+  assert rows['a, b'].tolist() == [1, 2, 2, 4, 5, 5, 7, 8, 8]
+  begun.clear()
+  again = items.rows(9, measure, folder=tmp_path)
+  assert not begun
+  jax.tree.map(np.testing.assert_array_equal, again, whole)
+
+
 def test_maps_are_read_once_and_forgotten(monkeypatch):
   monkeypatch.setattr(items, '_KEPT_MAPS', 2)
   read = []

@@ -92,7 +92,8 @@ def _measured(job: protocol.Job, model, test: transfer.Test,
     columns, picture = work.measure(index, index in drawn)
     return columns, {} if picture is None else {f'{index:06d}': picture}
 
-  rows, pictures = items.rows(work.count, measure)
+  rows, pictures = items.rows(
+      work.count, measure, folder=items.place(job, test.spec))
   sheet = [pictures[name] for name in sorted(pictures)]
   facts = {'pairs': work.count, 'places': settings.places,
            'side px': work.side, 'max_pairs': settings.max_pairs}

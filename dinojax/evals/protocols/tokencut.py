@@ -87,7 +87,9 @@ def _measured(job: protocol.Job, model, test: boxes.Boxes,
     job.progress(1)
     return columns, {} if picture is None else {f'{index:02d}': picture}
 
-  rows, pictures = items.rows(len(test), measure)
+  rows, pictures = items.rows(
+      len(test), measure, folder=items.place(job, test.spec),
+      passed=lambda item: job.progress(1))
   unsure = int((rows['converged'] == 0).sum())
   if unsure:
     job.say(f'tokencut: the cut of {unsure} of {len(test)} images did not '

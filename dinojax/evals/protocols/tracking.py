@@ -104,7 +104,10 @@ def _measured(job: protocol.Job, model, test: videos.Videos,
     columns['object'] = np.array(video.objects())
     return columns, {f'{index}': drawing.grid(strips)} if strips else {}
 
-  rows, pictures = items.rows(test.num_videos, measure)
+  rows, pictures = items.rows(
+      test.num_videos, measure, folder=items.place(job, test.spec),
+      passed=lambda item: job.progress(
+          len(test[item].frames) * len(settings.short_patches)))
   return protocol.Measured(
       test.spec, rows, score,
       facts={'videos': test.num_videos, 'context': settings.context,

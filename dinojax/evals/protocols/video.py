@@ -251,7 +251,9 @@ class _Answer:
 
   def __call__(self, source: clips.Clips) -> protocol.Rows:
     """scores [r, s, k], label, index and readable of every clip."""
-    rows, _ = items.rows(len(source), lambda i: (self._row(source, i), {}))
+    rows, _ = items.rows(
+        len(source), lambda i: (self._row(source, i), {}),
+        folder=items.place(self.job, source.spec), passed=self._count)
     return rows
 
   def _row(self, source: clips.Clips, index: int) -> protocol.Rows:
@@ -266,10 +268,14 @@ class _Answer:
       logging.warning('%s: %s is left out: %s', *map(
           text.printable, (source.spec, clip.name, error)))
       readable = False
-    self.job.progress(self.settings.frames * self.settings.segments
-                      * self.settings.views)
+    self._count(index)
     return {'scores': scores[None], 'label': np.array([clip.label]),
             'index': np.array([index]), 'readable': np.array([readable])}
+
+  def _count(self, index: int):
+    del index  # all have as many
+    self.job.progress(self.settings.frames * self.settings.segments
+                      * self.settings.views)
 
   def _scores(self, views: np.ndarray) -> np.ndarray:
     """[s, k] mean probabilities of the views [w, v, y, x, 3]."""
