@@ -7,6 +7,7 @@ from tests import golden
 from tests.kinds import copies  # noqa: F401  each registers its kinds
 from tests.kinds import data  # noqa: F401
 from tests.kinds import dense  # noqa: F401
+from tests.kinds import depth  # noqa: F401
 from tests.kinds import dynamics  # noqa: F401
 from tests.kinds import evals  # noqa: F401
 from tests.kinds import heads  # noqa: F401
