@@ -60,8 +60,7 @@ def linear_probe_heads(case):
       classify.is_averaged(choice)) else f'{choice}_avgpool0'
   for choice, heads in state['heads'].items():
     heads['params'] = {
-        'kernel': jnp.asarray(case.weights[''][
-            f'{theirs(choice)}/weight'].transpose(0, 2, 1)),
+        'weight': jnp.asarray(case.weights[''][f'{theirs(choice)}/weight']),
         'bias': jnp.asarray(case.weights[''][f'{theirs(choice)}/bias'])}
 
   @jax.jit
