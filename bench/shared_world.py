@@ -8,10 +8,10 @@ it and its untrained twin by the protocols of `dinojax evaluate`, on the test
 parts. Every table is in a folder of WORKDIR_results, all of them in its
 results.md.
 
-`--ablations [NAME ...]` trains variants of the config of half its width and
-depth, each with two seeds, and measures them: WORKDIR_ablations/results.md
-has a line a variant, the scores of the two seeds side by side. `--seeds=0`
-trains and measures one of them, so that two processes share the work.
+`--ablations [NAME ...]` trains variants of the config of half its width, depth
+and length, each with two seeds, measures them, and prints a line a variant, the
+scores of both seeds side by side. `--seeds 0` is one of them, so that two
+processes share the work.
 """
 
 import argparse
@@ -42,8 +42,10 @@ HEADS = {'min_steps': 300, 'epochs': 10.0, 'batch_size': 256}
 # Words of the config of every variant, in the order in which they need each
 # other: `last96` goes on from base, `distilled` learns from WORKDIR.
 ABLATIONS = {
-    'base': 'small', 'no_koleo': 'small,no_koleo', 'no_ibot': 'small,no_ibot',
-    'px96': 'small,px96', 'last96': 'small,last96', 'distilled': 'distilled'}
+    'base': 'short,small', 'no_koleo': 'short,small,no_koleo',
+    'no_ibot': 'short,small,no_ibot', 'px96': 'short,small,px96',
+    'last96': 'short,small,last96', 'distilled': 'short,distilled'}
+SEEDS = (0, 1)
 
 
 def main() -> int:
@@ -55,7 +57,7 @@ def main() -> int:
   parser.add_argument('--only', nargs='*', help='names of tables')
   parser.add_argument('--ablations', nargs='*', help='names of variants; '
                       'none: all', metavar='NAME', choices=list(ABLATIONS))
-  parser.add_argument('--seeds', nargs='*', type=int, default=[0, 1])
+  parser.add_argument('--seeds', nargs='*', type=int, default=SEEDS)
   options = parser.parse_args()
   data = pathlib.Path(options.data)
   workdir = pathlib.Path(options.workdir)
@@ -167,22 +169,22 @@ def untrained(data: pathlib.Path, out: pathlib.Path) -> str:
 
 def ablations(data: pathlib.Path, workdir: pathlib.Path,
               sets: dict[str, str], options) -> None:
-  """Trains variants of the config, and measures them in one table a set."""
-  models: dict[str, list[str]] = {}
-  for name in options.ablations or ABLATIONS:
-    for seed in options.seeds:
+  """Trains variants of the config, measures them, and prints all seeds."""
+  names = options.ablations or list(ABLATIONS)
+  place = lambda name, seed: str(beside(workdir, f'{name}_{seed}'))
+  for seed in options.seeds:
+    for name in names:
       config = shared_world.get_config(','.join(
           (str(data), ABLATIONS[name], *(['seed1'] if seed else []))))
       if name == 'last96':
-        config.init.source = models['base'][options.seeds.index(seed)]
+        config.init.source = place('base', seed)
       elif name == 'distilled':
         config.distillation.source = str(workdir)
-      place = str(beside(workdir, f'{name}_{seed}'))
-      dinojax.train(config, place)
-      models.setdefault(name, []).append(place)
-  out = beside(workdir, 'ablations' + ''.join(map(str, options.seeds)))
-  tables(compared(sets), sum(models.values(), []), out)
-  print(summary(models, out))
+      dinojax.train(config, place(name, seed))
+    tables(compared(sets), [place(name, seed) for name in names],
+           beside(workdir, f'ablations_{seed}'))
+  print(summary({name: [place(name, seed) for seed in SEEDS] for name in names},
+                [beside(workdir, f'ablations_{seed}') for seed in SEEDS]))
 
 
 def compared(sets: dict[str, str]) -> dict[str, tuple]:
@@ -198,10 +200,14 @@ def compared(sets: dict[str, str]) -> dict[str, tuple]:
   return out
 
 
-def summary(models: dict[str, list[str]], out: pathlib.Path) -> str:
+def summary(models: dict[str, list[str]], outs: list[pathlib.Path]) -> str:
   """A line a variant and a column a metric, with the score of each seed."""
-  rows = {table.name: scores.read(epath.Path(table))
-          for table in sorted(out.iterdir()) if table.is_dir()}
+  rows = {}
+  for out in outs:
+    for table in sorted(out.iterdir()) if out.exists() else ():
+      if table.is_dir():
+        rows.setdefault(table.name, []).extend(
+            scores.read(epath.Path(table)))
   columns = [(name, metric) for name, lines in rows.items()
              for metric in dict.fromkeys(line['metric'] for line in lines)]
   head = ['variant', *(f'{name} {metric}' for name, metric in columns)]

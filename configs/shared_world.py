@@ -6,7 +6,7 @@ The folder, with a slash in its name, holds small public sets, each with
 labels.csv or sub-folders; of their test parts only those of flowers5 are read,
 by the k-NN. DINOv2's losses, 8-pixel patches, 64-pixel crops. Two CPU cores:
 an hour at most. Words after the folder, joined by commas, change one thing
-each: `short` (a third of the steps), `no_koleo`, `no_ibot`, `px96`, `last96`
+each: `short` (half of the steps), `no_koleo`, `no_ibot`, `px96`, `last96`
 (a tenth more at 96 pixels, from --config.init.source), `small` (half as wide
 and deep), `distilled` (`small`, from --config.distillation.source), `seed1`.
 """
@@ -100,7 +100,7 @@ def _change(c: config_dict.ConfigDict, words: tuple[str, ...]):
     c.crops.global_px = c.model.image_px = 96
     c.crops.local_px = 48
   if 'short' in words:
-    c.train.total_steps /= 3
+    c.train.total_steps /= 2
   if 'last96' in words:
     c.train.total_steps /= 10
     c.init.source, c.init.part = 'runs/shared_world', 'both'
