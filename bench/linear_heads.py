@@ -56,7 +56,9 @@ class Side:
           lambda x: x.sharding, shapes))
       self._state = self._fit.enter(
           self._fit.create(jax.random.key(0)), 'heads')
-      self._step = jax.jit(self._whole, donate_argnums=0)
+      self._step = jax.jit(
+          self._whole, donate_argnums=0,
+          compiler_options=mesh_lib.compiler_options(model.mesh))
     self.seconds()
 
   def _whole(self, state, batch):

@@ -200,7 +200,9 @@ class Maps:
     self.job, self.task, self.views, self.is_class = job, task, views, is_class
     devices = job.model.mesh.size
     self._at_once = -(-at_once // devices) * devices
-    self._program = jax.jit(functools.partial(_predict, job.model.net, task))
+    self._program = jax.jit(
+        functools.partial(_predict, job.model.net, task),
+        compiler_options=mesh_lib.compiler_options(job.model.mesh))
     if job.nested:  # evaluations within a run compile once
       self._program = job.nested.programs.setdefault(
           f'maps of {task}', self._program)

@@ -154,4 +154,5 @@ def _programs(fit: fit_lib.Fit) -> tuple[Callable, Callable]:
   """The compiled preparation and step of heads."""
   return (jax.jit(functools.partial(fit.prepare, variant='heads')),
           jax.jit(functools.partial(fit.step, variant='heads'),
-                  donate_argnums=0))
+                  donate_argnums=0, compiler_options=(
+                      mesh_lib.compiler_options(fit.model.mesh))))
