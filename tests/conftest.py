@@ -9,11 +9,16 @@ from importlib import metadata
 import os
 import pathlib
 import resource
+import shutil
 import signal
 import sys
+import tempfile
 import time
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+# A folder of all processes of this call of pytest, which inherit its name.
+if 'DINOJAX_TESTS_SHARED' not in os.environ:
+  os.environ['DINOJAX_TESTS_SHARED'] = tempfile.mkdtemp()
 # Below nohup, or behind a shell's &, these are ignored, which the programs that
 # tests start would inherit: a handler they do not.
 for number, handler in ((signal.SIGHUP, lambda *_: None),
@@ -141,6 +146,8 @@ def pytest_sessionstart(session):
 def pytest_sessionfinish(session):
   if 'tests.forked' in sys.modules:
     sys.modules['tests.forked'].stop()
+  if not hasattr(session.config, 'workerinput'):
+    shutil.rmtree(os.environ['DINOJAX_TESTS_SHARED'])
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -7,6 +7,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 import dinojax
 
 PACKAGE = pathlib.Path(dinojax.__file__).parent
@@ -60,6 +62,7 @@ class Frame:
     return all(isinstance(value, ast.Name) for value in given)
 
 
+@pytest.mark.slow
 def test_few_calls_lead_to_the_first_product(tmp_path):
   done = subprocess.run(
       [sys.executable, '-c', PROGRAM, 'train', '--config=vits:smoke',

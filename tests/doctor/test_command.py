@@ -31,6 +31,7 @@ def run(*flags):
       [*flags], module='dinojax.commands.doctor', JAX_PLATFORMS='cpu')
 
 
+@pytest.mark.slow  # make test measures each part
 def test_a_config_is_measured_from_end_to_end(tmp_path):
   out = tmp_path / 'out.json'
   code, text = run(

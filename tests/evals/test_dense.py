@@ -105,6 +105,7 @@ def test_pictures_have_three_parts_and_a_legend(stripes):
     assert pixels.shape[1] > 3 * 60
 
 
+@pytest.mark.slow  # make test deals other rows to eight devices
 def test_rows_are_those_of_eight_devices(scenes, stripes, tmp_path):
   other = run_segmentation(scenes, tmp_path, data=8)
   assert other.facts['lr'] == stripes.facts['lr']

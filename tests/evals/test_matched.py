@@ -35,6 +35,7 @@ def specs(root):
   return matched.sets(root)
 
 
+@pytest.mark.slow  # make test has the same of other kinds of items
 @pytest.mark.parametrize('name', matched.ASKED)
 def test_rows_are_the_same_on_one_device_and_on_eight(specs, name):
   few, many = (matched.columns(matched.measure(name, specs[name], devices))

@@ -114,6 +114,7 @@ def test_rows_of_whole_images_are_those_of_each_alone(model, odd_sizes):
         atol=2e-6)
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_same_rows(model, odd_sizes):
   many = backbone.Backbone.of(cases.weights(CONFIG), mesh_lib.make())
   assert many.mesh.size == 8

@@ -141,6 +141,7 @@ def test_heads_that_get_images_are_planned_too(tmp_path, monkeypatch):
   assert seen == [('evals.linear', True)]
 
 
+@pytest.mark.slow  # two students to compile
 def test_students_have_programs_of_their_own(monkeypatch):
   """Images have the same shape for a narrow network and for a wide one."""
   c = demo.get_config('smoke')

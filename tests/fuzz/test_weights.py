@@ -11,7 +11,7 @@ KINDS = {'binary': (weights.seeds, 6), 'text': (weights.texts, 4)}
 
 @pytest.mark.torch
 @pytest.mark.parametrize('tries', [
-    200, pytest.param(20_000, marks=pytest.mark.slow)])
+    60, pytest.param(20_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize('kind', KINDS)
 def test_damaged_files_are_a_result_or_a_sentence(kind, tries):
   """`tries` mutants of each format, in one child process."""

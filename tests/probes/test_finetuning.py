@@ -103,8 +103,8 @@ def test_what_is_not_trained_stays_and_is_not_saved():
                after['frozen'])
 
 
-@pytest.mark.parametrize('sizes', [
-    pytest.param((8, 1), marks=pytest.mark.slow), (2, 4)])  # a second mesh
+@pytest.mark.slow  # make test has heads alone on a mesh, test_fit.py
+@pytest.mark.parametrize('sizes', [(8, 1), (2, 4)])
 def test_the_mesh_changes_nothing(whole, sizes, tmp_path):
   got = test_fit.trained(fit(test_fit.model(*sizes), ema_decay=0.9), tmp_path)
   for entry in ('params', 'ema'):
@@ -125,6 +125,7 @@ def test_the_average_is_kept_and_evaluated(whole):
   close.close(params_of(after, 'ema'), want, of_largest=1e-6)
 
 
+@pytest.mark.slow  # make test stops heads, test_fit.py
 def test_stopped_it_ends_in_the_same_bits(whole, tmp_path):
   def feed(step):
     for batch in test_fit.batches(step):

@@ -70,8 +70,8 @@ def same(item_digests, wanted):
              if not item.startswith('meta'))
 
 
-@pytest.mark.parametrize('name', [
-    'anchored', pytest.param('students', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['anchored', 'students'])
 def test_a_kept_run_goes_on(unpacked, name):
   folder = unpacked / name
   want = json.loads((folder / 'want.json').read_text())

@@ -101,6 +101,7 @@ def two_students(**changes):
       **changes)
 
 
+@pytest.mark.slow  # make test has distillation in the goldens
 def test_the_frozen_teacher_stays_and_every_ema_follows():
   _, _, (start, end) = run(two_students())
   jax.tree.map(np.testing.assert_array_equal, start['frozen'],
