@@ -16,6 +16,7 @@ processes share the work.
 
 import argparse
 import csv
+import os
 import pathlib
 import shutil
 import sys
@@ -59,6 +60,9 @@ def main() -> int:
                       'none: all', metavar='NAME', choices=list(ABLATIONS))
   parser.add_argument('--seeds', nargs='*', type=int, default=SEEDS)
   options = parser.parse_args()
+  # Two devices of a CPU train 1.2 to 1.3 × as fast as one with both cores.
+  if 'JAX_NUM_CPU_DEVICES' not in os.environ:
+    jax.config.update('jax_num_cpu_devices', 2)
   data = pathlib.Path(options.data)
   workdir = pathlib.Path(options.workdir)
   sets = prepared(data, beside(workdir, 'sets'))
