@@ -143,8 +143,6 @@ def test_models_are_columns_and_keys_are_lines(run, out):
     (['--protocols=knn', '--sizes=big'], '--sizes=big is no number of pixels'),
     (['--protocols=knn', '--train=patterns:train'], 'data.test is missing')])
 def test_mistakes_are_said_before_work(words, message, tmp_path, capsys):
-  model = tmp_path / 'export'
-  assert not model.exists()
   folder, _ = finished.run()
   code = commands.run('evaluate', [
       f'--model={folder}/export', f'--out={tmp_path}/o', CACHE, *words])
