@@ -5,6 +5,7 @@ import pytest
 
 from tests import golden
 from tests.kinds import copies  # noqa: F401  each registers its kinds
+from tests.kinds import curation  # noqa: F401
 from tests.kinds import data  # noqa: F401
 from tests.kinds import dense  # noqa: F401
 from tests.kinds import depth  # noqa: F401

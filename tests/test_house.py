@@ -12,8 +12,8 @@ PACKAGE = ROOT / 'dinojax'
 FLOORS = (
     ('core',), ('parallel', 'augment', 'data'), ('kernels',),
     ('losses', 'metrics'), ('models',), ('features', 'interop', 'engine'),
-    ('train', 'probes'), ('evals',), ('configs',), ('planning',), ('runs',),
-    ('doctor',), ('commands',))
+    ('train', 'probes'), ('evals', 'curate'), ('configs',), ('planning',),
+    ('runs',), ('doctor',), ('commands',))
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 # Beyond the order.
 UNSEEN = {'train': {'interop', 'probes'}, 'probes': {'interop', 'train'}}

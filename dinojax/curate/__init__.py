@@ -1,0 +1,1 @@
+"""From a raw pile of images to a corpus: filters, copies, clusters, samples."""
