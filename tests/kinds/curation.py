@@ -7,6 +7,7 @@ from dinojax.curate import components
 from dinojax.curate import copies
 from dinojax.curate import pca_hash
 from dinojax.curate import retrieval
+from dinojax.models import sscd
 from tests import golden
 
 
@@ -157,3 +158,31 @@ def pca_hash_kind(case):
           'projection': hasher.projections(thumbnails['images']),
           'bits': np.unpackbits(got, axis=1).astype(bool), 'packed': got,
           'hamming': pca_hash.distances(got, got)}
+
+
+@golden.kind('gem_pooling')
+def gem_pooling(case):
+  x, floor = case.inputs['x'].transpose(0, 2, 3, 1), case.config['floor']
+  return {f'p{power:g}': sscd.gem(x, power, floor)
+          for power in case.config['powers']}
+
+
+@golden.kind('sscd_resnet_forward')
+def sscd_resnet_forward(case):
+  c, out = case.config, {}
+  network = sscd.load(case.weights[''], case.meta['name'])
+  config = sscd.config_of(case.weights[''])
+  assert config.bottleneck == (c['block'] == 'bottleneck')
+  assert list(config.blocks) == c['layers'] and config.dims == c['dims']
+  assert config.stem == c['stem_width'] and config.groups == c['groups']
+  assert list(config.inner) == [
+      width * c['width_per_group'] // 64 * c['groups'] for width in c['planes']]
+  c.only('gem_power', sscd.GEM_POWER)
+  for name, x in case.inputs.items():
+    last = network.map(x.transpose(0, 2, 3, 1))
+    pooled = sscd.gem(last)
+    row = network.fc(pooled)
+    out |= {f'{name}/layer4': last.transpose(0, 3, 1, 2),
+            f'{name}/gem': pooled, f'{name}/before_l2': row,
+            f'{name}/embedding': sscd.unit(row)}
+  return out
