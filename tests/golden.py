@@ -17,7 +17,7 @@ import numpy as np
 
 KEPT = pathlib.Path(__file__).parent / 'goldens'
 _ALL = (KEPT, KEPT.with_name('goldens_evals'),
-        KEPT.with_name('goldens_heads'))
+        KEPT.with_name('goldens_heads'), KEPT.with_name('goldens_curation'))
 
 
 def folders() -> tuple[pathlib.Path, ...]:

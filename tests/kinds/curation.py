@@ -5,8 +5,10 @@ import numpy as np
 from dinojax.curate import balance
 from dinojax.curate import components
 from dinojax.curate import copies
+from dinojax.curate import kmeans
 from dinojax.curate import pca_hash
 from dinojax.curate import retrieval
+from dinojax.curate import seeds
 from dinojax.models import sscd
 from tests import golden
 
@@ -186,3 +188,50 @@ def sscd_resnet_forward(case):
             f'{name}/gem': pooled, f'{name}/before_l2': row,
             f'{name}/embedding': sscd.unit(row)}
   return out
+
+
+@golden.kind('hierarchical_kmeans_given_init')
+def hierarchical_kmeans_given_init(case):
+  c, out, points = case.config, {}, case.inputs['points']
+  above = None
+  for level, k in enumerate(c['clusters'], 1):
+    initial = points[case.inputs[f'level{level}/initial_index']]
+    assert len(initial) == k
+    got = kmeans.fit(
+        points, initial, iterations=c['iterations'], empty=c['empty'])
+    label, _ = kmeans.assign(points, got.centroids)
+    np.testing.assert_array_equal(np.bincount(label, minlength=k), got.counts)
+    out |= {f'level{level}/{name}': value for name, value in (
+        ('centroids', got.centroids), ('assignment', label),
+        ('counts', got.counts), ('inertia', got.inertia))}
+    above = label if above is None else label[above]
+    points = got.centroids
+  return out | {'flat_top_assignment': above}
+
+
+@golden.kind('hierarchical_kmeans_resampling')
+def hierarchical_kmeans_resampling(case):
+  c, x, out, points = case.config, case.inputs, {}, case.inputs['points']
+  c.only('strategy', 'closest')
+  for level, (k, count) in enumerate(zip(
+      c['clusters'], c['points_per_cluster'], strict=True), 1):
+    chosen = np.arange(len(points))
+    for run in range(c['resamples'] + 1 if count > 1 else 1):
+      initial = points[chosen][x[f'level{level}/initial_index{run}']]
+      got = kmeans.fit(points[chosen], initial, empty='keep',
+                       iterations=c['iterations'])
+      label, distance = kmeans.assign(points, got.centroids)
+      out[f'level{level}/clustered_rows{run}'] = len(chosen)
+      chosen = seeds.members(label, distance, k, count)
+    out |= {f'level{level}/centroids': got.centroids,
+            f'level{level}/assignment': label}
+    points = got.centroids
+  return out
+
+
+@golden.kind('kmeans_plusplus_given_draws')
+def kmeans_plusplus_given_draws(case):
+  assert case.config['trials'] == case.inputs['draws'].shape[1]
+  return {'index': seeds.plus_plus(
+      case.inputs['points'], case.config['clusters'],
+      first=int(case.inputs['first_index']), draws=case.inputs['draws'])}
