@@ -52,6 +52,11 @@ class _Pass:
   cost: float  # squared distances to the centroids
   farthest: np.ndarray  # [r, d] rows, farthest first
 
+  def means(self, centroids: np.ndarray) -> np.ndarray:
+    """[k, d] means of the rows; of a cluster without any its centroid."""
+    counts = self.counts[:, None]
+    return np.where(counts > 0, self.sums / np.maximum(counts, 1), centroids)
+
 
 def fit(rows: Rows, initial: np.ndarray, *, iterations: int,
         mesh: jax.sharding.Mesh | None = None, empty: str = 'reseed',
@@ -88,10 +93,9 @@ def fit(rows: Rows, initial: np.ndarray, *, iterations: int,
       break
     last = passage.cost
     centroids = _moved(centroids, passage, empty)
-  held = np.maximum(passage.counts, 1)[:, None]
   # Distances to the means: those to the centroids, less how far these are.
-  means = np.where(passage.counts[:, None] > 0, passage.sums / held, centroids)
-  off = (passage.counts * np.square(means - centroids).sum(1)).sum()
+  moves = passage.means(centroids) - centroids
+  off = (passage.counts * np.square(moves).sum(1)).sum()
   return Clusters((centroids + tiles.shift).astype(np.float32), passage.counts,
                   max(passage.cost - off, 0.0), number)
 
@@ -132,11 +136,9 @@ def _check(rows: Rows, centroids: np.ndarray, empty: str, *,
 
 def _moved(centroids: np.ndarray, passage: _Pass, empty: str) -> np.ndarray:
   """Centroids at the means of their rows."""
-  held = passage.counts > 0
-  out = np.where(held[:, None],
-                 passage.sums / np.maximum(passage.counts, 1)[:, None], centroids)
+  out = passage.means(centroids)
   if empty == 'reseed':
-    free = np.flatnonzero(~held)[:len(passage.farthest)]
+    free = np.flatnonzero(passage.counts == 0)[:len(passage.farthest)]
     out[free] = passage.farthest[:len(free)]
   return out
 
