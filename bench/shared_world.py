@@ -122,7 +122,7 @@ def requests(sets: dict[str, str]) -> dict[str, tuple]:
           'train': f'masks:{sets["street"]}/train?ignore={VOID}',
           'test': (f'masks:{sets["street"]}/val?ignore={VOID}',),
           'steps': 300, 'warmup_steps': 10, 'batch_size': 8,
-          'short_px': 160, 'crop_px': 160}}, {}),
+          'short_px': 320, 'crop_px': 320}}, {}),
       'room': (['depth'], {'depth': {
           'train': f'depth:{sets["room"]}/train',
           'test': (f'depth:{sets["room"]}/test',), 'steps': 300,
