@@ -82,7 +82,9 @@ _LEFT_OUT = []
 _LONGEST = [f'tests/{name}.py' for name in (
     # Those of make test-all, then those of make test.
     'reliability/test_kills', 'fuzz/test_weights', 'fuzz/test_images',
-    'test_goldens', 'runs/test_run', 'runs/test_teachers',
+    # What this makes, runs/test_evaluation takes.
+    'runs/report/test_page', 'test_goldens', 'runs/test_run',
+    'runs/test_teachers',
     'reliability/test_runs', 'train/test_step', 'train/test_students',
     'runs/test_initial_weights', 'doctor/test_doctor', 'test_configs',
     'features/test_embed', 'features/test_store', 'kernels/test_attention_tpu',

@@ -80,7 +80,8 @@ def outcomes(monkeypatch):
   return told
 
 
-@pytest.mark.parametrize('number', [2, 3, 5])
+@pytest.mark.parametrize('number', [
+    3, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 5))])
 def test_stopped_at_a_step_it_ends_in_the_same_bits(
     whole, tmp_path, number, outcomes):
   def feed(step):

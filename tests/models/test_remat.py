@@ -45,7 +45,9 @@ def gradients(kind, shape):
 
 @pytest.mark.parametrize('shape', [
     ONE, pytest.param((2, 4), marks=pytest.mark.slow, id='mesh')])
-@pytest.mark.parametrize('kind', [k for k in layers.REMAT if k != 'none'])
+@pytest.mark.parametrize('kind', ['dots', *(
+    pytest.param(kind, marks=pytest.mark.slow)
+    for kind in layers.REMAT if kind not in ('none', 'dots'))])
 def test_gradients_are_those_of_a_pass_that_keeps_everything(kind, shape):
   want, _ = gradients('none', ONE)
   got, _ = gradients(kind, shape)

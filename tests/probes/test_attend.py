@@ -50,6 +50,7 @@ def test_parts_attend_as_the_whole(monkeypatch):
   np.testing.assert_allclose(attend._attend(q, k, v), whole, atol=1e-6)
 
 
+@pytest.mark.slow  # make test has its outputs in the goldens
 def test_it_learns_what_only_the_order_tells():
   """Of the frames as a set, both classes are the same."""
   model, steps = test_fit.model(), 60

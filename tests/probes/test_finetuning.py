@@ -113,6 +113,7 @@ def test_the_mesh_changes_nothing(whole, sizes, tmp_path):
                 of_largest=3e-5)
 
 
+@pytest.mark.slow  # a run of its own
 def test_the_average_is_kept_and_evaluated(whole):
   average = params_of(jax.device_get(whole.state), 'ema')
   evaluated = fit(test_fit.model(), ema_decay=0.9).evaluated(whole.state)

@@ -176,6 +176,7 @@ def test_crops_are_shrunk_so_that_grids_agree():
       (3, 3, 9, 3), (96, 192, 384, 768)).token_px == 32
 
 
+@pytest.mark.slow  # it adds targets of all patches
 def test_all_patches_are_predicted_or_those_of_the_masks():
   config = tiny.config(**QUIET)
   config['distillation'] = dict(source='a run', patches='all')
