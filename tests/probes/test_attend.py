@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from dinojax.engine import optimizer
 from dinojax.engine import schedules
