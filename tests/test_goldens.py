@@ -26,7 +26,9 @@ from tests.kinds import videos  # noqa: F401
 # What the other cases of training and of features have too.
 _SLOW = ('train_v3_base', 'train_v2_sinkhorn_separate_heads',
          'train_v2_centering_shared_head', 'v2_vit_p14_chunked_nobias',
-         'v2_vit_p16_swiglufused_reg4', 'v3_vit_p16_swiglu_untiecls_max')
+         'v2_vit_p16_swiglufused_reg4', 'v3_vit_p16_swiglu_untiecls_max',
+         'v3_vit_p16_mlp_reg4_maskk', 'v3_vit_p16_rmsnorm_untieboth',
+         'v3_convnext_patch16')
 
 
 @pytest.mark.parametrize('name, folder', [

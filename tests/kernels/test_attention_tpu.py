@@ -125,6 +125,7 @@ CONFIG = vit.ViTConfig(
     layerscale=1.0, rope_rescale=2.0)
 
 
+@pytest.mark.slow
 def test_it_runs_under_shard_map_and_gives_the_same_gradients(monkeypatch):
   monkeypatch.setattr(attention_tpu, 'attend', functools.partial(
       attention_tpu.attend, interpret=True))

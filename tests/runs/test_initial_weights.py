@@ -80,6 +80,7 @@ def test_student_and_teacher_start_from_the_weights(saved, shape, capsys):
   assert 'ibot_head: random, the source has none' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_heads_may_be_left_out_or_not_fit(saved, capsys):
   path, _ = saved
   for changes, why in (

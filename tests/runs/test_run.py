@@ -146,6 +146,7 @@ def finished(stopped):
   return first + text, folder / 'here'
 
 
+@pytest.mark.slow  # report/test_page.py and test_exports.py end a run too
 def test_a_finished_run_leaves_its_results(finished):
   text, workdir = finished
   last = text.splitlines()[-1]
@@ -198,6 +199,7 @@ def check_what_was_trained(workdir):
       backbone_lib.Backbone.of(again)(images).cls, want.cls, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_board_and_profile_are_written(finished):
   text, workdir = finished
   assert 'profile written to' in text
@@ -216,6 +218,7 @@ def test_board_and_profile_are_written(finished):
     assert name in events
 
 
+@pytest.mark.slow
 def test_a_second_start_compiles_nothing(stopped, finished):
   """One that took just under a second at first may still be kept later."""
   *_, folder, kept = stopped
@@ -274,8 +277,9 @@ def test_folders_without_images_answer_in_a_sentence(tmp_path):
                'no images', '1 × .txt')
 
 
-def test_a_workdir_of_another_config_shows_the_difference(finished):
-  code, text = run(finished[1], *SEEN, '--config.schedules.lr.peak=0.5',
+def test_a_workdir_of_another_config_shows_the_difference(stopped):
+  code, text = run(stopped[2] / 'here', *SEEN,
+                   '--config.schedules.lr.peak=0.5',
                    '--config.log.every_steps=3')
   assert_error(code, text, 'schedules.lr.peak', '0.5')
   assert 'log.every_steps' not in text  # a free field may change

@@ -124,6 +124,7 @@ def test_loss_metrics():
   np.testing.assert_allclose(got['dino/divergence'], 0.75, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_outputs_of_a_collapsed_network_are_judged_end_to_end():
   key = jax.random.key(0)
   features = {

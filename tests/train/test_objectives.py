@@ -117,6 +117,7 @@ def test_a_new_term_is_learned_and_logged(plain, varied):
       jax.tree.leaves(student), jax.tree.leaves(plain[1]), strict=True))
 
 
+@pytest.mark.slow
 def test_a_term_without_weight_is_not_there(plain):
   metrics, student, compiled = steps(read(0.0))
   assert metrics == plain[0]
@@ -124,6 +125,7 @@ def test_a_term_without_weight_is_not_there(plain):
   assert compiled.cost_analysis() == plain[2].cost_analysis()
 
 
+@pytest.mark.slow  # make test has micro-batches in test_step.py
 def test_micro_batches_have_its_mean_and_its_sum(varied):
   whole = varied[0][0]
   halves = steps(read(1e3, train__num_micro_batches=2), 1)[0][0]
