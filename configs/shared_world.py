@@ -5,7 +5,7 @@
 The folder, with a slash in its name, holds small public sets, each with
 labels.csv or sub-folders; of their test parts only those of flowers5 are read,
 by the k-NN. DINOv2's losses, 16-pixel patches, 64-pixel crops: patches of 8
-cost four times as much, and seeing every image more often taught more. Two CPU
+cost three times as much, and seeing every image more often taught more. Two CPU
 cores: an hour at most. Words after the folder, joined by commas, change one
 thing each: `short` (half of the steps), `no_koleo`, `no_ibot`, `px96`, `last96`
 (a tenth more at 96 pixels, from --config.init.source), `small` (half as wide

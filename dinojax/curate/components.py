@@ -7,8 +7,6 @@ for edges that no single machine holds.
 
 import numpy as np
 
-_COUNT = np.int32  # of scipy's graphs
-
 
 def labels(a: np.ndarray, b: np.ndarray, num_nodes: int) -> np.ndarray:
   """Smallest node of the component of every node, in memory.

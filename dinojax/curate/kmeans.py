@@ -69,7 +69,7 @@ def fit(rows: Rows, initial: np.ndarray, *, iterations: int,
     rows: [n, d].
     initial: [k, d] centroids to begin with.
     iterations: moves, at most.
-    mesh: devices; None: the first of this process.
+    mesh: devices of this process; None: the first of them.
     empty: a cluster without rows is put at a row that is far from its
       centroid ('reseed'), or stays where it was ('keep').
     tolerance: ends when the cost falls by less than this part of it; 0: never.
@@ -89,7 +89,7 @@ def fit(rows: Rows, initial: np.ndarray, *, iterations: int,
     passage = tiles.sums(centroids)
     passed(number, passage.cost)
     if number == iterations or (
-        last - passage.cost < tolerance * passage.cost):
+        tolerance and last - passage.cost < tolerance * passage.cost):
       break
     last = passage.cost
     centroids = _moved(centroids, passage, empty)

@@ -65,7 +65,7 @@ def fit(thumbnails: np.ndarray, bits: int = 64) -> Hasher:
   """Main directions of many thumbnails; half of them has each bit.
 
   Args:
-    thumbnails: [n, s, s], at least ten for every bit.
+    thumbnails: [n, s, s], at least two for every bit, better ten.
     bits: 8, 16, 24, …, at most s².
 
   Raises:

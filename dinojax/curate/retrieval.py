@@ -4,7 +4,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-POLICIES = ('unique', 'keep_multiplicity', 'next_nearest')
+from dinojax.core import errors
+
+POLICIES = ('unique', 'keep_multiplicity')
 
 
 class Retrieved(NamedTuple):
@@ -21,12 +23,17 @@ def of_samples(neighbors: np.ndarray, policy: str = 'unique') -> Retrieved:
   Args:
     neighbors: [queries, k] rows of the pool; -1: none.
     policy: 'unique', each row once; 'keep_multiplicity', as often as it was
-      found. Neighbours of `next_nearest` are given as that function returns
-      them.
+      found. Neighbours without collisions come from `next_nearest`.
+
+  Raises:
+    UserError: a policy that is not known.
 
   Source: DINOv2, appendix A, sample-based retrieval; its counts keep
   multiplicity.
   """
+  if policy not in POLICIES:
+    raise errors.UserError(
+        f'policy={policy!r} is not known: give {" or ".join(POLICIES)}')
   rows, counts = np.unique(neighbors[neighbors >= 0], return_counts=True)
   total = int(counts.sum())
   rate = 1 - len(rows) / total if total else 0.0

@@ -53,7 +53,7 @@ class Block(nnx.Module):
 
   def __init__(self, inputs: int, inner: int, outputs: int, stride: int,
                config: Config, *, project: bool, rngs: nnx.Rngs):
-    """Makes convolutions of zeros and ones to be replaced."""
+    """Makes convolutions of random weights."""
     if config.bottleneck:
       self.conv1 = _conv(inputs, inner, 1, rngs=rngs)
       self.conv2 = _conv(inner, inner, 3, stride, config.groups, rngs=rngs)

@@ -74,6 +74,7 @@ def test_inertia_never_rises_and_may_end_early():
   costs, rows = [], blobs()
   got = kmeans.fit(rows, rows[:7], iterations=100, tolerance=1e-6,
                    passed=lambda _, cost: costs.append(cost))
+  assert kmeans.fit(rows, rows[:7], iterations=100).iterations == 100
   assert got.iterations < 60 and len(costs) == got.iterations + 1
   assert all(b <= a * (1 + 1e-6) for a, b in zip(costs, costs[1:],
                                                  strict=False))

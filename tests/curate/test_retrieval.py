@@ -1,7 +1,9 @@
 """Retrieval: what collides, what is chosen, and caps."""
 
 import numpy as np
+import pytest
 
+from dinojax.core import errors
 from dinojax.curate import retrieval
 
 
@@ -11,6 +13,8 @@ def test_policies_of_rows_that_two_queries_find():
   assert unique.rows.tolist() == [1, 2, 3] and unique.counts.tolist() == [1] * 3
   often = retrieval.of_samples(near, 'keep_multiplicity')
   assert often.counts.tolist() == [3, 1, 1] and often.collision_rate == 0.4
+  with pytest.raises(errors.UserError, match="policy='all' is not known"):
+    retrieval.of_samples(near, 'all')
   wide = np.array([[1, 2, 3], [1, 2, 3], [1, 2, 3]])
   assert retrieval.next_nearest(wide, 2).tolist() == [
       [1, -1], [2, -1], [3, -1]]
