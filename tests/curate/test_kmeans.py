@@ -1,5 +1,7 @@
 """k-means: what float64 gives, on any mesh, in any tiles and order."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -74,10 +76,17 @@ def test_inertia_never_rises_and_may_end_early():
   costs, rows = [], blobs()
   got = kmeans.fit(rows, rows[:7], iterations=100, tolerance=1e-6,
                    passed=lambda _, cost: costs.append(cost))
-  assert kmeans.fit(rows, rows[:7], iterations=100).iterations == 100
   assert got.iterations < 60 and len(costs) == got.iterations + 1
   assert all(b <= a * (1 + 1e-6) for a, b in zip(costs, costs[1:],
                                                  strict=False))
+
+
+def test_without_a_tolerance_a_cost_that_rises_ends_nothing(monkeypatch):
+  sums, costs = kmeans._Tiles.sums, iter(range(1, 9))
+  monkeypatch.setattr(kmeans._Tiles, 'sums', lambda *args: (
+      dataclasses.replace(sums(*args), cost=float(next(costs)))))
+  rows = blobs(50)
+  assert kmeans.fit(rows, rows[:3], iterations=5).iterations == 5
 
 
 def test_empty_clusters_go_where_rows_are_far():
