@@ -13,6 +13,7 @@ COMMANDS = {
     'train': 'train or resume a run',
     'configs': 'list configs, or copy one',
     'crops': 'draw the first training batch as a picture',
+    'curate': 'a pile of images to a training set',
     'embed': 'features of a folder of images, as a file',
     'evaluate': 'how good frozen features are, at what',
     'pca': 'draw patch features of images in colour',

@@ -4,6 +4,7 @@ Crops, turns and mirrors change them; those are found by descriptors.
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -24,11 +25,18 @@ def thumbnail(pixels: np.ndarray, side: int = 32) -> np.ndarray:
     [side, side] float64 grey levels. A pixel on a border counts for both areas
     by its parts.
   """
-  grey = pixels.astype(np.float64) @ _LUMA
-  rows, columns = (_areas(size, side) for size in grey.shape)
-  return rows @ grey @ columns.T
+  return areas(pixels, side) @ _LUMA
 
 
+def areas(pixels: np.ndarray, side: int) -> np.ndarray:
+  """[side, side, 3] float64 mean colours of equal areas, see `thumbnail`."""
+  height, width, _ = pixels.shape
+  rows, columns = _areas(height, side), _areas(width, side)
+  planes = pixels.transpose(2, 0, 1).astype(np.float64)
+  return (rows @ planes @ columns.T).transpose(1, 2, 0)
+
+
+@functools.lru_cache(maxsize=64)
 def _areas(size: int, side: int) -> np.ndarray:
   """Share of every pixel in every area [side, size]; rows add up to one."""
   edges = np.arange(side + 1) * (size / side)
@@ -102,5 +110,6 @@ def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _centered(thumbnails: np.ndarray) -> np.ndarray:
   """Thumbnails without their brightness, [n, s²]."""
-  rows = thumbnails.reshape(len(thumbnails), -1)
+  rows = thumbnails.reshape(
+      len(thumbnails), thumbnails.shape[1] * thumbnails.shape[2])
   return rows - rows.mean(1, keepdims=True)

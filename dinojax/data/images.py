@@ -78,11 +78,13 @@ class Image:
 
   Attributes:
     size: (width, height) after EXIF orientation.
+    mime: kind of the file by its content, 'image/jpeg'.
   """
 
   def __init__(self, file: PilImage.Image,
                value_range: Sequence[float] = ()):
     self._file, self._range = file, value_range
+    self.mime = PilImage.MIME.get(file.format, '')
     # Pillow turns TIFF files by itself, size and pixels.
     self._turn = 1 if file.format == 'TIFF' else _orientation(file)
     width, height = _size(file)

@@ -194,7 +194,7 @@ def _open(settings: settings_lib.Settings, num_sampled: int) -> _Data:
     return [(opened[spec], weight) for spec, weight in pairs] if every else []
 
   training = both('data.train', settings.data.mixture)
-  homogeneous = both('data.homogeneous', settings.data.homogeneous)
+  homogeneous = both('data.homogeneous', settings.data.whole_batches)
   source_findings += _validation(settings, attempt, opened)
   return _Data(training, homogeneous, source_findings)
 

@@ -93,7 +93,7 @@ def _job(config: Any, settings: settings_lib.Settings, folder: epath.Path,
   settings, pins = pinned(settings, folder)
   training, homogeneous = (
       [(sources.open_training(spec), share) for spec, share in given]
-      for given in (settings.data.mixture, settings.data.homogeneous))
+      for given in (settings.data.mixture, settings.data.whole_batches))
   mesh = mesh_lib.make(settings.mesh.data, settings.mesh.fsdp)
   settings_lib.check_devices(settings, mesh.size)
   num_images = sum(len(source) for source, _ in training)

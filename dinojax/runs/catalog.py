@@ -44,7 +44,9 @@ KINDS = {
     'config': Kind('config', 'dinojax train --config=', '.'),
     'recipe': Kind('recipe', 'dinojax train --recipe=', 'recipes'),
     'evaluation': Kind('config of evaluations', 'dinojax evaluate --config=',
-                       'evals', '--suite=quick --model=RUN')}
+                       'evals', '--suite=quick --model=RUN'),
+    'curation': Kind('config of curation', 'dinojax curate --config=',
+                     'curate', '--workdir=DIR')}
 
 
 def configs() -> dict[str, pathlib.Path]:

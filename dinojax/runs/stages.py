@@ -275,7 +275,7 @@ def _check_here(stages: Sequence[Stage], chosen: Sequence[Stage]):
 def specs(settings: settings_lib.Settings) -> set[str]:
   """Every source of images that a run opens."""
   data, knn = settings.data, settings.knn
-  image_sources = {spec for spec, _ in (*data.mixture, *data.homogeneous)}
+  image_sources = {spec for spec, _ in (*data.mixture, *data.whole_batches)}
   validation = knn.validation or data.validation
   return image_sources | (
       {validation, knn.train} - {None} if validation else set())

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
+import functools
 import math
 from typing import Annotated, Any, Literal
 
@@ -9,6 +10,7 @@ from dinojax.augment import photometric
 from dinojax.core import config as config_lib
 from dinojax.core import fields
 from dinojax.data import crops
+from dinojax.data import curated
 from dinojax.data import masking
 from dinojax.models import families
 from dinojax.train.objectives import dino
@@ -29,7 +31,8 @@ class Data:
   """Where images come from; several sources are (spec, weight) pairs."""
 
   # Training images: folder:DIR, arrayrecord:GLOB, tfds:NAME/SPLIT,
-  # photos:train or patterns:train, or several: (("folder:A",2.0),…).
+  # photos:train, patterns:train, curated:DIR of `dinojax curate`, or several:
+  # (("folder:A",2.0),…).
   train: str | tuple[tuple[str, fields.Above0], ...]
   # Sources of whole batches, (spec, probability) each: DINOv3's ImageNet.
   homogeneous: tuple[tuple[str, fields.Unit], ...] = ()
@@ -49,10 +52,19 @@ class Data:
 
   @property
   def mixture(self) -> tuple[tuple[str, float], ...]:
-    """The training sources with their weights."""
-    if isinstance(self.train, str):
-      return ((self.train, 1.0),)
-    return self.train
+    """The training sources with their weights, those of curated sets too."""
+    return self._expanded[0]
+
+  @property
+  def whole_batches(self) -> tuple[tuple[str, float], ...]:
+    """Sources of whole batches with their probabilities, likewise."""
+    return self._expanded[1]
+
+  @functools.cached_property
+  def _expanded(self) -> tuple:
+    train = (((self.train, 1.0),) if isinstance(self.train, str)
+             else self.train)
+    return curated.expand(train, self.homogeneous)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -130,7 +130,8 @@ def _check_ranges(s: Settings, problems: Errors):
       max(s.mesh.data, s.mesh.fsdp) > 0,
       'mesh.data and mesh.fsdp are both -1: set mesh.fsdp to 1')
   for key, specs in (('data.train', [spec for spec, _ in s.data.mixture]),
-                     ('data.homogeneous', [x for x, _ in s.data.homogeneous])):
+                     ('data.homogeneous', [
+                         spec for spec, _ in s.data.whole_batches])):
     problems.check(
         all(specs) and (bool(specs) or key != 'data.train'),
         f'{key} names no images: set it to a source such as folder:DIR')
@@ -151,7 +152,7 @@ def _check_ranges(s: Settings, problems: Errors):
       s.knn.crop_px <= s.knn.resize_px,
       f'knn.crop_px={s.knn.crop_px} is larger than knn.resize_px='
       f'{s.knn.resize_px}: set knn.resize_px to {s.knn.crop_px} or more')
-  odds = sum(probability for _, probability in s.data.homogeneous)
+  odds = sum(probability for _, probability in s.data.whole_batches)
   problems.check(
       odds <= 1, f'the probabilities of data.homogeneous add up to {odds:g}: '
       'they must to 1 or less')

@@ -1,0 +1,46 @@
+"""`dinojax curate --config=NAME --workdir=DIR`.
+
+Turns a pile of images into a training set: filters, copies, clusters, a
+balanced sample. The same command continues after a stop; a changed option
+makes anew what depends on it, and nothing else.
+"""
+
+from absl import flags
+
+from dinojax.commands import call
+from dinojax.commands import reference
+from dinojax.curate import recipe
+from dinojax.runs import curation
+
+REQUIRED = ('config', 'workdir')
+ADVICE = 'the same command continues'
+settings = lambda: reference.Settings(recipe.Settings, recipe.meanings())
+
+
+def define(values: flags.FlagValues, argv: list[str]):
+  """Defines the flags of one call."""
+  text, number = call.texts(values), call.numbers(values)
+  call.config_flag(
+      'config', 'Stages and their values: a name of `dinojax configs`, or a '
+      'file. Any of them is a flag, --config.dedup.threshold=0.65.', values,
+      argv, kind='curation')
+  text('workdir', 'Folder of the stages, on a disk that all machines share.')
+  text('stage', 'Last stage that is run; default: all of the config.')
+  flags.DEFINE_enum(
+      'engine', curation.ENGINES[0], curation.ENGINES, 'What runs the tasks: '
+      'processes of this machine, or of an array of jobs the part that '
+      '--index names.', flag_values=values)
+  number('workers', 'Processes; default: as many as there are cores.')
+  number('index', 'Number of this member of an array, from 0.', least=0)
+  number('count', 'Number of members of an array.')
+  call.cache_flag(values)
+
+
+def main(values: flags.FlagValues, words: list[str]) -> int:
+  """Prints what each stage did, and where the result is."""
+  del words
+  print(curation.curate(curation.Request(
+      config=values.config, workdir=values.workdir, engine=values.engine,
+      workers=values.workers, index=values.index, count=values['count'].value,
+      until=values.stage, compile_cache=values.compile_cache)))
+  return 0

@@ -1,0 +1,1 @@
+"""Pools of images: folders, tar files, Parquet, records."""

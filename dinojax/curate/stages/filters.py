@@ -1,0 +1,90 @@
+"""Filter: images that are too small, too long, empty, or from refused hosts."""
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+import functools
+import hashlib
+import pathlib
+from typing import Any
+
+from dinojax.core import errors
+from dinojax.core import fields
+from dinojax.core import paths
+from dinojax.curate import addresses
+from dinojax.curate import tables
+from dinojax.curate import verdicts
+from dinojax.curate.engines import work
+from dinojax.curate.stages import base
+
+_COLUMNS = ('url', 'width', 'height', 'deviation', 'entropy')
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Images that are dropped by their sizes, contents and addresses."""
+
+  min_side_px: fields.Natural = 0  # Pixels of the shorter side.
+  # Longer side over the shorter one, at most; 0: any.
+  max_aspect: fields.NonNegative = 0.0
+  # Standard deviation of a thumbnail in grey levels; below it an image shows
+  # nothing, and would be near all others that do.
+  min_deviation: fields.NonNegative = 4.0
+  min_entropy: fields.NonNegative = 1.0  # Of the grey levels, in bits.
+  # Files that list hosts and addresses: of hosts files, ad blockers, or plain.
+  refused: tuple[str, ...] = ()
+
+
+class Filter(base.Stage):
+  """Verdicts by what was measured."""
+
+  def settings(self) -> dict[str, Any]:
+    """All values; lists of hosts by their contents."""
+    return super().settings() | {'refused': [
+        hashlib.sha256(_bytes(path)).hexdigest()
+        for path in self.config.refused]}
+
+  def phases(self) -> Sequence[work.Phase]:
+    """A verdict on every row."""
+    return (work.Phase(verdicts.ROWS, self.num_shards, self._judge),)
+
+  def _judge(self, place: work.Place, index: int) -> work.Counts:
+    table = tables.read(self.input(place, 'pool').checked(
+        verdicts.ROWS, index), _COLUMNS)
+    return verdicts.write(
+        place, index, self.shard_rows(place)[index],
+        self.alive(place, index), list(self._reasons(table)))
+
+  def _reasons(self, table: dict[str, Any]) -> Iterator[str]:
+    """Why each row goes; ''."""
+    c, refused = self.config, _refused(self.config.refused)
+    for url, width, height, deviation, entropy in zip(
+        *(table[name] for name in _COLUMNS), strict=True):
+      short, long = sorted((int(width), int(height)))
+      why = refused.why(addresses.normalized(url) or url) if url else None
+      if why:
+        yield f'refused: {why}'
+      elif short < c.min_side_px:
+        yield f'small: {width} × {height} pixels'
+      elif c.max_aspect and long > c.max_aspect * short:
+        yield f'long: {width} × {height} pixels'
+      elif deviation < c.min_deviation or entropy < c.min_entropy:
+        yield f'blank: deviation {deviation:.1f}, entropy {entropy:.1f} bits'
+      else:
+        yield ''
+
+
+@functools.cache
+def _refused(files: tuple[str, ...]) -> addresses.Refused:
+  """Entries of all lists together."""
+  lists = (addresses.read(_bytes(path).decode(errors='replace').splitlines())[0]
+           for path in files)
+  return functools.reduce(lambda a, b: a | b, lists, addresses.Refused())
+
+
+def _bytes(path: str) -> bytes:
+  try:
+    return pathlib.Path(paths.expand(path)).read_bytes()
+  except OSError as error:
+    raise errors.UserError(
+        f'{path}, a list of refused hosts, cannot be read: '
+        f'{error.strerror or error}; check filter.refused') from error

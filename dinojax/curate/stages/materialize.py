@@ -1,0 +1,134 @@
+"""Materialize: the chosen images as shuffled records that training reads.
+
+Every record has a line that says why it is there. mixture.json names the
+records, and other sources that go beside them, with their weights.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import json
+import os
+from typing import Any
+
+from array_record.python import array_record_module
+import numpy as np
+
+from dinojax.core import atomic
+from dinojax.core import fields
+from dinojax.curate import draws
+from dinojax.curate import selections
+from dinojax.curate import tables
+from dinojax.curate import verdicts
+from dinojax.curate.engines import work
+from dinojax.curate.stages import base
+from dinojax.curate.stages import pool_rows
+from dinojax.data import curated
+from dinojax.data import record
+from dinojax.data import records
+
+ORDER, RECORDS, MIX = 'order', 'records', 'mixture'
+_SHUFFLE = 51  # stream of random numbers
+_TEXTS = ('name', 'url', 'licence', 'caption')
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Records, and what is mixed with them in training."""
+
+  images_per_shard: fields.Positive = 10_000  # Images of a file of records.
+  seed: fields.Natural = 0  # Number of the shuffle.
+  # Share of the records in training; 0: their number.
+  weight: fields.NonNegative = 0.0
+  # Other sources that training mixes in as they are, with their weights.
+  others: tuple[tuple[str, fields.Above0], ...] = ()
+  # Sources that whole batches are taken from, with their probabilities.
+  homogeneous: tuple[tuple[str, fields.Unit], ...] = ()
+
+
+class Materialize(base.Stage):
+  """Records of what was chosen, or of all that is alive."""
+
+  def phases(self) -> Sequence[work.Phase]:
+    """Shuffles, writes records, writes the mixture."""
+    return (work.Phase(ORDER, base.once, self._order),
+            work.Phase(RECORDS, self._num_files, self._records),
+            work.Phase(MIX, base.once, self._mix))
+
+  def _chosen(self, place: work.Place) -> dict[str, np.ndarray]:
+    """row, count and why of all that is chosen."""
+    if 'selection' in self.reads:
+      return selections.read(self.input(place, 'selection'))
+    rows = np.concatenate([
+        rows.start + np.flatnonzero(self.alive(place, index))
+        for index, rows in enumerate(self.shard_rows(place))])
+    return {'row': rows, 'count': np.ones(len(rows), np.int32)}
+
+  def _order(self, place: work.Place, index: int) -> work.Counts:
+    """Writes places in the list of the chosen, in the order of the records."""
+    count = self._chosen(place)['count']
+    places = np.repeat(np.arange(len(count)), count)
+    copy = np.arange(len(places)) - np.repeat(np.cumsum(count) - count, count)
+    keys = draws.keys(places, self.config.seed, _SHUFFLE) ^ draws.keys(
+        copy, self.config.seed, _SHUFFLE, 1)
+    np.save(place.file(ORDER, index, 'npy'),
+            places[np.argsort(keys, kind='stable')])
+    return {'images': len(places)}
+
+  def _places(self, place: work.Place) -> np.ndarray:
+    return np.load(place.checked(ORDER, 0, 'npy'), mmap_mode='r')
+
+  def _num_files(self, place: work.Place) -> int:
+    return -(-len(self._places(place)) // self.config.images_per_shard)
+
+  def _records(self, place: work.Place, index: int) -> work.Counts:
+    """Writes a file of records, and a table of why each is there."""
+    each, chosen = self.config.images_per_shard, self._chosen(place)
+    places = np.array(self._places(place)[index * each:(index + 1) * each])
+    rows = chosen['row'][places]
+    texts, images = self._read(place, rows)
+    path = place.file(RECORDS, index, 'arrayrecord')
+    with atomic.replacing(path) as temporary:
+      writer = array_record_module.ArrayRecordWriter(
+          str(temporary), 'group_size:1')
+      for row in rows.tolist():
+        writer.write(records.pack(record.Record(
+            images[row], -1, texts[row][0])))
+      writer.close()
+    tables.write(place.file(RECORDS, index), {
+        'row': rows, **{name: [texts[row][i] for row in rows.tolist()]
+                        for i, name in enumerate(_TEXTS)},
+        **{name: values[places] for name, values in chosen.items()
+           if name not in ('row', 'count')}})
+    return {'records': len(rows),
+            'bytes': sum(len(images[row]) for row in rows.tolist())}
+
+  def _read(self, place: work.Place, rows: np.ndarray
+            ) -> tuple[dict[int, tuple], dict[int, bytes]]:
+    """Texts and bytes of rows, read in the order in which they lie."""
+    texts, images, pool = {}, {}, self.input(place, 'pool')
+    for index, part in enumerate(self.shard_rows(place)):
+      mine = np.unique(rows[(rows >= part.start) & (rows < part.stop)])
+      if not len(mine):
+        continue
+      take = mine - part.start
+      source = pool_rows.Images(pool, index, take)
+      table = tables.read(pool.checked(verdicts.ROWS, index), _TEXTS)
+      for i, row in enumerate(mine.tolist()):
+        images[row] = source[i].image
+        texts[row] = tuple(table[name][take[i]] for name in _TEXTS)
+    return texts, images
+
+  def _mix(self, place: work.Place, index: int) -> work.Counts:
+    """Writes what training reads, from the folder of the stage."""
+    c, count = self.config, len(self._places(place))
+    atomic.write_text(os.path.join(place.folder, curated.MIXTURE), json.dumps({
+        'train': [[f'arrayrecord:{RECORDS}/*.arrayrecord', c.weight or count],
+                  *map(list, c.others)],
+        'homogeneous': list(map(list, c.homogeneous))}, indent=1))
+    return {}
+
+
+def mixture(place: work.Place) -> dict[str, Any]:
+  """Sources and shares for training; paths begin at the stage's folder."""
+  return atomic.read_json(
+      os.path.join(place.folder, curated.MIXTURE), 'curate again')

@@ -1,0 +1,132 @@
+"""Curation: a config's chain of stages in a workdir, by an engine."""
+
+from collections.abc import Mapping
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import pathlib
+from typing import Any
+
+from dinojax.core import atomic
+from dinojax.core import errors
+from dinojax.core import paths
+from dinojax.curate import chain
+from dinojax.curate import recipe
+from dinojax.curate.engines import array
+from dinojax.curate.engines import in_process
+from dinojax.curate.stages import materialize
+from dinojax.data import curated
+from dinojax.features import backbone as backbone_lib
+from dinojax.runs import assemble
+from dinojax.runs import models as models_lib
+
+ENGINES = ('in_process', 'array')
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """A request, see the flags of `dinojax curate`."""
+
+  config: Any
+  workdir: str
+  engine: str = 'in_process'
+  workers: int | None = None
+  index: int | None = None
+  count: int | None = None
+  until: str | None = None
+  compile_cache: str | None = None
+
+
+def curate(request: Request) -> str:
+  """Runs what is not done yet, and returns where the result is.
+
+  Raises:
+    UserError: a mistake in the config, or what a stage says.
+  """
+  settings = recipe.read(request.config)
+  stages = recipe.chain(settings, load)
+  if request.until:
+    names = [stage.name for stage in stages]
+    if request.until not in names:
+      raise errors.UserError(
+          f'--stage={request.until} is not in this config: give one of '
+          f'{", ".join(names)}')
+    stages = stages[:names.index(request.until) + 1]
+  engine = _engine(request)
+  if '://' in request.workdir:
+    raise errors.UserError(
+        f'--workdir={request.workdir} is not a folder that every process can '
+        'map: give one of a disk that all machines share')
+  if request.compile_cache is not None:
+    assemble.compile_cache(request.compile_cache)
+  folder = pathlib.Path(paths.expand(request.workdir))
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise errors.cannot_write(str(folder), error) from error
+  with _held(folder, shared=request.engine == 'array'):
+    places = chain.run(stages, str(folder), engine)
+    last = stages[-1].name
+    if last == 'materialize':
+      _publish(folder, materialize.mixture(places[last]),
+               os.path.relpath(places[last].folder, folder))
+      return f'train on it: --config.data.train={curated.SCHEME}{folder}'
+  return f'{last} is in {places[last].folder}'
+
+
+def load(name: str) -> backbone_lib.Backbone:
+  """The backbone of a name, on all devices of this process."""
+  return models_lib.load(name)
+
+
+def _engine(request: Request) -> chain.Engine:
+  """The engine that is asked for.
+
+  Raises:
+    UserError: there is none of that name, or its members are not numbered.
+  """
+  workers = request.workers
+  if workers is None:
+    workers = len(os.sched_getaffinity(0))
+  if request.engine == 'in_process':
+    return in_process.InProcess(workers)
+  if request.engine == 'array':
+    if request.index is None or request.count is None:
+      raise errors.UserError(
+          '--engine=array needs --index=I and --count=N: which of how many '
+          'members this one is')
+    return array.Array(request.index, request.count, workers)
+  raise errors.UserError(
+      f'--engine={request.engine} is not there: give one of '
+      f'{", ".join(ENGINES)}')
+
+
+def _publish(folder: pathlib.Path, mixture: Mapping[str, Any], where: str):
+  """Writes the mixture of a workdir, with paths that begin there."""
+  prefix = 'arrayrecord:'
+  at = lambda name: (prefix + os.path.join(where, name.removeprefix(prefix))
+                     if name.startswith(f'{prefix}{materialize.RECORDS}/')
+                     else name)
+  atomic.write_text(folder / curated.MIXTURE, json.dumps({
+      key: [[at(name), share] for name, share in pairs]
+      for key, pairs in mixture.items()}, indent=1))
+
+
+@contextlib.contextmanager
+def _held(folder: pathlib.Path, *, shared: bool):
+  """A workdir for this process, or for the members of an array.
+
+  Raises:
+    UserError: another one is at work in it.
+  """
+  with open(folder / 'lock', 'w') as lock:
+    try:
+      fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+                  | fcntl.LOCK_NB)
+    except OSError as error:
+      raise errors.UserError(
+          f'{folder} is in use by another `dinojax curate`: wait for it, or '
+          'give another --workdir') from error
+    yield

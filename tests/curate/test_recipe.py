@@ -1,0 +1,232 @@
+"""A recipe from a pile of images to records, with planted copies in the pile.
+"""
+
+import io
+import json
+import pathlib
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from dinojax.configs.curate import folder as folder_config
+from dinojax.core import errors
+from dinojax.curate import recipe
+from dinojax.curate import selections
+from dinojax.curate import tables
+from dinojax.curate import verdicts
+from dinojax.data import sources
+from dinojax.runs import curation
+
+NUM = 130  # pictures that differ
+
+
+def picture(seed):
+  """Soft spots of many colours, 96 × 80 pixels."""
+  low = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), np.uint8)
+  return Image.fromarray(low).resize((96, 80), Image.Resampling.BICUBIC)
+
+
+def encoded(image, kind='PNG', **options):
+  out = io.BytesIO()
+  image.save(out, kind, **options)
+  return out.getvalue()
+
+
+def write_pile(folder):
+  """Files by the kind of what is planted."""
+  folder.mkdir()
+  put = lambda name, data: (folder / name).write_bytes(data)
+  for i in range(NUM):
+    put(f'original-{i:03d}.png', encoded(picture(i)))
+  for i in range(6):
+    put(f'same-{i}.png', encoded(picture(i)))
+    put(f'anew-{i}.bmp', encoded(picture(10 + i), 'BMP'))
+    put(f'jpeg-{i}.jpg', encoded(picture(20 + i), 'JPEG', quality=60))
+    put(f'small-{i}.png', encoded(picture(30 + i).resize((48, 40))))
+  for i in range(3):
+    put(f'blank-{i}.png', encoded(Image.new('RGB', (64, 64), (i * 90,) * 3)))
+    put(f'bad-{i}.png', encoded(picture(i))[:60])
+    put(f'tiny-{i}.png', encoded(picture(40 + i).resize((9, 9))))
+
+
+@pytest.fixture(scope='module')
+def pile(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('pile') / 'images'
+  write_pile(folder)
+  return folder
+
+
+def config(pile, **changes):
+  c = folder_config.get_config(str(pile))
+  c.ingest.rows_per_shard = 32
+  c.filter.min_side_px = 16
+  c.hash.fit_images = 1000
+  c.cluster.levels, c.cluster.iterations = (12, 3), 5
+  c.sample.images = 30
+  c.materialize.images_per_shard = 8
+  for key, value in changes.items():
+    section, _, name = key.partition('__')
+    c[section][name] = value
+  return c
+
+
+def curate(pile, workdir, capsys=None, **changes):
+  return curation.curate(curation.Request(
+      config(pile, **changes), str(workdir), workers=1))
+
+
+@pytest.fixture(scope='module')
+def finished(pile, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('work')
+  return workdir, curate(pile, workdir)
+
+
+def folder_of(workdir, stage):
+  inner, = (workdir / stage).iterdir()
+  return inner
+
+
+def rows(workdir, stage):
+  """Verdicts of a stage, by the names of the images."""
+  folder = folder_of(workdir, stage) / verdicts.ROWS
+  names = [name for path in sorted((folder_of(
+      workdir, 'ingest') / verdicts.ROWS).glob('*.parquet'))
+           for name in tables.read(path, ['name'])['name']]
+  parts = [tables.read(path) for path in sorted(folder.glob('*.parquet'))]
+  return {name: (bool(alive), reason) for name, alive, reason in zip(
+      names, np.concatenate([p['alive'] for p in parts]),
+      sum((p['reason'] for p in parts), []), strict=True)}
+
+
+def test_every_planted_image_meets_its_fate(finished):
+  workdir, _ = finished
+  reasons = {stage: {name: why for name, (_, why) in rows(
+      workdir, stage).items() if why} for stage in (
+          'ingest', 'filter', 'hash', 'dedup')}
+  of = lambda stage, kind: {name for name in reasons[stage]
+                            if name.startswith(kind)}
+  assert len(of('ingest', 'bad')) == len(reasons['ingest']) == 3
+  assert all('truncated' in why for why in reasons['ingest'].values())
+  assert len(of('filter', 'blank')) == len(of('filter', 'tiny')) == 3
+  assert len(reasons['filter']) == 6
+  # Equal pixels by their sums; a hash of so few images is a poor one, so that
+  # descriptors find what was stored anew with losses, or resized.
+  assert len(reasons['hash']) == len(reasons['dedup']) == 12
+  assert len(of('dedup', 'small')) == 6
+  left = [name for name, (alive, _) in rows(workdir, 'dedup').items() if alive]
+  assert len(left) == NUM
+
+
+def test_descriptors_find_what_hashes_are_not_asked_for(pile, tmp_path):
+  curate(pile, tmp_path, hash__bits=0)
+  assert sum(bool(why) for _, why in rows(tmp_path, 'hash').values()) == 12
+  left = [name for name, (alive, _) in rows(tmp_path, 'dedup').items() if alive]
+  assert len(left) == NUM
+
+
+def test_training_reads_the_sample(finished, pile):
+  workdir, line = finished
+  assert line.endswith(f'--config.data.train=curated:{workdir}')
+  mixture = json.loads((workdir / 'mixture.json').read_text())
+  (spec, weight), = mixture['train']
+  assert weight == 30 and mixture['homogeneous'] == []
+  source = sources.open_source(
+      f'arrayrecord:{workdir}/{spec.removeprefix("arrayrecord:")}')
+  names = [record.name for record in source]
+  assert len(set(names)) == len(names) == 30
+  assert names != sorted(names)  # shuffled
+  for record in source:
+    assert record.image == (pile / record.name).read_bytes()
+  table = [tables.read(path) for path in sorted((folder_of(
+      workdir, 'materialize') / 'records').glob('*.parquet'))]
+  assert sum((part['name'] for part in table), []) == names
+  assert all('cluster' in part for part in table)
+
+
+def test_clusters_are_drawn_from_evenly(finished):
+  workdir, _ = finished
+  place = folder_of(workdir, 'sample') / selections.SELECTED
+  chosen, = (tables.read(path) for path in place.glob('*.parquet'))
+  assigned = [tables.read(path) for path in sorted((folder_of(
+      workdir, 'cluster') / 'assigned').glob('*.parquet'))]
+  row, top = (np.concatenate([part[name] for part in assigned])
+              for name in ('row', 'level_2'))
+  sizes = np.bincount(top, minlength=3)
+  taken = np.bincount(top[np.isin(row, chosen['row'])], minlength=3)
+  unsaturated = taken[taken < sizes]
+  assert taken.sum() == 30 and np.ptp(unsaturated) <= 1
+
+
+def contents(folder):
+  return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(
+      pathlib.Path(folder).rglob('*')) if p.is_file() and p.name != 'lock'}
+
+
+def test_twice_gives_equal_bytes_and_nothing_is_done_twice(
+    finished, pile, tmp_path, capsys):
+  workdir, _ = finished
+  curate(pile, tmp_path)
+  want = contents(workdir)
+  assert contents(tmp_path) == want
+  for name, data in want.items():
+    if name.endswith('.parquet'):
+      assert str(pile).encode() not in data, name
+  capsys.readouterr()
+  curate(pile, tmp_path)
+  lines = capsys.readouterr().out.splitlines()
+  assert len(lines) == 9 and all('(kept)' in line for line in lines)
+
+
+def test_a_changed_option_reaches_what_depends_on_it(finished, pile, capsys):
+  workdir, _ = finished
+  capsys.readouterr()
+  curate(pile, workdir, sample__images=20)
+  lines = capsys.readouterr().out.splitlines()
+  done = [line.partition(':')[0] for line in lines if '(kept)' not in line]
+  assert done == ['sample', 'materialize']
+  curate(pile, workdir)  # other tests find one folder for each stage
+  for stage in done:
+    for inner in (workdir / stage).iterdir():
+      manifest = json.loads((inner / 'manifest.json').read_text())
+      if manifest['counts']['images'] == 20:
+        for path in sorted(inner.rglob('*'), reverse=True):
+          path.rmdir() if path.is_dir() else path.unlink()
+        inner.rmdir()
+
+
+def test_shards_change_no_choice(finished, pile, tmp_path):
+  workdir, _ = finished
+  curate(pile, tmp_path, ingest__rows_per_shard=1000)
+  read = lambda folder: tables.read(next((folder_of(
+      folder, 'sample') / selections.SELECTED).glob('*.parquet')))
+  for name, values in read(workdir).items():
+    np.testing.assert_array_equal(values, read(tmp_path)[name])
+
+
+@pytest.mark.parametrize('changes, words', [
+    ({'ingest__pools': ()}, 'ingest.pools is empty'),
+    ({'describe__descriptor': ''}, 'describe.descriptor='),
+    ({'embed__descriptor': 'onnx:/no/file'}, 'cannot be read'),
+    ({'cluster__levels': (12, 12)}, 'level 2 asks for 12 clusters of 12'),
+    ({'cluster__levels': (500,)}, 'level 1 asks for 500 clusters of 130'),
+    ({'cluster__resamples': (1,)}, 'differ in length'),
+    ({'hash__bits': 128}, 'cannot be learned from 154 images'),
+    ({'hash__bits': 65}, 'hash.bits=65 is not a length'),
+    ({'dedup__threshold': 1.5}, r'dedup.threshold=1.5 is not in'),
+    ({'filter__refused': ('/no/list',)}, 'list of refused hosts')])
+def test_wrong_values_are_named(pile, tmp_path, changes, words):
+  with pytest.raises(errors.UserError, match=words):
+    curate(pile, tmp_path, **changes)
+
+
+@pytest.mark.parametrize('stages, words', [
+    (('filter',), 'stage filter reads what ingest gives'),
+    (('ingest', 'dedup'), 'reads what describe or embed gives'),
+    (('ingest', 'ingest'), 'ingest twice'),
+    (('ingest', 'hsah'), 'did you mean hash')])
+def test_wrong_stages_are_named(pile, tmp_path, stages, words):
+  c = config(pile)
+  c.stages = stages
+  with pytest.raises(errors.UserError, match=words):
+    recipe.chain(recipe.read(c), None)
