@@ -8,10 +8,10 @@ it and its untrained twin by the protocols of `dinojax evaluate`, on the test
 parts. Every table is in a folder of WORKDIR_results, all of them in its
 results.md.
 
-`--ablations [NAME ...]` trains variants of the config of half its width, depth
-and length, each with two seeds, measures them, and prints a line a variant, the
-scores of both seeds side by side. `--seeds 0` is one of them, so that two
-processes share the work.
+`--ablations [NAME ...]` trains variants of the config of half its width and
+depth and a third of its length, each with two seeds, measures them, and prints
+a line a variant, the scores of both seeds side by side. `--seeds 0` is one of
+them, so that two processes share the work.
 """
 
 import argparse

@@ -7,9 +7,10 @@ labels.csv or sub-folders; of their test parts only those of flowers5 are read,
 by the k-NN. DINOv2's losses, 16-pixel patches, 64-pixel crops: patches of 8
 cost three times as much, and seeing every image more often taught more. Two CPU
 cores: an hour at most. Words after the folder, joined by commas, change one
-thing each: `short` (half of the steps), `no_koleo`, `no_ibot`, `px96`, `last96`
-(a tenth more at 96 pixels, from --config.init.source), `small` (half as wide
-and deep), `distilled` (`small`, from --config.distillation.source), `seed1`.
+thing each: `short` (a third of the steps), `no_koleo`, `no_ibot`, `px96`,
+`last96` (a tenth more at 96 pixels, from --config.init.source), `small` (half
+as wide and deep), `distilled` (`small`, from --config.distillation.source),
+`seed1`.
 """
 
 from ml_collections import config_dict
@@ -100,7 +101,7 @@ def _change(c: config_dict.ConfigDict, words: tuple[str, ...]):
     c.crops.global_px = c.model.image_px = 96
     c.crops.local_px = 48
   if 'short' in words:
-    c.train.total_steps /= 2
+    c.train.total_steps /= 3
   if 'last96' in words:
     c.train.total_steps /= 10
     c.init.source, c.init.part = 'runs/shared_world', 'both'

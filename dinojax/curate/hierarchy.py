@@ -75,8 +75,14 @@ def auto_levels(count: int) -> tuple[int, ...]:
   return tuple(round(finest * factor ** i) for i in range(number))
 
 
-def check(levels: Sequence[Level], count: int):
+def check(levels: Sequence[Level], count: int, *,
+          where: str = 'cluster.levels'):
   """Refuses levels that cannot be.
+
+  Args:
+    levels: the finest first.
+    count: images.
+    where: name of the key, for messages.
 
   Raises:
     UserError: as many clusters as on the level below, or more.
@@ -85,12 +91,13 @@ def check(levels: Sequence[Level], count: int):
   for number, level in enumerate(levels, 1):
     if not 1 <= level.clusters < max(below, 2):
       raise errors.UserError(
-          f'level {number} asks for {level.clusters} clusters of {below} '
-          f'{what}: give fewer, or leave levels empty for those that suit')
+          f'{where}: level {number} asks for {level.clusters} clusters of '
+          f'{below} {what}: give fewer')
     if level.resamples and level.points < 2:
       raise errors.UserError(
-          f'level {number} is clustered again from {level.points} member of '
-          'each cluster, as many as there are clusters: give points=2 or more')
+          f'{where}: level {number} is clustered again from {level.points} '
+          'member of each cluster, as many as there are clusters: give '
+          'points=2 or more')
     below, what = level.clusters, 'clusters of the level below'
 
 

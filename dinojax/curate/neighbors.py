@@ -47,6 +47,16 @@ def exact(vectors: vectors_lib.Vectors) -> Search:
   return search
 
 
+def among(few: np.ndarray, queries: np.ndarray, k: int) -> Hits:
+  """The best k of vectors [n, d] in memory for queries [q, d], as `exact`."""
+  faiss = _faiss()
+  score, place = faiss.knn(
+      np.ascontiguousarray(queries, np.float32),
+      np.ascontiguousarray(few, np.float32), min(k, len(few)),
+      faiss.METRIC_INNER_PRODUCT)
+  return _filled((score, place), k)
+
+
 def lists_of(count: int) -> int:
   """Number of lists of an inverted file of so many vectors."""
   return max(min(int(8 * math.sqrt(count)), count // _TRAINED), 1)

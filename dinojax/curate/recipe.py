@@ -9,12 +9,14 @@ from dinojax.core import config as config_lib
 from dinojax.core import errors
 from dinojax.curate.stages import base
 from dinojax.curate.stages import cluster
+from dinojax.curate.stages import decontaminate
 from dinojax.curate.stages import dedup
 from dinojax.curate.stages import describe
 from dinojax.curate.stages import filters
 from dinojax.curate.stages import hashes
 from dinojax.curate.stages import ingest
 from dinojax.curate.stages import materialize
+from dinojax.curate.stages import retrieve
 from dinojax.curate.stages import sample
 
 # Stages by name: their module, class, and the roles of what they read.
@@ -25,20 +27,28 @@ STAGES: Mapping[str, tuple[types.ModuleType, type[base.Stage],
     'hash': (hashes, hashes.Hash, ('pool', 'after')),
     'describe': (describe, describe.Describe, ('pool', 'after')),
     'dedup': (dedup, dedup.Dedup, ('pool', 'after', 'descriptors')),
+    'decontaminate': (decontaminate, decontaminate.Decontaminate,
+                      ('pool', 'after', 'descriptors', 'edges')),
     'embed': (describe, describe.Describe, ('pool', 'after')),
+    'retrieve': (retrieve, retrieve.Retrieve,
+                 ('pool', 'after', 'embeddings')),
     'cluster': (cluster, cluster.Cluster, ('pool', 'after', 'embeddings')),
     'sample': (sample, sample.Sample, ('clusters',)),
     'materialize': (materialize, materialize.Materialize,
-                    ('pool', 'after', 'selection'))}
-_JUDGES = ('ingest', 'filter', 'hash', 'dedup')
+                    ('pool', 'after', 'selections'))}
+_JUDGES = ('ingest', 'filter', 'hash', 'dedup', 'decontaminate')
+_SELECTIONS = ('retrieve', 'sample')
 # Stages that can take a role, the best first.
 _TAKERS = {'pool': ('ingest',), 'descriptors': ('describe', 'embed'),
            'embeddings': ('embed', 'describe'), 'clusters': ('cluster',),
-           'selection': ('sample',)}
-_OPTIONAL = ('selection',)
+           'edges': ('dedup',)}
+_OPTIONAL = ('edges', 'selections')
+# Stages of a config that names none.
+_USUAL = ('ingest', 'filter', 'hash', 'describe', 'dedup', 'embed', 'cluster',
+          'sample', 'materialize')
 
 Settings = dataclasses.make_dataclass('Settings', [
-    ('stages', tuple[str, ...], tuple(STAGES)),
+    ('stages', tuple[str, ...], _USUAL),
     *((name, module.Settings, module.Settings())
       for name, (module, *_) in STAGES.items())], frozen=True)
 
@@ -76,31 +86,47 @@ def chain(settings: Settings, load: Callable) -> list[base.Stage]:
   Raises:
     UserError: a stage that reads what no stage before it gives.
   """
-  out, before = [], []
+  out: list[base.Stage] = []
   for name in settings.stages:
     _, kind, roles = STAGES[name]
+    before = [stage.name for stage in out]
     if name in before:
       raise errors.UserError(f'stages has {name} twice: give each once')
     reads = {}
     for role in roles:
       taken = _taken(role, before)
-      if taken:
-        reads['vectors' if role in ('descriptors', 'embeddings')
-              else role] = taken
-      elif role not in _OPTIONAL:
-        options = ' or '.join(_JUDGES[:1] if role == 'after'
-                              else _TAKERS[role])
+      reads |= taken
+      if not taken and role not in _OPTIONAL:
+        options = ' or '.join(_TAKERS.get(role, _JUDGES[:1]))
         raise errors.UserError(
             f'stage {name} reads what {options} gives, and none is before it: '
             f'stages={",".join(settings.stages)}')
-    more = {'load': load} if kind is describe.Describe else {}
-    out.append(kind(getattr(settings, name), reads, name, **more))
-    before.append(name)
+    out.append(kind(getattr(settings, name), reads, name, **_more(
+        kind, reads, {stage.name: stage for stage in out}, load)))
   return out
 
 
-def _taken(role: str, before: list[str]) -> str | None:
-  """The stage among those before that takes a role."""
-  if role == 'after':
-    return next((name for name in reversed(before) if name in _JUDGES), None)
-  return next((name for name in _TAKERS[role] if name in before), None)
+def _taken(role: str, before: list[str]) -> dict[str, str]:
+  """The stages among those before that take a role, by what they are."""
+  if role == 'selections':
+    return {f'selection {name}': name for name in _SELECTIONS
+            if name in before}
+  options = (reversed(before) if role == 'after' else _TAKERS[role])
+  known = _JUDGES if role == 'after' else before
+  name = next((name for name in options if name in known), None)
+  what = 'vectors' if role in ('descriptors', 'embeddings') else role
+  return {what: name} if name else {}
+
+
+def _more(kind: type[base.Stage], reads: Mapping[str, str],
+          stages: Mapping[str, base.Stage], load: Callable) -> dict[str, Any]:
+  """Arguments that only some stages have."""
+  if kind is describe.Describe:
+    return {'load': load}
+  if kind is retrieve.Retrieve:
+    return {'describer': stages[reads['vectors']].describer}
+  if kind is decontaminate.Decontaminate:
+    edges = stages.get(reads.get('edges'))
+    return {'describer': stages[reads['vectors']].describer,
+            'floor': edges.config.floor if edges else None}
+  return {}

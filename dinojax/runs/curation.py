@@ -107,7 +107,7 @@ def _publish(folder: pathlib.Path, mixture: Mapping[str, Any], where: str):
   """Writes the mixture of a workdir, with paths that begin there."""
   prefix = 'arrayrecord:'
   at = lambda name: (prefix + os.path.join(where, name.removeprefix(prefix))
-                     if name.startswith(f'{prefix}{materialize.RECORDS}/')
+                     if name.startswith(f'{prefix}{materialize.RECORDS}-')
                      else name)
   atomic.write_text(folder / curated.MIXTURE, json.dumps({
       key: [[at(name), share] for name, share in pairs]

@@ -139,7 +139,7 @@ def test_training_reads_the_sample(finished, pile):
   for record in source:
     assert record.image == (pile / record.name).read_bytes()
   table = [tables.read(path) for path in sorted((folder_of(
-      workdir, 'materialize') / 'records').glob('*.parquet'))]
+      workdir, 'materialize') / 'records-sample').glob('*.parquet'))]
   assert sum((part['name'] for part in table), []) == names
   assert all('cluster' in part for part in table)
 
@@ -189,7 +189,7 @@ def test_a_changed_option_reaches_what_depends_on_it(finished, pile, capsys):
   for stage in done:
     for inner in (workdir / stage).iterdir():
       manifest = json.loads((inner / 'manifest.json').read_text())
-      if manifest['counts']['images'] == 20:
+      if 20 in manifest['counts'].values():
         for path in sorted(inner.rglob('*'), reverse=True):
           path.rmdir() if path.is_dir() else path.unlink()
         inner.rmdir()
@@ -230,3 +230,89 @@ def test_wrong_stages_are_named(pile, tmp_path, stages, words):
   c.stages = stages
   with pytest.raises(errors.UserError, match=words):
     recipe.chain(recipe.read(c), None)
+
+
+@pytest.fixture(scope='module')
+def benchmark(tmp_path_factory):
+  """Copies of five pictures of the pile, and one that it does not have."""
+  folder = tmp_path_factory.mktemp('benchmark') / 'images'
+  folder.mkdir()
+  for i in range(50, 55):
+    (folder / f'{i}.jpg').write_bytes(encoded(
+        picture(i).resize((64, 54)), 'JPEG', quality=80))
+  (folder / 'other.png').write_bytes(encoded(picture(999)))
+  return folder
+
+
+STAGES = ('ingest', 'filter', 'describe', 'dedup', 'decontaminate', 'retrieve',
+          'cluster', 'sample', 'materialize')
+
+
+def full(pile, benchmark, **changes):
+  c = config(pile, **changes)
+  c.stages = changes.get('stages', STAGES)
+  c.decontaminate.references = (f'folder:{benchmark}',)
+  c.decontaminate.threshold = 0.97
+  c.dedup.floor = 0.95
+  c.retrieve.samples = ((f'folder:{benchmark}', 3),)
+  c.retrieve.clusters = ((f'folder:{benchmark}', 4),)
+  c.retrieve.num_clusters, c.retrieve.more_than = 2, 1
+  c.retrieve.iterations = 5
+  return c
+
+
+def test_benchmarks_leave_the_pool_and_say_so(pile, benchmark, tmp_path):
+  curation.curate(curation.Request(
+      full(pile, benchmark), str(tmp_path), workers=1))
+  verdict = rows(tmp_path, 'decontaminate')
+  gone = {name: why for name, (_, why) in verdict.items() if why}
+  assert set(gone) == {f'original-{i:03d}.png' for i in range(50, 55)}
+  assert all(why.startswith(f'reference: {name[-6:-4]}.jpg at ')
+             for name, why in gone.items())
+  tables_ = [tables.read(path) for path in sorted((folder_of(
+      tmp_path, 'decontaminate') / verdicts.ROWS).glob('*.parquet'))]
+  score = np.concatenate([t['reference_score'] for t in tables_])
+  # Kept images have their nearest reference, too.
+  alive = np.concatenate([t['alive'] for t in tables_])
+  assert (score[alive] > -1).all() and (score[alive] <= 0.97).all()
+  chosen, = (tables.read(path) for path in (folder_of(
+      tmp_path, 'retrieve') / selections.SELECTED).glob('*.parquet'))
+  by_samples = chosen['cluster'] < 0
+  assert 3 <= by_samples.sum() <= 18 and (~by_samples).any()
+  assert len(set(chosen['row'].tolist())) == len(chosen['row'])
+  mixture = json.loads((tmp_path / 'mixture.json').read_text())
+  assert [weight for _, weight in mixture['train']] == [
+      len(chosen['row']), 30]
+
+
+def test_near_queries_find_themselves(pile, benchmark, tmp_path):
+  c = full(pile, benchmark)
+  c.stages = ('ingest', 'describe', 'retrieve')
+  c.retrieve.samples, c.retrieve.clusters = ((f'folder:{pile}', 1),), ()
+  with pytest.raises(errors.UserError, match='retrieve.samples'):
+    empty = full(pile, benchmark)
+    empty.retrieve.samples = empty.retrieve.clusters = ()
+    curation.curate(curation.Request(empty, str(tmp_path), workers=1))
+  curation.curate(curation.Request(c, str(tmp_path), workers=1))
+  chosen, = (tables.read(path) for path in (folder_of(
+      tmp_path, 'retrieve') / selections.SELECTED).glob('*.parquet'))
+  np.testing.assert_allclose(chosen['score'], 1, atol=2e-3)
+  assert (chosen['rank'] == 0).all()
+
+
+@pytest.mark.parametrize('changes, words', [
+    ({'decontaminate__threshold': 0.5}, 'set dedup.floor=0.5, or decontam'),
+    ({'stages': ('ingest', 'describe', 'decontaminate')}, 'put dedup before'),
+    ({'decontaminate__references': ()}, 'decontaminate.references is empty'),
+    ({'retrieve__num_clusters': 1000}, 'retrieve.num_clusters: level 1'),
+    ({'materialize__weights': (('smaple', 1.0),)}, 'retrieve, sample')])
+def test_wrong_references_are_named(pile, benchmark, tmp_path, changes, words):
+  c = full(pile, benchmark)
+  for key, value in changes.items():
+    section, _, name = key.partition('__')
+    if name:
+      c[section][name] = value
+    else:
+      c[section] = value
+  with pytest.raises(errors.UserError, match=words):
+    curation.curate(curation.Request(c, str(tmp_path), workers=1))

@@ -5,7 +5,7 @@ no other search. Components can chain images that are not alike; how far that
 goes is measured for the largest of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import dataclasses
 from typing import Literal
 
@@ -114,25 +114,25 @@ class Dedup(base.Stage):
     """Components above the threshold, those that are too large cut again."""
     del index
     label = chaining.cut(
-        lambda threshold: self._above(place, threshold), self.num_rows(place),
+        lambda threshold: above(place, threshold), self.num_rows(place),
         self.config.threshold, self.config.max_component)
     return joined.keep(self, place, label,
                        largest=self.config.keep == 'largest')
-
-  def _above(self, place: work.Place, threshold: float):
-    """Edges above a threshold, a shard at a time."""
-    for part in range(place.count(EDGES)):
-      table = tables.read(place.checked(EDGES, part))
-      over = table['score'] > np.float32(threshold)
-      yield table['a'][over], table['b'][over], table['score'][over]
 
   def _largest(self, place: work.Place, index: int) -> work.Counts:
     """How alike the images of the largest components are."""
     tables.write(place.file(LARGEST, index), chaining.diagnose(
         joined.labels(place),
-        list(self._above(place, self.config.threshold)), self.vectors(place)))
+        list(above(place, self.config.threshold)), self.vectors(place)))
     return {}
 
   def _judge(self, place: work.Place, index: int) -> work.Counts:
     return joined.judge(self, place, index)
 
+
+def above(place: work.Place, threshold: float) -> Iterator[chaining.Edges]:
+  """Edges above a threshold of the stage, a shard at a time."""
+  for part in range(place.count(EDGES)):
+    table = tables.read(place.checked(EDGES, part))
+    over = table['score'] > np.float32(threshold)
+    yield table['a'][over], table['b'][over], table['score'][over]
