@@ -28,11 +28,14 @@ def define(values: flags.FlagValues, argv: list[str]):
   text('stage', 'Last stage that is run; default: all of the config.')
   flags.DEFINE_enum(
       'engine', curation.ENGINES[0], curation.ENGINES, 'What runs the tasks: '
-      'processes of this machine, or of an array of jobs the part that '
-      '--index names.', flag_values=values)
+      'processes of this machine; of an array of jobs the part that --index '
+      'names; a cluster of Ray.', flag_values=values)
   number('workers', 'Processes; default: as many as there are cores.')
   number('index', 'Number of this member of an array, from 0.', least=0)
   number('count', 'Number of members of an array.')
+  text('address', 'Cluster of Ray: HOST:PORT, or auto.', 'auto')
+  flags.DEFINE_list('resources', [], 'Accelerators of a task that uses a whole '
+                    'machine of Ray, such as TPU=4.', flag_values=values)
   call.cache_flag(values)
 
 
@@ -42,5 +45,6 @@ def main(values: flags.FlagValues, words: list[str]) -> int:
   print(curation.curate(curation.Request(
       config=values.config, workdir=values.workdir, engine=values.engine,
       workers=values.workers, index=values.index, count=values['count'].value,
+      address=values.address, resources=values.resources,
       until=values.stage, compile_cache=values.compile_cache)))
   return 0

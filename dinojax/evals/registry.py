@@ -4,7 +4,8 @@ A protocol is a module of `protocols`: `TITLE`; `COST`, how often images go
 through the backbone, for people; `ROLES`, the sets that it reads; `Settings`,
 its section of the config; `check`, which refuses backbones; `passes`, the
 images that go through one; and `run`. `TRAINS` is True where heads are trained,
-whose memory is planned.
+whose memory is planned. `PIXELS` is the size of its images, of its section,
+where that is not the one of `data`; '' where every image keeps its own.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,6 +1,6 @@
 """Curation: a config's chain of stages in a workdir, by an engine."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import contextlib
 import dataclasses
 import fcntl
@@ -16,13 +16,14 @@ from dinojax.curate import chain
 from dinojax.curate import recipe
 from dinojax.curate.engines import array
 from dinojax.curate.engines import in_process
+from dinojax.curate.engines import on_ray
 from dinojax.curate.stages import materialize
 from dinojax.data import curated
 from dinojax.features import backbone as backbone_lib
 from dinojax.runs import assemble
 from dinojax.runs import models as models_lib
 
-ENGINES = ('in_process', 'array')
+ENGINES = ('in_process', 'array', 'ray')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Request:
   workers: int | None = None
   index: int | None = None
   count: int | None = None
+  address: str = 'auto'
+  resources: Sequence[str] = ()
   until: str | None = None
   compile_cache: str | None = None
 
@@ -98,9 +101,29 @@ def _engine(request: Request) -> chain.Engine:
           '--engine=array needs --index=I and --count=N: which of how many '
           'members this one is')
     return array.Array(request.index, request.count, workers)
+  if request.engine == 'ray':
+    return on_ray.OnRay(request.address, _resources(request.resources))
   raise errors.UserError(
       f'--engine={request.engine} is not there: give one of '
       f'{", ".join(ENGINES)}')
+
+
+def _resources(words: Sequence[str]) -> dict[str, float]:
+  """Amounts by name, of words like TPU=4.
+
+  Raises:
+    UserError: no number.
+  """
+  out = {}
+  for word in words:
+    name, _, value = word.partition('=')
+    try:
+      out[name] = float(value)
+    except ValueError as error:
+      raise errors.UserError(
+          f'--resources={word} is not a name and a number: write TPU=4'
+      ) from error
+  return out
 
 
 def _publish(folder: pathlib.Path, mixture: Mapping[str, Any], where: str):

@@ -187,11 +187,13 @@ def _measure(name: str, model: backbone_lib.Backbone,
                  for each in several]
           for role, several in opened.items() if several}
   section, data = getattr(settings, name), settings.data
+  pixels = getattr(registry.PROTOCOLS[name], 'PIXELS', None)
+  sizes = [] if pixels else [data.resize_px, data.crop_px]
   key = protocol_lib.key(name, section, sets | {
-      'px': [data.resize_px, data.crop_px, settings.reading.max_pixels]})
+      'px': [*sizes, settings.reading.max_pixels]})
   identity = {'model': model.source, 'weights': store_lib.digest(
       model.config, model.params), 'protocol': name, 'key': key,
-              'px': getattr(section, 'image_px', None) or data.crop_px}
+              'px': pixels(section) if pixels else data.crop_px}
   if processes.of_first(str(scores.is_done(folder, identity))) == 'True':
     return
   sizes = preprocessing.Preprocessing(data.resize_px, data.crop_px)

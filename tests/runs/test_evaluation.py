@@ -152,11 +152,17 @@ def test_mistakes_are_said_before_work(words, message, tmp_path, capsys):
 def test_sets_sizes_and_predictions(run, tmp_path):
   """Every set and size has lines of its own, images a line of a file."""
   assert commands.run('evaluate', [
-      f'--model={run}', '--protocols=knn,linear', '--cache', '--predictions',
+      f'--model={run}', '--protocols=knn,linear,retrieval', '--cache',
+      '--predictions', '--config.retrieval.database=patterns:validation',
       '--test=patterns:validation,held_out:patterns:train', '--sizes=32,16',
       '--train=patterns:train', f'--out={tmp_path}', CACHE,
       '--config.linear.layers=(1,)', '--config.linear.min_steps=40']) == 0
-  lines = rows(tmp_path)
+  whole, lines = [], []
+  for row in rows(tmp_path):
+    (whole if row['protocol'] == 'retrieval' else lines).append(row)
+  # It has images of their own sizes, so that --sizes mean nothing to it.
+  assert {row['px'] for row in whole} == {''}
+  assert len(whole) == len({row['metric'] for row in whole})
   assert {(row['protocol'], row['test'], row['px']) for row in lines} == {
       (protocol, test, px) for protocol in ('knn', 'linear')
       for test in ('patterns:validation', 'held_out:patterns:train')

@@ -24,6 +24,7 @@ from dinojax.parallel import processes
 
 TITLE = 'originals of changed copies among distractors (mAP)'
 COST = 'copies, originals, distractors and whitening images once'
+PIXELS = lambda settings: settings.image_px or ''
 _SOURCE = 'a source of images, such as folder:DIR; no labels are needed'
 ROLES = {
     'images': protocol.Role(

@@ -20,6 +20,7 @@ from dinojax.evals.sets import pairs
 
 TITLE = 'places of an image in another: keypoints, surfaces, homographies'
 COST = 'test once, a few images more than once'
+PIXELS = lambda settings: ''
 ROLES = {'test': protocol.Role(opens=pairs.open_set, what=(
     f'pairs of images, {pairs.EXAMPLE}'))}
 _PICTURES = 6

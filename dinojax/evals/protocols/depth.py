@@ -33,6 +33,7 @@ from dinojax.probes.tasks import depth
 
 TITLE = 'linear depth, errors in metres'
 COST = 'steps × batch of training crops, test images and mirror images'
+PIXELS = lambda settings: ''
 _WHAT = ('a set of depths, such as depth:DIR with DIR/images and DIR/depth, '
          'or nyu:DIR')
 TRAINS = True  # heads

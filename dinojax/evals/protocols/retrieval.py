@@ -27,6 +27,7 @@ from dinojax.parallel import processes
 
 TITLE = 'retrieval of the same place, object or group (mAP; GAP on Met)'
 COST = 'database and queries once'
+PIXELS = lambda settings: settings.image_px or ''
 ROLES = {'database': protocol.Role(
     'test', opens=searched.open_set, what=searched.WORDS),
          'query': protocol.Role(needed=False)}

@@ -38,6 +38,7 @@ from dinojax.probes.tasks import segment
 
 TITLE = 'linear segmentation, mIoU'
 COST = 'steps × batch of training crops, test images by windows'
+PIXELS = lambda settings: settings.resolved.short_px
 _WHAT = ('a set of masks, such as masks:DIR with DIR/images and DIR/masks, or '
          'ade20k:DIR')
 TRAINS = True  # heads

@@ -24,6 +24,7 @@ from dinojax.metrics import overlap
 
 TITLE = 'discovery of an object by cutting patches in two'
 COST = 'test once, at the size of the images'
+PIXELS = lambda settings: settings.long_px or ''
 ROLES = {'test': protocol.Role(opens=boxes.open_set, what=(
     f'images with boxes, {boxes.EXAMPLE}'))}
 _PICTURES = 8

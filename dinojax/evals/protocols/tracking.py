@@ -26,6 +26,7 @@ from dinojax.metrics import video as video_lib
 
 TITLE = 'masks of a video from that of its first frame'
 COST = 'frames once for each of three sizes'
+PIXELS = lambda settings: ''
 ROLES = {'test': protocol.Role(opens=videos.open_set, what=(
     f'videos with masks, {videos.EXAMPLE}'))}
 _SPEC = spec_lib.FeatureSpec(('map',))
