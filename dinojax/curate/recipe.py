@@ -18,10 +18,12 @@ from dinojax.curate.stages import ingest
 from dinojax.curate.stages import materialize
 from dinojax.curate.stages import retrieve
 from dinojax.curate.stages import sample
+from dinojax.curate.stages import urls
 
 # Stages by name: their module, class, and the roles of what they read.
 STAGES: Mapping[str, tuple[types.ModuleType, type[base.Stage],
                            tuple[str, ...]]] = {
+    'urls': (urls, urls.Urls, ()),
     'ingest': (ingest, ingest.Ingest, ()),
     'filter': (filters, filters.Filter, ('pool', 'after')),
     'hash': (hashes, hashes.Hash, ('pool', 'after')),

@@ -13,6 +13,7 @@ import zlib
 from dinojax.core import errors
 
 MAX_BYTES = 16 * 2**20  # of a page, unpacked; what follows is left out
+REST = 'the rest of the file'  # a reason, where it is damaged
 _META = re.compile(rb'<meta[^>]{0,200}charset\s*=\s*["\']?\s*([\w.:-]{1,40})',
                    re.IGNORECASE)
 # It tells of every address with a blank.
@@ -58,6 +59,7 @@ class Pages:
     if not head.startswith(b'WARC/'):
       raise errors.UserError(
           f'{name} is no WARC file: it begins with {head[:20]!r}, not WARC/')
+    self._file, self._last = file, 0  # place of the last record
     self._records = archiveiterator.ArchiveIterator(file)
     # warcio leaves to Python what it does not expect of a file cut short.
     self._broken = (
@@ -70,10 +72,15 @@ class Pages:
       try:
         record = next(self._records, None)
         page = record and self._page(record)
+        if record is not None:  # only now: it reads on to the record's end
+          self._last = self._records.get_record_offset()
       except self._broken as error:
-        self.skipped[f'the rest of the file: {error}'] += 1
+        self.skipped[f'{REST}: {error}'] += 1
         return
       if record is None:
+        # warcio ends where a file is cut short, and says nothing.
+        if not _is_whole(self._file, self._last):
+          self.skipped[f'{REST}: it is cut short'] += 1
         return
       if page:
         yield page
@@ -94,8 +101,34 @@ class Pages:
       self.skipped['other content than HTML'] += 1
     else:
       body = _body(record.raw_stream.read(), headers)
-      return Page(address, _text(body, kind))
+      return Page(address, text_of(body, kind))
     return None
+
+
+def _is_whole(file: BinaryIO, start: int) -> bool:
+  """Tells whether a file ends with the end of a record.
+
+  Args:
+    file: WARC, gzipped or not.
+    start: place of one of its last records, in bytes.
+  """
+  file.seek(start)
+  data = file.read()
+  while data[:2] == b'\x1f\x8b':
+    packer = zlib.decompressobj(16 + zlib.MAX_WBITS)
+    try:
+      packer.decompress(data)
+    except zlib.error:
+      return False
+    if not packer.eof:
+      return False
+    data = packer.unused_data
+  while match := re.match(rb'\s*WARC/(?:[^\n]+\n)*?\r?\n', data):
+    length = re.search(rb'(?i)^content-length:\s*(\d+)', match[0], re.M)
+    if not length or len(data) < match.end() + int(length[1]):
+      return False
+    data = data[match.end() + int(length[1]):]
+  return not data.strip()
 
 
 def _body(data: bytes, headers) -> bytes:
@@ -156,7 +189,7 @@ def _unchunked(data: bytes) -> bytes:
   return b''.join(out) if out and at >= len(data) else data
 
 
-def _text(data: bytes, content_type: str) -> str:
+def text_of(data: bytes, content_type: str = '') -> str:
   """Letters of a page: as the server says, as the page says, or UTF-8."""
   told = re.search(r'charset\s*=\s*["\']?\s*([\w.:-]+)', content_type, re.I)
   names = [told[1]] if told else []

@@ -109,3 +109,15 @@ def test_a_bomb_is_cut():
   bomb = gzip.compress(b'<p>' + bytes(50 * 2**20))
   (page,), _ = read(archive(record(bomb, GZIPPED)))
   assert len(page.html) <= web_archives.MAX_BYTES
+
+
+@pytest.mark.parametrize('packed', [True, False])
+def test_a_file_cut_short_says_so_wherever_it_is_cut(packed):
+  data = archive(record(), record(), packed=packed)
+  assert not any(reason.startswith(web_archives.REST)
+                 for reason in read(data)[1])
+  # At the end of a record nothing shows that another one followed.
+  for length in range(len(data) - 5, len(data) // 2, -23):
+    _, skipped = read(data[:length])
+    assert any(reason.startswith(web_archives.REST) for reason in skipped), (
+        length)

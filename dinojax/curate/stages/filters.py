@@ -40,7 +40,7 @@ class Filter(base.Stage):
   def settings(self) -> dict[str, Any]:
     """All values; lists of hosts by their contents."""
     return super().settings() | {'refused': [
-        hashlib.sha256(_bytes(path)).hexdigest()
+        hashlib.sha256(read_list(path)).hexdigest()
         for path in self.config.refused]}
 
   def phases(self) -> Sequence[work.Phase]:
@@ -56,11 +56,11 @@ class Filter(base.Stage):
 
   def _reasons(self, table: dict[str, Any]) -> Iterator[str]:
     """Why each row goes; ''."""
-    c, refused = self.config, _refused(self.config.refused)
+    c, lists = self.config, refused(self.config.refused)
     for url, width, height, deviation, entropy in zip(
         *(table[name] for name in _COLUMNS), strict=True):
       short, long = sorted((int(width), int(height)))
-      why = refused.why(addresses.normalized(url) or url) if url else None
+      why = lists.why(addresses.normalized(url) or url) if url else None
       if why:
         yield f'refused: {why}'
       elif short < c.min_side_px:
@@ -74,17 +74,22 @@ class Filter(base.Stage):
 
 
 @functools.cache
-def _refused(files: tuple[str, ...]) -> addresses.Refused:
+def refused(files: tuple[str, ...]) -> addresses.Refused:
   """Entries of all lists together."""
-  lists = (addresses.read(_bytes(path).decode(errors='replace').splitlines())[0]
-           for path in files)
+  lists = (addresses.read(read_list(path).decode(
+      errors='replace').splitlines())[0] for path in files)
   return functools.reduce(lambda a, b: a | b, lists, addresses.Refused())
 
 
-def _bytes(path: str) -> bytes:
+def read_list(path: str) -> bytes:
+  """Bytes of a list.
+
+  Raises:
+    UserError: it cannot be read.
+  """
   try:
     return pathlib.Path(paths.expand(path)).read_bytes()
   except OSError as error:
     raise errors.UserError(
         f'{path}, a list of refused hosts, cannot be read: '
-        f'{error.strerror or error}; check filter.refused') from error
+        f'{error.strerror or error}; check the key `refused`') from error
