@@ -124,13 +124,13 @@ def requests(sets: dict[str, str]) -> dict[str, tuple]:
           'train': f'masks:{sets["street"]}/train?ignore={VOID}',
           'test': (f'masks:{sets["street"]}/val?ignore={VOID}',),
           'learning_rates': RATES, 'weight_decays': (1e-4,), 'steps': 400,
-          'warmup_steps': 10, 'batch_size': 8, 'short_px': 320,
-          'crop_px': 320}}, {}),
+          'warmup_steps': 10, 'batch_size': 4, 'short_px': 240,
+          'crop_px': 240}}, {}),
       'room': (['depth'], {'depth': {
           'train': f'depth:{sets["room"]}/train',
           'test': (f'depth:{sets["room"]}/test',), 'learning_rates': RATES,
           'weight_decays': (1e-4,), 'steps': 1_000, 'warmup_steps': 100,
-          'batch_size': 8, 'crop': (160, 208), 'max_depth': 5.0}}, {}),
+          'batch_size': 4, 'crop': (160, 208), 'max_depth': 5.0}}, {}),
       'videos': (['tracking'], {'tracking': {
           'test': (f'videos:{sets["data"]}/davis_vos',),
           'short_patches': (30,)}}, {}),
