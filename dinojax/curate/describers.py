@@ -12,9 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from dinojax.core import errors
+from dinojax.curate import decoded
 from dinojax.curate import onnx_descriptor
 from dinojax.curate import pca_hash
-from dinojax.data import images
 from dinojax.data import record as record_lib
 from dinojax.features import backbone as backbone_lib
 from dinojax.features import preprocessing
@@ -22,7 +22,6 @@ from dinojax.features import spec as spec_lib
 from dinojax.features import store
 from dinojax.features import stream
 
-_AT_ONCE = 64  # decoded images
 _CLS = {'features': spec_lib.FeatureSpec(('cls',), 1, 'final')}
 
 Rows = Iterator[tuple[np.ndarray, np.ndarray]]
@@ -106,7 +105,7 @@ class OfOnnx:
   def describe(self, source: record_lib.Source) -> Rows:
     """See Describer."""
     session = _session(self.path, self.resize)
-    for index, pixels in _decoded(source):
+    for index, pixels in decoded.read(source):
       yield index, session.describe(pixels)
 
 
@@ -131,7 +130,7 @@ class OfPixels:
 
   def describe(self, source: record_lib.Source) -> Rows:
     """See Describer."""
-    for index, pixels in _decoded(source):
+    for index, pixels in decoded.read(source):
       rows = np.stack([pca_hash.areas(x, self.side) for x in pixels])
       rows = rows - rows.mean((1, 2), keepdims=True)
       rows = rows.reshape(len(rows), -1)
@@ -164,25 +163,6 @@ def parse(text: str, load: Callable[[str], backbone_lib.Backbone], *,
   raise errors.UserError(
       f'{where}={text!r} is not understood: give model:NAME, as dinojax.load '
       'takes it, onnx:FILE, or pixels:8 (mean colours, without weights)')
-
-
-def _decoded(source: record_lib.Source
-             ) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
-  """Indices and pixels [y, x, 3] of images that can be read, some at a time."""
-  index, pixels = [], []
-  for i in range(len(source)):
-    try:
-      picture = images.open_image(source[i].image).decode()
-    except (OSError, images.BadImage) as error:
-      stream.warn([{'name': source[i].name, 'problem': str(error)}], source)
-      continue
-    index.append(i)
-    pixels.append(np.asarray(picture))
-    if len(index) == _AT_ONCE:
-      yield np.array(index), pixels
-      index, pixels = [], []
-  if index:
-    yield np.array(index), pixels
 
 
 @functools.lru_cache(maxsize=2)

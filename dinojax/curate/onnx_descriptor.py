@@ -74,8 +74,8 @@ class Descriptor:
         give descriptors.
     """
     self._resize, self._mean, self._std = Resize(resize), mean, std
-    data = _bytes(path)
-    self._session, version = _session(path, data, num_threads)
+    data = read(path)
+    self._session, version = session(path, data, num_threads)
     entry, *others = self._session.get_inputs()
     self._path, self._name, shape = path, entry.name, list(entry.shape)
     self._output = self._session.get_outputs()[0].name
@@ -166,14 +166,19 @@ class Descriptor:
           f'{again.min():.4f}: it is no function of the image alone')
 
 
-def _bytes(path: str) -> bytes:
+def read(path: str) -> bytes:
+  """Bytes of a file.
+
+  Raises:
+    UserError: it cannot be read.
+  """
   try:
     return pathlib.Path(path).read_bytes()
   except OSError as error:
     raise errors.UserError(f'{path} cannot be read: {error}') from error
 
 
-def _session(path: str, data: bytes, num_threads: int):
+def session(path: str, data: bytes, num_threads: int):
   """The opened file, and the version of onnxruntime."""
   try:
     import onnxruntime

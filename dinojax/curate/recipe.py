@@ -27,24 +27,24 @@ STAGES: Mapping[str, tuple[types.ModuleType, type[base.Stage],
     'ingest': (ingest, ingest.Ingest, ()),
     'filter': (filters, filters.Filter, ('pool', 'after')),
     'hash': (hashes, hashes.Hash, ('pool', 'after')),
-    'describe': (describe, describe.Describe, ('pool', 'after')),
+    'describe': (describe, describe.Describe, ('pool', 'after', 'pixels')),
     'dedup': (dedup, dedup.Dedup, ('pool', 'after', 'descriptors')),
     'decontaminate': (decontaminate, decontaminate.Decontaminate,
                       ('pool', 'after', 'descriptors', 'edges')),
-    'embed': (describe, describe.Describe, ('pool', 'after')),
+    'embed': (describe, describe.Describe, ('pool', 'after', 'pixels')),
     'retrieve': (retrieve, retrieve.Retrieve,
                  ('pool', 'after', 'embeddings')),
     'cluster': (cluster, cluster.Cluster, ('pool', 'after', 'embeddings')),
     'sample': (sample, sample.Sample, ('clusters',)),
     'materialize': (materialize, materialize.Materialize,
-                    ('pool', 'after', 'selections'))}
+                    ('pool', 'after', 'pixels', 'selections'))}
 _JUDGES = ('ingest', 'filter', 'hash', 'dedup', 'decontaminate')
 _SELECTIONS = ('retrieve', 'sample')
 # Stages that can take a role, the best first.
 _TAKERS = {'pool': ('ingest',), 'descriptors': ('describe', 'embed'),
            'embeddings': ('embed', 'describe'), 'clusters': ('cluster',),
-           'edges': ('dedup',)}
-_OPTIONAL = ('edges', 'selections')
+           'edges': ('dedup',), 'pixels': ('filter',)}
+_OPTIONAL = ('edges', 'pixels', 'selections')
 # Stages of a config that names none.
 _USUAL = ('ingest', 'filter', 'hash', 'describe', 'dedup', 'embed', 'cluster',
           'sample', 'materialize')

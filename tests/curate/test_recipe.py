@@ -316,3 +316,40 @@ def test_wrong_references_are_named(pile, benchmark, tmp_path, changes, words):
       c[section] = value
   with pytest.raises(errors.UserError, match=words):
     curation.curate(curation.Request(c, str(tmp_path), workers=1))
+
+
+def test_judges_drop_and_blur(tmp_path):
+  """Unfit images go; faces are blurred in what is trained on."""
+  pile = tmp_path / 'pile'
+  pile.mkdir()
+  for i in range(6):
+    image = np.array(picture(i))
+    if i == 1:
+      image[..., 0] = 255
+    elif i == 2:
+      image[:16, :16] = 255, 0, 0
+    elif i > 2:
+      image[..., 0] = 0
+    Image.fromarray(image).save(pile / f'{i}.png')
+  c = config(pile)
+  c.stages = ('ingest', 'filter', 'embed', 'materialize')
+  c.filter.nsfw = 'module:tests.curate.test_plugins:redness'
+  c.filter.max_nsfw = 0.9
+  c.filter.faces = 'module:tests.curate.test_plugins:corner'
+  curation.curate(curation.Request(c, str(tmp_path / 'out'), workers=1))
+  verdict = rows(tmp_path / 'out', 'filter')
+  assert {name: why for name, (_, why) in verdict.items() if why} == {
+      '1.png': 'unfit: score 1.00'}
+  (spec, _), = json.loads(
+      (tmp_path / 'out' / 'mixture.json').read_text())['train']
+  source = sources.open_source('arrayrecord:' + str(
+      tmp_path / 'out' / spec.removeprefix('arrayrecord:')))
+  got = {record.name: record.image for record in source}
+  assert set(got) == {'0.png', '2.png', '3.png', '4.png', '5.png'}
+  for name, data in got.items():
+    same = data == (pile / name).read_bytes()
+    assert same == (name != '2.png')
+  before, after = np.array(Image.open(pile / '2.png'), int), np.array(
+      Image.open(io.BytesIO(got['2.png'])), int)
+  assert np.abs(before[24:] - after[24:]).mean() < 4  # JPEG
+  assert np.abs(before[:18, :18] - after[:18, :18]).max() > 30

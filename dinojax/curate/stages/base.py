@@ -60,6 +60,13 @@ class Stage:
     """[r] bool: rows of a shard that no stage before has dropped."""
     return verdicts.alive(self.input(place, 'after'), index)
 
+  def images(self, place: work.Place, index: int, take: np.ndarray
+             ) -> pool_rows.Images:
+    """Images of a shard by their places in it, with faces blurred."""
+    return pool_rows.Images(
+        self.input(place, 'pool'), index, take,
+        self.input(place, 'pixels') if 'pixels' in self.reads else None)
+
   def vectors(self, place: work.Place) -> vectors.Vectors:
     """Vectors of all rows that are alive."""
     return vectors.opened(self.input(place, 'vectors'),

@@ -15,7 +15,6 @@ from dinojax.curate import describers
 from dinojax.curate import vectors
 from dinojax.curate.engines import work
 from dinojax.curate.stages import base
-from dinojax.curate.stages import pool_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +61,8 @@ class Describe(base.Stage):
                        self.describer.whole),)
 
   def _describe(self, place: work.Place, index: int) -> work.Counts:
-    source = pool_rows.Images(self.input(place, 'pool'), index,
-                              np.flatnonzero(self.alive(place, index)))
+    source = self.images(place, index, np.flatnonzero(
+        self.alive(place, index)))
     taken, rows = [np.zeros(0, np.int64)], [np.zeros((0, 0), np.float32)]
     for some, described in self.describer.describe(source):
       taken.append(some)

@@ -7,14 +7,19 @@ import hashlib
 import pathlib
 from typing import Any
 
+import numpy as np
+
 from dinojax.core import errors
 from dinojax.core import fields
 from dinojax.core import paths
 from dinojax.curate import addresses
+from dinojax.curate import plugins
 from dinojax.curate import tables
 from dinojax.curate import verdicts
 from dinojax.curate.engines import work
 from dinojax.curate.stages import base
+from dinojax.curate.stages import judged
+from dinojax.curate.stages import pool_rows
 
 _COLUMNS = ('url', 'width', 'height', 'deviation', 'entropy')
 
@@ -32,6 +37,11 @@ class Settings:
   min_entropy: fields.NonNegative = 1.0  # Of the grey levels, in bits.
   # Files that list hosts and addresses: of hosts files, ad blockers, or plain.
   refused: tuple[str, ...] = ()
+  # Judge of unfit images, onnx:FILE or module:NAME:FUNCTION; '': none.
+  nsfw: str = ''
+  max_nsfw: fields.Unit = 0.5  # Its score above which an image is dropped.
+  # Judge of faces, likewise (YuNet's file), which are blurred; '': none.
+  faces: str = ''
 
 
 class Filter(base.Stage):
@@ -39,20 +49,40 @@ class Filter(base.Stage):
 
   def settings(self) -> dict[str, Any]:
     """All values; lists of hosts by their contents."""
-    return super().settings() | {'refused': [
-        hashlib.sha256(read_list(path)).hexdigest()
-        for path in self.config.refused]}
+    c = self.config
+    return super().settings() | {
+        'refused': [hashlib.sha256(read_list(path)).hexdigest()
+                    for path in c.refused],
+        **{name: plugins.facts(getattr(c, name)) for name in ('nsfw', 'faces')
+           if getattr(c, name)}}
 
   def phases(self) -> Sequence[work.Phase]:
-    """A verdict on every row."""
-    return (work.Phase(verdicts.ROWS, self.num_shards, self._judge),)
+    """Asks the judges, then a verdict on every row."""
+    ask = [work.Phase(judged.JUDGED, self.num_shards, self._ask)] if (
+        self.config.nsfw or self.config.faces) else []
+    return (*ask, work.Phase(verdicts.ROWS, self.num_shards, self._judge))
+
+  def _ask(self, place: work.Place, index: int) -> work.Counts:
+    """Scores and faces of the rows that are alive, and blurred pixels."""
+    rows = np.flatnonzero(self.alive(place, index))
+    return judged.write(
+        place, index, pool_rows.Images(self.input(place, 'pool'), index, rows),
+        nsfw=self.config.nsfw, faces=self.config.faces)
 
   def _judge(self, place: work.Place, index: int) -> work.Counts:
     table = tables.read(self.input(place, 'pool').checked(
         verdicts.ROWS, index), _COLUMNS)
-    return verdicts.write(
-        place, index, self.shard_rows(place)[index],
-        self.alive(place, index), list(self._reasons(table)))
+    rows, more = self.shard_rows(place)[index], {}
+    reasons = list(self._reasons(table))
+    if self.config.nsfw or self.config.faces:
+      more = judged.columns(place, index, rows)
+      reasons = [
+          reason or (f'unfit: score {score:.2f}'
+                     if score > self.config.max_nsfw else '')
+          for reason, score in zip(reasons, more['nsfw'].tolist(),
+                                   strict=True)]
+    return verdicts.write(place, index, rows, self.alive(place, index),
+                          reasons, **more)
 
   def _reasons(self, table: dict[str, Any]) -> Iterator[str]:
     """Why each row goes; ''."""

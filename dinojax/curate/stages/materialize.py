@@ -22,7 +22,6 @@ from dinojax.curate import tables
 from dinojax.curate import verdicts
 from dinojax.curate.engines import work
 from dinojax.curate.stages import base
-from dinojax.curate.stages import pool_rows
 from dinojax.data import record
 from dinojax.data import records
 
@@ -141,7 +140,7 @@ class Materialize(base.Stage):
       if not len(mine):
         continue
       take = mine - part.start
-      source = pool_rows.Images(pool, index, take)
+      source = self.images(place, index, take)
       table = tables.read(pool.checked(verdicts.ROWS, index), _TEXTS)
       for i, row in enumerate(mine.tolist()):
         images[row] = source[i].image

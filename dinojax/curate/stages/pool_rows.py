@@ -3,6 +3,7 @@
 import functools
 import os
 
+from array_record.python import array_record_module
 import numpy as np
 
 from dinojax.curate import tables
@@ -15,6 +16,8 @@ from dinojax.data import record
 INDEX = 'index'  # phase of one task
 SHARDS = 'shards.parquet'
 THUMBNAILS = 'thumbnails.npy'
+JUDGED = 'judged'  # phase of a stage that blurs
+BLURRED, BLURRED_ROWS = 'blurred.arrayrecord', 'blurred.parquet'
 _PLACE = ('name', 'pool', 'file', 'offset', 'size')
 
 
@@ -63,13 +66,15 @@ class Images:
 
   classes = ()
 
-  def __init__(self, place: work.Place, index: int, take: np.ndarray):
+  def __init__(self, place: work.Place, index: int, take: np.ndarray,
+               blurred: work.Place | None = None):
     """Takes rows by their places in the shard.
 
     Args:
       place: place of the stage ingest.
       index: shard.
       take: [r] places.
+      blurred: place of the stage that blurred faces.
     """
     self.spec = f'shard {index} of {place.folder}'
     table = tables.read(place.checked(verdicts.ROWS, index), _PLACE)
@@ -78,10 +83,28 @@ class Images:
     self._entries = [
         (table['name'][i], pools[table['pool'][i]], table['file'][i],
          int(table['offset'][i]), int(table['size'][i])) for i in take]
+    self._blurred: dict[int, int] = {}
+    if blurred is not None and blurred.done(JUDGED, index):
+      rows = tables.read(blurred.checked(
+          JUDGED, index, BLURRED_ROWS))['row'].tolist()
+      self._blurred = {row: i for i, row in enumerate(rows)}
+      self._file = blurred.checked(JUDGED, index, BLURRED)
 
   def __len__(self) -> int:
     return len(self._entries)
 
   def __getitem__(self, index: int) -> record.Record:
     name, *where = self._entries[index]
-    return record.Record(read(*where), -1, name)
+    number = self._blurred.get(int(self.rows[index]))
+    if number is None:
+      return record.Record(read(*where), -1, name)
+    return record.Record(self._reader.read([number])[0], -1, name)
+
+  @functools.cached_property
+  def _reader(self) -> array_record_module.ArrayRecordReader:
+    return array_record_module.ArrayRecordReader(
+        self._file, 'readahead_buffer_size:0')
+
+  def __getstate__(self) -> dict:
+    return {key: value for key, value in self.__dict__.items()
+            if key != '_reader'}
