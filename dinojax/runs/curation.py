@@ -22,6 +22,7 @@ from dinojax.data import curated
 from dinojax.features import backbone as backbone_lib
 from dinojax.runs import assemble
 from dinojax.runs import models as models_lib
+from dinojax.runs.report import curation as report
 
 ENGINES = ('in_process', 'array', 'ray')
 
@@ -71,6 +72,7 @@ def curate(request: Request) -> str:
     raise errors.cannot_write(str(folder), error) from error
   with _held(folder, shared=request.engine == 'array'):
     places = chain.run(stages, str(folder), engine)
+    print(f'report: {report.write(str(folder), stages, places)}')
     last = stages[-1].name
     if last == 'materialize':
       _publish(folder, materialize.mixture(places[last]),

@@ -36,6 +36,11 @@ def labels(place: work.Place) -> np.ndarray:
   return np.load(place.checked(JOIN, 0, _LABEL), mmap_mode='r')
 
 
+def kept(place: work.Place) -> np.ndarray:
+  """[rows] bool: rows that stay, mapped from the disk."""
+  return np.load(place.checked(JOIN, 0, _KEPT), mmap_mode='r')
+
+
 def judge(stage: base.Stage, place: work.Place, index: int) -> work.Counts:
   """Writes verdicts of a shard: what does not stay is a copy.
 
@@ -46,10 +51,9 @@ def judge(stage: base.Stage, place: work.Place, index: int) -> work.Counts:
   """
   rows = stage.shard_rows(place)[index]
   label = np.array(labels(place)[rows.start:rows.stop])
-  kept = np.load(place.checked(JOIN, 0, _KEPT), mmap_mode='r')
   reasons = ['' if stays else f'copy: component of row {number}'
              for stays, number in zip(
-                 kept[rows.start:rows.stop].tolist(), label.tolist(),
+                 kept(place)[rows.start:rows.stop].tolist(), label.tolist(),
                  strict=True)]
   return verdicts.write(
       place, index, rows, stage.alive(place, index), reasons, label=label)
