@@ -216,15 +216,17 @@ def summary(models: dict[str, list[str]], outs: list[pathlib.Path]) -> str:
       if table.is_dir():
         rows.setdefault(table.name, []).extend(
             scores.read(epath.Path(table)))
-  columns = [(name, metric) for name, lines in rows.items()
-             for metric in dict.fromkeys(line['metric'] for line in lines)]
-  head = ['variant', *(f'{name} {metric}' for name, metric in columns)]
+  columns = [(name, *pair) for name, lines in rows.items()
+             for pair in dict.fromkeys((
+                 line['protocol'], line['metric']) for line in lines)
+             if 'mean per class' not in pair[1]]
+  head = ['variant', *(' '.join(column) for column in columns)]
   lines = ['| ' + ' | '.join(head) + ' |', '|' + ' --- |' * len(head)]
   for variant, places in models.items():
     cells = [' / '.join(
         scores.number(line['value']) for place in places for line in rows[name]
-        if (line['metric'], line['model']) == (metric, place))
-             for name, metric in columns]
+        if (line['protocol'], line['metric'], line['model'].partition('@')[0])
+        == (protocol, metric, place)) for name, protocol, metric in columns]
     lines.append('| ' + ' | '.join([variant, *cells]) + ' |')
   return '\n'.join(lines)
 
