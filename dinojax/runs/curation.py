@@ -72,13 +72,13 @@ def curate(request: Request) -> str:
     raise errors.cannot_write(str(folder), error) from error
   with _held(folder, shared=request.engine == 'array'):
     places = chain.run(stages, str(folder), engine)
-    print(f'report: {report.write(str(folder), stages, places)}')
+    out = f'pictures: {report.write(str(folder), stages, places)}\n'
     last = stages[-1].name
     if last == 'materialize':
       _publish(folder, materialize.mixture(places[last]),
                os.path.relpath(places[last].folder, folder))
-      return f'train on it: --config.data.train={curated.SCHEME}{folder}'
-  return f'{last} is in {places[last].folder}'
+      return f'{out}train on it: --config.data.train={curated.SCHEME}{folder}'
+  return f'{out}{last} is in {places[last].folder}'
 
 
 def load(name: str) -> backbone_lib.Backbone:

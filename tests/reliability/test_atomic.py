@@ -16,6 +16,7 @@ PACKAGE = pathlib.Path(__file__).parents[2] / 'dinojax'
 # appended to, locks, members of archives, one-off outputs.
 MAY_WRITE = {
     'core/atomic.py', 'core/log.py', 'core/output.py', 'features/store.py',
+    'runs/curation.py',
     'features/tables.py', 'interop/files.py', 'runs/catalog.py',
     'parallel/holder.py'}
 

@@ -1,5 +1,7 @@
 """Components of a stage that joins rows: labels, and one that stays of each."""
 
+import os
+
 import numpy as np
 
 from dinojax.curate import copies
@@ -29,6 +31,11 @@ def keep(stage: base.Stage, place: work.Place, label: np.ndarray, *,
   np.save(place.file(JOIN, 0, _KEPT), copies.kept(label, quality))
   return {'components_of_several': int((sizes > 1).sum()),
           'largest_component': int(sizes.max())}
+
+
+def has(place: work.Place) -> bool:
+  """Tells whether a stage has joined rows."""
+  return os.path.exists(place.file(JOIN, 0, _LABEL))
 
 
 def labels(place: work.Place) -> np.ndarray:

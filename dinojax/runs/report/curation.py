@@ -40,9 +40,9 @@ def write(folder: str, stages: Sequence[base.Stage], places: Places) -> str:
     places: their places, by name.
   """
   path = os.path.join(folder, FILE)
-  body = ''.join((f'<h1>{blocks.text(os.path.basename(folder))}</h1>',
-                  *_sections(stages, places)))
-  atomic.write_text(path, page.whole('Curation', body))
+  # Without the folder's name: what is curated twice is the same twice.
+  atomic.write_text(path, page.whole('Curation', ''.join((
+      '<h1>Curation</h1>', *_sections(stages, places)))))
   return path
 
 
@@ -60,7 +60,7 @@ def _sections(stages: Sequence[base.Stage], places: Places) -> Iterator[str]:
         'under each the reason.', dropped)
   for stage in stages:
     place = places[stage.name]
-    if place.count(joined.JOIN) and (rows := list(_copies(place, images))):
+    if joined.has(place) and (rows := list(_copies(place, images))):
       yield _picture(
           f'Copies of the stage {stage.name}', 'Components drawn by chance: '
           'the image that stays in green, then its copies.', rows)
