@@ -214,6 +214,7 @@ def test_shards_change_no_choice(finished, pile, tmp_path):
     ({'hash__bits': 128}, 'cannot be learned from 154 images'),
     ({'hash__bits': 65}, 'hash.bits=65 is not a length'),
     ({'dedup__threshold': 1.5}, r'dedup.threshold=1.5 is not in'),
+    ({'dedup__threshold': 0.9}, 'dedup.floor=0.95 is above'),
     ({'filter__refused': ('/no/list',)}, 'list of refused hosts')])
 def test_wrong_values_are_named(pile, tmp_path, changes, words):
   with pytest.raises(errors.UserError, match=words):

@@ -7,10 +7,11 @@ goes is measured for the largest of them.
 
 from collections.abc import Iterator, Sequence
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
+from dinojax.core import errors
 from dinojax.core import fields
 from dinojax.curate import chaining
 from dinojax.curate import draws
@@ -51,6 +52,20 @@ class Settings:
 
 class Dedup(base.Stage):
   """One image of every component of near images."""
+
+  def settings(self) -> dict[str, Any]:
+    """All values.
+
+    Raises:
+      UserError: edges above the threshold would not be kept.
+    """
+    c = self.config
+    if c.floor > c.threshold:
+      raise errors.UserError(
+          f'dedup.floor={c.floor} is above dedup.threshold={c.threshold}, so '
+          'that edges between them would be lost: set dedup.floor='
+          f'{c.threshold} or less')
+    return super().settings()
 
   def phases(self) -> Sequence[work.Phase]:
     """Searches, measures recall, joins, looks at the largest, judges."""

@@ -114,14 +114,14 @@ class _Images:
 
 def _dropped(place: work.Place, images: _Images) -> list[sheets.Tile]:
   """Images that a stage dropped; [] where it drops none."""
-  rows, why = [], {}
+  why = {}
   for index in range(place.count(verdicts.ROWS)):
     table = tables.read(place.checked(verdicts.ROWS, index),
                         ('row', 'reason'))
-    gone = [i for i, reason in enumerate(table['reason']) if reason]
-    rows.append(table['row'][gone])
-    for i in gone[:_SHOWN]:
-      why[int(table['row'][i])] = table['reason'][i]
+    gone = table['row'][[bool(reason) for reason in table['reason']]]
+    first = images.shards[index].start
+    for row in images.some(gone, _SHOWN).tolist():
+      why[row] = table['reason'][row - first]
   chosen = np.array(sorted(why)) if why else np.zeros(0, np.int64)
   return [images.tile(row, why[row], _LOST)
           for row in images.some(chosen, _SHOWN).tolist()]
