@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinojax.evals import knn
+from dinojax.features import nearest as nearest_lib
 
 ROWS, QUERIES, DIM, NEIGHBOURS = 50_000, 10_000, 384, 200
 _TILE = 256
@@ -44,7 +44,7 @@ def sides(train: np.ndarray, test: np.ndarray) -> dict:
     for start in range(0, QUERIES, _TILE):
       product(test[start:start + _TILE], rows).block_until_ready()
 
-  return {'ours': lambda: knn.nearest(train, test, NEIGHBOURS)[1],
+  return {'ours': lambda: nearest_lib.nearest(train, test, NEIGHBOURS)[1],
           'faiss': lambda: index.search(test, NEIGHBOURS)[1],
           'product': products}
 

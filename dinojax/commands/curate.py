@@ -12,7 +12,7 @@ from dinojax.commands import reference
 from dinojax.curate import recipe
 from dinojax.runs import curation
 
-REQUIRED = ('config', 'workdir')
+REQUIRED = ('config',)
 ADVICE = 'the same command continues'
 settings = lambda: reference.Settings(recipe.Settings, recipe.meanings())
 
@@ -26,6 +26,12 @@ def define(values: flags.FlagValues, argv: list[str]):
       argv, kind='curation')
   text('workdir', 'Folder of the stages, on a disk that all machines share.')
   text('stage', 'Last stage that is run; default: all of the config.')
+  text('plan', 'Number of images, such as 17e9: prints what they need, and '
+       'runs nothing; what it assumes is in --config.plan.')
+  text('machine', 'Machine of --plan: cpu:96, v5e:16x16, H100-SXM:64.',
+       'cpu:64')
+  number('inspect', 'With --stage=retrieve: draws sheets of so many queries '
+         'with what they find, by which N and M are chosen.', least=1)
   flags.DEFINE_enum(
       'engine', curation.ENGINES[0], curation.ENGINES, 'What runs the tasks: '
       'processes of this machine; of an array of jobs the part that --index '
@@ -40,11 +46,12 @@ def define(values: flags.FlagValues, argv: list[str]):
 
 
 def main(values: flags.FlagValues, words: list[str]) -> int:
-  """Prints what each stage did, and where the result is."""
+  """Prints what each stage did, and where the result is; or a plan."""
   del words
   print(curation.curate(curation.Request(
       config=values.config, workdir=values.workdir, engine=values.engine,
       workers=values.workers, index=values.index, count=values['count'].value,
       address=values.address, resources=values.resources,
-      until=values.stage, compile_cache=values.compile_cache)))
+      until=values.stage, inspect=values.inspect, plan=values.plan,
+      machine=values.machine, compile_cache=values.compile_cache)))
   return 0

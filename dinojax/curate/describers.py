@@ -7,6 +7,7 @@ needs there, once.
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import functools
+import os
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +16,7 @@ from dinojax.core import errors
 from dinojax.curate import decoded
 from dinojax.curate import onnx_descriptor
 from dinojax.curate import pca_hash
+from dinojax.curate import sscd_descriptor
 from dinojax.data import record as record_lib
 from dinojax.features import backbone as backbone_lib
 from dinojax.features import preprocessing
@@ -110,6 +112,34 @@ class OfOnnx:
 
 
 @dataclasses.dataclass(frozen=True)
+class OfSscd:
+  """SSCD's published weights, see sscd_descriptor.
+
+  Attributes:
+    path: the file.
+    resize: 'square:320' or 'short:288'.
+    batch_size: images at a time.
+  """
+
+  path: str
+  resize: str = 'square:320'
+  batch_size: int = 64
+
+  whole = True
+
+  def facts(self) -> dict[str, Any]:
+    """Sum of the file, and the size of images."""
+    return dict(_network(self).facts)
+
+  def describe(self, source: record_lib.Source) -> Rows:
+    """See Describer."""
+    network = _network(self)
+    for index, pixels in decoded.read(
+        source, len(os.sched_getaffinity(0))):
+      yield index, network.describe(pixels)
+
+
+@dataclasses.dataclass(frozen=True)
 class OfPixels:
   """Mean colours of equal areas, less the mean of the image.
 
@@ -144,10 +174,10 @@ def parse(text: str, load: Callable[[str], backbone_lib.Backbone], *,
   """Reads the words of a config.
 
   Args:
-    text: model:NAME, onnx:FILE or pixels:SIDE.
+    text: model:NAME, sscd:FILE, onnx:FILE or pixels:SIDE.
     load: gives the backbone of a name.
     where: name of the key, for messages.
-    resize: for ONNX files.
+    resize: for ONNX files and SSCD; '': as suits each.
     resize_px, crop_px, batch_size: for backbones.
 
   Raises:
@@ -155,19 +185,29 @@ def parse(text: str, load: Callable[[str], backbone_lib.Backbone], *,
   """
   kind, _, rest = text.partition(':')
   if kind == 'onnx' and rest:
-    return OfOnnx(rest, resize)
+    return OfOnnx(rest, resize or OfOnnx.resize)
+  if kind == 'sscd' and rest:
+    return OfSscd(rest, resize or OfSscd.resize, batch_size)
   if kind == 'model' and rest:
     return OfBackbone(load, rest, resize_px, crop_px, batch_size)
   if kind == 'pixels' and rest.isdecimal() and 2 <= int(rest) <= 64:
     return OfPixels(int(rest))
   raise errors.UserError(
       f'{where}={text!r} is not understood: give model:NAME, as dinojax.load '
-      'takes it, onnx:FILE, or pixels:8 (mean colours, without weights)')
+      'takes it, sscd:FILE, onnx:FILE, or pixels:8 (mean colours, without '
+      'weights)')
 
 
 @functools.lru_cache(maxsize=2)
 def _loaded(load: Callable, name: str) -> backbone_lib.Backbone:
   return load(name)
+
+
+@functools.lru_cache(maxsize=2)
+def _network(describer: OfSscd) -> sscd_descriptor.Descriptor:
+  return sscd_descriptor.Descriptor(
+      describer.path, resize=describer.resize,
+      batch_size=describer.batch_size)
 
 
 @functools.lru_cache(maxsize=2)

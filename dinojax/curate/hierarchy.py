@@ -7,16 +7,23 @@ over all that the pool shows.
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import functools
+import io
 import math
+import os
+import pathlib
+import time
 
 import jax
 import numpy as np
 
+from dinojax.core import atomic
 from dinojax.core import errors
 from dinojax.curate import kmeans
 from dinojax.curate import seeds
 
 _ROWS_OF_FINEST = 80  # of a pool of a hundred million and more
+_KEEP_S, _KEEP_SHARE = 60.0, 20  # between states, and of the time to write one
 _EXPONENT = 0.45  # of the number of images: clusters of the top
 
 
@@ -101,11 +108,45 @@ def check(levels: Sequence[Level], count: int, *,
     below, what = level.clusters, 'clusters of the level below'
 
 
+class State:
+  """A level in work, kept in a file for the next start.
+
+  It is written once a minute at most, and takes a twentieth of the time.
+  """
+
+  def __init__(self, path: str):
+    """Keeps the path."""
+    self._path, self._next = path, time.monotonic() + _KEEP_S
+
+  def read(self) -> tuple[int, np.ndarray, kmeans.Begun] | None:
+    """Number of the k-means, places of its rows, its state; None: none."""
+    if not os.path.exists(self._path):
+      return None
+    with np.load(self._path) as file:
+      return (int(file['run']), file['places'], kmeans.Begun(
+          int(file['number']), file['centroids'], float(file['cost'])))
+
+  def keep(self, run: int, places: np.ndarray, begun: kmeans.Begun):
+    """Writes a state where it is time to."""
+    began = time.monotonic()
+    if began < self._next:
+      return
+    data = io.BytesIO()
+    np.savez(data, run=run, places=places, **dataclasses.asdict(begun))
+    atomic.write_bytes(self._path, data.getbuffer())
+    took = time.monotonic() - began
+    self._next = began + max(_KEEP_S, _KEEP_SHARE * took)
+
+  def remove(self):
+    """Deletes the file of a level that has ended."""
+    pathlib.Path(self._path).unlink(missing_ok=True)
+
+
 def fit(rows: kmeans.Rows, level: Level, *, iterations: int, seed: int,
         start: str = 'auto', mesh: jax.sharding.Mesh | None = None,
         take: Callable[[np.ndarray], np.ndarray] | None = None,
-        passed: Callable[[int, int], None] = lambda run, number: None
-        ) -> Fitted:
+        passed: Callable[[int, int], None] = lambda run, number: None,
+        state: State | None = None) -> Fitted:
   """Clusters one level, and clusters it again from equal parts.
 
   Args:
@@ -117,22 +158,31 @@ def fit(rows: kmeans.Rows, level: Level, *, iterations: int, seed: int,
     mesh: devices.
     take: [r, d] rows at ascending places; None: those of an array.
     passed: gets the number of the k-means and of its pass.
+    state: where a level that was stopped goes on.
 
   Source: Vo et al. 2024, Automatic Data Curation.
   """
   take = take or (lambda places: rows[places])
-  some, fitted = rows, None
-  for run in range(level.resamples + 1):
-    initial = seeds.initial(some, level.clusters, seed=seed + run,
-                            start=start, mesh=mesh)
+  some, fitted, places = rows, None, np.zeros(0, np.int64)
+  first, begun = 0, None
+  if state and (kept := state.read()):
+    first, places, begun = kept
+    some = take(places) if first else rows
+  for run in range(first, level.resamples + 1):
+    initial = begun or seeds.initial(
+        some, level.clusters, seed=seed + run, start=start, mesh=mesh)
+    begun = None
     got = kmeans.fit(
         some, initial, iterations=iterations, mesh=mesh,
-        passed=lambda number, cost, run=run: passed(run, number))
+        passed=lambda number, cost, run=run: passed(run, number),
+        keep=functools.partial(state.keep, run, places) if state else (
+            lambda begun: None))
     labels, distances = kmeans.assign(rows, got.centroids, mesh=mesh)
     fitted = Fitted(got.centroids, labels, distances)
     if run < level.resamples:
-      some = take(np.sort(seeds.members(
-          labels, distances, level.clusters, level.points)))
+      places = np.sort(seeds.members(
+          labels, distances, level.clusters, level.points))
+      some = take(places)
   return fitted
 
 

@@ -44,6 +44,21 @@ class Clusters:
 
 
 @dataclasses.dataclass(frozen=True)
+class Begun:
+  """A k-means between two passes.
+
+  Attributes:
+    number: passes made.
+    centroids: [k, d] float64, less the mean of the rows.
+    cost: squared distances of the last pass.
+  """
+
+  number: int
+  centroids: np.ndarray
+  cost: float
+
+
+@dataclasses.dataclass(frozen=True)
 class _Pass:
   """Sums of a pass over all rows."""
 
@@ -58,22 +73,24 @@ class _Pass:
     return np.where(counts > 0, self.sums / np.maximum(counts, 1), centroids)
 
 
-def fit(rows: Rows, initial: np.ndarray, *, iterations: int,
+def fit(rows: Rows, initial: np.ndarray | Begun, *, iterations: int,
         mesh: jax.sharding.Mesh | None = None, empty: str = 'reseed',
         tolerance: float = 0.0,
-        passed: Callable[[int, float], None] = lambda number, cost: None
-        ) -> Clusters:
+        passed: Callable[[int, float], None] = lambda number, cost: None,
+        keep: Callable[[Begun], None] = lambda begun: None) -> Clusters:
   """Moves centroids to the means of their rows, again and again.
 
   Args:
     rows: [n, d].
-    initial: [k, d] centroids to begin with.
+    initial: [k, d] centroids to begin with; or what `keep` got, from where it
+      goes on to the same end.
     iterations: moves, at most.
     mesh: devices of this process; None: the first of them.
     empty: a cluster without rows is put at a row that is far from its
       centroid ('reseed'), or stays where it was ('keep').
     tolerance: ends when the cost falls by less than this part of it; 0: never.
     passed: gets the number of the pass and its cost, squared distances.
+    keep: gets the state before every pass.
 
   Raises:
     UserError: rows and centroids of different widths, or too few rows.
@@ -81,11 +98,15 @@ def fit(rows: Rows, initial: np.ndarray, *, iterations: int,
   Source: Lloyd's iteration. Vo et al. 2024 always make 50.
   Differs: float32 of centred rows instead of float64; sums are compensated.
   """
-  _check(rows, initial, empty)
-  tiles = _Tiles(rows, len(initial), mesh)
-  centroids = np.asarray(initial, np.float64) - tiles.shift
-  last, number = math.inf, 0
-  for number in range(iterations + 1):
+  begun = initial if isinstance(initial, Begun) else None
+  centroids = begun.centroids if begun else initial
+  _check(rows, centroids, empty)
+  tiles = _Tiles(rows, len(centroids), mesh)
+  if not begun:
+    begun = Begun(0, np.asarray(initial, np.float64) - tiles.shift, math.inf)
+  last, centroids, number = begun.cost, begun.centroids, begun.number
+  for number in range(begun.number, iterations + 1):
+    keep(Begun(number, centroids, last))
     passage = tiles.sums(centroids)
     passed(number, passage.cost)
     if number == iterations or (

@@ -9,10 +9,13 @@ import logging
 import math
 import types
 
+import jax
 import numpy as np
 
 from dinojax.curate import draws
 from dinojax.curate import vectors as vectors_lib
+from dinojax.features import nearest
+from dinojax.parallel import mesh as mesh_lib
 
 _BLOCK = 65_536  # vectors in memory as float32
 _TRAINED = 39  # vectors for each list that an inverted file learns from
@@ -23,28 +26,47 @@ Hits = tuple[np.ndarray, np.ndarray]
 Search = Callable[[np.ndarray, int], Hits]
 
 
-def exact(vectors: vectors_lib.Vectors) -> Search:
-  """Search through all vectors.
+def exact(vectors: vectors_lib.Vectors,
+          mesh: jax.sharding.Mesh | None = None) -> Search:
+  """Search through all vectors, block by block.
+
+  Args:
+    vectors: vectors that are searched.
+    mesh: devices of this process; None: its accelerators, and faiss where it
+      has none, which is the quicker on processors.
 
   Returns:
     A function of queries [q, d] and k: scores [q, k], falling, and places
     [q, k] among the vectors; −1 where there are fewer. Of equal scores the
     smaller place comes first.
   """
-  faiss = _faiss()
-
   def search(queries: np.ndarray, k: int) -> Hits:
+    devices = mesh or _accelerators()
     queries = np.ascontiguousarray(queries, np.float32)
     best = (np.zeros((len(queries), 0), np.float32),
             np.zeros((len(queries), 0), np.int64))
     for start, block in vectors.blocks(_BLOCK):
-      score, place = faiss.knn(
-          queries, np.ascontiguousarray(block, np.float32),
-          min(k, len(block)), faiss.METRIC_INNER_PRODUCT)
+      score, place = _block(queries, block, min(k, len(block)), devices)
       best = _better(best, (score, place + start), k)
     return _filled(best, k)
 
   return search
+
+
+def _accelerators() -> jax.sharding.Mesh | None:
+  """A mesh of this process's accelerators; None: it has none."""
+  mesh = mesh_lib.of_process()
+  return None if mesh_lib.platform(mesh) == 'cpu' else mesh
+
+
+def _block(queries: np.ndarray, block: np.ndarray, k: int,
+           mesh: jax.sharding.Mesh | None) -> Hits:
+  """The best k of a block, as `exact`."""
+  if mesh is not None:
+    return nearest.nearest(block, queries, k, mesh, cosine=False)
+  faiss = _faiss()
+  return faiss.knn(queries, np.ascontiguousarray(block, np.float32), k,
+                   faiss.METRIC_INNER_PRODUCT)
 
 
 def among(few: np.ndarray, queries: np.ndarray, k: int) -> Hits:
@@ -62,6 +84,11 @@ def lists_of(count: int) -> int:
   return max(min(int(8 * math.sqrt(count)), count // _TRAINED), 1)
 
 
+def trained_on(count: int) -> int:
+  """Number of vectors that those lists are learned from."""
+  return min(lists_of(count) * _TRAINED, count)
+
+
 def build(vectors: vectors_lib.Vectors, path: str, *, seed: int = 0):
   """Writes an inverted file of all vectors, as float16.
 
@@ -76,7 +103,7 @@ def build(vectors: vectors_lib.Vectors, path: str, *, seed: int = 0):
   index = faiss.IndexIVFScalarQuantizer(
       faiss.IndexFlatIP(width), width, lists,
       faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT, False)
-  index.train(drawn(vectors, lists * _TRAINED, seed))
+  index.train(drawn(vectors, trained_on(count), seed))
   for _, block in vectors.blocks(_BLOCK):
     index.add(np.ascontiguousarray(block, np.float32))
   faiss.write_index(index, path)

@@ -7,50 +7,18 @@ by onnxruntime, which opens no others and needs no pickle.
 from collections.abc import Iterator, Sequence
 import hashlib
 import pathlib
-import re
 
 import numpy as np
 from PIL import Image
 
 from dinojax.core import errors
+from dinojax.curate import resizing
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _BATCH = 16  # images, where the file leaves it open
 _UNIT = 1e-4  # of a cosine of an image with itself
 # Processors with these sum products of int8 in other ways.
 _INT8 = ('avx512_vnni', 'avx_vnni', 'amx_int8', 'asimddp', 'i8mm')
-
-
-class Resize:
-  """Size at which a descriptor sees an image: `short:288` or `square:320`."""
-
-  def __init__(self, text: str):
-    """Reads the words of a config.
-
-    Raises:
-      UserError: neither of the two forms.
-    """
-    match = re.fullmatch(r'(short|square):(\d{1,5})', text)
-    if not match or not int(match[2]):
-      raise errors.UserError(
-          f'resize={text!r} is not understood: give short:288 (the shorter '
-          'side, in pixels) or square:320 (both sides)')
-    self.text, self._square = text, match[1] == 'square'
-    self._px = int(match[2])
-
-  def size(self, width: int, height: int) -> tuple[int, int]:
-    """Width and height to which an image of a size is resized."""
-    if self._square:
-      return self._px, self._px
-    short = min(width, height)
-    return (max(width * self._px // short, 1),
-            max(height * self._px // short, 1))
-
-  def __call__(self, pixels: np.ndarray) -> np.ndarray:
-    """[y, x, 3] uint8 of an image [y, x, 3] uint8, by area where it shrinks."""
-    picture = Image.fromarray(pixels)
-    return np.asarray(picture.resize(
-        self.size(*picture.size), Image.Resampling.BILINEAR))
 
 
 class Descriptor:
@@ -65,7 +33,7 @@ class Descriptor:
       path: ONNX file with one input, images [b, y, x, 3] or [b, 3, y, x], and
         the descriptors [b, d] as its first output. Images of uint8 are given
         as they are, others divided by 255, less the mean, by the deviation.
-      resize: see `Resize`; part of what a descriptor is.
+      resize: see resizing.Resize; part of what a descriptor is.
       mean, std: three colours each, from 0 to 1.
       num_threads: threads of onnxruntime.
 
@@ -73,7 +41,8 @@ class Descriptor:
       UserError: onnxruntime is missing, the file cannot be run, or does not
         give descriptors.
     """
-    self._resize, self._mean, self._std = Resize(resize), mean, std
+    self._resize, self._mean, self._std = (
+        resizing.Resize(resize), mean, std)
     data = read(path)
     self._session, version = session(path, data, num_threads)
     entry, *others = self._session.get_inputs()
@@ -111,19 +80,14 @@ class Descriptor:
 
   def _batches(self, shapes: Sequence[tuple]) -> Iterator[list[int]]:
     """Indices of images of one size, at most a batch of them."""
-    by_shape: dict[tuple, list[int]] = {}
-    for i, shape in enumerate(shapes):
-      by_shape.setdefault(shape, []).append(i)
-    step = self._batch or _BATCH
-    for shape, index in by_shape.items():
+    for shape in set(shapes):
       for want, is_ in zip(self._fixed, shape, strict=False):
         if want not in (None, is_):
           raise errors.UserError(
               f'{self._path} takes images of {self._fixed[1]} × '
               f'{self._fixed[0]} pixels, and resize={self._resize.text} gives '
               f'{shape[1]} × {shape[0]}: set resize=square:{want}')
-      for start in range(0, len(index), step):
-        yield index[start:start + step]
+    return resizing.batches(shapes, self._batch or _BATCH)
 
   def _run(self, pixels: np.ndarray) -> np.ndarray:
     """Unit rows [n, d] of images of one size [n, y, x, 3] uint8."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from dinojax.core import config as config_lib
 from dinojax.core import errors
+from dinojax.curate import assumptions
 from dinojax.curate.stages import base
 from dinojax.curate.stages import cluster
 from dinojax.curate.stages import decontaminate
@@ -51,6 +52,7 @@ _USUAL = ('ingest', 'filter', 'hash', 'describe', 'dedup', 'embed', 'cluster',
 
 Settings = dataclasses.make_dataclass('Settings', [
     ('stages', tuple[str, ...], _USUAL),
+    ('plan', assumptions.Settings, assumptions.Settings()),
     *((name, module.Settings, module.Settings())
       for name, (module, *_) in STAGES.items())], frozen=True)
 

@@ -12,6 +12,9 @@ _ROUNDS, _OVERSAMPLED = 5, 2.0  # of k-means‖
 _STREAM = 41  # of random numbers
 # Products, rows times clusters, that greedy k-means++ takes seconds for.
 _PLUS_PLUS = 2**24
+# Centroids beyond which choosing among the candidates of k-means‖, on the host,
+# takes longer than the passes; empty clusters are put elsewhere then.
+_PARALLEL = 20_000
 _BLOCK = 65_536
 
 
@@ -39,7 +42,8 @@ def initial(rows: kmeans.Rows, k: int, *, seed: int = 0, start: str = 'auto',
         f'{count} rows cannot be divided into {k} clusters: ask for at most '
         f'{count}')
   if start == 'auto':
-    start = 'plus_plus' if k * count <= _PLUS_PLUS else 'parallel'
+    start = ('plus_plus' if k * count <= _PLUS_PLUS else
+             'parallel' if k <= _PARALLEL else 'random')
   if start == 'random' or k == count:
     keys = draws_lib.keys(np.arange(count), seed, _STREAM)
     return at(rows, np.sort(np.argsort(keys, kind='stable')[:k]))

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from dinojax.core import errors
-from dinojax.evals import knn
 from dinojax.evals import protocol
 from dinojax.evals.sets import met
+from dinojax.features import nearest as nearest_lib
 from dinojax.metrics import retrieval
 
 KS = (1, 2, 3, 5, 7, 10, 15, 20, 50)
@@ -57,7 +57,7 @@ def measured(each: met.Met, rows: protocol.Rows, *, dimensions: int | None
 
   def near(part: str) -> Queries:
     asked, labels = by_part[part]
-    cosine, index = knn.nearest(database, change(asked), k)
+    cosine, index = nearest_lib.nearest(database, change(asked), k)
     return Queries(cosine, np.searchsorted(known, exhibits[index]), labels)
 
   best = tuned(near('validation'), known)

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import math
 import os
 import pathlib
 from typing import Any
@@ -13,6 +14,8 @@ from dinojax.core import atomic
 from dinojax.core import errors
 from dinojax.core import paths
 from dinojax.curate import chain
+from dinojax.curate import costs
+from dinojax.curate import machines
 from dinojax.curate import recipe
 from dinojax.curate.engines import array
 from dinojax.curate.engines import in_process
@@ -23,7 +26,9 @@ from dinojax.features import backbone as backbone_lib
 from dinojax.runs import assemble
 from dinojax.runs import models as models_lib
 from dinojax.runs.report import curation as report
+from dinojax.runs.report import retrieval
 
+_MOST_IMAGES = 1e12
 ENGINES = ('in_process', 'array', 'ray')
 
 
@@ -32,7 +37,7 @@ class Request:
   """A request, see the flags of `dinojax curate`."""
 
   config: Any
-  workdir: str
+  workdir: str | None = None
   engine: str = 'in_process'
   workers: int | None = None
   index: int | None = None
@@ -40,15 +45,23 @@ class Request:
   address: str = 'auto'
   resources: Sequence[str] = ()
   until: str | None = None
+  inspect: int | None = None
+  plan: str | None = None
+  machine: str = 'cpu:64'
   compile_cache: str | None = None
 
 
 def curate(request: Request) -> str:
-  """Runs what is not done yet, and returns where the result is.
+  """Runs what is not done yet, and returns where the result is; or a plan.
 
   Raises:
     UserError: a mistake in the config, or what a stage says.
   """
+  if request.plan:
+    return '\n'.join(plan(request.config, request.plan, request.machine))
+  if not request.workdir:
+    raise errors.UserError(
+        '--workdir is missing: give a folder for what the stages write')
   settings = recipe.read(request.config)
   stages = recipe.chain(settings, load)
   if request.until:
@@ -58,6 +71,10 @@ def curate(request: Request) -> str:
           f'--stage={request.until} is not in this config: give one of '
           f'{", ".join(names)}')
     stages = stages[:names.index(request.until) + 1]
+  if request.inspect and stages[-1].name != 'retrieve':
+    raise errors.UserError(
+        f'--inspect={request.inspect} draws what the stage retrieve finds: '
+        'add --stage=retrieve, of a config that has it')
   engine = _engine(request)
   if '://' in request.workdir:
     raise errors.UserError(
@@ -74,11 +91,40 @@ def curate(request: Request) -> str:
     places = chain.run(stages, str(folder), engine)
     out = f'pictures: {report.write(str(folder), stages, places)}\n'
     last = stages[-1].name
+    if request.inspect:
+      out += ''.join(f'look: {path}\n' for path in retrieval.write(
+          str(folder), stages[-1], places[last], request.inspect))
     if last == 'materialize':
       _publish(folder, materialize.mixture(places[last]),
                os.path.relpath(places[last].folder, folder))
       return f'{out}train on it: --config.data.train={curated.SCHEME}{folder}'
   return f'{out}{last} is in {places[last].folder}'
+
+
+def plan(config: Any, count: str, machine: str) -> list[str]:
+  """Lines that say what a config needs for so many images on a machine.
+
+  Args:
+    config: config of a curation.
+    count: images, '17e9'.
+    machine: see machines.parse.
+
+  Raises:
+    UserError: a mistake in the config, no number, no machine.
+  """
+  settings = recipe.read(config)
+  try:
+    images = float(count.replace('_', ''))
+  except ValueError:
+    images = math.nan
+  if not 1 <= images <= _MOST_IMAGES:
+    raise errors.UserError(
+        f'--plan={count} is no number of images from 1 to {_MOST_IMAGES:g}: '
+        'write 1.3e9')
+  assumed = settings.plan
+  where = machines.parse(machine, assumed)
+  return costs.table(
+      costs.of_recipe(settings, assumed, images), where, assumed)
 
 
 def load(name: str) -> backbone_lib.Backbone:

@@ -9,8 +9,8 @@ from PIL import Image
 from dinojax.core import errors
 from dinojax.data import inspection
 from dinojax.data import record as record_lib
-from dinojax.evals import knn
 from dinojax.features import backbone
+from dinojax.features import nearest as nearest_lib
 from dinojax.runs import pictures
 
 _TILE_PX = 96
@@ -40,7 +40,8 @@ def draw(model: backbone.Backbone, source: record_lib.Source, *,
       np.asarray(model(model.normalize(pixels[i:i + _BATCH])).cls, np.float32)
       for i in range(0, len(pixels), _BATCH)])
   asked = np.unique(np.linspace(0, len(cls) - 1, rows).astype(int))
-  _, nearest = knn.nearest(cls, cls[asked], k=min(columns + 1, len(cls)))
+  _, nearest = nearest_lib.nearest(
+      cls, cls[asked], k=min(columns + 1, len(cls)))
   return pictures.panel(
       [[pictures.enlarge(pixels[index], _TILE_PX, smooth=True)
         for index in (first, *[n for n in near if n != first][:columns])]

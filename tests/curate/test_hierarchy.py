@@ -69,6 +69,38 @@ def test_mesh_changes_no_label():
   np.testing.assert_array_equal(got.labels, want.labels)
 
 
+class Killed(Exception):
+  """Stands for the end of a process."""
+
+
+@pytest.mark.parametrize('where', [(0, 3), (1, 0), (2, 4)])
+def test_a_level_that_was_stopped_goes_on_to_the_same_end(
+    where, tmp_path, monkeypatch):
+  monkeypatch.setattr(hierarchy, '_KEEP_S', 0)
+  monkeypatch.setattr(hierarchy, '_KEEP_SHARE', 0)
+  rows, _ = concepts(count=1000)
+  level = hierarchy.Level(20, resamples=2, points=5)
+  want = hierarchy.fit(rows, level, iterations=6, seed=1)
+  seen = []
+
+  def passed(run, number):
+    seen.append((run, number))
+    if (run, number) == where and len(seen) <= 7 * run + number + 1:
+      raise Killed
+
+  state = hierarchy.State(str(tmp_path / 'state.npz'))
+  fit = lambda: hierarchy.fit(rows, level, iterations=6, seed=1, state=state,
+                              passed=passed)
+  with pytest.raises(Killed):
+    fit()
+  got = fit()
+  assert seen.count(where) == 2 and seen.count((0, 0)) == 1
+  for name in ('centroids', 'labels', 'distances'):
+    np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
+  state.remove()
+  assert state.read() is None
+
+
 @pytest.mark.parametrize('start', seeds.STARTS)
 def test_starts_are_rows_apart_from_each_other(start):
   rows, of = concepts()

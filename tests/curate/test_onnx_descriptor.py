@@ -8,6 +8,7 @@ import pytest
 
 from dinojax.core import errors
 from dinojax.curate import onnx_descriptor
+from dinojax.curate import resizing
 from tests.curate import test_pca_hash
 
 
@@ -72,8 +73,8 @@ def test_every_form_gives_unit_rows_in_order(form, tmp_path):
 @pytest.mark.parametrize('text, size', [
     ('short:288', (384, 288)), ('square:320', (320, 320))])
 def test_sizes(text, size):
-  assert onnx_descriptor.Resize(text).size(128, 96) == size
-  assert onnx_descriptor.Resize('short:288').size(1000, 333) == (864, 288)
+  assert resizing.Resize(text).size(128, 96) == size
+  assert resizing.Resize('short:288').size(1000, 333) == (864, 288)
 
 
 @pytest.mark.parametrize('changes, resize, message', [

@@ -3,6 +3,7 @@
 import numpy as np
 
 from dinojax.evals import knn
+from dinojax.features import nearest as nearest_lib
 from dinojax.features import pixels
 from dinojax.runs import pictures
 
@@ -23,8 +24,8 @@ def test_knn_is_the_same_whatever_the_tiles(monkeypatch):
   labels = rng.integers(0, 4, 100)
   kwargs = dict(ks=(1, 10), num_classes=4)
   want = knn.scores(train, labels, test, **kwargs)
-  monkeypatch.setattr(knn, '_TRAIN_TILE', 7)
-  monkeypatch.setattr(knn, '_TEST_TILE', 4)
+  monkeypatch.setattr(nearest_lib, '_TRAIN_TILE', 7)
+  monkeypatch.setattr(nearest_lib, '_TEST_TILE', 4)
   got = knn.scores(train, labels, test, **kwargs)
   for k in want:
     np.testing.assert_allclose(got[k], want[k], atol=1e-6)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from dinojax.evals import knn
+from dinojax.features import nearest as nearest_lib
 from dinojax.parallel import mesh as mesh_lib
 
 
@@ -19,7 +20,7 @@ def test_the_earlier_of_equal_neighbours_counts_in_any_tiling(monkeypatch):
   # Nine equal rows: only their order decides which two vote.
   train, labels = np.ones((9, 3)), np.arange(9)
   for tile in (2, 4, 65536):
-    monkeypatch.setattr(knn, '_TRAIN_TILE', tile)
+    monkeypatch.setattr(nearest_lib, '_TRAIN_TILE', tile)
     got = knn.scores(train, labels, np.ones((1, 3)), ks=(2,), num_classes=9)
     np.testing.assert_allclose(got[2][0], [0.5, 0.5] + [0] * 7, atol=1e-6)
 
@@ -56,8 +57,7 @@ def test_several_labels_share_a_vote():
 @pytest.mark.parametrize('devices', [1, 3, 8])
 def test_neighbours_are_those_of_a_sort_on_every_mesh(devices, monkeypatch):
   """Whole numbers, so many ties: order and similarities to the last bit."""
-  monkeypatch.setattr(knn, '_TRAIN_TILE', 32)
-  monkeypatch.setattr(knn, 'unit', lambda x: x.astype(np.float32))
+  monkeypatch.setattr(nearest_lib, '_TRAIN_TILE', 32)
   rng = np.random.default_rng(0)
   train = rng.integers(-1, 2, (333, 4)).astype(np.float32)
   train[:, :3] = [1, 0, 0]  # rows keep their length but for one number
@@ -65,7 +65,8 @@ def test_neighbours_are_those_of_a_sort_on_every_mesh(devices, monkeypatch):
   test = rng.integers(-2, 3, (9, 4)).astype(np.float32)
   mesh = mesh_lib.make(devices=jax.devices()[:devices])
   for k in (1, 7, 50, 333):
-    similarity, index = knn.nearest(train, test, k, mesh)
+    similarity, index = nearest_lib.nearest(
+        train, test, k, mesh, cosine=False)
     exact = np.float32(test) @ np.float32(train).T
     want = np.argsort(-exact.round(5), axis=1, kind='stable')[:, :k]
     np.testing.assert_array_equal(index, want)
@@ -77,5 +78,5 @@ def test_the_best_rows_may_all_be_in_a_block():
   rng = np.random.default_rng(1)
   train = rng.normal(size=(400, 8))
   train[100:116] = np.ones(8) + 0.01 * rng.normal(size=(16, 8))
-  _, index = knn.nearest(train, np.ones((2, 8)), 16)
+  _, index = nearest_lib.nearest(train, np.ones((2, 8)), 16)
   assert sorted(index[0]) == list(range(100, 116))

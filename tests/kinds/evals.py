@@ -7,6 +7,7 @@ import numpy as np
 from dinojax.evals import knn
 from dinojax.evals import linear
 from dinojax.evals import windows
+from dinojax.features import nearest as nearest_lib
 from dinojax.features import pixels
 from dinojax.features import spec
 from dinojax.kernels import resample
@@ -46,7 +47,8 @@ def knn_classifier(case):
       c['num_classes'], dtype=np.float32)[labels])
   first = out_rows(case, 'v3_skip_first_nn_on_train')
   add('v3_skip_first_nn_on_train', c['ks'], train[:first], skip_first=True)
-  similarity, index = knn.nearest(train, x['test_features'], max(c['ks']))
+  similarity, index = nearest_lib.nearest(
+      train, x['test_features'], max(c['ks']))
   return out | {'topk_sims': similarity, 'topk_labels': labels[index]}
 
 

@@ -67,6 +67,11 @@ class Stage:
         self.input(place, 'pool'), index, take,
         self.input(place, 'pixels') if 'pixels' in self.reads else None)
 
+  def shard(self, place: work.Place, index: int) -> vectors.Shard:
+    """Vectors of the rows of a shard that are alive; no other is read."""
+    return vectors.Shard(self.input(place, 'vectors'), index, verdicts.alive(
+        self.input(place, 'after'), index), self.shard_rows(place)[index].start)
+
   def vectors(self, place: work.Place) -> vectors.Vectors:
     """Vectors of all rows that are alive."""
     return vectors.opened(self.input(place, 'vectors'),

@@ -21,11 +21,12 @@ from dinojax.curate.stages import base
 class Settings:
   """Model that describes an image."""
 
-  # model:NAME, as dinojax.load takes it; onnx:FILE, such as SSCD's; pixels:8,
-  # mean colours, without weights.
+  # model:NAME, as dinojax.load takes it; sscd:FILE, SSCD's published weights;
+  # onnx:FILE; pixels:8, mean colours, without weights.
   descriptor: str = ''
-  # Size at which an ONNX file sees an image: short:288 or square:320.
-  resize: str = 'short:288'
+  # Size at which SSCD or an ONNX file sees an image: short:288 or square:320;
+  # '': the first for ONNX files, the second for SSCD, which is one program.
+  resize: str = ''
   resize_px: fields.Positive = 256  # Short side before a model's crop.
   crop_px: fields.Positive = 224  # Square that a model sees.
   batch_size: fields.Positive = fields.free(64)  # Images at a time of a model.

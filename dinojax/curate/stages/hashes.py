@@ -1,5 +1,8 @@
 """Hash: the same picture again, as it is, stored anew, or resized.
 
+Two hashes of a few bits: one learned from the pool by its principal
+components, and PDQ, which others share lists of.
+
 Every row goes under one key for its pixels and one for each band of its hash;
 rows with an equal key meet in a partition. So no list of all pairs is made, and
 a partition fits a small memory.
@@ -7,7 +10,7 @@ a partition fits a small memory.
 
 from collections.abc import Iterator, Sequence
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,8 +18,10 @@ from dinojax.core import errors
 from dinojax.core import fields
 from dinojax.core import output
 from dinojax.curate import components
+from dinojax.curate import decoded
 from dinojax.curate import draws
 from dinojax.curate import pca_hash
+from dinojax.curate import pdq
 from dinojax.curate import shuffle
 from dinojax.curate import tables
 from dinojax.curate import verdicts
@@ -32,15 +37,19 @@ _BAND_BITS = 16
 _ENOUGH = 10  # images for each bit
 _LENGTHS = (0, 64, 128, 256)
 _EXACT = 255  # band of a sum of pixels
+_NEAR = {'pca': 4, 'pdq': 31}  # bits in which copies differ
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
   """Copies that are told by their pixels, or by a few bits of them."""
 
+  # pca: learned from the pool; pdq: 256 bits, of the package pdqhash.
+  kind: Literal['pca', 'pdq'] = 'pca'
   # Bits of the PCA hash: 64, 128 or 256; 0: equal pixels only.
   bits: fields.Natural = 64
-  max_distance: fields.Natural = 4  # Bits in which copies differ, at most.
+  # Bits in which copies differ, at most; None: 4, and 31 of PDQ.
+  max_distance: fields.Natural | None = None
   fit_images: fields.Positive = 20_000  # Images that the hash is learned from.
   # Rows with one key that are each compared with all others; in a longer list
   # each with so many that follow.
@@ -49,15 +58,17 @@ class Settings:
 
 
 class Hash(base.Stage):
-  """Copies by the sums of their pixels, and by a PCA hash."""
+  """Copies by the sums of their pixels, and by a hash."""
 
   def settings(self) -> dict[str, Any]:
     """All values.
 
     Raises:
-      UserError: a hash of another length.
+      UserError: a hash of another length, or pdqhash is not installed.
     """
-    if self.config.bits not in _LENGTHS:
+    if self._is_pdq:
+      pdq.library()
+    elif self.config.bits not in _LENGTHS:
       raise errors.UserError(
           f'hash.bits={self.config.bits} is not a length of the hash: give one '
           f'of {", ".join(map(str, _LENGTHS))}')
@@ -65,15 +76,30 @@ class Hash(base.Stage):
 
   def phases(self) -> Sequence[work.Phase]:
     """Learns the hash, hashes, compares, joins, judges."""
-    learn = [work.Phase(FIT, base.once, self._fit)] if self.config.bits else []
+    learn = [work.Phase(FIT, base.once, self._fit)] if (
+        self.config.bits and not self._is_pdq) else []
     return (*learn, work.Phase(BITS, self.num_shards, self._hash),
             work.Phase(MEET, self._num_partitions, self._meet),
             work.Phase(joined.JOIN, base.once, self._join),
             work.Phase(verdicts.ROWS, self.num_shards, self._judge))
 
   @property
+  def _is_pdq(self) -> bool:
+    return self.config.kind == 'pdq'
+
+  @property
+  def _bits(self) -> int:
+    return pdq.BITS if self._is_pdq else self.config.bits
+
+  @property
   def _bands(self) -> int:
-    return self.config.bits // _BAND_BITS
+    return self._bits // _BAND_BITS
+
+  @property
+  def _max_distance(self) -> int:
+    if self.config.max_distance is None:
+      return _NEAR[self.config.kind]
+    return self.config.max_distance
 
   def _num_partitions(self, place: work.Place) -> int:
     keys = self.num_rows(place) * (1 + self._bands)
@@ -116,25 +142,41 @@ class Hash(base.Stage):
     alive = np.flatnonzero(self.alive(place, index))
     sums = np.frombuffer(b''.join(
         table['pixels_sha256'][i] for i in alive), np.uint8).reshape(-1, 32)
-    width = max(self.config.bits // 8, 16)
+    width = max(self._bits // 8, 16)
     parts = [_Keys(sums[:, :8].copy().view('<u8')[:, 0],
                    np.full(len(alive), _EXACT, np.uint8), alive + rows.start,
                    _padded(sums[:, :16], width))]
-    if self.config.bits:
-      thumbnails = np.load(source.checked(
-          verdicts.ROWS, index, pool_rows.THUMBNAILS))[alive].astype(np.float64)
-      shown = ~pca_hash.is_flat(thumbnails)
-      bits = self._hasher(place).bits(thumbnails[shown])
+    if self._bits:
+      shown, bits = (self._pdq if self._is_pdq else self._pca)(
+          place, index, alive)
       for band in range(self._bands):
         value = bits[:, 2 * band:2 * band + 2].copy().view('>u2')[:, 0]
         parts.append(_Keys(
             draws.keys(value, _BAND, band), np.full(len(bits), band, np.uint8),
-            alive[shown] + rows.start, _padded(bits, width)))
+            shown + rows.start, _padded(bits, width)))
     shuffle.write(place.file(BITS, index), dict(zip(
         _Keys.__annotations__, map(np.concatenate, zip(*map(
             dataclasses.astuple, parts), strict=True)), strict=True)),
                   key='key', num_partitions=self._num_partitions(place))
     return {}
+
+  def _pca(self, place: work.Place, index: int, alive: np.ndarray
+           ) -> tuple[np.ndarray, np.ndarray]:
+    """Places in a shard of what is not blank, and its bits, packed."""
+    thumbnails = np.load(self.input(place, 'pool').checked(
+        verdicts.ROWS, index, pool_rows.THUMBNAILS))[alive].astype(np.float64)
+    shown = ~pca_hash.is_flat(thumbnails)
+    return alive[shown], self._hasher(place).bits(thumbnails[shown])
+
+  def _pdq(self, place: work.Place, index: int, alive: np.ndarray
+           ) -> tuple[np.ndarray, np.ndarray]:
+    """As `_pca`, of PDQ; images are decoded again."""
+    shown, bits = [], [np.zeros((0, pdq.BITS // 8), np.uint8)]
+    for some, pixels in decoded.read(self.images(place, index, alive)):
+      rows, good = pdq.hashes(pixels)
+      shown += alive[some[good]].tolist()
+      bits.append(rows)
+    return np.array(shown, np.int64), np.concatenate(bits)
 
   def _meet(self, place: work.Place, index: int) -> work.Counts:
     """Pairs of rows with a key in common that are near enough."""
@@ -160,7 +202,7 @@ class Hash(base.Stage):
       distance = np.bitwise_count(
           table['value'][same] ^ table['value'][same + step]).sum(1)
       near = distance <= np.where(
-          band[same] == _EXACT, 0, self.config.max_distance)
+          band[same] == _EXACT, 0, self._max_distance)
       yield np.stack([table['row'][same], table['row'][same + step],
                       distance])[:, near].astype(np.int64)
 

@@ -28,6 +28,7 @@ from dinojax.data import records
 ORDER, RECORDS, MIX = 'order', 'records', 'mixture'
 _ALL = 'all'
 _SHUFFLE = 51  # stream of random numbers
+_SHARDS = 64  # whose rows are shuffled together
 _TEXTS = ('name', 'url', 'licence', 'caption')
 
 
@@ -89,14 +90,21 @@ class Materialize(base.Stage):
     return {'row': rows, 'count': np.ones(len(rows), np.int32)}
 
   def _order(self, name: str, place: work.Place, index: int) -> work.Counts:
-    """Writes places in the list of the chosen, in the order of the records."""
-    count = self._chosen(name, place)['count']
+    """Writes places in the list of the chosen, in the order of the records.
+
+    They are shuffled among those of neighbouring shards, so that a file of
+    records reads from a few; training shuffles all.
+    """
+    chosen = self._chosen(name, place)
+    count = chosen['count']
+    starts = [rows.start for rows in self.shard_rows(place)][::_SHARDS]
     places = np.repeat(np.arange(len(count)), count)
     copy = np.arange(len(places)) - np.repeat(np.cumsum(count) - count, count)
     keys = draws.keys(places, self.config.seed, _SHUFFLE) ^ draws.keys(
         copy, self.config.seed, _SHUFFLE, 1)
+    group = np.searchsorted(starts, chosen['row'][places], 'right')
     np.save(place.file(f'{ORDER}-{name}', index, 'npy'),
-            places[np.argsort(keys, kind='stable')])
+            places[np.lexsort((keys, group))])
     return {}
 
   def _places(self, name: str, place: work.Place) -> np.ndarray:

@@ -26,9 +26,10 @@ from dinojax.curate.engines import work
 from dinojax.curate.stages import base
 from dinojax.parallel import mesh as mesh_lib
 
-QUERIES, CLUSTERS, CHOSEN = 'queries', 'clusters', 'chosen'
+QUERIES, CLUSTERS, NEAREST, CHOSEN = (
+    'queries', 'clusters', 'nearest', 'chosen')
 _WIDER = 8  # times as many neighbours, where taken ones are passed over
-_BLOCK = 4_096  # queries of a search
+BLOCK = 65_536  # queries of a task, which goes through all of the pool
 _CENTROIDS, _LABELS, _DISTANCES = (
     f'{name}.npy' for name in ('centroids', 'labels', 'distances'))
 
@@ -68,24 +69,27 @@ class Retrieve(base.Stage):
     Raises:
       UserError: no queries.
     """
-    if not self._sources:
+    if not self.sources:
       raise errors.UserError(
           'retrieve.samples and retrieve.clusters are both empty: name sets of '
           'queries, or leave the stage out')
     return super().settings() | {'describer': dict(self.describer.facts())}
 
   @property
-  def _sources(self) -> tuple[tuple[str, int], ...]:
+  def sources(self) -> tuple[tuple[str, int], ...]:
+    """Sets of queries with their numbers, those of samples first."""
     return (*self.config.samples, *self.config.clusters)
 
   def phases(self) -> Sequence[work.Phase]:
     """Describes queries, clusters the pool, searches, chooses."""
     describe = lambda place, index: references.describe(
-        place, QUERIES, index, self._sources[index][0], self.describer)
-    each = lambda place: len(self._sources)
+        place, QUERIES, index, self.sources[index][0], self.describer)
+    each = lambda place: len(self.sources)
+    blocks = lambda place: len(self._blocks(place))
     return (work.Phase(QUERIES, each, describe, self.describer.whole),
             work.Phase(CLUSTERS, lambda place: int(bool(self.config.clusters)),
                        self._cluster, True),
+            work.Phase(NEAREST, blocks, self._search, True),
             work.Phase(CHOSEN, each, self._choose, True),
             work.Phase(selections.SELECTED, base.once, self._select))
 
@@ -102,13 +106,42 @@ class Retrieve(base.Stage):
       np.save(place.file(CLUSTERS, index, name), values)
     return {'clusters': c.num_clusters}
 
+  def _blocks(self, place: work.Place) -> list[tuple[int, slice]]:
+    """Source by samples, and its queries, of every task of the search."""
+    known = references.References(place, QUERIES)
+    counts = np.bincount(known.source, minlength=len(self.sources))
+    return [(number, slice(start, start + BLOCK))
+            for number, count in enumerate(
+                counts[:len(self.config.samples)].tolist())
+            for start in range(0, count, BLOCK)]
+
+  def _search(self, place: work.Place, index: int) -> work.Counts:
+    """Nearest places in the pool of a block of queries."""
+    number, some = self._blocks(place)[index]
+    queries, whole = references.References(place, QUERIES).of(
+        number), self.vectors(place)
+    references.check_width(queries, whole.shape[1], 'queries')
+    wider = _WIDER if self.config.on_collision == 'next_nearest' else 1
+    score, near = neighbors.exact(whole)(
+        queries[some], self.sources[number][1] * wider)
+    tables.write(place.file(NEAREST, index), {'score': score, 'near': near})
+    return {}
+
+  def _nearest(self, place: work.Place, number: int
+               ) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and places [queries, k] of a source."""
+    parts = [tables.read(place.checked(NEAREST, i)) for i, (of, _) in
+             enumerate(self._blocks(place)) if of == number]
+    return tuple(np.concatenate([part[key] for part in parts])
+                 for key in ('score', 'near'))
+
   def _choose(self, place: work.Place, index: int) -> work.Counts:
     """Chooses the images of a source."""
     queries = references.References(place, QUERIES).of(index)
     references.check_width(queries, self.vectors(place).shape[1], 'queries')
     choose = (self._by_samples if index < len(self.config.samples)
               else self._by_clusters)
-    columns = choose(place, queries, self._sources[index][1])
+    columns = choose(place, index, queries)
     tables.write(place.file(CHOSEN, index), {
         **columns, 'set': np.full(len(columns['row']), index)})
     return {'collisions': int(columns['count'].sum() - len(columns['row']))}
@@ -128,15 +161,11 @@ class Retrieve(base.Stage):
         name: values[first] for name, values in whole.items()
         if name not in ('row', 'count')})
 
-  def _by_samples(self, place: work.Place, queries: np.ndarray, k: int
+  def _by_samples(self, place: work.Place, number: int, queries: np.ndarray
                   ) -> dict[str, np.ndarray]:
     """Rows, counts and the best query of each."""
-    whole = self.vectors(place)
-    wide = k * (_WIDER if self.config.on_collision == 'next_nearest' else 1)
-    search = neighbors.exact(whole)
-    parts = [search(queries[start:start + _BLOCK], wide)
-             for start in range(0, len(queries), _BLOCK)]
-    score, near = (np.concatenate(part) for part in zip(*parts, strict=True))
+    whole, k = self.vectors(place), self.sources[number][1]
+    score, near = self._nearest(place, number)
     policy = self.config.on_collision
     if policy == 'next_nearest':
       near, policy = retrieval.next_nearest(near, k), 'unique'
@@ -148,22 +177,28 @@ class Retrieve(base.Stage):
             'rank': rank, 'score': score[query, rank],
             'cluster': np.full(len(taken.rows), -1)}
 
-  def _by_clusters(self, place: work.Place, queries: np.ndarray,
-                   per_cluster: int) -> dict[str, np.ndarray]:
+  def _by_clusters(self, place: work.Place, number: int, queries: np.ndarray
+                   ) -> dict[str, np.ndarray]:
     """Rows, counts and the cluster of each."""
-    read = lambda name: np.load(place.checked(CLUSTERS, 0, name))
-    centroids, labels = read(_CENTROIDS), read(_LABELS)
-    falls, _ = kmeans.assign(queries, centroids, mesh=mesh_lib.of_process())
+    fitted = clusters(place)
+    falls, _ = kmeans.assign(queries, fitted.centroids,
+                             mesh=mesh_lib.of_process())
     taken = retrieval.of_clusters(
-        np.bincount(falls, minlength=len(centroids)), labels,
-        read(_DISTANCES), more_than=self.config.more_than,
-        per_cluster=per_cluster, cap=self.config.cap)
+        np.bincount(falls, minlength=len(fitted.centroids)), fitted.labels,
+        fitted.distances, more_than=self.config.more_than,
+        per_cluster=self.sources[number][1], cap=self.config.cap)
     order = np.sort(taken.rows)
     none = np.full(len(order), -1)
     return {'row': self.vectors(place).rows[order],
             'count': np.ones(len(order), np.int64), 'query': none,
             'rank': none, 'score': np.full(len(order), np.nan, np.float32),
-            'cluster': labels[order].astype(np.int64)}
+            'cluster': fitted.labels[order].astype(np.int64)}
+
+
+def clusters(place: work.Place) -> hierarchy.Fitted:
+  """Clusters of the pool, as the stage left them."""
+  return hierarchy.Fitted(*(np.load(place.checked(CLUSTERS, 0, name))
+                            for name in (_CENTROIDS, _LABELS, _DISTANCES)))
 
 
 def _best(near: np.ndarray, rows: np.ndarray

@@ -37,7 +37,7 @@ class Sample(base.Stage):
     c, clusters = self.config, self.input(place, 'clusters')
     table, above = cluster.assigned(clusters), cluster.above(clusters)
     finest = table['level_1']
-    sizes = np.bincount(finest, minlength=cluster.levels(clusters)[0].clusters)
+    sizes = np.bincount(finest, minlength=len(cluster.centroids(clusters)))
     budgets = balance.cluster_budgets(
         sizes, above, c.images or len(finest) // 2,
         multiplicity=c.multiplicity, seed=c.seed)

@@ -9,7 +9,6 @@ import numpy as np
 from PIL import Image
 
 from dinojax.core import atomic
-from dinojax.curate import draws
 from dinojax.curate import selections
 from dinojax.curate import sheets
 from dinojax.curate import tables
@@ -18,14 +17,13 @@ from dinojax.curate.engines import work
 from dinojax.curate.stages import base
 from dinojax.curate.stages import cluster
 from dinojax.curate.stages import joined
-from dinojax.curate.stages import pool_rows
 from dinojax.runs.report import blocks
 from dinojax.runs.report import charts
 from dinojax.runs.report import page
+from dinojax.runs.report import pool_images
 
 FILE = 'curation.html'
 _SHOWN, _ROWS = 12, 6  # images of a row, and rows of a sheet
-_DRAW = 61  # stream of random numbers
 _LOST, _KEPT = (190, 60, 50), (40, 130, 70)
 
 Places = Mapping[str, work.Place]
@@ -51,7 +49,7 @@ def _sections(stages: Sequence[base.Stage], places: Places) -> Iterator[str]:
   pool = places.get('ingest')
   if pool is None:
     return
-  images = _Images(pool, places.get('filter'))
+  images = pool_images.PoolImages(pool, places.get('filter'))
   dropped = [(stage.name, row) for stage in stages
              if (row := _dropped(places[stage.name], images))]
   if dropped:
@@ -89,30 +87,8 @@ def _funnel(stages: Sequence[base.Stage], places: Places) -> str:
   return blocks.table(lines, titles=('stage', 'images', 'counts'), head=True)
 
 
-class _Images:
-  """Tiles of rows of the pool."""
-
-  def __init__(self, pool: work.Place, blurred: work.Place | None):
-    """Keeps places; images are read when they are drawn."""
-    self._pool, self._blurred = pool, blurred
-    self.shards = pool_rows.shard_rows(pool)
-
-  def tile(self, row: int, caption: str = '', colour=(40, 40, 40)
-           ) -> sheets.Tile:
-    """The image of a row."""
-    index = next(i for i, rows in enumerate(self.shards) if row in rows)
-    source = pool_rows.Images(
-        self._pool, index, np.array([row - self.shards[index].start]),
-        self._blurred)
-    return sheets.Tile(lambda: source[0].image, caption, colour)
-
-  def some(self, rows: np.ndarray, count: int) -> np.ndarray:
-    """Rows drawn by chance, ascending."""
-    order = np.argsort(draws.keys(rows, 0, _DRAW), kind='stable')
-    return np.sort(rows[order[:count]])
-
-
-def _dropped(place: work.Place, images: _Images) -> list[sheets.Tile]:
+def _dropped(place: work.Place, images: pool_images.PoolImages
+             ) -> list[sheets.Tile]:
   """Images that a stage dropped; [] where it drops none."""
   why = {}
   for index in range(place.count(verdicts.ROWS)):
@@ -127,7 +103,7 @@ def _dropped(place: work.Place, images: _Images) -> list[sheets.Tile]:
           for row in images.some(chosen, _SHOWN).tolist()]
 
 
-def _copies(place: work.Place, images: _Images
+def _copies(place: work.Place, images: pool_images.PoolImages
             ) -> Iterator[tuple[str, list[sheets.Tile]]]:
   """Components of several images, each with the one that stays first."""
   label = joined.labels(place)
@@ -141,7 +117,7 @@ def _copies(place: work.Place, images: _Images
         for row in members.tolist()]
 
 
-def _references(place: work.Place, images: _Images
+def _references(place: work.Place, images: pool_images.PoolImages
                 ) -> Iterator[tuple[str, list[sheets.Tile]]]:
   """Images of the pool that are nearest to a reference, closest first."""
   parts = [tables.read(place.checked(verdicts.ROWS, i), (
@@ -163,7 +139,7 @@ def _references(place: work.Place, images: _Images
           _LOST if why[i] else _KEPT) for i in some]
 
 
-def _clusters(places: Places, images: _Images) -> Iterator[str]:
+def _clusters(places: Places, images: pool_images.PoolImages) -> Iterator[str]:
   """Images of some clusters, and how large they are before and after."""
   place = places['cluster']
   table = cluster.assigned(place)
