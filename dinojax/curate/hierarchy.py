@@ -24,6 +24,8 @@ from dinojax.curate import seeds
 
 _ROWS_OF_FINEST = 80  # of a pool of a hundred million and more
 _KEEP_S, _KEEP_SHARE = 60.0, 20  # between states, and of the time to write one
+_TRIES, _SMALL = 16, 2**20  # starts of a level with so few rows × clusters
+_APART = 10_007  # between the seeds of starts
 _EXPONENT = 0.45  # of the number of images: clusters of the top
 
 
@@ -149,6 +151,9 @@ def fit(rows: kmeans.Rows, level: Level, *, iterations: int, seed: int,
         state: State | None = None) -> Fitted:
   """Clusters one level, and clusters it again from equal parts.
 
+  A small level, as of the centroids of others, is clustered from several
+  starts, of which the best counts: chance merges some of its groups.
+
   Args:
     rows: [n, d] images, or the centroids of the level below.
     level: clusters, and how often again.
@@ -161,6 +166,7 @@ def fit(rows: kmeans.Rows, level: Level, *, iterations: int, seed: int,
     state: where a level that was stopped goes on.
 
   Source: Vo et al. 2024, Automatic Data Curation.
+  Differs: they have one start, of every level.
   """
   take = take or (lambda places: rows[places])
   some, fitted, places = rows, None, np.zeros(0, np.int64)
@@ -169,14 +175,21 @@ def fit(rows: kmeans.Rows, level: Level, *, iterations: int, seed: int,
     first, places, begun = kept
     some = take(places) if first else rows
   for run in range(first, level.resamples + 1):
-    initial = begun or seeds.initial(
-        some, level.clusters, seed=seed + run, start=start, mesh=mesh)
-    begun = None
-    got = kmeans.fit(
-        some, initial, iterations=iterations, mesh=mesh,
-        passed=lambda number, cost, run=run: passed(run, number),
-        keep=functools.partial(state.keep, run, places) if state else (
-            lambda begun: None))
+    tries = _TRIES if some.shape[0] * level.clusters <= _SMALL else 1
+    best = None
+    for number in range(tries):
+      got = kmeans.fit(
+          some, begun or seeds.initial(
+              some, level.clusters, seed=seed + run + _APART * number,
+              start=start, mesh=mesh),
+          iterations=iterations, mesh=mesh,
+          passed=lambda number, cost, run=run: passed(run, number),
+          keep=functools.partial(state.keep, run, places)
+          if state and tries == 1 else lambda begun: None)
+      begun = None
+      if best is None or got.inertia < best.inertia:
+        best = got
+    got = best
     labels, distances = kmeans.assign(rows, got.centroids, mesh=mesh)
     fitted = Fitted(got.centroids, labels, distances)
     if run < level.resamples:

@@ -14,6 +14,7 @@ import numpy as np
 
 from dinojax.curate import draws
 from dinojax.curate import vectors as vectors_lib
+from dinojax.curate.engines import threads
 from dinojax.features import nearest
 from dinojax.parallel import mesh as mesh_lib
 
@@ -171,6 +172,7 @@ def _faiss() -> types.ModuleType:
   """The library, without its lines about what it loads."""
   logging.getLogger('faiss.loader').setLevel(logging.WARNING)
   import faiss  # a second, which reading a config need not wait for
+  threads.again()
   return faiss
 
 

@@ -60,6 +60,16 @@ def test_clustering_again_from_equal_parts_makes_sizes_even():
   assert again.inertia > plain.inertia
 
 
+def test_of_several_starts_the_best_counts(monkeypatch):
+  rows, _ = concepts(count=800)
+  several = hierarchy.fit(rows, hierarchy.Level(40), iterations=20, seed=0)
+  monkeypatch.setattr(hierarchy, '_SMALL', 0)
+  alone = [hierarchy.fit(rows, hierarchy.Level(40), iterations=20, seed=seed)
+           for seed in (0, hierarchy._APART)]
+  assert several.inertia < min(x.inertia for x in alone) * 1.0001
+  assert alone[0].inertia != alone[1].inertia
+
+
 def test_mesh_changes_no_label():
   rows, _ = concepts(count=1000)
   level = hierarchy.Level(30)
@@ -76,6 +86,7 @@ class Killed(Exception):
 @pytest.mark.parametrize('where', [(0, 3), (1, 0), (2, 4)])
 def test_a_level_that_was_stopped_goes_on_to_the_same_end(
     where, tmp_path, monkeypatch):
+  monkeypatch.setattr(hierarchy, '_SMALL', 0)  # as of one that takes long
   monkeypatch.setattr(hierarchy, '_KEEP_S', 0)
   monkeypatch.setattr(hierarchy, '_KEEP_SHARE', 0)
   rows, _ = concepts(count=1000)

@@ -103,7 +103,7 @@ def patient(task: work.Task) -> work.Counts:
     return work.do(task)
   except OSError as error:
     raise errors.UserError(
-        f'{task.title}: {error.filename or "a file"}: '
+        f'{task.title}: {error.filename or task.place.folder}: '
         f'{error.strerror or error}, {_TRIES} times; start the same command '
         'again when that is mended') from error
 

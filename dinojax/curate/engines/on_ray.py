@@ -6,6 +6,8 @@ What is done is known by these files, never by Ray's word.
 
 from collections.abc import Mapping, Sequence
 import importlib.metadata
+import os
+import socket
 from typing import Any
 
 from dinojax.core import errors
@@ -14,6 +16,9 @@ from dinojax.curate.engines import work
 
 _TRIES = 3  # of a task whose worker or node dies
 _AHEAD = 3  # tasks for each core that the cluster knows of
+_CONNECT_S = 10.0
+_START = ('start one with `ray start --head`, and give its '
+          '--address=HOST:PORT')
 
 
 class OnRay:
@@ -38,23 +43,36 @@ class OnRay:
           '--engine=ray needs Ray: pip install "dinojax[ray]", here and on '
           'the nodes') from error
     self._ray, self._resources = ray, dict(resources)
+    # What is cancelled has failed, and Ray would tell of each at length.
+    os.environ.setdefault('RAY_IGNORE_UNHANDLED_ERRORS', '1')
+    _check_port(address)
     try:
       ray.init(address=address, ignore_reinit_error=True,
                log_to_driver=False, logging_level='ERROR')
     except (ConnectionError, ValueError, RuntimeError) as error:
       raise errors.UserError(
           f'no Ray cluster is at {address} '
-          f'({(str(error).splitlines() or [""])[0]}): start one with `ray '
-          'start --head`, and give its --address=HOST:PORT') from error
+          f'({(str(error).splitlines() or [""])[0]}): {_START}') from error
     self._check_version()
 
   def map(self, tasks: Sequence[work.Task], told: in_process.Told, *,
           whole: bool = False):
     """Does tasks, see InProcess.map."""
+    at_work: dict[Any, work.Task] = {}
+    try:
+      self._map(tasks, told, whole, at_work)
+    except BaseException:
+      for reference in at_work:  # nobody waits for the others any more
+        self._ray.cancel(reference)
+      raise
+
+  def _map(self, tasks: Sequence[work.Task], told: in_process.Told,
+           whole: bool, at_work: dict[Any, work.Task]):
+    """Does tasks; `at_work` are those that the cluster has."""
     remote = self._ray.remote(in_process.patient).options(
         max_retries=_TRIES, **(self._of_machine() if whole
                                else {'num_cpus': 1}))
-    waiting, at_work, dead = iter(tasks), {}, []
+    waiting, dead = iter(tasks), []
     room = max(_AHEAD * int(self._ray.cluster_resources().get('CPU', 1)), 1)
     while True:
       while len(at_work) < room and (
@@ -118,3 +136,21 @@ class OnRay:
       raise errors.UserError(
           f'a node of the cluster has dinojax {theirs}, and here is {mine}: '
           'install the same on all of them')
+
+
+def _check_port(address: str):
+  """Refuses an address at which nothing listens, which Ray asks for minutes.
+
+  Raises:
+    UserError: nothing is there.
+  """
+  if address == 'auto':
+    address = os.environ.get('RAY_ADDRESS', '')
+  host, _, port = address.rpartition(':')
+  if not port.isdecimal() or not host or '/' in host:
+    return  # Ray finds it by itself, or says what is wrong
+  try:
+    socket.create_connection((host.strip('[]'), int(port)), _CONNECT_S).close()
+  except (OSError, OverflowError) as error:
+    raise errors.UserError(
+        f'no Ray cluster is at {address} ({error}): {_START}') from error

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 from dinojax.core import atomic
 from dinojax.core import errors
+from dinojax.curate.engines import threads
 
 Counts = dict[str, int]
 MANIFEST = 'manifest.json'
@@ -132,8 +133,9 @@ def do(task: Task) -> Counts:
   folder = pathlib.Path(place.folder, task.phase)
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    counts = {key: int(value)
-              for key, value in phase.run(place, index).items()}
+    with threads.limited(whole=phase.whole):
+      counts = {key: int(value)
+                for key, value in phase.run(place, index).items()}
     files = {path.name: _sums(path) for path in sorted(
         folder.glob(f'{_number(index)}.*')) if not path.name.endswith(
             (_DONE, atomic.SUFFIX))}
