@@ -37,7 +37,8 @@ class Cost:
   Attributes:
     stage, what: names.
     images: images that it is about.
-    flops: FLOPs; float32: of float32 products, not bfloat16.
+    flops: FLOPs; float32: of float32 products, not bfloat16; on_cores: of
+      faiss, on processors.
     alone: True where a single machine does it.
     core_s: seconds of a core.
     read, written: bytes; what is written stays until it is deleted.
@@ -50,6 +51,7 @@ class Cost:
   images: float
   flops: float = 0.0
   float32: bool = False
+  on_cores: bool = False
   alone: bool = False
   core_s: float = 0.0
   read: float = 0.0
@@ -61,10 +63,10 @@ class Cost:
             settings: assumptions.Settings) -> float:
     """The longest of computing, cores and disk, which work side by side."""
     cores = machine.cores / (machine.hosts if self.alone else 1)
+    speed = cores * machines.CPU_FLOPS if self.on_cores else machine.flops(
+        settings, float32=self.float32, alone=self.alone)
     return max(
-        self.flops / machine.flops(settings, float32=self.float32,
-                                   alone=self.alone),
-        self.core_s / cores,
+        self.flops / speed, self.core_s / cores,
         (self.read + self.written) / (settings.disk_gb_s * 1e9)) / 3600
 
 
@@ -198,11 +200,11 @@ def _dedup(ask: _Asked) -> Iterator[Cost]:
     lists = neighbors.lists_of(int(n))
     trained = neighbors.trained_on(int(n))
     yield ask.cost(
-        f'index of {lists:,} lists', alone=True, float32=True,
+        f'index of {lists:,} lists', alone=True, on_cores=True,
         flops=2 * (trained * 10 + n) * lists * d, read=n * 2 * d,
         written=n * (2 * d + 8), memory=n * (2 * d + 8) + trained * 4 * d)
     yield ask.cost(
-        f'{c.probes} lists of each', float32=True, read=n * 2 * d,
+        f'{c.probes} lists of each', on_cores=True, read=n * 2 * d,
         flops=2 * n * d * (lists + c.probes * n / lists), written=edges)
   else:
     # Every shard of queries goes through all vectors.
@@ -215,7 +217,7 @@ def _dedup(ask: _Asked) -> Iterator[Cost]:
 def _decontaminate(ask: _Asked) -> Iterator[Cost]:
   a = ask.assumed
   yield ask.cost(
-      'nearest references', float32=True,
+      'nearest references', on_cores=True,
       flops=2 * ask.left * a.references * ask.width,
       read=ask.left * 2 * ask.width, written=ask.pool * 20,
       memory=a.references * 6.0 * ask.width)

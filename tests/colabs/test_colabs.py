@@ -26,7 +26,7 @@ def tagged(notebook, tag):
 
 
 def test_these_are_the_notebooks():
-  assert sorted(TWINS) == ['01', '02', '03', '04', '05', '06', '07']
+  assert sorted(TWINS) == ['01', '02', '03', '04', '05', '06', '07', '08']
   assert {path.stem for path in notebooks.FOLDER.glob('*.ipynb')} == {
       path.stem for path in notebooks.TWINS}
 
@@ -142,3 +142,19 @@ def test_07_runs(tmp_path):
   html = [data['text/html'] for data in pages if 'text/html' in data]
   charts = [part for part in html if '<figure' in part]
   assert 'by pixels' in charts[0] and '<table' in html[-1]
+
+
+@pytest.mark.slow
+def test_08_runs(tmp_path):
+  notebook = notebooks.executed(TWINS['08'], tmp_path)
+  text = notebooks.texts(notebook)
+  # Six copies, a blank image and one that is none, of 68. Three tiles of the
+  # photographs are of empty sky, one of them with its copy.
+  assert 'ingest: listed 68 · images 67 · unreadable 1' in text
+  assert 'filter: kept 63 · blank 4' in text
+  assert re.search(r'dedup: .*kept 58 · copy 5', text)
+  assert 'records 30' in text and 'core hours' in text
+  html = [output.data['text/html'] for cell in notebook.cells
+          for output in cell.get('outputs', ()) if 'data' in output
+          and 'text/html' in output.data]
+  assert 'Funnel' in html[-1] and 'data:image/jpeg' in html[-1]

@@ -22,7 +22,8 @@ def known_config(word):
   for flag, usual in (('config', 'vits'), ('recipe', 'dinov3')):
     if word.startswith(f'--{flag}='):
       name = word.partition('=')[2].partition(':')[0]
-      known = catalog.configs() if flag == 'config' else catalog.recipes()
+      known = catalog.recipes() if flag == 'recipe' else {
+          **catalog.configs(), **catalog.files('curation')}
       if name not in known and not (ROOT / name).is_file():
         return f'--{flag}={usual}'
   return word
