@@ -137,7 +137,9 @@ def foreground_pca(features: np.ndarray, weight: np.ndarray, bias: float, *,
   Source: DINOv3's PCA notebook.
   """
   features = np.asarray(features, np.float64)
-  score = 1 / (1 + np.exp(-(features @ np.asarray(weight, np.float64) + bias)))
+  with np.errstate(over='ignore'):  # its sigmoid is zero then
+    score = 1 / (1 + np.exp(
+        -(features @ np.asarray(weight, np.float64) + bias)))
   side = median // 2
   padded = np.pad(score, ((0, 0), (side, side), (side, side)))
   filtered = np.median(np.lib.stride_tricks.sliding_window_view(
