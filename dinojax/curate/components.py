@@ -7,6 +7,8 @@ for edges that no single machine holds.
 
 import numpy as np
 
+_BLOCK = 2**18  # edges, or nodes, at a time
+
 
 def labels(a: np.ndarray, b: np.ndarray, num_nodes: int) -> np.ndarray:
   """Smallest node of the component of every node, in memory.
@@ -33,7 +35,7 @@ def labels(a: np.ndarray, b: np.ndarray, num_nodes: int) -> np.ndarray:
 class Union:
   """Components of edges that come in parts.
 
-  Memory: the array of labels, and a few times the edges of a part.
+  Memory: the array of labels, and little more.
   """
 
   def __init__(self, num_nodes: int):
@@ -44,6 +46,11 @@ class Union:
 
   def add(self, a: np.ndarray, b: np.ndarray):
     """Joins the ends [edges] of every edge."""
+    for start in range(0, len(a), _BLOCK):
+      self._add(a[start:start + _BLOCK], b[start:start + _BLOCK])
+
+  def _add(self, a: np.ndarray, b: np.ndarray):
+    """Joins the ends of few edges."""
     a, b = self._roots(a), self._roots(b)
     apart = a != b
     a, b = a[apart], b[apart]
@@ -53,12 +60,15 @@ class Union:
 
   def labels(self) -> np.ndarray:
     """[num_nodes] smallest node of the component of every node."""
-    parent = self._parent
-    while True:
-      above = parent[parent]
-      if (above == parent).all():
-        return parent
-      parent = above
+    parent, changed = self._parent, True
+    while changed:
+      changed = False
+      for start in range(0, len(parent), _BLOCK):
+        part = parent[start:start + _BLOCK]
+        above = parent[part]
+        changed |= bool((above != part).any())
+        parent[start:start + _BLOCK] = above
+    return parent
 
   def _roots(self, nodes: np.ndarray) -> np.ndarray:
     """Roots of nodes, which point to them from now on."""

@@ -182,7 +182,7 @@ def fit(rows: kmeans.Rows, level: Level, *, iterations: int, seed: int,
           some, begun or seeds.initial(
               some, level.clusters, seed=seed + run + _APART * number,
               start=start, mesh=mesh),
-          iterations=iterations, mesh=mesh,
+          iterations=iterations, mesh=mesh, settle=False,
           passed=lambda number, cost, run=run: passed(run, number),
           keep=functools.partial(state.keep, run, places)
           if state and tries == 1 else lambda begun: None)

@@ -17,9 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinojax.core import errors
+from dinojax.curate import kmeans_host
 from dinojax.parallel import mesh as mesh_lib
 
-_SCORES = 2**23  # similarities of a tile on a device
+# Similarities of a tile: of a processor as fit its cache, of a chip as fill it.
+_CPU_SCORES, _SCORES = 2**22, 2**27
 _FARTHEST = 1024  # rows that may become centroids of empty clusters
 EMPTY = ('reseed', 'keep')
 
@@ -75,7 +77,7 @@ class _Pass:
 
 def fit(rows: Rows, initial: np.ndarray | Begun, *, iterations: int,
         mesh: jax.sharding.Mesh | None = None, empty: str = 'reseed',
-        tolerance: float = 0.0,
+        tolerance: float = 0.0, settle: bool = True,
         passed: Callable[[int, float], None] = lambda number, cost: None,
         keep: Callable[[Begun], None] = lambda begun: None) -> Clusters:
   """Moves centroids to the means of their rows, again and again.
@@ -85,9 +87,12 @@ def fit(rows: Rows, initial: np.ndarray | Begun, *, iterations: int,
     initial: [k, d] centroids to begin with; or what `keep` got, from where it
       goes on to the same end.
     iterations: moves, at most.
-    mesh: devices of this process; None: the first of them.
+    mesh: devices of this process; None: its accelerators, and faiss on its
+      cores where it has none.
     empty: a cluster without rows is put at a row that is far from its
       centroid ('reseed'), or stays where it was ('keep').
+    settle: makes one pass more, to tell counts and inertia of the last
+      centroids; else they are of the rows as they were last assigned.
     tolerance: ends when the cost falls by less than this part of it; 0: never.
     passed: gets the number of the pass and its cost, squared distances.
     keep: gets the state before every pass.
@@ -101,21 +106,25 @@ def fit(rows: Rows, initial: np.ndarray | Begun, *, iterations: int,
   begun = initial if isinstance(initial, Begun) else None
   centroids = begun.centroids if begun else initial
   _check(rows, centroids, empty)
-  tiles = _Tiles(rows, len(centroids), mesh)
+  tiles = _passes(rows, len(centroids), mesh)
   if not begun:
     begun = Begun(0, np.asarray(initial, np.float64) - tiles.shift, math.inf)
   last, centroids, number = begun.cost, begun.centroids, begun.number
-  for number in range(begun.number, iterations + 1):
+  end = iterations + (settle or not iterations)
+  for number in range(begun.number, end):
     keep(Begun(number, centroids, last))
-    passage = tiles.sums(centroids)
+    passage = _Pass(*tiles.sums(centroids, exact=settle and number == end - 1))
     passed(number, passage.cost)
+    before = centroids
     if number == iterations or (
         tolerance and last - passage.cost < tolerance * passage.cost):
       break
     last = passage.cost
     centroids = _moved(centroids, passage, empty)
+  else:
+    number += 1
   # Distances to the means: those to the centroids, less how far these are.
-  moves = passage.means(centroids) - centroids
+  moves = passage.means(before) - before
   off = (passage.counts * np.square(moves).sum(1)).sum()
   return Clusters((centroids + tiles.shift).astype(np.float32), passage.counts,
                   max(passage.cost - off, 0.0), number)
@@ -130,7 +139,7 @@ def assign(rows: Rows, centroids: np.ndarray, *,
     [n] int32 centroids, and [n] float32 squared distances to them.
   """
   _check(rows, centroids, 'keep', fewer_rows=True)
-  tiles = _Tiles(rows, len(centroids), mesh)
+  tiles = _passes(rows, len(centroids), mesh)
   labels = np.empty(rows.shape[0], np.int32)
   distances = np.empty(rows.shape[0], np.float32)
   for start, stop, label, distance in tiles.nearest(
@@ -164,22 +173,33 @@ def _moved(centroids: np.ndarray, passage: _Pass, empty: str) -> np.ndarray:
   return out
 
 
+def _passes(rows: Rows, k: int, mesh: jax.sharding.Mesh | None):
+  """Passes over the rows, by devices of a mesh or by this process's cores."""
+  count, width = rows.shape
+  total = np.zeros(width)
+  for start in range(0, count, 65_536):
+    total += np.asarray(rows[start:start + 65_536], np.float32).sum(
+        0, dtype=np.float64)
+  # What float32 cannot hold of a mean moves all rows alike.
+  shift = (total / count).astype(np.float32).astype(np.float64)
+  mesh = mesh or mesh_lib.accelerators()
+  if mesh is None:
+    return kmeans_host.Passes(rows, shift, _FARTHEST)
+  return _Tiles(rows, k, mesh, shift)
+
+
 class _Tiles:
   """Rows, tile by tile, on the devices of a mesh."""
 
-  def __init__(self, rows: Rows, k: int, mesh: jax.sharding.Mesh | None):
-    """Chooses the size of a tile, and finds the mean of the rows."""
-    self._mesh = mesh or mesh_lib.make(devices=mesh_lib.one_device())
+  def __init__(self, rows: Rows, k: int, mesh: jax.sharding.Mesh,
+               shift: np.ndarray):
+    """Chooses the size of a tile."""
+    self._mesh, self.shift = mesh, shift
     self._rows, (self._count, self._width) = rows, rows.shape
-    most = max(_SCORES // max(k, self._width), 128)
+    scores = (_CPU_SCORES if mesh_lib.platform(mesh) == 'cpu' else _SCORES)
+    most = max(scores // max(k, self._width), 128)
     each = min(most, -(-self._count // self._mesh.size))
     self._size = each * self._mesh.size
-    total = np.zeros(self._width)
-    for start in range(0, self._count, 65_536):
-      total += np.asarray(rows[start:start + 65_536]).sum(
-          0, dtype=np.float64)
-    # What float32 cannot hold of a mean moves all rows alike.
-    self.shift = (total / self._count).astype(np.float32).astype(np.float64)
 
   def _each(self) -> Iterator[tuple[int, int, jax.Array]]:
     """First row, last row and tile [size, d]."""
@@ -196,8 +216,9 @@ class _Tiles:
     return jax.device_put(np.asarray(x, np.float32),
                           jax.NamedSharding(self._mesh, jax.P()))
 
-  def sums(self, centroids: np.ndarray) -> _Pass:
-    """One pass over all rows."""
+  def sums(self, centroids: np.ndarray, *, exact: bool) -> tuple:
+    """One pass over all rows, the values of a _Pass, whose cost is exact."""
+    del exact
     k, mesh = len(centroids), self._mesh
     with mesh_lib.activate(mesh):
       fixed = self._whole(centroids), self._whole(self.shift)
@@ -209,10 +230,10 @@ class _Tiles:
           np.asarray, jax.device_get(state))
     order = np.argsort(-distance.ravel(), kind='stable')
     order = order[distance.ravel()[order] > 0][:_FARTHEST]
-    exact = lambda total, lost: (total.astype(np.float64) - lost).sum(0)
-    return _Pass(exact(sums, lost), counts.sum(0, dtype=np.int64),
-                 float(exact(cost[:, 0], cost[:, 1])),
-                 farthest.reshape(-1, self._width)[order])
+    whole = lambda total, lost: (total.astype(np.float64) - lost).sum(0)
+    return (whole(sums, lost), counts.sum(0, dtype=np.int64),
+            float(whole(cost[:, 0], cost[:, 1])),
+            farthest.reshape(-1, self._width)[order])
 
   def nearest(self, centroids: np.ndarray) -> Iterator[tuple]:
     """First row, last row, centroids and squared distances of a tile."""

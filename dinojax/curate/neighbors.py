@@ -5,16 +5,14 @@ of a block whatever their number.
 """
 
 from collections.abc import Callable
-import logging
 import math
-import types
 
 import jax
 import numpy as np
 
 from dinojax.curate import draws
+from dinojax.curate import libraries
 from dinojax.curate import vectors as vectors_lib
-from dinojax.curate.engines import threads
 from dinojax.features import nearest
 from dinojax.parallel import mesh as mesh_lib
 
@@ -42,7 +40,7 @@ def exact(vectors: vectors_lib.Vectors,
     smaller place comes first.
   """
   def search(queries: np.ndarray, k: int) -> Hits:
-    devices = mesh or _accelerators()
+    devices = mesh or mesh_lib.accelerators()
     queries = np.ascontiguousarray(queries, np.float32)
     best = (np.zeros((len(queries), 0), np.float32),
             np.zeros((len(queries), 0), np.int64))
@@ -54,25 +52,19 @@ def exact(vectors: vectors_lib.Vectors,
   return search
 
 
-def _accelerators() -> jax.sharding.Mesh | None:
-  """A mesh of this process's accelerators; None: it has none."""
-  mesh = mesh_lib.of_process()
-  return None if mesh_lib.platform(mesh) == 'cpu' else mesh
-
-
 def _block(queries: np.ndarray, block: np.ndarray, k: int,
            mesh: jax.sharding.Mesh | None) -> Hits:
   """The best k of a block, as `exact`."""
   if mesh is not None:
     return nearest.nearest(block, queries, k, mesh, cosine=False)
-  faiss = _faiss()
+  faiss = libraries.faiss()
   return faiss.knn(queries, np.ascontiguousarray(block, np.float32), k,
                    faiss.METRIC_INNER_PRODUCT)
 
 
 def among(few: np.ndarray, queries: np.ndarray, k: int) -> Hits:
   """The best k of vectors [n, d] in memory for queries [q, d], as `exact`."""
-  faiss = _faiss()
+  faiss = libraries.faiss()
   score, place = faiss.knn(
       np.ascontiguousarray(queries, np.float32),
       np.ascontiguousarray(few, np.float32), min(k, len(few)),
@@ -98,7 +90,7 @@ def build(vectors: vectors_lib.Vectors, path: str, *, seed: int = 0):
     path: file to write.
     seed: number of the draw that its lists are learned from.
   """
-  faiss = _faiss()
+  faiss = libraries.faiss()
   count, width = vectors.shape
   lists = lists_of(count)
   index = faiss.IndexIVFScalarQuantizer(
@@ -112,7 +104,7 @@ def build(vectors: vectors_lib.Vectors, path: str, *, seed: int = 0):
 
 def inverted(path: str, probes: int) -> Search:
   """Search through the nearest lists of an inverted file, as `exact`."""
-  faiss = _faiss()
+  faiss = libraries.faiss()
   index = faiss.read_index(path, faiss.IO_FLAG_MMAP_IFC)
   index.nprobe = min(probes, index.nlist)
 
@@ -166,14 +158,6 @@ def edges(queries: np.ndarray, rows: np.ndarray, all_rows: np.ndarray,
   a, b = far[good], near[good]
   return {'a': np.minimum(a, b), 'b': np.maximum(a, b),
           'score': score[good].astype(np.float32)}
-
-
-def _faiss() -> types.ModuleType:
-  """The library, without its lines about what it loads."""
-  logging.getLogger('faiss.loader').setLevel(logging.WARNING)
-  import faiss  # a second, which reading a config need not wait for
-  threads.again()
-  return faiss
 
 
 def _better(first: Hits, second: Hits, k: int) -> Hits:

@@ -11,6 +11,7 @@ import numpy as np
 from dinojax.core import errors
 
 _LUMA = np.array([0.299, 0.587, 0.114])
+_BLOCK = 1024  # thumbnails in memory as float64
 FLAT = 4.0  # grey levels: below this deviation a thumbnail says nothing
 
 
@@ -88,14 +89,19 @@ def fit(thumbnails: np.ndarray, bits: int = 64) -> Hasher:
         f'{len(thumbnails)} images of {thumbnails.shape[1]} × '
         f'{thumbnails.shape[1]} areas: bits are a multiple of 8, at most half '
         'as many as images and no more than areas')
-  rows = _centered(thumbnails)
-  mean = rows.mean(0)
-  _, _, components = np.linalg.svd(rows - mean, full_matrices=False)
-  components = components[:bits]
+  blocks = [thumbnails[i:i + _BLOCK] for i in range(
+      0, len(thumbnails), _BLOCK)]
+  mean = sum(_centered(some).sum(0) for some in blocks) / len(thumbnails)
+  square = np.zeros((len(mean), len(mean)))
+  for some in blocks:
+    rows = _centered(some) - mean
+    square += rows.T @ rows
+  components = np.linalg.eigh(square)[1].T[:-bits - 1:-1].copy()
   largest = np.abs(components).argmax(1)
   components *= np.sign(components[np.arange(bits), largest])[:, None]
-  return Hasher(mean, components,
-                np.median((rows - mean) @ components.T, axis=0))
+  hasher = Hasher(mean, components, np.zeros(bits))
+  return dataclasses.replace(hasher, thresholds=np.median(np.concatenate(
+      [hasher.projections(some) for some in blocks]), axis=0))
 
 
 def is_flat(thumbnails: np.ndarray) -> np.ndarray:
@@ -109,7 +115,7 @@ def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _centered(thumbnails: np.ndarray) -> np.ndarray:
-  """Thumbnails without their brightness, [n, s²]."""
-  rows = thumbnails.reshape(
+  """Thumbnails without their brightness, [n, s²] float64."""
+  rows = np.asarray(thumbnails, np.float64).reshape(
       len(thumbnails), thumbnails.shape[1] * thumbnails.shape[2])
   return rows - rows.mean(1, keepdims=True)

@@ -52,6 +52,12 @@ def of_process() -> jax.sharding.Mesh:
   return make(devices=jax.local_devices())
 
 
+def accelerators() -> jax.sharding.Mesh | None:
+  """A mesh of this process's accelerators; None: it has none."""
+  mesh = of_process()
+  return None if platform(mesh) == 'cpu' else mesh
+
+
 def host_device() -> list[jax.Device]:
   """This process's processor, whose memory holds what no chip does."""
   return jax.local_devices(backend='cpu')[:1]

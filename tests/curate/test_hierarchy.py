@@ -96,7 +96,7 @@ def test_a_level_that_was_stopped_goes_on_to_the_same_end(
 
   def passed(run, number):
     seen.append((run, number))
-    if (run, number) == where and len(seen) <= 7 * run + number + 1:
+    if (run, number) == where and len(seen) <= 6 * run + number + 1:
       raise Killed
 
   state = hierarchy.State(str(tmp_path / 'state.npz'))

@@ -51,7 +51,7 @@ def test_mesh_tiles_and_order_change_nothing(sizes, monkeypatch):
   rows = blobs()
   want = kmeans.fit(rows, rows[:7], iterations=5)
   label, distance = kmeans.assign(rows, want.centroids)
-  monkeypatch.setattr(kmeans, '_SCORES', 0)  # tiles of 128 rows a device
+  monkeypatch.setattr(kmeans, '_CPU_SCORES', 0)  # tiles of 128 rows a device
   mesh = mesh_lib.make(*sizes)
   got = kmeans.fit(rows, rows[:7], iterations=5, mesh=mesh)
   np.testing.assert_allclose(got.centroids, want.centroids, atol=2e-6)

@@ -137,7 +137,7 @@ class Cluster(base.Stage):
       fitted = hierarchy.fit(
           rows, level, iterations=self.config.iterations,
           seed=self.config.seed, start=self.config.start,
-          mesh=mesh_lib.of_process(),
+          mesh=mesh_lib.accelerators(),
           take=lambda places: seeds.at(rows, places), state=state,
           passed=lambda run, passage: bar.show(
               run * (self.config.iterations + 1) + passage + 1))

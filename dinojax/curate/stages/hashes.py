@@ -126,7 +126,7 @@ class Hash(base.Stage):
       output.warn(
           f'hash.bits={c.bits} are learned from {len(best[0])} images and want '
           f'{_ENOUGH * c.bits}: copies that were stored anew may be missed')
-    hasher = pca_hash.fit(best[1].astype(np.float64), c.bits)
+    hasher = pca_hash.fit(best[1], c.bits)
     np.savez(place.file(FIT, index, 'npz'), **dataclasses.asdict(hasher))
     return {}
 

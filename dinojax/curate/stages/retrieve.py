@@ -96,7 +96,7 @@ class Retrieve(base.Stage):
   def _cluster(self, place: work.Place, index: int) -> work.Counts:
     """Clusters the pool, once for all sources."""
     c, rows = self.config, self.vectors(place)
-    mesh, level = mesh_lib.of_process(), hierarchy.Level(c.num_clusters)
+    mesh, level = mesh_lib.accelerators(), hierarchy.Level(c.num_clusters)
     hierarchy.check([level], len(rows), where='retrieve.num_clusters')
     fitted = hierarchy.fit(
         rows, level, iterations=c.iterations, seed=c.seed, mesh=mesh,
@@ -182,7 +182,7 @@ class Retrieve(base.Stage):
     """Rows, counts and the cluster of each."""
     fitted = clusters(place)
     falls, _ = kmeans.assign(queries, fitted.centroids,
-                             mesh=mesh_lib.of_process())
+                             mesh=mesh_lib.accelerators())
     taken = retrieval.of_clusters(
         np.bincount(falls, minlength=len(fitted.centroids)), fitted.labels,
         fitted.distances, more_than=self.config.more_than,

@@ -103,7 +103,7 @@ def _by_clusters(stage: retrieve.Retrieve, place: work.Place,
   """Queries of a cluster, beside images of it that are drawn by chance."""
   fitted = retrieve.clusters(place)
   falls, _ = kmeans.assign(
-      queries.vectors, fitted.centroids, mesh=mesh_lib.of_process())
+      queries.vectors, fitted.centroids, mesh=mesh_lib.accelerators())
   asked = np.bincount(falls, minlength=len(fitted.centroids))
   rows = stage.vectors(place).rows
   for number in queries.some(np.flatnonzero(
