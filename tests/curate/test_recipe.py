@@ -15,8 +15,10 @@ from dinojax.curate import recipe
 from dinojax.curate import selections
 from dinojax.curate import tables
 from dinojax.curate import verdicts
+from dinojax.curate.engines import work
 from dinojax.data import sources
 from dinojax.runs import curation
+from dinojax.runs.report import curation as report
 
 NUM = 130  # pictures that differ
 
@@ -284,6 +286,29 @@ def test_benchmarks_leave_the_pool_and_say_so(pile, benchmark, tmp_path):
   mixture = json.loads((tmp_path / 'mixture.json').read_text())
   assert [weight for _, weight in mixture['train']] == [
       len(chosen['row']), 30]
+
+
+def test_the_page_shows_as_kept_only_what_is_left(pile, benchmark, tmp_path):
+  """Of a copy of a reference in the pool that dedup dropped before."""
+  c = full(pile, benchmark)
+  c.stages = STAGES[:5]
+  c.decontaminate.transitive = False
+  c.decontaminate.references = (f'folder:{pile}',)
+  c.decontaminate.threshold = 1.0
+  curation.curate(curation.Request(c, str(tmp_path), workers=1))
+  place = work.Place(str(folder_of(tmp_path, 'decontaminate')))
+  shown = []
+
+  class Tiles:
+    shards = ()
+
+    def tile(self, row, caption='', colour=None):
+      if colour == report._KEPT:
+        shown.append(row)
+
+  list(report._references(place, Tiles()))
+  verdict = list(rows(tmp_path, 'decontaminate').values())
+  assert shown and all(verdict[row][0] for row in shown)
 
 
 def test_near_queries_find_themselves(pile, benchmark, tmp_path):

@@ -121,15 +121,16 @@ def _references(place: work.Place, images: pool_images.PoolImages
                 ) -> Iterator[tuple[str, list[sheets.Tile]]]:
   """Images of the pool that are nearest to a reference, closest first."""
   parts = [tables.read(place.checked(verdicts.ROWS, i), (
-      'row', 'reason', 'reference_name', 'reference_score'))
+      'row', 'alive', 'reason', 'reference_name', 'reference_score'))
            for i in range(place.count(verdicts.ROWS))]
   score = np.concatenate([part['reference_score'] for part in parts])
-  row = np.concatenate([part['row'] for part in parts])
+  row, alive = (np.concatenate([part[key] for part in parts])
+                for key in ('row', 'alive'))
   names, why = (sum((part[key] for part in parts), [])
                 for key in ('reference_name', 'reason'))
   order = np.argsort(-score, kind='stable')
   gone = [i for i in order.tolist() if why[i]]
-  stays = [i for i in order.tolist() if not why[i] and score[i] > -1]
+  stays = [i for i in order.tolist() if alive[i] and score[i] > -1]
   for title, some in (('closest of the dropped', gone[:_SHOWN]),
                       ('farthest of the dropped', gone[-_SHOWN:]),
                       ('closest of those that stay', stays[:_SHOWN])):
