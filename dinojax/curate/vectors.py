@@ -54,16 +54,13 @@ class Shard:
 
   def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
     """[r, d] float16."""
-    return self._array[self._take[start:stop]]
+    # Mapped anew each time: pages of a mapping that stays count as memory.
+    return np.load(self._path, mmap_mode='r')[self._take[start:stop]]
 
   @functools.cached_property
-  def _array(self) -> np.ndarray:
-    return np.load(self._path, mmap_mode='r')
-
-  @property
   def width(self) -> int:
     """Length of a vector."""
-    return self._array.shape[1]
+    return np.load(self._path, mmap_mode='r').shape[1]
 
 
 class Vectors:
