@@ -14,12 +14,12 @@ import pytest
 
 from tests.curate import test_papers
 from tests.curate import test_recipe
+from tests.reliability import test_kills
 
 pytestmark = pytest.mark.slow  # minutes of real processes
 
 _CONTEXT = multiprocessing.get_context('forkserver')
 _CONTEXT.set_forkserver_preload([__name__])
-_EVENTS = {'os.rename', 'os.mkdir', 'os.remove'}
 STAGES = ('ingest', 'filter', 'hash', 'describe', 'dedup', 'decontaminate',
           'embed', 'retrieve', 'cluster', 'sample', 'materialize')
 pile, benchmark = test_recipe.pile, test_recipe.benchmark
@@ -35,24 +35,12 @@ def config(pile, benchmark):
   return c
 
 
-def _changes(event, args, folder):
-  """Whether an audit event is a change of a file below `folder`."""
-  if event == 'open':
-    path, mode, flags = args
-    writes = (mode is not None and set(mode) & set('wax+')) or (
-        flags or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-    return bool(writes) and str(path).startswith(folder)
-  return event in _EVENTS and any(
-      str(arg).startswith(folder) for arg in args
-      if isinstance(arg, str | bytes | os.PathLike))
-
-
 def _start(pile, benchmark, folder, kill_at, limit, out):
   """A curation in this process; sends its last line."""
   count = itertools.count(1)
 
   def hook(event, args):
-    if _changes(event, args, folder) and next(count) == kill_at:
+    if test_kills._changes(event, args, folder) and next(count) == kill_at:
       os.kill(os.getpid(), signal.SIGKILL)
 
   sys.addaudithook(hook)
