@@ -79,7 +79,7 @@ KINDS = {
     'grey': png(lambda image: image.convert('L').convert('RGB'))}
 
 
-def found(data: pathlib.Path, most: int) -> tuple[list, list]:
+def files_of(data: pathlib.Path, most: int) -> tuple[list, list]:
   """Files of the pool, and of the tests; of a set at most so many each."""
   pool, tests = [], []
   for folder in sorted(path for path in data.iterdir() if path.is_dir()):
@@ -97,7 +97,7 @@ def found(data: pathlib.Path, most: int) -> tuple[list, list]:
 
 def build(data: pathlib.Path, out: pathlib.Path, most: int):
   """Writes the pool and the benchmarks; of a copy's name the end says which."""
-  pool, tests = found(data, most)
+  pool, tests = files_of(data, most)
   put = lambda part, name, bytes_: atomic.write_bytes(
       out / part / name, bytes_)
   for part in ('pool', 'tests'):
