@@ -1,10 +1,10 @@
 """What a curation finds of copies and test images that were planted in a pool.
 
   python -m bench.curation_planted --data=DIR --workdir=DIR
-      [--descriptor=onnx:sscd.onnx] [--most=1000]
+      [--descriptor=onnx:sscd.onnx] [--most=400]
 
-The pool is all images of the sets in DIR but their test parts (of a folder at
-most so many, drawn by chance), every twentieth with a copy of each kind, and
+The pool is all images of the sets in DIR but their test parts (with --most of
+a set so many, drawn by chance), every twentieth with a copy of each kind, and
 copies of every fourth test image; the test images are the benchmarks. Of every
 kind: the share of the pairs that each stage joins, or of the test images that
 leave the pool. Of what no copy explains: how many images each stage drops. The
@@ -79,7 +79,7 @@ KINDS = {
     'grey': png(lambda image: image.convert('L').convert('RGB'))}
 
 
-def files_of(data: pathlib.Path, most: int) -> tuple[list, list]:
+def files_of(data: pathlib.Path, most: int | None) -> tuple[list, list]:
   """Files of the pool, and of the tests; of a set at most so many each."""
   pool, tests = [], []
   for folder in sorted(path for path in data.iterdir() if path.is_dir()):
@@ -95,7 +95,7 @@ def files_of(data: pathlib.Path, most: int) -> tuple[list, list]:
   return pool, tests
 
 
-def build(data: pathlib.Path, out: pathlib.Path, most: int):
+def build(data: pathlib.Path, out: pathlib.Path, most: int | None):
   """Writes the pool and the benchmarks; of a copy's name the end says which."""
   pool, tests = files_of(data, most)
   put = lambda part, name, bytes_: atomic.write_bytes(
@@ -198,7 +198,7 @@ def main():
   parser.add_argument('--data', required=True)
   parser.add_argument('--workdir', required=True)
   parser.add_argument('--descriptor', default='pixels:8')
-  parser.add_argument('--most', type=int, default=1000)
+  parser.add_argument('--most', type=int)
   options = parser.parse_args()
   workdir = pathlib.Path(options.workdir)
   if not (workdir / 'built').exists():

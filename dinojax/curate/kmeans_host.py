@@ -45,26 +45,17 @@ class Passes:
       [k, d] float64 sums of centred rows, [k] counts, the sum of squared
       distances, and the rows [r, d] farthest from their centroids.
     """
-    from scipy import sparse  # a quarter second
     k, cost = len(centroids), 0.0
     total, counts = np.zeros(centroids.shape), np.zeros(k, np.int64)
-    far, best = np.zeros((0, centroids.shape[1]), np.float32), np.zeros(0)
+    far = _Farthest(min(self._farthest, k), centroids.shape[1])
     for _, x in self._blocks():
       label, distance = _nearest(x, centroids, exact=exact)
-      ones = np.ones(len(x), np.float32)
-      total += sparse.csr_array(
-          (ones, (label, np.arange(len(x)))), (k, len(x))) @ x
-      counts += np.bincount(label, minlength=k)
+      added, number = _sums(x, label, k)
+      total += added
+      counts += number
       cost += float(distance.sum(dtype=np.float64))
-      # Rows of earlier blocks come first, so that of equal ones they stay.
-      best = np.concatenate([best, distance])
-      order = np.argsort(-best, kind='stable')[:min(self._farthest, k)]
-      order = order[best[order] > 0]
-      inside = order - (len(best) - len(x))
-      far = np.where((inside >= 0)[:, None], x[np.maximum(inside, 0)],
-                     far[np.minimum(order, len(far) - 1)] if len(far) else 0)
-      best = best[order]
-    return total, counts, cost, far
+      far.add(x, distance)
+    return total, counts, cost, far.rows
 
   def _blocks(self) -> Iterator[tuple[int, np.ndarray]]:
     """First row and centred rows, which are kept where they are few."""
@@ -91,3 +82,45 @@ def _nearest(x: np.ndarray, centroids: np.ndarray, *, exact: bool = True
     return label, distance[:, 0]
   off = x - centroids[label]
   return label, np.einsum('rd,rd->r', off, off)
+
+
+def _sums(x: np.ndarray, label: np.ndarray, k: int
+          ) -> tuple[np.ndarray, np.ndarray]:
+  """[k, d] sums of rows by label, each in the order of its rows, and counts."""
+  from scipy import sparse  # a quarter second
+  # Sixteen bits are sorted by their digits, in a tenth of the time.
+  narrow = label.astype(np.uint16) if k <= 2**16 else label
+  counts = np.bincount(label, minlength=k)
+  ends = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+  chosen = sparse.csr_array(
+      (np.ones(len(x), np.float32),
+       np.argsort(narrow, kind='stable').astype(np.int32), ends), (k, len(x)))
+  return chosen @ x, counts
+
+
+class _Farthest:
+  """Rows far from their centroids, the farthest first; of equal the first.
+
+  Attributes:
+    rows: [r, d].
+  """
+
+  def __init__(self, most: int, width: int):
+    """Keeps so many rows."""
+    self._most = most
+    self.rows = np.zeros((0, width), np.float32)
+    self._distance = np.zeros(0, np.float32)
+
+  def add(self, x: np.ndarray, distance: np.ndarray):
+    """Looks at the rows of a block, [r, d] and [r] squared distances."""
+    full = len(self._distance) == self._most
+    inside = np.flatnonzero(distance > (self._distance[-1] if full else 0))
+    if len(inside) > self._most:
+      least = np.partition(distance[inside], -self._most)[-self._most]
+      inside = inside[distance[inside] >= least]
+    if not len(inside):
+      return
+    together = np.concatenate([self._distance, distance[inside]])
+    order = np.argsort(-together, kind='stable')[:self._most]
+    self.rows = np.concatenate([self.rows, x[inside]])[order]
+    self._distance = together[order]

@@ -11,7 +11,7 @@ import numpy as np
 from dinojax.core import errors
 
 _LUMA = np.array([0.299, 0.587, 0.114])
-_BLOCK = 1024  # thumbnails in memory as float64
+BLOCK = 1024  # thumbnails in memory as float64
 FLAT = 4.0  # grey levels: below this deviation a thumbnail says nothing
 
 
@@ -89,8 +89,8 @@ def fit(thumbnails: np.ndarray, bits: int = 64) -> Hasher:
         f'{len(thumbnails)} images of {thumbnails.shape[1]} × '
         f'{thumbnails.shape[1]} areas: bits are a multiple of 8, at most half '
         'as many as images and no more than areas')
-  blocks = [thumbnails[i:i + _BLOCK] for i in range(
-      0, len(thumbnails), _BLOCK)]
+  blocks = [thumbnails[i:i + BLOCK] for i in range(
+      0, len(thumbnails), BLOCK)]
   mean = sum(_centered(some).sum(0) for some in blocks) / len(thumbnails)
   square = np.zeros((len(mean), len(mean)))
   for some in blocks:

@@ -40,7 +40,7 @@ STAGES: Mapping[str, tuple[types.ModuleType, type[base.Stage],
     'materialize': (materialize, materialize.Materialize,
                     ('pool', 'after', 'pixels', 'selections'))}
 _JUDGES = ('ingest', 'filter', 'hash', 'dedup', 'decontaminate')
-_SELECTIONS = ('retrieve', 'sample')
+SELECTIONS = ('retrieve', 'sample')
 # Stages that can take a role, the best first.
 _TAKERS = {'pool': ('ingest',), 'descriptors': ('describe', 'embed'),
            'embeddings': ('embed', 'describe'), 'clusters': ('cluster',),
@@ -113,7 +113,7 @@ def chain(settings: Settings, load: Callable) -> list[base.Stage]:
 def _taken(role: str, before: list[str]) -> dict[str, str]:
   """The stages among those before that take a role, by what they are."""
   if role == 'selections':
-    return {f'selection {name}': name for name in _SELECTIONS
+    return {f'selection {name}': name for name in SELECTIONS
             if name in before}
   options = (reversed(before) if role == 'after' else _TAKERS[role])
   known = _JUDGES if role == 'after' else before

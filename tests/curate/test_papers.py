@@ -73,6 +73,7 @@ def test_sheets_show_queries_with_what_they_find(pile, benchmark, tmp_path):
     assert len(np.unique(sheet.reshape(-1, 3), axis=0)) > 1000
 
 
+@pytest.mark.slow  # 13 s; test_splitting.py divides a level of its own
 def test_dinov3s_recipe_has_five_levels_of_which_one_is_divided(
     pile, benchmark, tmp_path, monkeypatch):
   monkeypatch.setattr(splitting, '_PART', 2_000)

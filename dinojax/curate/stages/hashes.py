@@ -107,26 +107,24 @@ class Hash(base.Stage):
 
   def _fit(self, place: work.Place, index: int) -> work.Counts:
     """Learns from images that are drawn from all that are alive."""
-    source, best, c = self.input(place, 'pool'), None, self.config
-    for number, rows in enumerate(self.shard_rows(place)):
-      alive = np.flatnonzero(self.alive(place, number))
-      keys = draws.keys(alive + rows.start, c.seed, _FIT)
-      some = np.load(source.checked(
-          verdicts.ROWS, number, pool_rows.THUMBNAILS), mmap_mode='r')[alive]
-      if best is not None:
-        keys = np.concatenate([best[0], keys])
-        some = np.concatenate([best[1], some])
+    c = self.config
+    rows, keys = np.zeros(0, np.int64), np.zeros(0, np.uint64)
+    for number, shard in enumerate(self.shard_rows(place)):
+      more = np.flatnonzero(self.alive(place, number)) + shard.start
+      rows = np.concatenate([rows, more])
+      keys = np.concatenate([keys, draws.keys(more, c.seed, _FIT)])
       order = np.argsort(keys, kind='stable')[:c.fit_images]
-      best = keys[order], some[order]
-    if len(best[0]) < 2 * c.bits:
+      rows, keys = rows[order], keys[order]
+    thumbnails = self._some_thumbnails(place, np.sort(rows))
+    if len(rows) < 2 * c.bits:
       raise errors.UserError(
-          f'hash.bits={c.bits} cannot be learned from {len(best[0])} images: '
+          f'hash.bits={c.bits} cannot be learned from {len(rows)} images: '
           'set hash.bits=0 for a pool as small as that')
-    if len(best[0]) < _ENOUGH * c.bits:
+    if len(rows) < _ENOUGH * c.bits:
       output.warn(
-          f'hash.bits={c.bits} are learned from {len(best[0])} images and want '
+          f'hash.bits={c.bits} are learned from {len(rows)} images and want '
           f'{_ENOUGH * c.bits}: copies that were stored anew may be missed')
-    hasher = pca_hash.fit(best[1], c.bits)
+    hasher = pca_hash.fit(thumbnails, c.bits)
     np.savez(place.file(FIT, index, 'npz'), **dataclasses.asdict(hasher))
     return {}
 
@@ -160,13 +158,33 @@ class Hash(base.Stage):
                   key='key', num_partitions=self._num_partitions(place))
     return {}
 
+  def _thumbnails(self, place: work.Place, index: int) -> np.ndarray:
+    """[r, s, s] uint8 of a shard, mapped to memory."""
+    return np.load(self.input(place, 'pool').checked(
+        verdicts.ROWS, index, pool_rows.THUMBNAILS), mmap_mode='r')
+
+  def _some_thumbnails(self, place: work.Place, rows: np.ndarray
+                       ) -> np.ndarray:
+    """[r, s, s] uint8 of rows, ascending."""
+    parts = []
+    for number, shard in enumerate(self.shard_rows(place)):
+      first, last = np.searchsorted(rows, (shard.start, shard.stop))
+      parts.append(self._thumbnails(place, number)[
+          rows[first:last] - shard.start])
+    return np.concatenate(parts)
+
   def _pca(self, place: work.Place, index: int, alive: np.ndarray
            ) -> tuple[np.ndarray, np.ndarray]:
     """Places in a shard of what is not blank, and its bits, packed."""
-    thumbnails = np.load(self.input(place, 'pool').checked(
-        verdicts.ROWS, index, pool_rows.THUMBNAILS))[alive].astype(np.float64)
-    shown = ~pca_hash.is_flat(thumbnails)
-    return alive[shown], self._hasher(place).bits(thumbnails[shown])
+    thumbnails, hasher = self._thumbnails(place, index), self._hasher(place)
+    shown, bits = [alive[:0]], [np.zeros((0, self._bits // 8), np.uint8)]
+    for start in range(0, len(alive), pca_hash.BLOCK):
+      some = alive[start:start + pca_hash.BLOCK]
+      block = thumbnails[some].astype(np.float64)
+      good = ~pca_hash.is_flat(block)
+      shown.append(some[good])
+      bits.append(hasher.bits(block[good]))
+    return np.concatenate(shown), np.concatenate(bits)
 
   def _pdq(self, place: work.Place, index: int, alive: np.ndarray
            ) -> tuple[np.ndarray, np.ndarray]:
