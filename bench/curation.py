@@ -2,6 +2,7 @@
 
   python -m bench.curation [--parts=graph,kmeans,hierarchy,allocation,
       components,chain] [--repeats=3] [--data=DIR]
+  python -m bench.curation --parts=ray --address=HOST:PORT
 
 graph: 64 neighbours of rows among 100,000 × 256, by the default of a processor
 (faiss, block by block) and by the search of accelerators, against faiss's
@@ -12,7 +13,8 @@ of the concepts that are drawn from equal shares. allocation: a budget shared by
 a million clusters. components: ten million edges over twenty million rows, in
 sixteen parts, against scipy at once; seconds, and bytes at most. chain: ingest,
 filter, hash and materialize of the folders in DIR that are named, images a
-second of a core.
+second of a core. ray: the same chain of a hundred times flowers5 by two workers
+here, and by a cluster of two cores, each of which did it in small before.
 
 Sides take turns, least times count. Prints a JSON line a part.
 """
@@ -227,21 +229,26 @@ def joined(options) -> dict:
   return out | {'ratio': round(out['in_parts']['s'] / out['at_once']['s'], 2)}
 
 
-def _chain(folder: str, times: int):
-  """A chain of a folder, given so many times, in a process of its own."""
+def _curated(folder: str, times: int, **engine) -> tuple[int, float]:
+  """Images and seconds of a chain of a folder, given so many times."""
   from dinojax.configs.curate import folder as folder_config
   from dinojax.runs import curation
   c = folder_config.get_config(folder)
   c.ingest.pools = (f'folder:{folder}',) * times
   c.stages = ('ingest', 'filter', 'hash', 'materialize')
-  c.ingest.rows_per_shard = 1000
+  c.ingest.rows_per_shard = 250
   with tempfile.TemporaryDirectory() as workdir:
     began = time.perf_counter()
-    curation.curate(curation.Request(c, workdir, workers=1))
+    curation.curate(curation.Request(c, workdir, **engine))
     seconds = time.perf_counter() - began
     manifest = json.loads(next(pathlib.Path(workdir, 'ingest').glob(
         '*/manifest.json')).read_text())
-  count = manifest['counts']['images']
+  return manifest['counts']['images'], seconds
+
+
+def _chain(folder: str, times: int):
+  """A chain in a process of its own."""
+  count, seconds = _curated(folder, times, workers=1)
   print(json.dumps({
       'images': count, 's': round(seconds, 2), 'images_s': round(
           count / seconds), 'max_mb': _most_mb()}))
@@ -262,8 +269,23 @@ def chain(options) -> dict:
   return out
 
 
+def ray(options) -> dict:
+  """A job of a minute by two workers here, and by those of a cluster."""
+  folder = str(pathlib.Path(options.data or '../shared/data', FOLDERS[0]))
+  ways = {'here': {'workers': 2},
+          'ray': {'engine': 'ray', 'address': options.address}}
+  for way in ways.values():
+    _curated(folder, 2, **way)
+  seconds, answers = timed({
+      name: lambda way=way: _curated(folder, 100, **way)[0]
+      for name, way in ways.items()}, options.repeats)
+  return {'images': answers['ray'], 's': seconds, 'ratio': round(
+      seconds['ray'] / seconds['here'], 2)}
+
+
 PARTS = {'graph': graph, 'kmeans': k_means, 'hierarchy': hierarchies,
          'allocation': allocation, 'components': joined, 'chain': chain}
+OTHERS = {'ray': ray}  # that need more than a machine
 
 
 def main():
@@ -272,6 +294,7 @@ def main():
   parser.add_argument('--parts', default=','.join(PARTS))
   parser.add_argument('--repeats', type=int, default=3)
   parser.add_argument('--data')
+  parser.add_argument('--address', default='auto', help='of a Ray cluster')
   parser.add_argument('--components', help=argparse.SUPPRESS)
   parser.add_argument('--chain', help=argparse.SUPPRESS)
   parser.add_argument('--times', type=int, default=1, help=argparse.SUPPRESS)
@@ -282,7 +305,8 @@ def main():
     _chain(options.chain, options.times)
   else:
     for part in options.parts.split(','):
-      print(json.dumps({'bench': f'curation.{part}'} | PARTS[part](options)),
+      print(json.dumps({'bench': f'curation.{part}'} | (
+          PARTS | OTHERS)[part](options)),
             flush=True)
 
 
