@@ -73,6 +73,24 @@ def linear_matrix(num_in: int, num_out: int, scale: float | None = None,
   return matrix.astype(np.float32)
 
 
+@functools.cache
+def corner_matrix(num_in: int, num_out: int) -> np.ndarray:
+  """The [num_out, num_in] matrix of a linear resize of aligned corners.
+
+  The first and the last points of both grids lie on each other.
+
+  Source: torch.nn.functional.interpolate(mode='bilinear',
+    align_corners=True).
+  """
+  places = np.arange(num_out) * ((num_in - 1) / max(num_out - 1, 1))
+  first = np.minimum(np.floor(places).astype(int), max(num_in - 2, 0))
+  second = np.minimum(first + 1, num_in - 1)
+  rows, matrix = np.arange(num_out), np.zeros((num_out, num_in))
+  np.add.at(matrix, (rows, first), 1.0 - (places - first))
+  np.add.at(matrix, (rows, second), places - first)
+  return matrix.astype(np.float32)
+
+
 def resize(grid: jax.Array, size: tuple[int, int],
            scale: tuple[float, float] | None = None,
            antialias: bool = False) -> jax.Array:
@@ -100,6 +118,12 @@ def resize_linear(grid: jax.Array, size: tuple[int, int],
   return by_matrices(grid, *(
       linear_matrix(n, size[i], scale[i])
       for i, n in enumerate(grid.shape[-3:-1])))
+
+
+def resize_corners(grid: jax.Array, size: tuple[int, int]) -> jax.Array:
+  """[..., y, x, c] resized linearly, corners on corners, in float32."""
+  return by_matrices(grid, *(
+      corner_matrix(n, size[i]) for i, n in enumerate(grid.shape[-3:-1])))
 
 
 def resize_tokens(tokens: jax.Array, grid: tuple[int, int], *,

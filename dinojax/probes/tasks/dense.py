@@ -18,10 +18,10 @@ from dinojax.augment import photometric
 from dinojax.core import tree
 from dinojax.features import spec
 from dinojax.kernels import resample
+from dinojax.models.dense import batch_norm
 from dinojax.probes import task as task_lib
 
 CHOICE = 'patches'
-EPSILON = 1e-5
 _WEIGHT_STD = 0.01
 
 
@@ -105,7 +105,7 @@ class Linear:
   place: str = 'normed'
   norm: bool = True
   dropout: float = 0.0
-  momentum: float = 0.1
+  momentum: float = batch_norm.MOMENTUM
   upsample: int = 1
   small: bool = True
   pixels: Pixels = Pixels()
@@ -134,10 +134,8 @@ class Linear:
     params = {'kernel': kernel, 'bias': bias}
     if not self.norm:
       return {'params': params, 'stats': {}}
-    return {
-        'params': params | {'scale': jnp.ones(width),
-                            'shift': jnp.zeros(width)},
-        'stats': {'mean': jnp.zeros(width), 'variance': jnp.ones(width)}}
+    norm, stats = batch_norm.init(width)
+    return {'params': params | norm, 'stats': stats}
 
   def draw(self, key: jax.Array, step: jax.Array,
            batch: tree.Tree) -> tree.Tree:
@@ -166,17 +164,9 @@ class Linear:
     joined = join(maps)
     if draws is not None and 'channels' in draws:
       joined = joined * draws['channels'][:, None, None]
-    if draws is not None:
-      mean, variance = moments(joined, batch['weight'])
-      count = jnp.sum(batch['weight']) * joined.shape[1] * joined.shape[2]
-      unbiased = variance * count / jnp.maximum(count - 1, 1)
-      mix = lambda old, new: old + self.momentum * (new - old)
-      stats = {'mean': mix(stats['mean'], mean),
-               'variance': mix(stats['variance'], unbiased)}
-    else:
-      mean, variance = stats['mean'], stats['variance']
-    normed = (joined - row(mean)) * jax.lax.rsqrt(
-        row(variance) + EPSILON) * row(params['scale']) + row(params['shift'])
+    normed, stats = batch_norm.apply(
+        params, stats, joined, None if draws is None else batch['weight'],
+        momentum=self.momentum)
     return _product(normed, params['kernel']) + row(params['bias']), stats
 
   def _summed(self, params: tree.Tree,
@@ -220,15 +210,6 @@ def join(maps: Sequence[jax.Array]) -> jax.Array:
   return jnp.concatenate([
       (x if x.shape[1:3] == size else resample.resize_linear(x, size)).astype(
           jnp.float32) for x in maps], axis=-1)
-
-
-def moments(maps: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """[d] mean and variance over the pixels of the rows that count."""
-  weight = weight.astype(jnp.float32)[:, None, None, None]
-  count = jnp.maximum(jnp.sum(weight) * maps.shape[1] * maps.shape[2], 1.0)
-  mean = jnp.sum(maps * weight, axis=(0, 1, 2)) / count
-  spread = jnp.square(maps - mean[None, None, None]) * weight
-  return mean, jnp.sum(spread, axis=(0, 1, 2)) / count
 
 
 def margins(size: int, unit: int) -> tuple[int, int]:

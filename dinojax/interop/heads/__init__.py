@@ -1,0 +1,1 @@
+"""Tables of tensor names of published heads, used in both directions."""

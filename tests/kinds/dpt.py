@@ -1,0 +1,114 @@
+"""DPT heads of depth and canopy height."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dinojax.interop import translate
+from dinojax.interop.heads import dpt as tables
+from dinojax.models.dense import bins
+from dinojax.models.dense import dpt
+from dinojax.probes.tasks import dense
+from tests import golden
+from tests.kinds import dense as shared
+from tests.kinds import depth
+
+
+def config_of(c, *, num_outputs, readout, **changes):
+  return dpt.Config(
+      channels=c['channels'], projected=tuple(c['post_process_channels']),
+      num_outputs=num_outputs, readout=readout, **changes)
+
+
+def head_of(case, config, width):
+  """Our head of a state dict, every tensor of which is understood."""
+  shapes = jax.eval_shape(lambda: dict(zip(('params', 'stats'), dpt.init(
+      jax.random.key(0), config, [width] * 4), strict=True)))
+  ignored = [name for name in case.weights[''] if name.endswith(
+      'num_batches_tracked')]
+  return translate.to_ours(case.weights[''], tables.table(config), shapes,
+                           ignored=ignored)
+
+
+def inputs_of(case):
+  maps = [jnp.asarray(shared.nhwc(case.inputs[f'patch{i}'])) for i in range(4)]
+  return maps, [jnp.asarray(case.inputs[f'cls{i}']) for i in range(4)]
+
+
+def gradients(case, grads, config):
+  """Gradients by their names."""
+  tolerance = case.meta['tolerance']
+  return {f'grad/{name}': golden.Within(
+      value, of_largest=tolerance['grad_rtol'], atol=tolerance['grad_atol'])
+          for name, value in translate.to_theirs(
+              {'params': grads}, [rule for rule in tables.table(config)
+                                  if rule.path.startswith('params/')]).items()}
+
+
+@golden.kind('dpt_head_v2')
+def dpt_head_v2(case):
+  c = case.config
+  config = config_of(c, num_outputs=1, readout=c['readout_type'])
+  head = head_of(case, config, c['embed_dim'])
+  maps, cls = inputs_of(case)
+  assert maps[0].shape == (c['batch'], *c['size'], c['embed_dim'])
+  cotangent = case.inputs['cotangent'][:, 0]
+
+  def run(params):
+    merged, _ = dpt.merge(params, {}, config, maps, cls)
+    metres = bins.depth(dpt.head(params, merged), min_depth=c['min_depth'],
+                        max_depth=c['max_depth'])
+    return jnp.sum(metres * cotangent), (merged, metres)
+
+  grads, (merged, metres) = jax.jit(jax.grad(run, has_aux=True))(
+      head['params'])
+  out = {'fused': shared.nchw(merged), 'depth': np.asarray(metres)[:, None]}
+  clipped = jnp.clip(metres, c['min_depth'], c['max_depth'])[..., None]
+  out['inference'] = shared.nchw(dense.Pixels().resize(
+      clipped, tuple(c['image_size'])))
+  return out | gradients(case, grads, config)
+
+
+@golden.kind('dpt_head_v3', 'chmv2_head')
+def dpt_head_v3(case):
+  c = case.config
+  config = config_of(
+      c, num_outputs=c['bins'], readout='project' if c['use_cls_token']
+      else 'ignore', norm=c['use_batchnorm'], hidden=c['n_hidden_channels'],
+      bias=c['use_bias'], projects=c['projection_after_fusion'])
+  head = head_of(case, config, c['embed_dim'])
+  maps, cls = inputs_of(case)
+  assert maps[0].shape == (c['batch'], *c['size'], c['embed_dim'])
+  cotangent = case.inputs['cotangent'][:, 0]
+  stride, out = c['logit_stride'], {}
+  if 'hf_key_map' in case.outputs:
+    theirs, ours = (tables.table(config, words)
+                    for words in (tables.HF_CHM, tables.META))
+    out['hf_key_map'] = key_map(theirs, ours)
+  for mode in c['modes']:
+    weight = jnp.ones(c['batch']) if mode == 'train' else None
+
+    def run(params, weight=weight):
+      logits, stats = dpt.apply(params, head['stats'], config, maps, cls,
+                                weight)
+      metres = bins.depth(logits, **depth.depth_options(c))
+      return jnp.sum(metres * cotangent), (logits, metres, stats)
+
+    grads, (logits, metres, stats) = jax.jit(jax.grad(run, has_aux=True))(
+        head['params'])
+    out[f'{mode}/logits'] = shared.nchw(logits)[..., ::stride, ::stride]
+    out[f'{mode}/depth'] = np.asarray(metres)[:, None]
+    out |= {key: value for key, value in gradients(
+        case, grads, config).items()}
+    if mode == 'train':
+      out |= {f'after_train/{name}': value for name, value in translate.to_theirs(
+          {'stats': stats}, [rule for rule in tables.table(config)
+                             if rule.path.startswith('stats/')]).items()}
+  return out
+
+
+def key_map(theirs, ours):
+  """[n, 2] names of the same tensors in two files, sorted."""
+  return np.array(sorted(
+      (mine, other) for first, second in zip(theirs, ours, strict=True)
+      for mine, other in zip(first.keys, second.keys, strict=True)))
