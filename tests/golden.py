@@ -102,6 +102,8 @@ class Case:
   @functools.cached_property
   def calls(self) -> list[Options]:
     calls = self.meta.get('calls') or []
+    if isinstance(calls, str):  # words for people
+      return []
     calls = calls if isinstance(calls, list) else [calls]
     return [Options(call, f'calls[{i}]') for i, call in enumerate(calls)]
 

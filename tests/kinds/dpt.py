@@ -1,4 +1,4 @@
-"""DPT heads of depth and canopy height."""
+"""DPT heads of depth and canopy height, and losses of relative depth."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,7 @@ import numpy as np
 
 from dinojax.interop import translate
 from dinojax.interop.heads import dpt as tables
+from dinojax.losses import affine_depth
 from dinojax.models.dense import bins
 from dinojax.models.dense import dpt
 from dinojax.probes.tasks import dense
@@ -112,3 +113,32 @@ def key_map(theirs, ours):
   return np.array(sorted(
       (mine, other) for first, second in zip(theirs, ours, strict=True)
       for mine, other in zip(first.keys, second.keys, strict=True)))
+
+
+@golden.kind('scale_shift_invariant_loss')
+def scale_shift_invariant_loss(case):
+  c, x = case.config, case.inputs
+  c.skip('seed', 'invalid', 'empty', 'size')
+  valid, strides = x['mask'] > 0, tuple(2 ** i for i in range(c['scales']))
+  loss_and_grad = lambda loss: jax.jit(jax.value_and_grad(loss))(
+      x['prediction'])
+  scale, shift = jax.jit(affine_depth.scale_and_shift)(
+      x['prediction'], x['target'], valid)
+  out = {'scale': scale, 'shift': shift}
+  for reduction in affine_depth.REDUCTIONS:
+    for alpha in (0, c['alpha']):
+      value, grad = loss_and_grad(lambda p, a=alpha, r=reduction: (
+          affine_depth.least_squares(p, x['target'], valid, alpha=a,
+                                     strides=strides, reduction=r)))
+      name = f'least_squares/{reduction}-based/alpha{alpha}'
+      out |= {f'{name}/loss': value, f'{name}/grad': grad}
+  both = lambda p: [affine_depth.standardized(m, valid)
+                    for m in (p, x['target'])]
+  out['robust/ssi'] = jax.jit(lambda p: affine_depth.absolute(
+      *both(p), valid))(x['prediction'])
+  out['robust/gradient_matching'] = jax.jit(
+      lambda p: affine_depth.gradient_matching(
+          *both(p), valid, strides=strides))(x['prediction'])
+  _, out['robust/grad'] = loss_and_grad(lambda p: affine_depth.robust(
+      p, x['target'], valid, gradient_weight=c['gm_weight'], strides=strides))
+  return out
