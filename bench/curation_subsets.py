@@ -43,7 +43,8 @@ SEEDS_OF = (('imagenet_1perclass', 12), ('flickr8k_captions', 12),
 BENCHMARKS = {'cifar10': 'cifar10_jpeg', 'tiny_imagenet': 'tiny_imagenet'}
 SHARE = 0.1  # of the chosen sets themselves, in the mixture
 STEPS = 600.0
-RAW, LEFT = 'raw', 'left'
+RAW = 'raw'
+MOST = 100
 
 
 def main():
@@ -91,6 +92,7 @@ def subsets(data: pathlib.Path, pool: pathlib.Path, descriptor: str,
   What retrieval finds says how large the others are.
   """
   c = curation_planted.config(pool, descriptor)
+  c.dedup.max_component = MOST  # else one set of like images becomes one image
   c.embed.descriptor = f'model:{model}'
   c.cluster.levels, c.cluster.iterations = (300, 30), 50
   c.retrieve.samples = tuple(
