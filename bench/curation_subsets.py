@@ -28,7 +28,6 @@ import numpy as np
 
 from bench import curation_planted
 from bench import shared_world
-import dinojax
 from dinojax.configs import shared_world as config_lib
 from dinojax.core import atomic
 from dinojax.curate import recipe
@@ -84,7 +83,7 @@ def train(data: pathlib.Path, source, workdir: str, seed: int, steps: float):
   c = config_lib.get_config(f'{data},short,small')
   c.data.train, c.data.validation = source, None
   c.seed, c.train.total_steps = seed, steps
-  dinojax.train(c, workdir)
+  shared_world.trained(c, workdir)
 
 
 def subsets(data: pathlib.Path, pool: pathlib.Path, descriptor: str,

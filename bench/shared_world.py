@@ -72,7 +72,7 @@ def main() -> int:
     if options.ablations is not None:
       ablations(data, workdir, sets, options)
     else:
-      dinojax.train(shared_world.get_config(str(data)), str(workdir))
+      trained(shared_world.get_config(str(data)), str(workdir))
       twin = untrained(data, beside(workdir, 'untrained'))
       tables(requests(sets), [str(workdir), twin],
              beside(workdir, 'results'), options.only)
@@ -80,6 +80,12 @@ def main() -> int:
     print(error, file=sys.stderr)
     return 1
   return 0
+
+
+def trained(config, workdir: str):
+  """Trains to the end; a signal ends the program."""
+  if not dinojax.train(config, workdir).finished:
+    raise SystemExit(1)
 
 
 def beside(workdir: pathlib.Path, name: str) -> pathlib.Path:
@@ -188,7 +194,7 @@ def ablations(data: pathlib.Path, workdir: pathlib.Path,
         config.init.source = place('base', seed)
       elif name == 'distilled':
         config.distillation.source = str(workdir)
-      dinojax.train(config, place(name, seed))
+      trained(config, place(name, seed))
     tables(compared(sets), [place(name, seed) for name in names],
            beside(workdir, f'ablations_{seed}'))
   print(summary({name: [place(name, seed) for seed in SEEDS] for name in names},
