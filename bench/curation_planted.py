@@ -7,9 +7,10 @@ The pool is all images of the sets in DIR but their test parts (with --most of
 a set so many, drawn by chance), every twentieth with a copy of each kind, and
 copies of every fourth test image; the test images are the benchmarks. Of every
 kind: the share of the pairs that each stage joins, or of the test images that
-leave the pool. Of what no copy explains: how many images each stage drops. The
-thresholds are DINOv2's for SSCD, and for mean colours those of the recipe of a
-folder. Prints one JSON line, and writes the page of pictures to the workdir.
+leave the pool. Of what no copy explains: how many images each stage drops, and
+so its precision, to which the sets' own likenesses are errors. The thresholds
+are DINOv2's for SSCD, and for mean colours those of the recipe of a folder.
+Prints one JSON line, and writes the page of pictures to the workdir.
 """
 
 import argparse
@@ -182,6 +183,7 @@ def measured(at: dict[str, work.Place]) -> dict:
       recall[f'{stage}: {what}'][kind] = round(
           number / counts[what, kind], 3)
   planted = {name.partition('~')[0] for name in names if '~' in name}
+  dropped = {stage: sum(map(bool, reasons)) for stage, reasons in why.items()}
   other = {stage: sum(bool(reason) and name.partition('~')[0] not in planted
                       for name, reason in zip(names, reasons, strict=True))
            for stage, reasons in why.items()}
@@ -189,7 +191,10 @@ def measured(at: dict[str, work.Place]) -> dict:
       number for (what, _), number in counts.items() if what == 'copies'),
           'tests': sum(number for (what, _), number in counts.items()
                        if what == 'tests'),
-          'recall': recall, 'dropped_but_not_planted': other}
+          'recall': recall, 'dropped': dropped,
+          'dropped_but_not_planted': other, 'precision': {
+              stage: round(1 - other[stage] / max(number, 1), 3)
+              for stage, number in dropped.items()}}
 
 
 def main():

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import itertools
+import math
 from typing import Any
 
 import jax
@@ -46,6 +47,8 @@ class Views:
     windows: windows of each.
     short_px: length of the short side at a ratio of 1; None: as it is.
     size: rows and columns of every image instead; None: its own.
+    shapes: rows and columns, of which every image gets those that are nearest
+      to its form; (): its own.
     ratios: factors of the sides.
     flips: True adds the mirrored views.
     direct: True: a map is resized from patches at once, else by the pixels of
@@ -55,6 +58,7 @@ class Views:
   windows: windows_lib.Windows
   short_px: int | None = None
   size: Size | None = None
+  shapes: tuple[Size, ...] = ()
   ratios: tuple[float, ...] = (1.0,)
   flips: bool = False
   direct: bool = False
@@ -67,6 +71,9 @@ class Views:
 
   def sizes(self, image: Size) -> list[Size]:
     """Rows and columns of each view of an image."""
+    if self.shapes:
+      form = lambda size: math.log(size[0] / size[1])
+      image = min(self.shapes, key=lambda size: abs(form(size) - form(image)))
     return [windows_lib.view_size(self.size or image, self.short_px, ratio)
             for ratio, _ in self.kinds]
 
@@ -378,6 +385,11 @@ def replicated(heads: tree.Tree, mesh: Any) -> tree.Tree:
   return jax.tree.map(lambda x: jax.make_array_from_callback(
       x.shape, everywhere, lambda index, x=x: x[index]),
                       jax.tree.map(np.asarray, heads))
+
+
+def num_heads(heads: tree.Tree) -> int:
+  """Number of the heads of a stack."""
+  return len(jax.tree.leaves(heads['params'])[0])
 
 
 def columns(maps: Maps, parts: Sequence[dict]) -> protocol.Rows:

@@ -24,6 +24,7 @@ from dinojax.features import preprocessing
 from dinojax.features import rows as rows_lib
 from dinojax.features import spec as spec_lib
 from dinojax.features import stream
+from dinojax.probes import stored
 
 Rows = dict[str, np.ndarray]
 _CHUNK = 16  # resamples that are drawn at a time
@@ -140,6 +141,7 @@ class Measured:
     classes: names of the classes that rows number.
     pictures: [y, x, 3] uint8 by name, for people to look at.
     resamples: samples of the bootstrap; 0: scores have no interval.
+    head: the head that was chosen, of those that can be used again.
   """
 
   test: str
@@ -149,6 +151,7 @@ class Measured:
   classes: Sequence[str] = ()
   pictures: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
   resamples: int = 1000
+  head: stored.Head | None = None
 
   @property
   def num_rows(self) -> int:

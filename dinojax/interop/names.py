@@ -124,6 +124,20 @@ TIMM_V3 = dataclasses.replace(
     TIMM_V2, ls1='gamma_1', ls2='gamma_2', w12=('mlp.fc1_g', 'mlp.fc1_x'))
 
 
+def batch_norm(params: str, stats: str, words: str) -> Table:
+  """Rules of a batch norm; the count of its batches is not kept.
+
+  Args:
+    params: path of its scale and shift.
+    stats: path of its statistics.
+    words: name of the module.
+  """
+  return [Rule(f'{params}/scale', (f'{words}.weight',)),
+          Rule(f'{params}/shift', (f'{words}.bias',)),
+          Rule(f'{stats}/mean', (f'{words}.running_mean',)),
+          Rule(f'{stats}/variance', (f'{words}.running_var',))]
+
+
 def vit_table(config: vit.ViTConfig, names: VitNames) -> Table:
   """Every parameter of a ViT by the words of a family."""
   table = [

@@ -28,12 +28,14 @@ from dinojax.features import store as store_lib
 from dinojax.features import stream
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
+from dinojax.probes import stored
 from dinojax.runs import models as models_lib
 from dinojax.runs import scores
 from dinojax.runs import workdir as workdir_lib
 from dinojax.runs.report import page
 
 WORK, FEATURES = 'work', 'features'  # what a later start needs
+HEADS = 'heads'  # that were trained, to be used again
 _SIZES = (256, 224)
 
 
@@ -216,6 +218,13 @@ def _measure(name: str, model: backbone_lib.Backbone,
         bar.say if processes.is_first() else lambda _: None, counted.add),
         settings)
   if processes.is_first():
+    kept = next((part.head for part in measured if part.head), None)
+    if kept:
+      place = folder / HEADS / f'{name}-{key}-{identity["weights"]}'
+      stored.save(str(place), kept)
+      print(f'the head is in {place}; on other images: dinojax predict '
+            f'--model={text.printable(model.source)} --head={place} '
+            '--source=folder:DIR --out=DIR', flush=True)
     scores.keep(folder, identity, measured, time.monotonic() - began)
 
 

@@ -202,10 +202,12 @@ def depth_sets(root):
 
 @pytest.mark.parametrize('recipe, steps, rate', [
     ('v3', 80, 0.01),
+    ('dpt', 60, 0.003),
+    pytest.param('dpt3', 40, 0.003, marks=pytest.mark.slow),
     pytest.param('lin4', 30, 0.05, marks=pytest.mark.slow)])
 def test_depth_of_stripes(scenes, tmp_path, recipe, steps, rate):
   settings = depth.Settings(
-      recipe=recipe, steps=steps, warmup_steps=4, batch_size=6, crop=(28, 20),
+      recipe=recipe, channels=16, steps=steps, warmup_steps=4, batch_size=6, crop=(28, 20),
       learning_rates=(rate,), max_depth=4.0, pictures=1, plain_steps=10,
       show='photos:validation')
   counted = []
@@ -267,8 +269,8 @@ def test_recipes_of_papers():
   assert (many.layers, many.crop_px, many.stride_px) == (4, 640, 320)
   assert many.flips and many.ratios[-1] == 3.0
   assert segmentation.Settings(recipe='ms').rates == [(1e-3, 1e-4)]
-  assert depth.layers(24, 4) == (4, 11, 17, 23)
-  assert depth.layers(12, 4) == (2, 5, 8, 11) and depth.layers(40, 1) == 1
+  assert depth.depth.read_layers(24, 4) == (4, 11, 17, 23)
+  assert depth.depth.read_layers(12, 4) == (2, 5, 8, 11) and depth.depth.read_layers(40, 1) == 1
   assert depth.Settings().rates == [(3e-4, 1e-4)]
 
 

@@ -1,9 +1,12 @@
-"""Linear depth: classes that stand for depths, on patches.
+"""Depth: linear and DPT heads on patches.
 
 Heads are trained on random crops; errors are those of every test image, at the
 size of its depths, the mean of the image and its mirror image.
 
-Source: depth heads of DINOv3 (one layer) and DINOv2 (lin1 and lin4).
+Source: depth heads of DINOv3 (one layer, and DPT) and DINOv2 (lin1, lin4, and
+DPT).
+Differs: nobody has published how DINOv3's DPT head was trained: rates are the
+  paper's, the rest is that of its linear head.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +14,6 @@ import dataclasses
 import itertools
 from typing import Any, Literal
 
-import jax
 import numpy as np
 
 from dinojax.core import errors
@@ -26,12 +28,15 @@ from dinojax.evals import dense_training
 from dinojax.evals import protocol
 from dinojax.evals import windows
 from dinojax.evals.sets import depths
+from dinojax.features import backbone as backbone_lib
 from dinojax.metrics import depth as metrics
+from dinojax.models.dense import dpt
 from dinojax.probes import fit as fit_lib
+from dinojax.probes import stored
 from dinojax.probes.tasks import dense as dense_task
 from dinojax.probes.tasks import depth
 
-TITLE = 'linear depth, errors in metres'
+TITLE = 'depth, errors in metres'
 COST = 'steps × batch of training crops, test images and mirror images'
 PIXELS = lambda settings: ''
 _WHAT = ('a set of depths, such as depth:DIR with DIR/images and DIR/depth, '
@@ -56,16 +61,19 @@ class Recipe:
   weight_decay: float
   beta2: float
   is_v2: bool
+  is_dpt: bool = False
 
 
 RECIPES = {'v3': Recipe(1, 3e-4, 1e-4, 0.99, False),
            'lin1': Recipe(1, 1e-4, 0.01, 0.999, True),
-           'lin4': Recipe(4, 1e-4, 0.01, 0.999, True)}
+           'lin4': Recipe(4, 1e-4, 0.01, 0.999, True),
+           'dpt': Recipe(4, 1e-4, 0.01, 0.999, True, True),
+           'dpt3': Recipe(4, 1e-3, 1e-4, 0.99, False, True)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """Linear depth on patches."""
+  """Depth by heads on patches."""
 
   # Set of images with depths that heads learn from, such as depth:DIR.
   train: str | None = None
@@ -76,8 +84,10 @@ class Settings:
   # Source of images without depths that are drawn as well; None: none.
   show: str | None = fields.free(None)
   # Published recipe that the other values are of, where they are not given:
-  # DINOv3's, or DINOv2's of one layer or of four.
-  recipe: Literal['v3', 'lin1', 'lin4'] = 'v3'
+  # DINOv3's; DINOv2's of one layer or of four; the DPT of DINOv2 or DINOv3.
+  recipe: Literal['v3', 'lin1', 'lin4', 'dpt', 'dpt3'] = 'v3'
+  # Channels of a DPT head; None: of the recipe, 256 and 512.
+  channels: fields.Positive | None = None
   # Learning rates of the heads, at their highest; (): of the recipe.
   learning_rates: tuple[fields.Above0, ...] = ()
   # Weight decays, each with every learning rate; (): of the recipe.
@@ -155,7 +165,7 @@ def run(job: protocol.Job, settings: Settings) -> list[protocol.Measured]:
   """
   train, validation, tests = dense_training.split(
       job, chooses=len(settings.rates) > 1)
-  task = _task(job, settings)
+  task = task_of(settings, job.model)
   shown = dense_training.opened_pictures(settings.show)
   measured = dense_training.sizes_of((train, *tests, validation), job)
   for source in (train, *tests):
@@ -173,9 +183,12 @@ def run(job: protocol.Job, settings: Settings) -> list[protocol.Measured]:
     best = int(rmse.argmin())
     facts['validation rmse'] = float(rmse[best])
   lr, decay = settings.rates[best]
-  head = {name: jax.tree.map(lambda x: x[best:best + 1], heads[name])
-          for name in ('params', 'stats')}
-  out = []
+  kept = stored.of_stack(
+      task, heads, best, job.model, job.weights, facts={
+          'trained on': train.spec, 'recipe': settings.recipe,
+          'steps': settings.steps, 'lr': lr, 'weight decay': decay,
+          'views': {'size': settings.size, 'flips': settings.flips}})
+  head, out = kept.stack, []
   for test in tests:
     rows = _rows(maps, settings, test, measured, head)
     columns = {'index': rows['index']} | dict(zip(
@@ -191,7 +204,7 @@ def run(job: protocol.Job, settings: Settings) -> list[protocol.Measured]:
             'lr': lr, 'weight decay': decay, 'box': settings.box,
             'aligned': settings.aligns, 'without depths': int(np.isnan(
                 columns['rmse']).sum()) + test.left_out},
-        pictures=pictures))
+        pictures=pictures, head=kept))
   return out
 
 
@@ -222,37 +235,31 @@ def check_units(source: Any, max_depth: float):
         'as depth:DIR?scale=0.001 for millimetres, or set depth.max_depth')
 
 
-def layers(depth_of_model: int, count: int) -> int | tuple[int, ...]:
-  """The last block, or four evenly over the backbone.
-
-  Source: DINOv2 and DINOv3; of 24 blocks 4, 11, 17 and 23, by a slip that the
-    released heads keep.
-  """
-  if count == 1:
-    return 1
-  if depth_of_model == 24:
-    return 4, 11, 17, 23
-  return tuple(i * depth_of_model // 4 - 1 for i in range(1, 5))
-
-
-def _task(job: protocol.Job, settings: Settings) -> depth.Depth:
-  recipe, model = RECIPES[settings.recipe], job.model
-  chosen = layers(model.config.depth, recipe.num_layers)
-  v2 = recipe.is_v2
-  return depth.Depth(
-      num_outputs=NUM_BINS, layers=chosen, cls=v2, norm=not v2,
-      width=(1 + v2) * dense_training.width(model, chosen),
-      place='raw' if v2 else 'normed', upsample=4 if v2 else 1, small=not v2,
-      clamps=v2, min_depth=settings.min_depth, max_depth=settings.max_depth,
+def task_of(settings: Settings, model: backbone_lib.Backbone) -> depth.Task:
+  """The task of a recipe on a backbone."""
+  recipe = RECIPES[settings.recipe]
+  chosen, v2 = depth.read_layers(
+      model.config.depth, recipe.num_layers), recipe.is_v2
+  shared = dict(
+      layers=chosen, place='raw' if v2 else 'normed', clamps=v2,
+      min_depth=settings.min_depth, max_depth=settings.max_depth,
       weights=depth.weights(
           {'sig': 1.0, 'gradient_log': settings.gradient_weight}),
       group=settings.group_images, plain_steps=settings.plain_steps,
       distorts=True, pixels=dense_task.Pixels(
           model.mean, model.std, model.config.side_px,
           settings.reference_padding))
+  width = dense_training.width(model, chosen)
+  if recipe.is_dpt:
+    head = dpt.of_dinov2 if v2 else dpt.of_dinov3
+    return depth.DptDepth(
+        head=head(width // dpt.LEVELS, settings.channels), **shared)
+  return depth.Depth(
+      num_outputs=NUM_BINS, cls=v2, norm=not v2, width=(1 + v2) * width,
+      upsample=4 if v2 else 1, small=not v2, **shared)
 
 
-def _maps(job: protocol.Job, task: depth.Depth, settings: Settings,
+def _maps(job: protocol.Job, task: depth.Task, settings: Settings,
           flips: bool) -> dense.Maps:
   return dense.Maps(
       job, task, dense.Views(
@@ -261,7 +268,7 @@ def _maps(job: protocol.Job, task: depth.Depth, settings: Settings,
       is_class=False, at_once=settings.images_at_once)
 
 
-def _train(job: protocol.Job, settings: Settings, task: depth.Depth,
+def _train(job: protocol.Job, settings: Settings, task: depth.Task,
            train: Any) -> dict:
   """Parameters and statistics of all heads, and which have diverged."""
   recipe, steps = RECIPES[settings.recipe], settings.steps
@@ -302,4 +309,4 @@ def _rows(maps: dense.Maps, settings: Settings, source: Any,
   return dense.columns(maps, [{
       'index': np.array(index, np.int64),
       'errors': np.array(errors_of, np.float64).reshape(
-          -1, len(heads['params']['bias']), len(metrics.METRICS))}])
+          -1, dense.num_heads(heads), len(metrics.METRICS))}])

@@ -15,7 +15,6 @@ import dataclasses
 import itertools
 from typing import Any, Literal
 
-import jax
 import numpy as np
 
 from dinojax.core import errors
@@ -33,6 +32,7 @@ from dinojax.evals.sets import dense as sets
 from dinojax.evals.sets import masks
 from dinojax.metrics import segmentation as metrics
 from dinojax.probes import fit as fit_lib
+from dinojax.probes import stored
 from dinojax.probes.tasks import dense as dense_task
 from dinojax.probes.tasks import segment
 
@@ -193,9 +193,13 @@ def run(job: protocol.Job, settings: Settings) -> list[protocol.Measured]:
     best = int(miou.argmax())
     facts['validation mIoU'] = float(miou[best])
   lr, decay = settings.rates[best]
-  head = {name: jax.tree.map(lambda x: x[best:best + 1], heads[name])
-          for name in ('params', 'stats')}
-  out = []
+  kept = stored.of_stack(
+      task, heads, best, job.model, job.weights, train.classes, {
+          'trained on': train.spec, 'recipe': settings.recipe,
+          'steps': settings.steps, 'lr': lr, 'weight decay': decay,
+          'views': {name: getattr(values, name) for name in (
+              'short_px', 'crop_px', 'stride_px', 'ratios', 'flips')}})
+  head, out = kept.stack, []
   for test in tests:
     rows = _rows(maps, test, measured, head, len(train.classes))
     areas = rows['areas'][:, 0]
@@ -212,7 +216,7 @@ def run(job: protocol.Job, settings: Settings) -> list[protocol.Measured]:
             'lr': lr, 'weight decay': decay, 'IoU by class': {
                 name: round(100 * float(x), 2) if np.isfinite(x) else None
                 for name, x in zip(train.classes, iou, strict=True)}},
-        classes=train.classes, pictures=pictures))
+        classes=train.classes, pictures=pictures, head=kept))
   return out
 
 
@@ -291,8 +295,7 @@ def _rows(maps: dense.Maps, source: Any, measured: Mapping[str, list],
     index.append(row['index'])
     areas.append([metrics.areas(each, row['truth'], num_classes)
                   for each in predicted])
-  heads_count = len(heads['params']['bias'])
   return dense.columns(maps, [{
       'index': np.array(index, np.int64),
       'areas': np.array(areas, np.int32).reshape(
-          -1, heads_count, len(COLUMNS), num_classes)}])
+          -1, dense.num_heads(heads), len(COLUMNS), num_classes)}])

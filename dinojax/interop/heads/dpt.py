@@ -5,7 +5,6 @@ A head is {'params': …, 'stats': …}, see models.dense.dpt.
 
 import dataclasses
 
-
 from dinojax.interop import names
 from dinojax.models.dense import dpt
 
@@ -75,8 +74,8 @@ def table(config: dpt.Config, words: DptNames = META) -> names.Table:
     if config.readout == 'project':
       out += _pair(f'{part}/readout', words.readout.format(i=i), names.LINEAR)
     if config.norm:
-      out += batch_norm(f'{part}/norm', f'stats/{i}',
-                        words.norm.format(i=i))
+      out += names.batch_norm(f'{part}/norm', f'stats/{i}',
+                              words.norm.format(i=i))
     if i != 2:
       out += _pair(f'{part}/resize', words.resize.format(i=i),
                    names.CONV if i == 3 else TRANSPOSED)
@@ -95,20 +94,6 @@ def table(config: dpt.Config, words: DptNames = META) -> names.Table:
                  names.CONV)
   return [dataclasses.replace(rule, keys=tuple(
       words.prefix + key for key in rule.keys)) for rule in out]
-
-
-def batch_norm(params: str, stats: str, words: str) -> names.Table:
-  """Rules of a batch norm; the count of its batches is not kept.
-
-  Args:
-    params: path of its scale and shift.
-    stats: path of its statistics.
-    words: name of the module.
-  """
-  return [names.Rule(f'{params}/scale', (f'{words}.weight',)),
-          names.Rule(f'{params}/shift', (f'{words}.bias',)),
-          names.Rule(f'{stats}/mean', (f'{words}.running_mean',)),
-          names.Rule(f'{stats}/variance', (f'{words}.running_var',))]
 
 
 def _pair(path: str, words: str, layout: names.Layout, *,

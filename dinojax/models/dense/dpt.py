@@ -41,7 +41,7 @@ class Config:
   """
 
   channels: int = 256
-  projected: tuple[int, int, int, int] = (256, 512, 1024, 1024)
+  projected: tuple[int, int, int, int] = (1024,) * LEVELS
   num_outputs: int = 256
   readout: Literal['ignore', 'add', 'project'] = 'ignore'
   hidden: int = 32
@@ -58,6 +58,18 @@ class Config:
     if self.readout not in READOUTS:
       raise ValueError(f'readout={self.readout!r} is not known: use one of '
                        f'{", ".join(READOUTS)}')
+
+
+def of_dinov2(width: int, channels: int | None = None) -> Config:
+  """DINOv2's head of regressed depth, for a backbone of a width."""
+  return Config(channels=channels or 256, num_outputs=1, readout='project',
+                projected=tuple(width // 2 ** i for i in (3, 2, 1, 0)))
+
+
+def of_dinov3(width: int, channels: int | None = None) -> Config:
+  """DINOv3's head of 256 classes of depth, for a backbone of a width."""
+  return Config(channels=channels or 512, norm=True,
+                projected=(min(width, 2048),) * LEVELS)
 
 
 def init(key: Array, config: Config, widths: Sequence[int]

@@ -1,8 +1,8 @@
-"""Linear heads on patches: what segmentation and depth share.
+"""Heads for every pixel: what segmentation and depth share.
 
-A head is a batch norm, or none, and a linear layer on the patches of one or
-several blocks. An image whose sides are no whole patches is padded around its
-centre, and the padding is cut off what is predicted.
+A linear head is a batch norm, or none, and a linear layer on the patches of one
+or several blocks. An image whose sides are no whole patches is padded around
+its centre, and the padding is cut off what is predicted.
 """
 
 from collections.abc import Mapping, Sequence
@@ -78,43 +78,85 @@ class Pixels:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Linear:
-  """The head, see the module.
+class Dense:
+  """Heads that see maps of blocks.
 
   Batches have weight [b], 0 for rows that are padding, and from images extent
   [b, 2], rows and columns that are image, beyond which lies nothing.
 
   Attributes:
+    layers: how many of the last blocks, or which.
+    place: 'normed', or 'raw': without the final norm.
+    pixels: see Pixels.
+  """
+
+  layers: int | tuple[int, ...] = 1
+  place: str = 'normed'
+  pixels: Pixels = Pixels()
+
+  @property
+  def joins_cls(self) -> bool:
+    """True: heads see CLS as well."""
+    return False
+
+  @functools.cached_property
+  def choices(self) -> Mapping[str, spec.FeatureSpec]:
+    """Maps of the blocks, with CLS where it is joined."""
+    outputs = ('map', 'cls') if self.joins_cls else ('map',)
+    return {CHOICE: spec.FeatureSpec(outputs, self.layers, self.place)}
+
+  def draw(self, key: jax.Array, step: jax.Array,
+           batch: tree.Tree) -> tree.Tree:
+    """Nothing is random."""
+    del key, step, batch
+    return {}
+
+  def settle(self, params: tree.Tree) -> tree.Tree:
+    """Parameters without limits."""
+    return params
+
+  def placed(self, images: jax.Array, batch: tree.Tree) -> jax.Array:
+    """Normalised images of a batch, 0 outside of them, in whole patches."""
+    if 'extent' in batch:
+      inside = [jnp.arange(n)[None] < batch['extent'][:, i, None]
+                for i, n in enumerate(images.shape[1:3])]
+      images = jnp.where((inside[0][:, :, None] & inside[1][:, None])[
+          ..., None], images, 0.0)
+    return self.pixels.fit(images)
+
+  def normalized(self, levels: jax.Array) -> jax.Array:
+    """Normalised images of levels 0..255."""
+    return photometric.normalize(levels, self.pixels.mean, self.pixels.std)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Linear(Dense):
+  """A linear head, see the module.
+
+  Attributes:
     num_outputs: values of a pixel, k.
     width: width of all layers together.
-    layers: how many of the last blocks, or which.
     cls: True joins the CLS token to every patch.
-    place: 'normed', or 'raw': without the final norm.
     norm: True puts a batch norm before the linear layer.
     dropout: probability that a channel of an image is dropped in training.
     momentum: part of a batch in the running statistics.
     upsample: factor of the grid on which the linear layer acts.
     small: True: weights begin small and biases at 0; else as PyTorch's.
-    pixels: see Pixels.
   """
 
   num_outputs: int
   width: int
-  layers: int | tuple[int, ...] = 1
   cls: bool = False
-  place: str = 'normed'
   norm: bool = True
   dropout: float = 0.0
   momentum: float = batch_norm.MOMENTUM
   upsample: int = 1
   small: bool = True
-  pixels: Pixels = Pixels()
 
-  @functools.cached_property
-  def choices(self) -> Mapping[str, spec.FeatureSpec]:
-    """Maps of the blocks, with CLS where it is joined."""
-    outputs = ('map', 'cls') if self.cls else ('map',)
-    return {CHOICE: spec.FeatureSpec(outputs, self.layers, self.place)}
+  @property
+  def joins_cls(self) -> bool:
+    """True: CLS is joined to every patch."""
+    return self.cls
 
   def init(self, key: jax.Array, widths: Sequence[int],
            choice: str) -> task_lib.Head:
@@ -185,23 +227,6 @@ class Linear:
       total += out if out.shape[1:3] == size else resample.resize_linear(
           out, size)
     return total
-
-  def settle(self, params: tree.Tree) -> tree.Tree:
-    """A linear layer has no limits."""
-    return params
-
-  def placed(self, images: jax.Array, batch: tree.Tree) -> jax.Array:
-    """Normalised images of a batch, 0 outside of them, in whole patches."""
-    if 'extent' in batch:
-      inside = [jnp.arange(n)[None] < batch['extent'][:, i, None]
-                for i, n in enumerate(images.shape[1:3])]
-      images = jnp.where((inside[0][:, :, None] & inside[1][:, None])[
-          ..., None], images, 0.0)
-    return self.pixels.fit(images)
-
-  def normalized(self, levels: jax.Array) -> jax.Array:
-    """Normalised images of levels 0..255."""
-    return photometric.normalize(levels, self.pixels.mean, self.pixels.std)
 
 
 def join(maps: Sequence[jax.Array]) -> jax.Array:

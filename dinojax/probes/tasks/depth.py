@@ -1,6 +1,6 @@
-"""Linear depth: classes that stand for depths, on patches."""
+"""Depth: classes that stand for depths, by linear and by DPT heads."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 
 import jax
@@ -10,13 +10,15 @@ from dinojax.augment import distortion
 from dinojax.core import tree
 from dinojax.losses import depth as losses
 from dinojax.models.dense import bins
+from dinojax.models.dense import dpt
+from dinojax.probes import task as task_lib
 from dinojax.probes.tasks import dense
 
 CHOICE = dense.CHOICE
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Depth(dense.Linear):
+class _Metres(dense.Dense):
   """Metres for every pixel; batches have depth [b, y, x], 0 where unknown.
 
   Attributes:
@@ -31,8 +33,6 @@ class Depth(dense.Linear):
     clamps: True keeps predicted depths between the first and the last.
     distorts: True changes colours in training.
     brightness: range of the factor of brightness.
-
-  Source: the linear depth heads of DINOv2 (without norm) and DINOv3.
   """
 
   min_depth: float = 1e-3
@@ -85,6 +85,73 @@ class Depth(dense.Linear):
     if self.clamps:
       depth = jnp.clip(depth, self.min_depth, self.max_depth)
     return depth[..., None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Depth(_Metres, dense.Linear):
+  """Linear depth.
+
+  Source: the linear depth heads of DINOv2 (without norm) and DINOv3.
+  """
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DptDepth(_Metres):
+  """Depth by a DPT head, on four blocks.
+
+  Attributes:
+    head: sizes of the head; of one output, depths are regressed.
+
+  Source: the DPT heads of DINOv2 (regressed) and DINOv3 (classes).
+  """
+
+  head: dpt.Config = dpt.Config()
+  layers: int | tuple[int, ...] = dpt.LEVELS
+
+  @property
+  def joins_cls(self) -> bool:
+    """True: CLS is read out with the maps."""
+    return self.head.readout != 'ignore'
+
+  def init(self, key: jax.Array, widths: Sequence[int],
+           choice: str) -> task_lib.Head:
+    """Random weights, and norms that change nothing.
+
+    Differs: regressed depths begin at a metre, not around 0, where ReLU and
+      its gradient are 0 for half of the pixels.
+    """
+    del choice
+    params, stats = dpt.init(key, self.head, widths)
+    if self.head.num_outputs == 1:
+      last = params['head']['conv2']
+      params['head']['conv2'] = last | {'bias': jnp.ones_like(last['bias'])}
+    return {'params': params, 'stats': stats}
+
+  def outputs(self, head: task_lib.Head, features: task_lib.Features,
+              batch: tree.Tree, draws: tree.Tree | None
+              ) -> tuple[jax.Array, tree.Tree]:
+    """[b, y, x, k] on a grid sixteen times as fine as patches, or more."""
+    return dpt.apply(
+        head['params'], head['stats'], self.head,
+        [layer['map'] for layer in features],
+        [layer['cls'] for layer in features] if self.joins_cls else None,
+        None if draws is None else batch['weight'])
+
+
+Task = Depth | DptDepth
+
+
+def read_layers(depth_of_model: int, count: int) -> int | tuple[int, ...]:
+  """The last block, or four evenly over the backbone.
+
+  Source: DINOv2 and DINOv3; of 24 blocks 4, 11, 17 and 23, by a slip that the
+    released heads keep.
+  """
+  if count == 1:
+    return 1
+  if depth_of_model == 24:
+    return 4, 11, 17, 23
+  return tuple(i * depth_of_model // 4 - 1 for i in range(1, 5))
 
 
 def weights(values: Mapping[str, float]) -> tuple[tuple[str, float], ...]:

@@ -1,0 +1,199 @@
+"""Published heads of depth and segmentation, read for a backbone.
+
+What a head is, its tensors tell by their names and shapes. What they do not
+tell, such as the range of depths, is a flag.
+"""
+
+from collections.abc import Mapping
+import os
+import pathlib
+
+from etils import epath
+import numpy as np
+
+from dinojax.core import errors
+from dinojax.core import lists
+from dinojax.features import backbone as backbone_lib
+from dinojax.interop import files
+from dinojax.interop import names
+from dinojax.interop import translate
+from dinojax.interop.heads import dpt as dpt_tables
+from dinojax.interop.heads import linear as linear_tables
+from dinojax.models.dense import dpt
+from dinojax.probes import stored
+from dinojax.probes.tasks import dense
+from dinojax.probes.tasks import depth
+from dinojax.probes.tasks import segment
+
+State = dict[str, np.ndarray]
+_PREFIXES = ('decode_head.', 'segmentation_model.1.')
+_RANGES = {'nyu': 10.0, 'kitti': 80.0}  # metres, of names of DINOv2's files
+_SYNTHMIX, _CANOPIES, _MIN_DEPTH = 100.0, 96.0, 1e-3
+_CANOPY_LAYERS = (5, 11, 17, 23)
+_WHAT = ('linear and DPT heads of depth and linear heads of segmentation of '
+         'DINOv2 and DINOv3, and DPT heads of transformers')
+
+
+def read(path: str, model: backbone_lib.Backbone, *,
+         max_depth: float | None = None,
+         classes: str | None = None) -> stored.Head:
+  """A published head.
+
+  Args:
+    path: its file, or the folder of a model of transformers.
+    model: the backbone that it is for.
+    max_depth: greatest depth in metres, where the file does not say it.
+    classes: file with the names of the classes, a line each; None: numbers.
+
+  Raises:
+    UserError: nothing there, nothing that is known, or tensors that are
+      missing, of other shapes, or none of a head; of another backbone.
+  """
+  state = {name: value for name, value in files.read(path).items()
+           if not name.startswith('backbone.')
+           and not name.endswith('num_batches_tracked')}
+  for prefix in _PREFIXES:
+    if all(name.startswith(prefix) for name in state):
+      state = {name.removeprefix(prefix): value
+               for name, value in state.items()}
+  width, pixels = model.config.embed_dim, dense.Pixels(
+      model.mean, model.std, model.config.side_px)
+  words = next((words for words in (
+      dpt_tables.META, dpt_tables.HF_CHM, dpt_tables.HF_DPT)
+                if _first(words) in state), None)
+  if words:
+    task, table = _dpt(state, words, path, max_depth, model, pixels)
+  else:
+    task, table = _linear(state, path, max_depth, width, model, pixels)
+  widths = tuple(next(iter(task.choices.values())).widths(model.config))
+  head = translate.to_ours(
+      state, table, stored.shapes_of(task, widths), source=path,
+      ignored=dpt_tables.HF_UNUSED)
+  kinds = ()
+  if isinstance(task, segment.Segment):
+    kinds = _classes(classes, task.num_outputs)
+  return stored.Head(task, head['params'], head.get('stats', {}),
+                     stored.Origin(model.source, '', widths), kinds,
+                     {'file': os.path.basename(path)})
+
+
+def _first(words: dpt_tables.DptNames) -> str:
+  """A tensor that every DPT head of a family has."""
+  return f'{words.prefix}{words.project.format(i=0)}.weight'
+
+
+def _dpt(state: State, words: dpt_tables.DptNames, path: str,
+         max_depth: float | None, model: backbone_lib.Backbone,
+         pixels: dense.Pixels) -> tuple[depth.DptDepth, names.Table]:
+  """Task and table of a DPT head, sizes by its shapes."""
+  part = lambda name: words.prefix + name
+  shape = lambda name: _shape(state, part(name), path)
+  has = lambda name: part(name) in state
+  config = dpt.Config(
+      channels=shape(f'{words.conv.format(i=0)}.weight')[0],
+      projected=tuple(shape(f'{words.project.format(i=i)}.weight')[0]
+                      for i in range(dpt.LEVELS)),
+      num_outputs=shape(f'{words.head.format(n=4)}.weight')[0],
+      hidden=shape(f'{words.head.format(n=2)}.weight')[0],
+      readout='project' if has(f'{words.readout.format(i=0)}.weight')
+      else 'ignore',
+      norm=bool(words.norm) and has(f'{words.norm.format(i=0)}.weight'),
+      bias=has(f'{words.unit.format(i=0, u=2, n=1)}.bias'),
+      projects=has(f'{words.last}.weight'))
+  layers = depth.read_layers(model.config.depth, dpt.LEVELS)
+  if config.num_outputs == 1:  # DINOv2's
+    values = dict(place='raw', clamps=True, max_depth=_reach(path, max_depth))
+  elif not config.projects:
+    layers = _CANOPY_LAYERS
+    values = dict(spacing='mixed', normalize='mixed',
+                  max_depth=max_depth or _CANOPIES)
+  else:
+    values = dict(max_depth=max_depth or _SYNTHMIX)
+  return depth.DptDepth(head=config, layers=layers, min_depth=_MIN_DEPTH,
+                        pixels=pixels, **values), dpt_tables.table(
+                            config, words)
+
+
+def _linear(state: State, path: str, max_depth: float | None, width: int,
+            model: backbone_lib.Backbone, pixels: dense.Pixels
+            ) -> tuple[dense.Linear, names.Table]:
+  """Task and table of a linear head, sizes by its shapes.
+
+  Raises:
+    UserError: nothing that is known.
+  """
+  kind = next((kind for kind, words in linear_tables.NAMES.items() if (
+      f'{words.conv}.weight' in state
+      and (f'{words.norm}.weight' in state if words.norm else (
+          'batchnorm_layer.weight' not in state)))), None)
+  if kind is None:
+    raise errors.UserError(
+        f'{path} holds no head that is known (it has '
+        f'{", ".join(sorted(state)[:4])}, …): give one of {_WHAT}')
+  words = linear_tables.NAMES[kind]
+  outputs, inputs = _shape(state, f'{words.conv}.weight', path)[:2]
+  is_v2_depth = kind == 'depth_v2'
+  each = width * (1 + is_v2_depth)
+  count, rest = divmod(inputs, each)
+  if rest or not count:
+    raise errors.UserError(
+        f'{path} reads {inputs} values, and a layer of {model.source} gives '
+        f'{each}: give the backbone that the head is for')
+  shared = dict(num_outputs=outputs, width=inputs, pixels=pixels)
+  if kind.startswith('segmentation'):
+    return segment.Segment(layers=count, **shared), linear_tables.table(words)
+  shared |= dict(layers=depth.read_layers(model.config.depth, count),
+                 min_depth=_MIN_DEPTH)
+  if is_v2_depth:
+    shared |= dict(cls=True, place='raw', norm=False, upsample=4, clamps=True,
+                   max_depth=_reach(path, max_depth))
+  else:
+    shared |= dict(max_depth=max_depth or _RANGES['nyu'])
+  return depth.Depth(**shared), linear_tables.table(words)
+
+
+def _shape(state: Mapping[str, np.ndarray], name: str, path: str
+           ) -> tuple[int, ...]:
+  """The shape of a convolution's weights.
+
+  Raises:
+    UserError: there are none.
+  """
+  if name not in state or state[name].ndim != 4:
+    raise errors.UserError(
+        f'{path} is damaged or no head: it lacks {name}, the weights of a '
+        'convolution; get it again')
+  return state[name].shape
+
+
+def _reach(path: str, max_depth: float | None) -> float:
+  """Greatest depth of DINOv2's heads, which have it in their names.
+
+  Raises:
+    UserError: neither the name nor a flag says it.
+  """
+  if max_depth:
+    return max_depth
+  name = pathlib.PurePath(path).name
+  known = [reach for word, reach in _RANGES.items() if word in name]
+  if len(known) != 1:
+    raise errors.UserError(
+        f'{name} does not say how far its depths reach: give --max_depth=10 '
+        '(NYU) or --max_depth=80 (KITTI)')
+  return known[0]
+
+
+def _classes(path: str | None, count: int) -> tuple[str, ...]:
+  """Names of the classes.
+
+  Raises:
+    UserError: a file with another number of names.
+  """
+  if path is None:
+    return tuple(f'class {i}' for i in range(count))
+  lines = lists.lines(epath.Path(path))
+  if len(lines) != count:
+    raise errors.UserError(
+        f'{path} has {len(lines)} names and the head {count} classes: give a '
+        'line for each')
+  return tuple(lines)

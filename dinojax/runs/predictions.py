@@ -1,0 +1,265 @@
+"""Maps of images by a trained head: masks or depths, and pictures of them.
+
+  OUT/maps/NAME.png      classes (8 bits), or depths (16 bits)
+  OUT/pictures/NAME.jpg  the image beside its map, in colour
+  OUT/predictions.jsonl  a line an image: name, map, picture, unit of the map
+  OUT/head.json          what made them, and the names of the classes
+
+What is there is not made again, so the same command goes on where it stopped.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from dinojax.core import atomic
+from dinojax.core import errors
+from dinojax.core import log
+from dinojax.core import output
+from dinojax.core import paths
+from dinojax.core import text
+from dinojax.data import images
+from dinojax.data import parts
+from dinojax.data import sources
+from dinojax.evals import dense
+from dinojax.evals import dense_pictures
+from dinojax.evals import protocol
+from dinojax.evals import unlabelled
+from dinojax.evals import windows
+from dinojax.features import backbone as backbone_lib
+from dinojax.features import preprocessing
+from dinojax.features import store as store_lib
+from dinojax.features import stream
+from dinojax.parallel import processes
+from dinojax.probes import published
+from dinojax.probes import stored
+from dinojax.runs import assemble
+from dinojax.runs import models as models_lib
+
+MAPS, PICTURES, LINES, ABOUT = (
+    'maps', 'pictures', 'predictions.jsonl', 'head.json')
+# Rows to columns of the shapes that whole images are brought to.
+_FORMS = (0.5, 9 / 16, 0.75, 1.0, 4 / 3, 16 / 9, 2.0)
+_SHORT_PX = 480  # of an image in a head of whole images
+_UNITS = (0.001, 0.01)  # metres, of 16-bit depths
+_GROUP = 64  # images between two looks at what is done
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """A request, see the flags of `dinojax predict`."""
+
+  model: str
+  head: str
+  source: str
+  out: str
+  short_px: int | None = None
+  flips: bool | None = None
+  max_depth: float | None = None
+  classes: str | None = None
+  windows_at_once: int = 8
+  num_threads: int = 2
+  max_pixels: int = images.DEFAULT_MAX_PIXELS
+  compile_cache: str = ''
+
+
+def predict(request: Request) -> str:
+  """Makes what is not there yet, and returns a sentence about all.
+
+  Raises:
+    UserError: a head that does not fit, nothing to read, a folder that holds
+      other predictions.
+  """
+  processes.initialize()
+  folder = pathlib.Path(paths.expand(request.out))
+  atomic.check_out(str(folder / LINES))
+  source = sources.open_source(paths.expand(request.source))
+  assemble.compile_cache(request.compile_cache)
+  model = models_lib.load(paths.expand(request.model))
+  weights = store_lib.digest(model.config, model.params)
+  head = _head(request, model)
+  warning = head.check(model, weights)
+  if warning:
+    output.warn(warning)
+  views = views_of(head, request, model.config.side_px)
+  _begin(folder, head, {'weights': weights, 'source': source.spec,
+                        'views': dataclasses.asdict(views)})
+  return _write(folder, source, model, head, views, request)
+
+
+def _head(request: Request, model: backbone_lib.Backbone) -> stored.Head:
+  """The head of a folder of ours, or of a published file."""
+  place = paths.expand(request.head)
+  if stored.is_head(place):
+    if request.max_depth or request.classes:
+      raise errors.UserError(
+          '--max_depth and --classes are of published heads; this one says '
+          f'them itself, in {os.path.join(place, stored.DESCRIPTION)}')
+    return stored.load(place)
+  return published.read(
+      place, model, max_depth=request.max_depth, classes=request.classes)
+
+
+def views_of(head: stored.Head, request: Request, patch_px: int
+             ) -> dense.Views:
+  """Views that are averaged: those of training, unless others are asked for."""
+  of_head = head.facts.get('views', {})
+  flips = request.flips
+  if flips is None:
+    flips = bool(of_head.get('flips', not head.classes))
+  if head.classes:
+    short = request.short_px or int(of_head.get('short_px', 512))
+    crop = int(of_head.get('crop_px', short))
+    return dense.Views(
+        windows.Windows(crop, int(of_head.get('stride_px', crop * 2 // 3))),
+        short, flips=flips,
+        ratios=tuple(map(float, of_head.get('ratios', (1.0,)))))
+  whole = lambda px: max(round(px / patch_px), 1) * patch_px
+  short, size = request.short_px or _SHORT_PX, of_head.get('size')
+  if size and not request.short_px:
+    return dense.Views(windows.Windows(), size=tuple(size), flips=flips,
+                       direct=True)
+  shapes = tuple((whole(short * max(form, 1)), whole(short / min(form, 1)))
+                 for form in _FORMS)
+  return dense.Views(windows.Windows(), shapes=shapes, flips=flips,
+                     direct=True)
+
+
+def _begin(folder: pathlib.Path, head: stored.Head, made_of: Mapping):
+  """Writes what makes the predictions, once.
+
+  Raises:
+    UserError: the folder holds those of something else.
+  """
+  key = hashlib.sha256(json.dumps([
+      dict(made_of), head.kind, dataclasses.asdict(head.task),
+      [hashlib.sha256(np.ascontiguousarray(leaf).tobytes()).hexdigest()
+       for leaf in jax.tree.leaves((head.params, head.stats))]],
+      default=str).encode()).hexdigest()[:16]
+  about = folder / ABOUT
+  if about.exists():
+    before = atomic.read_json(about, 'give another --out').get('key')
+    if before != key:
+      raise errors.UserError(
+          f'{folder} holds predictions of another head, model, source or '
+          'size: give another --out, or delete it')
+    return
+  if processes.is_first():
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic.write_text(about, json.dumps({
+        'key': key, 'kind': head.kind, 'classes': head.classes,
+        'origin': dataclasses.asdict(head.origin), **made_of},
+                                        indent=1, default=str))
+
+
+def _write(folder: pathlib.Path, source: Any, model: backbone_lib.Backbone,
+           head: stored.Head, views: dense.Views, request: Request) -> str:
+  """Makes the maps of all images, some at a time."""
+  whole = unlabelled.Images(source, unlabelled.Reading(
+      request.max_pixels, request.num_threads))
+  sizes, bad = whole.sizes()
+  if not any(sizes):
+    raise errors.UserError(
+        f'none of the {len(whole)} images of {source.spec} can be read')
+  done = _done(folder)
+  left = [i for i, size in enumerate(sizes) if size and i not in done]
+  names = file_names([whole[i].name for i in range(len(whole))])
+  unit = unit_of(head)
+  number = jax.process_index()
+  lines = log.JsonLines(folder / (LINES if not number else f'{number}-{LINES}'))
+  with log.Bar(len(done) + len(left)) as bar:
+    job = protocol.Job(
+        model, {}, preprocessing.Preprocessing(None, None), None,
+        reading=stream.Reading(num_threads=request.num_threads,
+                               max_pixels=request.max_pixels), say=bar.say)
+    maps = dense.Maps(job, head.task, views, is_class=bool(head.classes),
+                      at_once=request.windows_at_once)
+    maps.plan([sizes[i] for i in left], 'predict')
+    stack = dense.replicated(head.stack, model.mesh)
+    bar.show(len(done))
+    for start in range(0, len(left), _GROUP):
+      chosen = left[start:start + _GROUP]
+      some = parts.Chosen(whole, np.array(chosen))
+      for row, predicted in maps.of(some, [sizes[i] for i in chosen], stack):
+        index = chosen[row['index']]
+        lines.write(_one(folder, names[index], some[row['index']],
+                         predicted[0], head, unit) | {'index': index})
+      bar.show(len(done) + start + len(chosen))
+  lines.close()
+  for row in bad:
+    print(f'left out: {text.printable(row["name"])}: '
+          f'{text.printable(row["problem"])}')
+  return (f'{len(whole) - len(bad)} images in {folder}/{MAPS}, as pictures in '
+          f'{folder}/{PICTURES}; {len(bad)} could not be read')
+
+
+def _done(folder: pathlib.Path) -> set[int]:
+  """Images that have their maps already, the same ones on every process."""
+  rows = [row['index'] for path in sorted(folder.glob(f'*{LINES}'))
+          for row in log.rows(path)]
+  return set(json.loads(processes.of_first(json.dumps(rows))))
+
+
+def _one(folder: pathlib.Path, name: str, alone: Any, predicted: np.ndarray,
+         head: stored.Head, unit: float | None) -> dict:
+  """Writes the map and the picture of an image, and says where."""
+  at_map, at_picture = (folder / MAPS / f'{name}.png',
+                        folder / PICTURES / f'{name}.jpg')
+  picture, _ = alone.decoded()
+  panel = dense_pictures.panel(
+      picture, None, predicted, head.classes, getattr(
+          head.task, 'max_depth', None))
+  if head.classes:
+    array = predicted.astype(np.uint8)
+  else:
+    array = np.clip(np.round(predicted[..., 0] / unit), 0, 65_535).astype(
+        np.uint16)
+  for place, pixels, kind in ((at_map, array, 'PNG'),
+                              (at_picture, panel, 'JPEG')):
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with atomic.replacing(place) as temporary:
+      Image.fromarray(pixels).save(str(temporary), kind)
+  return {'name': alone.name, 'map': f'{MAPS}/{name}.png',
+          'picture': f'{PICTURES}/{name}.jpg'} | (
+              {'metres_per_unit': unit} if unit else {})
+
+
+def unit_of(head: stored.Head) -> float | None:
+  """Metres of a unit of 16-bit depths; None: maps are of classes."""
+  if head.classes:
+    return None
+  reach = getattr(head.task, 'max_depth', 0.0)
+  return next((unit for unit in _UNITS if reach <= 65_535 * unit), _UNITS[-1])
+
+
+def file_names(names: Sequence[str]) -> list[str]:
+  """Names of files below a folder, without suffix where they stay different.
+
+  Args:
+    names: names of records; nothing of them leads out of the folder.
+  """
+  whole = ['/'.join(part for part in pathlib.PurePosixPath(
+      name.replace('\\', '/')).parts if part not in ('/', '..', '.'))
+      or f'image{i}' for i, name in enumerate(names)]
+  stems = [name.rpartition('.')[0] or name for name in whole]
+  many = {stem for stem, count in _counted(stems).items() if count > 1}
+  out = [name if stem in many else stem
+         for name, stem in zip(whole, stems, strict=True)]
+  many = {name for name, count in _counted(out).items() if count > 1}
+  return [f'{name}-{i}' if name in many else name
+          for i, name in enumerate(out)]
+
+
+def _counted(values: Sequence[str]) -> dict[str, int]:
+  out: dict[str, int] = {}
+  for value in values:
+    out[value] = out.get(value, 0) + 1
+  return out
