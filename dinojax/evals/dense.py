@@ -10,20 +10,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import itertools
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
 from dinojax.augment import photometric
 from dinojax.core import errors
 from dinojax.core import tree
-from dinojax.data import geometry
 from dinojax.data import pipeline
 from dinojax.evals import protocol
+from dinojax.evals import views as views_lib
 from dinojax.evals import windows as windows_lib
 from dinojax.evals.sets import dense as sets
 from dinojax.features import spec as spec_lib
@@ -37,77 +35,6 @@ _UNIT_PX = 32  # of the canvas that maps are made on
 _CHECKED = 3  # items whose values are looked at before work begins
 
 Size = tuple[int, int]  # rows and columns
-
-
-@dataclasses.dataclass(frozen=True)
-class Views:
-  """Views of an image that are averaged.
-
-  Attributes:
-    windows: windows of each.
-    short_px: length of the short side at a ratio of 1; None: as it is.
-    size: rows and columns of every image instead; None: its own.
-    shapes: rows and columns, of which every image gets those that are nearest
-      to its form; (): its own.
-    ratios: factors of the sides.
-    flips: True adds the mirrored views.
-    direct: True: a map is resized from patches at once, else by the pixels of
-      the view.
-  """
-
-  windows: windows_lib.Windows
-  short_px: int | None = None
-  size: Size | None = None
-  shapes: tuple[Size, ...] = ()
-  ratios: tuple[float, ...] = (1.0,)
-  flips: bool = False
-  direct: bool = False
-
-  @property
-  def kinds(self) -> list[tuple[float, bool]]:
-    """Ratio, and whether it is mirrored, of each view."""
-    return [(ratio, flip) for ratio in self.ratios
-            for flip in ((False, True) if self.flips else (False,))]
-
-  def sizes(self, image: Size) -> list[Size]:
-    """Rows and columns of each view of an image."""
-    if self.shapes:
-      form = lambda size: math.log(size[0] / size[1])
-      image = min(self.shapes, key=lambda size: abs(form(size) - form(image)))
-    return [windows_lib.view_size(self.size or image, self.short_px, ratio)
-            for ratio, _ in self.kinds]
-
-  def counts(self, image: Size) -> dict[Size, int]:
-    """Number of windows of an image, by shape."""
-    out: dict[Size, int] = {}
-    for size in self.sizes(image):
-      shape = self.windows.shape(size)
-      tops, lefts = self.windows.starts(size)
-      out[shape] = out.get(shape, 0) + len(tops) * len(lefts)
-    return out
-
-  def cut(self, picture: Image.Image) -> list[np.ndarray]:
-    """[r, y, x, c] uint8 windows of each view."""
-    out = []
-    for (_, flip), (rows, columns) in zip(
-        self.kinds, self.sizes(picture.size[::-1]), strict=True):
-      view = geometry.Geometry(
-          (0, 0, *picture.size), (columns, rows), flip=flip)
-      out.append(self.windows.cut(view.of_image(
-          picture, resample=Image.Resampling.BILINEAR)))
-    return out
-
-
-@dataclasses.dataclass(frozen=True)
-class Prepare:
-  """Makes an item ready: its windows, its map and its size."""
-
-  views: Views
-
-  def __call__(self, pair: sets.Pair) -> dict:
-    picture, truth = pair.decoded()
-    return {'size': picture.size[::-1], 'truth': truth,
-            'windows': self.views.cut(picture)}
 
 
 def sizes(source: Any, job: protocol.Job) -> list[Size | None]:
@@ -155,7 +82,7 @@ class Shapes:
   grids: tuple[Size, ...]
 
   @classmethod
-  def of(cls, views: Views, images: Sequence[Size],
+  def of(cls, views: views_lib.Views, images: Sequence[Size],
          tokens: Callable[[Size], Size], name: str) -> 'Shapes':
     """The shapes for images of these sizes.
 
@@ -193,7 +120,7 @@ class Shapes:
 class Maps:
   """Heads that make maps, on all devices."""
 
-  def __init__(self, job: protocol.Job, task: Any, views: Views, *,
+  def __init__(self, job: protocol.Job, task: Any, views: views_lib.Views, *,
                is_class: bool, at_once: int):
     """Plans nothing yet: shapes follow from the images.
 
@@ -275,7 +202,7 @@ class Maps:
     each = self._at_once // count
     known = [i for i, size in enumerate(images) if size]
     rows = pipeline.items_in_order(
-        source, Prepare(self.views), indices=known[place::count],
+        source, views_lib.Prepare(self.views), indices=known[place::count],
         ahead=2 * self.job.reading.num_threads,
         num_threads=self.job.reading.num_threads,
         num_workers=self.job.reading.num_workers)

@@ -24,7 +24,7 @@ from dinojax.features import preprocessing
 from dinojax.features import rows as rows_lib
 from dinojax.features import spec as spec_lib
 from dinojax.features import stream
-from dinojax.probes import stored
+from dinojax.probes import head as head_lib
 
 Rows = dict[str, np.ndarray]
 _CHUNK = 16  # resamples that are drawn at a time
@@ -151,7 +151,7 @@ class Measured:
   classes: Sequence[str] = ()
   pictures: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
   resamples: int = 1000
-  head: stored.Head | None = None
+  head: head_lib.Head | None = None
 
   @property
   def num_rows(self) -> int:

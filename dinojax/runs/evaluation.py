@@ -28,9 +28,9 @@ from dinojax.features import store as store_lib
 from dinojax.features import stream
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
-from dinojax.probes import stored
 from dinojax.runs import models as models_lib
 from dinojax.runs import scores
+from dinojax.runs import stored_heads
 from dinojax.runs import workdir as workdir_lib
 from dinojax.runs.report import page
 
@@ -221,7 +221,7 @@ def _measure(name: str, model: backbone_lib.Backbone,
     kept = next((part.head for part in measured if part.head), None)
     if kept:
       place = folder / HEADS / f'{name}-{key}-{identity["weights"]}'
-      stored.save(str(place), kept)
+      stored_heads.save(str(place), kept)
       print(f'the head is in {place}; on other images: dinojax predict '
             f'--model={text.printable(model.source)} --head={place} '
             '--source=folder:DIR --out=DIR', flush=True)

@@ -33,16 +33,18 @@ from dinojax.evals import dense
 from dinojax.evals import dense_pictures
 from dinojax.evals import protocol
 from dinojax.evals import unlabelled
+from dinojax.evals import views as views_lib
 from dinojax.evals import windows
 from dinojax.features import backbone as backbone_lib
 from dinojax.features import preprocessing
 from dinojax.features import store as store_lib
 from dinojax.features import stream
 from dinojax.parallel import processes
-from dinojax.probes import published
-from dinojax.probes import stored
+from dinojax.probes import head as head_lib
 from dinojax.runs import assemble
 from dinojax.runs import models as models_lib
+from dinojax.runs import published_heads
+from dinojax.runs import stored_heads
 
 MAPS, PICTURES, LINES, ABOUT = (
     'maps', 'pictures', 'predictions.jsonl', 'head.json')
@@ -92,24 +94,24 @@ def predict(request: Request) -> str:
   views = views_of(head, request, model.config.side_px)
   _begin(folder, head, {'weights': weights, 'source': source.spec,
                         'views': dataclasses.asdict(views)})
-  return _write(folder, source, model, head, views, request)
+  return _write_all(folder, source, model, head, views, request)
 
 
-def _head(request: Request, model: backbone_lib.Backbone) -> stored.Head:
+def _head(request: Request, model: backbone_lib.Backbone) -> head_lib.Head:
   """The head of a folder of ours, or of a published file."""
   place = paths.expand(request.head)
-  if stored.is_head(place):
+  if stored_heads.is_head(place):
     if request.max_depth or request.classes:
       raise errors.UserError(
           '--max_depth and --classes are of published heads; this one says '
-          f'them itself, in {os.path.join(place, stored.DESCRIPTION)}')
-    return stored.load(place)
-  return published.read(
+          f'them itself, in {os.path.join(place, stored_heads.DESCRIPTION)}')
+    return stored_heads.load(place)
+  return published_heads.read(
       place, model, max_depth=request.max_depth, classes=request.classes)
 
 
-def views_of(head: stored.Head, request: Request, patch_px: int
-             ) -> dense.Views:
+def views_of(head: head_lib.Head, request: Request, patch_px: int
+             ) -> views_lib.Views:
   """Views that are averaged: those of training, unless others are asked for."""
   of_head = head.facts.get('views', {})
   flips = request.flips
@@ -118,22 +120,22 @@ def views_of(head: stored.Head, request: Request, patch_px: int
   if head.classes:
     short = request.short_px or int(of_head.get('short_px', 512))
     crop = int(of_head.get('crop_px', short))
-    return dense.Views(
+    return views_lib.Views(
         windows.Windows(crop, int(of_head.get('stride_px', crop * 2 // 3))),
         short, flips=flips,
         ratios=tuple(map(float, of_head.get('ratios', (1.0,)))))
   whole = lambda px: max(round(px / patch_px), 1) * patch_px
   short, size = request.short_px or _SHORT_PX, of_head.get('size')
   if size and not request.short_px:
-    return dense.Views(windows.Windows(), size=tuple(size), flips=flips,
+    return views_lib.Views(windows.Windows(), size=tuple(size), flips=flips,
                        direct=True)
   shapes = tuple((whole(short * max(form, 1)), whole(short / min(form, 1)))
                  for form in _FORMS)
-  return dense.Views(windows.Windows(), shapes=shapes, flips=flips,
+  return views_lib.Views(windows.Windows(), shapes=shapes, flips=flips,
                      direct=True)
 
 
-def _begin(folder: pathlib.Path, head: stored.Head, made_of: Mapping):
+def _begin(folder: pathlib.Path, head: head_lib.Head, made_of: Mapping):
   """Writes what makes the predictions, once.
 
   Raises:
@@ -160,8 +162,9 @@ def _begin(folder: pathlib.Path, head: stored.Head, made_of: Mapping):
                                         indent=1, default=str))
 
 
-def _write(folder: pathlib.Path, source: Any, model: backbone_lib.Backbone,
-           head: stored.Head, views: dense.Views, request: Request) -> str:
+def _write_all(folder: pathlib.Path, source: Any, model: backbone_lib.Backbone,
+               head: head_lib.Head, views: views_lib.Views,
+               request: Request) -> str:
   """Makes the maps of all images, some at a time."""
   whole = unlabelled.Images(source, unlabelled.Reading(
       request.max_pixels, request.num_threads))
@@ -190,8 +193,9 @@ def _write(folder: pathlib.Path, source: Any, model: backbone_lib.Backbone,
       some = parts.Chosen(whole, np.array(chosen))
       for row, predicted in maps.of(some, [sizes[i] for i in chosen], stack):
         index = chosen[row['index']]
-        lines.write(_one(folder, names[index], some[row['index']],
-                         predicted[0], head, unit) | {'index': index})
+        line = _write_map(folder, names[index], some[row['index']],
+                          predicted[0], head, unit)
+        lines.write(line | {'index': index})
       bar.show(len(done) + start + len(chosen))
   lines.close()
   for row in bad:
@@ -208,8 +212,9 @@ def _done(folder: pathlib.Path) -> set[int]:
   return set(json.loads(processes.of_first(json.dumps(rows))))
 
 
-def _one(folder: pathlib.Path, name: str, alone: Any, predicted: np.ndarray,
-         head: stored.Head, unit: float | None) -> dict:
+def _write_map(folder: pathlib.Path, name: str, alone: Any,
+               predicted: np.ndarray, head: head_lib.Head,
+               unit: float | None) -> dict:
   """Writes the map and the picture of an image, and says where."""
   at_map, at_picture = (folder / MAPS / f'{name}.png',
                         folder / PICTURES / f'{name}.jpg')
@@ -232,7 +237,7 @@ def _one(folder: pathlib.Path, name: str, alone: Any, predicted: np.ndarray,
               {'metres_per_unit': unit} if unit else {})
 
 
-def unit_of(head: stored.Head) -> float | None:
+def unit_of(head: head_lib.Head) -> float | None:
   """Metres of a unit of 16-bit depths; None: maps are of classes."""
   if head.classes:
     return None

@@ -13,6 +13,7 @@ from dinojax.core import errors
 from dinojax.evals import dense
 from dinojax.evals import protocol
 from dinojax.evals import registry
+from dinojax.evals import views as views_lib
 from dinojax.evals import windows
 from dinojax.evals.protocols import depth
 from dinojax.evals.protocols import segmentation
@@ -154,7 +155,7 @@ def test_maps_equal_windows_after_another(scenes):
   task = segment.Segment(
       num_outputs=3, width=CONFIG.embed_dim, pixels=dense_task.Pixels(
           model().mean, model().std, CONFIG.side_px))
-  views = dense.Views(windows.Windows(26, 18), 30, ratios=(1.0, 1.4),
+  views = views_lib.Views(windows.Windows(26, 18), 30, ratios=(1.0, 1.4),
                       flips=True)
   heads = head_stack(task, 2)
   for at_once in (2, 7):
@@ -181,13 +182,14 @@ def test_few_shapes_are_compiled(scenes):
   source = masks.test(f'{scenes}/masks/test')
   task = segment.Segment(num_outputs=3, width=CONFIG.embed_dim)
   sizes = [(480, 640 + 4 * i) for i in range(8)]
-  maps = dense.Maps(job('/nowhere', {}), task,
-                    dense.Views(windows.Windows()), is_class=True, at_once=2)
+  maps = dense.Maps(
+      job('/nowhere', {}), task, views_lib.Views(windows.Windows()),
+      is_class=True, at_once=2)
   with pytest.raises(errors.UserError, match='windows of 8 shapes, and at mos'):
     maps.plan(sizes, 'depth')
   # With windows, any sizes and ratios: one, and two more for each below 1.
   for ratios, most in (((1.0, 1.32, 3.0), 1), ((0.5, 0.75, 1.0), 7)):
-    views = dense.Views(windows.Windows(64, 40), 64, ratios=ratios)
+    views = views_lib.Views(windows.Windows(64, 40), 64, ratios=ratios)
     shapes = {shape for size in ((64, w) for w in range(64, 600, 7))
               for flipped in (size, size[::-1])
               for shape in views.counts(flipped)}
@@ -202,12 +204,13 @@ def depth_sets(root):
 
 @pytest.mark.parametrize('recipe, steps, rate', [
     ('v3', 80, 0.01),
-    ('dpt', 60, 0.003),
+    pytest.param('dpt', 60, 0.003, marks=pytest.mark.slow),
     pytest.param('dpt3', 40, 0.003, marks=pytest.mark.slow),
     pytest.param('lin4', 30, 0.05, marks=pytest.mark.slow)])
 def test_depth_of_stripes(scenes, tmp_path, recipe, steps, rate):
   settings = depth.Settings(
-      recipe=recipe, channels=16, steps=steps, warmup_steps=4, batch_size=6, crop=(28, 20),
+      recipe=recipe, channels=16, steps=steps, warmup_steps=4, batch_size=6,
+      crop=(28, 20),
       learning_rates=(rate,), max_depth=4.0, pictures=1, plain_steps=10,
       show='photos:validation')
   counted = []
@@ -270,7 +273,8 @@ def test_recipes_of_papers():
   assert many.flips and many.ratios[-1] == 3.0
   assert segmentation.Settings(recipe='ms').rates == [(1e-3, 1e-4)]
   assert depth.depth.read_layers(24, 4) == (4, 11, 17, 23)
-  assert depth.depth.read_layers(12, 4) == (2, 5, 8, 11) and depth.depth.read_layers(40, 1) == 1
+  assert depth.depth.read_layers(12, 4) == (2, 5, 8, 11)
+  assert depth.depth.read_layers(40, 1) == 1
   assert depth.Settings().rates == [(3e-4, 1e-4)]
 
 

@@ -102,9 +102,10 @@ def dpt_head_v3(case):
     out |= {key: value for key, value in gradients(
         case, grads, config).items()}
     if mode == 'train':
-      out |= {f'after_train/{name}': value for name, value in translate.to_theirs(
-          {'stats': stats}, [rule for rule in tables.table(config)
-                             if rule.path.startswith('stats/')]).items()}
+      rules = [rule for rule in tables.table(config)
+               if rule.path.startswith('stats/')]
+      out |= {f'after_train/{name}': value for name, value in
+              translate.to_theirs({'stats': stats}, rules).items()}
   return out
 
 

@@ -26,13 +26,14 @@ from dinojax.evals import dense
 from dinojax.evals import dense_pictures
 from dinojax.evals import dense_training
 from dinojax.evals import protocol
+from dinojax.evals import views as views_lib
 from dinojax.evals import windows
 from dinojax.evals.sets import depths
 from dinojax.features import backbone as backbone_lib
 from dinojax.metrics import depth as metrics
 from dinojax.models.dense import dpt
 from dinojax.probes import fit as fit_lib
-from dinojax.probes import stored
+from dinojax.probes import head as head_lib
 from dinojax.probes.tasks import dense as dense_task
 from dinojax.probes.tasks import depth
 
@@ -183,7 +184,7 @@ def run(job: protocol.Job, settings: Settings) -> list[protocol.Measured]:
     best = int(rmse.argmin())
     facts['validation rmse'] = float(rmse[best])
   lr, decay = settings.rates[best]
-  kept = stored.of_stack(
+  kept = head_lib.of_stack(
       task, heads, best, job.model, job.weights, facts={
           'trained on': train.spec, 'recipe': settings.recipe,
           'steps': settings.steps, 'lr': lr, 'weight decay': decay,
@@ -262,7 +263,7 @@ def task_of(settings: Settings, model: backbone_lib.Backbone) -> depth.Task:
 def _maps(job: protocol.Job, task: depth.Task, settings: Settings,
           flips: bool) -> dense.Maps:
   return dense.Maps(
-      job, task, dense.Views(
+      job, task, views_lib.Views(
           windows.Windows(), size=settings.size, flips=flips,
           direct=not RECIPES[settings.recipe].is_v2),
       is_class=False, at_once=settings.images_at_once)

@@ -27,12 +27,13 @@ from dinojax.evals import dense
 from dinojax.evals import dense_pictures
 from dinojax.evals import dense_training
 from dinojax.evals import protocol
+from dinojax.evals import views as views_lib
 from dinojax.evals import windows
 from dinojax.evals.sets import dense as sets
 from dinojax.evals.sets import masks
 from dinojax.metrics import segmentation as metrics
 from dinojax.probes import fit as fit_lib
-from dinojax.probes import stored
+from dinojax.probes import head as head_lib
 from dinojax.probes.tasks import dense as dense_task
 from dinojax.probes.tasks import segment
 
@@ -193,7 +194,7 @@ def run(job: protocol.Job, settings: Settings) -> list[protocol.Measured]:
     best = int(miou.argmax())
     facts['validation mIoU'] = float(miou[best])
   lr, decay = settings.rates[best]
-  kept = stored.of_stack(
+  kept = head_lib.of_stack(
       task, heads, best, job.model, job.weights, train.classes, {
           'trained on': train.spec, 'recipe': settings.recipe,
           'steps': settings.steps, 'lr': lr, 'weight decay': decay,
@@ -261,7 +262,7 @@ def _task(job: protocol.Job, values: Settings,
 def _maps(job: protocol.Job, task: segment.Segment,
           values: Settings) -> dense.Maps:
   return dense.Maps(
-      job, task, dense.Views(
+      job, task, views_lib.Views(
           windows.Windows(values.crop_px, values.stride_px), values.short_px,
           ratios=values.ratios, flips=values.flips),
       is_class=True, at_once=values.windows_at_once)

@@ -20,7 +20,7 @@ from dinojax.interop import translate
 from dinojax.interop.heads import dpt as dpt_tables
 from dinojax.interop.heads import linear as linear_tables
 from dinojax.models.dense import dpt
-from dinojax.probes import stored
+from dinojax.probes import head as head_lib
 from dinojax.probes.tasks import dense
 from dinojax.probes.tasks import depth
 from dinojax.probes.tasks import segment
@@ -36,7 +36,7 @@ _WHAT = ('linear and DPT heads of depth and linear heads of segmentation of '
 
 def read(path: str, model: backbone_lib.Backbone, *,
          max_depth: float | None = None,
-         classes: str | None = None) -> stored.Head:
+         classes: str | None = None) -> head_lib.Head:
   """A published head.
 
   Args:
@@ -66,14 +66,14 @@ def read(path: str, model: backbone_lib.Backbone, *,
   else:
     task, table = _linear(state, path, max_depth, width, model, pixels)
   widths = tuple(next(iter(task.choices.values())).widths(model.config))
-  head = translate.to_ours(
-      state, table, stored.shapes_of(task, widths), source=path,
+  arrays = translate.to_ours(
+      state, table, head_lib.shapes_of(task, widths), source=path,
       ignored=dpt_tables.HF_UNUSED)
   kinds = ()
   if isinstance(task, segment.Segment):
     kinds = _classes(classes, task.num_outputs)
-  return stored.Head(task, head['params'], head.get('stats', {}),
-                     stored.Origin(model.source, '', widths), kinds,
+  return head_lib.Head(task, arrays['params'], arrays.get('stats', {}),
+                     head_lib.Origin(model.source, '', widths), kinds,
                      {'file': os.path.basename(path)})
 
 
