@@ -49,6 +49,11 @@ def read(path: str, model: backbone_lib.Backbone, *,
     UserError: nothing there, nothing that is known, or tensors that are
       missing, of other shapes, or none of a head; of another backbone.
   """
+  if os.path.isdir(path) and not any(
+      name.endswith(('.safetensors', '.json')) for name in os.listdir(path)):
+    raise errors.UserError(
+        f'{path} holds no head: give a folder in heads/ of the results of '
+        '`dinojax evaluate`, or a published file')
   state = {name: value for name, value in files.read(path).items()
            if not name.startswith('backbone.')
            and not name.endswith('num_batches_tracked')}
