@@ -70,7 +70,7 @@ def main():
       name: subset['train'] for name, subset in made.items()}
   for seed, (name, source) in itertools.product(options.seeds, runs.items()):
     train(data, source, trained(name, seed), seed, options.steps)
-  print(origins(data, made))
+  print(origins(data, pool, made))
   models = {name: [trained(name, seed) for seed in options.seeds]
             for name in runs}
   shared_world.tables(benchmarks(data), sum(models.values(), []),
@@ -131,15 +131,17 @@ def curate(c, pool: pathlib.Path, *chosen: str) -> dict:
       for name in names[selections.read(at[stage])['row']]]}
 
 
-def origins(data: pathlib.Path, made: dict[str, dict]) -> str:
+def origins(data: pathlib.Path, pool: pathlib.Path,
+            made: dict[str, dict]) -> str:
   """A line a set of the data, a column a subset: shares of its images."""
   files, _ = curation_planted.files_of(data, None)
   sets = [path.relative_to(data).parts[0] for path in files]
-  counts = {RAW: collections.Counter(sets)}
-  for name, subset in made.items():
-    counts[name] = collections.Counter(
-        'copies of test images' if stem.startswith('test') else
-        sets[int(stem[:6])] for stem in subset['names'])
+  names = sorted(path.name for path in (pool / 'pool').iterdir())
+  names = {RAW: names} | {
+      name: subset['names'] for name, subset in made.items()}
+  counts = {name: collections.Counter(
+      'copies of test images' if stem.startswith('test') else
+      sets[int(stem[:6])] for stem in stems) for name, stems in names.items()}
   total = {name: count.total() for name, count in counts.items()}
   lines = ['| set | ' + ' | '.join(
       f'{name}, {total[name]:,}' for name in counts) + ' |',

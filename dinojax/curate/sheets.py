@@ -6,6 +6,7 @@ from typing import NamedTuple
 from PIL import Image
 from PIL import ImageDraw
 from PIL import ImageFont
+from PIL import ImageOps
 
 from dinojax.core import errors
 from dinojax.core import text
@@ -55,7 +56,7 @@ def _small(tile: Tile) -> Image.Image:
     picture = images_lib.open_image(tile.read()).decode()
   except (images_lib.BadImage, OSError, errors.UserError):
     return out
-  picture.thumbnail((_TILE_PX, _TILE_PX))
+  picture = ImageOps.contain(picture, (_TILE_PX, _TILE_PX))
   out.paste(picture, ((_TILE_PX - picture.width) // 2,
                       (_TILE_PX - picture.height) // 2))
   return out

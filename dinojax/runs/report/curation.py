@@ -80,7 +80,7 @@ def _funnel(stages: Sequence[base.Stage], places: Places) -> str:
     left = counts.get('kept', counts.get('records', counts.get('images')))
     first = first or left
     share = '' if not left or not first else (
-        f'{"█" * max(round(30 * left / first), 1)} {left:,}')
+        f'{"█" * max(round(20 * left / first), 1)}\N{NO-BREAK SPACE}{left:,}')
     lines.append((stage.name, share, ' · '.join(
         f'{name.replace("_", " ")} {value:,}'
         for name, value in counts.items())))
