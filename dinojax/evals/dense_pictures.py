@@ -36,8 +36,8 @@ def palette(count: int) -> np.ndarray:
 
 def of_test(maps: dense.Maps, source: Any, sizes: Sequence,
             heads: Mapping[str, Any], count: int,
-            classes: Sequence[str] = (), *,
-            limit: float | None = None) -> Pictures:
+            classes: Sequence[str] = (), *, limit: float | None = None,
+            relative: bool = False) -> Pictures:
   """Pictures of a few images of a test set, evenly over it.
 
   All processes take part, and the first one needs the pictures.
@@ -50,6 +50,7 @@ def of_test(maps: dense.Maps, source: Any, sizes: Sequence,
     count: pictures.
     classes: names of the classes; (): maps are depths.
     limit: greatest depth of the scale, metres.
+    relative: True: predictions are inverse depths without a unit.
   """
   known = [i for i, size in enumerate(sizes) if size]
   if not count or not known:
@@ -61,13 +62,13 @@ def of_test(maps: dense.Maps, source: Any, sizes: Sequence,
   for row, predicted in _all(maps, some, [sizes[i] for i in chosen], heads):
     picture, truth = some[row['index']].decoded()
     out[f'test{chosen[row["index"]]}'] = panel(
-        picture, truth, predicted, classes, limit)
+        picture, truth, predicted, classes, limit, relative)
   return out
 
 
 def of_others(maps: dense.Maps, source: Any, heads: Mapping[str, Any],
               count: int, classes: Sequence[str] = (), *,
-              limit: float | None = None) -> Pictures:
+              limit: float | None = None, relative: bool = False) -> Pictures:
   """Pictures of images without truth; see `of_test`."""
   count = min(count, len(source))
   chosen = everywhere(sorted(set(np.linspace(
@@ -80,7 +81,8 @@ def of_others(maps: dense.Maps, source: Any, heads: Mapping[str, Any],
   out = {}
   for row, predicted in _all(maps, unlabelled, sizes, heads):
     out[f'show{chosen[row["index"]]}'] = panel(
-        unlabelled[row['index']].decoded()[0], None, predicted, classes, limit)
+        unlabelled[row['index']].decoded()[0], None, predicted, classes, limit,
+        relative)
   return out
 
 
@@ -157,7 +159,7 @@ def _all(maps: dense.Maps, source: Any, sizes: Sequence,
 
 def panel(picture: Image.Image, truth: np.ndarray | None,
           predicted: np.ndarray, classes: Sequence[str],
-          limit: float | None) -> np.ndarray:
+          limit: float | None, relative: bool = False) -> np.ndarray:
   """[y, x, 3] uint8: image, truth if there is one, prediction, legend.
 
   Args:
@@ -166,13 +168,15 @@ def panel(picture: Image.Image, truth: np.ndarray | None,
     predicted: [y, x] classes, or [y, x, 1] metres.
     classes: names; (): depths.
     limit: greatest depth of the scale.
+    relative: True: `predicted` is inverse depth without a unit.
   """
   height = min(max(_SHORT_PX, 1), 2 * picture.height)
   width = max(round(picture.width * height / picture.height), 1)
   if classes:
     draw, legend = _classes(picture, truth, predicted, classes)
   else:
-    draw, legend = _depths(truth, predicted[..., 0], limit)
+    draw, legend = (_nearness(truth) if relative else _depths(
+        truth, predicted[..., 0], limit))
   cells = [('image', np.asarray(picture))]
   if truth is not None:
     cells.append(('ground truth', draw(truth)))
@@ -228,6 +232,43 @@ def _legend(entries: Sequence[tuple[str, np.ndarray]],
   return np.asarray(sheet)
 
 
+def _nearness(truth: np.ndarray | None) -> tuple[Callable, Callable]:
+  """Draws inverse depths, each map on a scale of its own, near in yellow."""
+  def draw(values):
+    known = np.ones(values.shape[:2], bool)
+    if values is truth:
+      known, values = truth > 0, 1 / np.where(truth > 0, truth, 1)
+    values = values.reshape(values.shape[:2])
+    low, high = np.percentile(values[known], (1, 99)) if known.any() else (0, 1)
+    return np.where(known[..., None], _ramp(
+        1 - (values - low) / max(high - low, 1e-9)), np.uint8(_UNKNOWN))
+
+  def scale(width):
+    return _bar(width, ('near', '', 'far'))[0]
+
+  return draw, scale
+
+
+def _ramp(share: np.ndarray) -> np.ndarray:
+  """[…, 3] uint8 colours of shares of the scale."""
+  place = np.clip(share, 0, 1) * (len(_RAMP) - 1)
+  return np.stack([np.interp(place, np.arange(len(_RAMP)), _RAMP[:, c])
+                   for c in range(3)], axis=-1).astype(np.uint8)
+
+
+def _bar(width: int, labels: Sequence[str]) -> tuple[np.ndarray, int]:
+  """The scale with labels at its start, middle and end, and its length."""
+  sheet = Image.new('RGB', (width, 2 * _LINE + 4), _PAPER)
+  pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+  length = min(width - 2 * _GAP, 320)
+  bar = np.repeat(_ramp(np.linspace(0, 1, length))[None], 12, axis=0)
+  sheet.paste(Image.fromarray(bar), (_GAP, 4))
+  for share, label in zip((0, 0.5, 1), labels, strict=True):
+    x = _GAP + share * length - share * font.getlength(label)
+    pen.text((x, 18), label, _INK, font)
+  return np.asarray(sheet), length
+
+
 def _depths(truth: np.ndarray | None, predicted: np.ndarray,
             limit: float | None) -> tuple[Callable, Callable]:
   """Draws depths on one scale, and the scale."""
@@ -236,29 +277,20 @@ def _depths(truth: np.ndarray | None, predicted: np.ndarray,
   low, high = np.percentile(np.concatenate(both), (1, 99))
   high = max(min(high, limit or high), low + 1e-3)
 
-  def colors(share):
-    place = np.clip(share, 0, 1) * (len(_RAMP) - 1)
-    return np.stack([np.interp(place, np.arange(len(_RAMP)), _RAMP[:, c])
-                     for c in range(3)], axis=-1).astype(np.uint8)
-
   def draw(values):
     values = values.reshape(values.shape[:2])
-    return np.where((values > 0)[..., None], colors(
+    return np.where((values > 0)[..., None], _ramp(
         (values - low) / (high - low)), np.uint8(_UNKNOWN))
 
   def scale(width):
-    sheet = Image.new('RGB', (width, 2 * _LINE + 4), _PAPER)
+    bar, length = _bar(width, [f'{low + share * (high - low):.2f} m'
+                               for share in (0, 0.5, 1)])
+    if truth is None or (truth > 0).all():
+      return bar
+    sheet = Image.fromarray(bar)
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-    length = min(width - 2 * _GAP, 320)
-    bar = np.repeat(colors(np.linspace(0, 1, length))[None], 12, axis=0)
-    sheet.paste(Image.fromarray(bar), (_GAP, 4))
-    for share in (0, 0.5, 1):
-      label = f'{low + share * (high - low):.2f} m'
-      x = _GAP + share * length - share * font.getlength(label)
-      pen.text((x, 18), label, _INK, font)
-    if truth is not None and (truth == 0).any():
-      pen.rectangle((_GAP + length + 14, 4, _GAP + length + 26, 16), _UNKNOWN)
-      pen.text((_GAP + length + 31, 2), 'unknown', _INK, font)
+    pen.rectangle((_GAP + length + 14, 4, _GAP + length + 26, 16), _UNKNOWN)
+    pen.text((_GAP + length + 31, 2), 'unknown', _INK, font)
     return np.asarray(sheet)
 
   return draw, scale

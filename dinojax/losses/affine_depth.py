@@ -51,10 +51,9 @@ def standardized(depth: Array, valid: Array) -> Array:
   """
   flat, known = (x.reshape(len(x), -1) for x in (depth, valid))
   count = jnp.sum(known, axis=1)
-  order = jnp.argsort(jnp.where(known, flat, jnp.inf), axis=1)
-  middle = jnp.maximum(count - 1, 0) // 2
-  place = jnp.take_along_axis(order, middle[:, None], axis=1)
-  median = jnp.take_along_axis(flat, place, axis=1)
+  middle = known & (flat == _ranked(flat, known, (count - 1) // 2))
+  middle &= jnp.cumsum(middle, axis=1) == 1  # its gradient is one pixel's
+  median = jnp.sum(jnp.where(middle, flat, 0.0), axis=1, keepdims=True)
   spread = jnp.sum(jnp.where(known, jnp.abs(flat - median), 0.0), axis=1
                    ) / jnp.maximum(count, 1)
   out = (flat - median) / jnp.maximum(spread, _LEAST_SPREAD)[:, None]
@@ -133,8 +132,8 @@ def least_squares(predicted: Array, target: Array, valid: Array, *,
 
 
 def robust(predicted: Array, target: Array, valid: Array, *,
-           gradient_weight: float = 2.0, strides: Sequence[int] = STRIDES
-           ) -> Array:
+           gradient_weight: float = 2.0, ignored: float = 0.0,
+           strides: Sequence[int] = STRIDES) -> Array:
   """Depth Anything's loss: absolute error of standardised maps, and gradients.
 
   Args:
@@ -142,13 +141,32 @@ def robust(predicted: Array, target: Array, valid: Array, *,
     target: [b, y, x].
     valid: [b, y, x] bool.
     gradient_weight: weight of the gradients.
+    ignored: share of the pixels of an image, those of the largest errors, that
+      count nowhere: labels of a teacher are wrong there.
     strides: see `gradient_matching`.
 
   Source: Yang et al., Depth Anything V2, 2024.
   """
   ours, theirs = (standardized(x, valid) for x in (predicted, target))
+  if ignored:
+    valid &= _within(jnp.abs(ours - theirs), valid, 1 - ignored)
   return absolute(ours, theirs, valid) + gradient_weight * gradient_matching(
       ours, theirs, valid, strides=strides)
+
+
+def _within(error: Array, valid: Array, share: float) -> Array:
+  """[b, y, x] bool: pixels of the smallest errors, a share of the valid."""
+  flat, known = (x.reshape(len(x), -1) for x in (error, valid))
+  kept = jnp.floor(share * known.sum(1)).astype(jnp.int32)
+  return error <= _ranked(flat, known, kept - 1)[:, :, None]
+
+
+def _ranked(x: Array, known: Array, rank: Array) -> Array:
+  """[b, 1] the known value of a rank [b], without gradient, in [b, r]."""
+  # A sort of several operands, as a gather, does not know rows of a mesh.
+  rising = jnp.sort(jnp.where(known, jax.lax.stop_gradient(x), jnp.inf), axis=1)
+  place = jnp.arange(x.shape[1])[None] == jnp.maximum(rank, 0)[:, None]
+  return jnp.sum(jnp.where(place, rising, 0.0), axis=1, keepdims=True)
 
 
 def _reduced(sums: Array, counts: Array, reduction: str) -> Array:

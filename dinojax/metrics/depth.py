@@ -38,16 +38,18 @@ def valid_pixels(target: np.ndarray, *, crop: str = 'full',
 
 
 def prepared(predicted: np.ndarray, target: np.ndarray, valid: np.ndarray, *,
-             align: bool = False, min_depth: float = 1e-3,
-             max_depth: float = 10.0) -> tuple[np.ndarray, np.ndarray]:
+             align: bool = False, inverse: bool = False,
+             min_depth: float = 1e-3, max_depth: float = 10.0
+             ) -> tuple[np.ndarray, np.ndarray]:
   """Predicted depths as they are measured, and the scale and shift, [2].
 
   Args:
-    predicted: [y, x] metres.
+    predicted: [y, x] metres; with `inverse`, one divided by them.
     target: [y, x] metres.
     valid: [y, x] bool.
     align: True applies the scale and shift that fit `target` best in the
       least squares, over valid pixels; it comes before the clamp.
+    inverse: True: predictions are inverse depths, and fitted as such.
     min_depth: metres that smaller depths are set to.
     max_depth: metres that larger depths are set to.
 
@@ -57,9 +59,12 @@ def prepared(predicted: np.ndarray, target: np.ndarray, valid: np.ndarray, *,
   if align and valid.any():
     x = np.asarray(predicted, np.float64)[valid]
     columns = np.stack([x, np.ones_like(x)], axis=1)
+    wanted = np.asarray(target, np.float64)[valid]
     scale_shift = np.linalg.lstsq(
-        columns, np.asarray(target, np.float64)[valid], rcond=None)[0]
+        columns, 1 / wanted if inverse else wanted, rcond=None)[0]
   aligned = scale_shift[0] * predicted + scale_shift[1]
+  if inverse:
+    aligned = 1 / np.maximum(aligned, 1 / max_depth)
   return np.clip(aligned, min_depth, max_depth), scale_shift
 
 

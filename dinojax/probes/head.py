@@ -16,7 +16,7 @@ from dinojax.probes.tasks import segment
 
 KINDS: Mapping[str, type] = {
     'segmentation': segment.Segment, 'depth': depth.Depth,
-    'depth_dpt': depth.DptDepth}
+    'depth_dpt': depth.DptDepth, 'relative_depth': depth.RelativeDepth}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Head:
   def kind(self) -> str:
     """The name of its task."""
     return next(kind for kind, cls in KINDS.items()
-                if isinstance(self.task, cls))
+                if type(self.task) is cls)
 
   @property
   def stack(self) -> dict[str, tree.Tree]:

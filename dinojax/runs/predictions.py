@@ -1,6 +1,6 @@
 """Maps of images by a trained head: masks or depths, and pictures of them.
 
-  OUT/maps/NAME.png      classes (8 bits), or depths (16 bits)
+  OUT/maps/NAME.png      classes (8 bits), or depths or their inverse (16 bits)
   OUT/pictures/NAME.jpg  the image beside its map, in colour
   OUT/predictions.jsonl  a line an image: name, map, picture, unit of the map
   OUT/head.json          what made them, and the names of the classes
@@ -41,6 +41,7 @@ from dinojax.features import store as store_lib
 from dinojax.features import stream
 from dinojax.parallel import processes
 from dinojax.probes import head as head_lib
+from dinojax.probes.tasks import depth
 from dinojax.runs import assemble
 from dinojax.runs import models as models_lib
 from dinojax.runs import published_heads
@@ -219,12 +220,15 @@ def _write_map(folder: pathlib.Path, name: str, alone: Any,
   at_map, at_picture = (folder / MAPS / f'{name}.png',
                         folder / PICTURES / f'{name}.jpg')
   picture, _ = alone.decoded()
+  relative = isinstance(head.task, depth.RelativeDepth)
   panel = dense_pictures.panel(
       picture, None, predicted, head.classes, getattr(
-          head.task, 'max_depth', None))
+          head.task, 'max_depth', None), relative)
   if head.classes:
     array = predicted.astype(np.uint8)
   else:
+    if relative:
+      unit = max(float(predicted.max()), 1e-6) / 65_535
     array = np.clip(np.round(predicted[..., 0] / unit), 0, 65_535).astype(
         np.uint16)
   for place, pixels, kind in ((at_map, array, 'PNG'),
@@ -234,12 +238,13 @@ def _write_map(folder: pathlib.Path, name: str, alone: Any,
       Image.fromarray(pixels).save(str(temporary), kind)
   return {'name': alone.name, 'map': f'{MAPS}/{name}.png',
           'picture': f'{PICTURES}/{name}.jpg'} | (
-              {'metres_per_unit': unit} if unit else {})
+              {} if head.classes else {'inverse_of_unit' if relative else
+                                       'metres_per_unit': unit})
 
 
 def unit_of(head: head_lib.Head) -> float | None:
-  """Metres of a unit of 16-bit depths; None: maps are of classes."""
-  if head.classes:
+  """Metres of a unit of 16-bit depths; None: maps have none."""
+  if head.classes or isinstance(head.task, depth.RelativeDepth):
     return None
   reach = getattr(head.task, 'max_depth', 0.0)
   return next((unit for unit in _UNITS if reach <= 65_535 * unit), _UNITS[-1])

@@ -63,13 +63,15 @@ class Recipe:
   beta2: float
   is_v2: bool
   is_dpt: bool = False
+  is_relative: bool = False
 
 
 RECIPES = {'v3': Recipe(1, 3e-4, 1e-4, 0.99, False),
            'lin1': Recipe(1, 1e-4, 0.01, 0.999, True),
            'lin4': Recipe(4, 1e-4, 0.01, 0.999, True),
            'dpt': Recipe(4, 1e-4, 0.01, 0.999, True, True),
-           'dpt3': Recipe(4, 1e-3, 1e-4, 0.99, False, True)}
+           'dpt3': Recipe(4, 1e-3, 1e-4, 0.99, False, True),
+           'relative': Recipe(4, 1e-4, 0.01, 0.999, False, True, True)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,8 +87,9 @@ class Settings:
   # Source of images without depths that are drawn as well; None: none.
   show: str | None = fields.free(None)
   # Published recipe that the other values are of, where they are not given:
-  # DINOv3's; DINOv2's of one layer or of four; the DPT of DINOv2 or DINOv3.
-  recipe: Literal['v3', 'lin1', 'lin4', 'dpt', 'dpt3'] = 'v3'
+  # DINOv3's; DINOv2's of one layer or of four; the DPT of DINOv2 or DINOv3; or
+  # inverse depth up to a scale and a shift, as Depth Anything's.
+  recipe: Literal['v3', 'lin1', 'lin4', 'dpt', 'dpt3', 'relative'] = 'v3'
   # Channels of a DPT head; None: of the recipe, 256 and 512.
   channels: fields.Positive | None = None
   # Learning rates of the heads, at their highest; (): of the recipe.
@@ -107,7 +110,11 @@ class Settings:
   # Pixels that are measured: all, or the boxes of NYU and KITTI.
   box: Literal['full', 'nyu_eigen', 'kitti_garg'] = 'full'
   # Weight of the loss of gradients; DINOv2's recipe says 0.5, and had none.
-  gradient_weight: fields.NonNegative = 0.0
+  # None: 2 of relative depth, else 0.
+  gradient_weight: fields.NonNegative | None = None
+  # Share of the pixels of an image that relative depth does not learn from,
+  # those of the largest errors: 0.1 where a head made the depths.
+  ignored: fields.Unit = 0.0
   # Images that share a mean and a variance in the loss: 2, those of a device
   # of the references; None: the batch.
   group_images: fields.Positive | None = 2
@@ -116,7 +123,8 @@ class Settings:
   # from 0.85 to 0.95.
   beta1_schedule: Literal['constant', 'reference'] = 'constant'
   flips: bool = True  # Mirror images are averaged in tests.
-  # The scale and shift that fit the depths of an image best are applied.
+  # The scale and shift that fit the depths of an image best are applied; those
+  # of relative depth always.
   aligns: bool = False
   # Predictions of padded images are resized without cutting the padding off,
   # as the references do.
@@ -169,7 +177,8 @@ def run(job: protocol.Job, settings: Settings) -> list[protocol.Measured]:
   task = task_of(settings, job.model)
   shown = dense_training.opened_pictures(settings.show)
   measured = dense_training.sizes_of((train, *tests, validation), job)
-  for source in (train, *tests):
+  relative = RECIPES[settings.recipe].is_relative
+  for source in tests if relative else (train, *tests):
     check_units(source, settings.max_depth)
   maps, base = (_maps(job, task, settings, flips)
                 for flips in (settings.flips, False))
@@ -190,21 +199,22 @@ def run(job: protocol.Job, settings: Settings) -> list[protocol.Measured]:
           'steps': settings.steps, 'lr': lr, 'weight decay': decay,
           'views': {'size': settings.size, 'flips': settings.flips}})
   head, out = kept.stack, []
+  facts |= {'lr': lr, 'weight decay': decay, 'box': settings.box,
+            'aligned': settings.aligns or relative}
   for test in tests:
     rows = _rows(maps, settings, test, measured, head)
     columns = {'index': rows['index']} | dict(zip(
         metrics.METRICS, rows['errors'][:, 0].T, strict=True))
     pictures = dense_pictures.of_test(
         maps, test, measured[test.spec], head, settings.pictures,
-        limit=settings.max_depth)
+        limit=settings.max_depth, relative=relative)
     if test is tests[0] and shown is not None:
       pictures |= dense_pictures.of_others(
-          maps, shown, head, settings.pictures, limit=settings.max_depth)
+          maps, shown, head, settings.pictures, limit=settings.max_depth,
+          relative=relative)
+    without = int(np.isnan(columns['rmse']).sum()) + test.left_out
     out.append(protocol.Measured(
-        test.spec, columns, score, facts | {
-            'lr': lr, 'weight decay': decay, 'box': settings.box,
-            'aligned': settings.aligns, 'without depths': int(np.isnan(
-                columns['rmse']).sum()) + test.left_out},
+        test.spec, columns, score, facts | {'without depths': without},
         pictures=pictures, head=kept))
   return out
 
@@ -245,12 +255,18 @@ def task_of(settings: Settings, model: backbone_lib.Backbone) -> depth.Task:
       layers=chosen, place='raw' if v2 else 'normed', clamps=v2,
       min_depth=settings.min_depth, max_depth=settings.max_depth,
       weights=depth.weights(
-          {'sig': 1.0, 'gradient_log': settings.gradient_weight}),
+          {'sig': 1.0, 'gradient_log': settings.gradient_weight or 0.0}),
       group=settings.group_images, plain_steps=settings.plain_steps,
       distorts=True, pixels=dense_task.Pixels(
           model.mean, model.std, model.config.side_px,
           settings.reference_padding))
   width = dense_training.width(model, chosen)
+  if recipe.is_relative:
+    weight = settings.gradient_weight
+    return depth.RelativeDepth(
+        head=dpt.of_depth_anything(width // dpt.LEVELS, settings.channels),
+        gradient_weight=2.0 if weight is None else weight,
+        ignored=settings.ignored, **shared)
   if recipe.is_dpt:
     head = dpt.of_dinov2 if v2 else dpt.of_dinov3
     return depth.DptDepth(
@@ -297,6 +313,7 @@ def _rows(maps: dense.Maps, settings: Settings, source: Any,
   stack = dense.replicated({name: heads[name] for name in (
       'params', 'stats')}, maps.job.model.mesh)
   reach = dict(min_depth=settings.min_depth, max_depth=settings.max_depth)
+  relative = RECIPES[settings.recipe].is_relative
   index, errors_of = [], []
   for row, predicted in maps.of(source, measured[source.spec], stack):
     index.append(row['index'])
@@ -304,7 +321,8 @@ def _rows(maps: dense.Maps, settings: Settings, source: Any,
     values = []
     for each in predicted[..., 0]:
       kept, _ = metrics.prepared(
-          each, row['truth'], valid, align=settings.aligns, **reach)
+          each, row['truth'], valid, align=settings.aligns or relative,
+          inverse=relative, **reach)
       values.append(list(metrics.metrics(kept, row['truth'], valid).values()))
     errors_of.append(values)
   return dense.columns(maps, [{

@@ -72,6 +72,12 @@ def of_dinov3(width: int, channels: int | None = None) -> Config:
                 projected=(min(width, 2048),) * LEVELS)
 
 
+def of_depth_anything(width: int, channels: int | None = None) -> Config:
+  """Depth Anything's head of inverse depth, for a backbone of a width."""
+  return Config(channels=channels or 256, num_outputs=1,
+                projected=tuple(width // 2 ** i for i in (2, 1, 0, 0)))
+
+
 def init(key: Array, config: Config, widths: Sequence[int]
          ) -> tuple[tree.Tree, tree.Tree]:
   """Random parameters, and statistics that change nothing.

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from dinojax.augment import distortion
 from dinojax.core import tree
+from dinojax.losses import affine_depth
 from dinojax.losses import depth as losses
 from dinojax.models.dense import bins
 from dinojax.models.dense import dpt
@@ -136,6 +137,43 @@ class DptDepth(_Metres):
         [layer['map'] for layer in features],
         [layer['cls'] for layer in features] if self.joins_cls else None,
         None if draws is None else batch['weight'])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RelativeDepth(DptDepth):
+  """Inverse depth, known up to a scale and a shift of each image.
+
+  Attributes:
+    gradient_weight: weight of the loss of gradients.
+    ignored: share of the pixels of an image that count nowhere, those of the
+      largest errors.
+
+  Source: Depth Anything V2, whose backbones are trained as well.
+  """
+
+  head: dpt.Config = dpt.Config(num_outputs=1)
+  gradient_weight: float = 2.0
+  ignored: float = 0.0
+
+  def metres(self, outputs: jax.Array) -> jax.Array:
+    """[b, y, x] inverse depths, of no unit."""
+    return bins.regressed_depth(outputs, min_depth=0.0)
+
+  def loss(self, outputs: jax.Array, batch: tree.Tree,
+           draws: tree.Tree | None) -> jax.Array:
+    """The loss of standardised maps at the size of the depths."""
+    del draws
+    target = batch['depth']
+    predicted = self.pixels.resize(
+        self.metres(outputs)[..., None], target.shape[1:])[..., 0]
+    valid = losses.known(target) & (batch['weight'] > 0)[:, None, None]
+    return affine_depth.robust(
+        predicted, 1 / jnp.where(valid, target, 1.0), valid,
+        gradient_weight=self.gradient_weight, ignored=self.ignored)
+
+  def predict(self, outputs: jax.Array) -> jax.Array:
+    """[b, y, x, 1] inverse depths of patches."""
+    return self.metres(outputs)[..., None]
 
 
 Task = Depth | DptDepth
