@@ -15,6 +15,7 @@ from tests.kinds import evals  # noqa: F401
 from tests.kinds import heads  # noqa: F401
 from tests.kinds import libraries  # noqa: F401
 from tests.kinds import losses  # noqa: F401
+from tests.kinds import masks  # noqa: F401
 from tests.kinds import matching  # noqa: F401
 from tests.kinds import measures  # noqa: F401
 from tests.kinds import models  # noqa: F401

@@ -1,0 +1,77 @@
+"""Plain mask decoders, by the names of their tensors in PMT's files.
+
+A head is {'params': …, 'stats': …}, see models.dense.mask_decoder.
+"""
+
+from dinojax.interop import names
+from dinojax.interop.heads import dpt
+from dinojax.models.dense import mask_decoder
+
+DECODER, NORMS = 'decoder.', 'bn.'  # of a file, after `network.`
+
+
+def table(config: mask_decoder.Config, prefix: str = DECODER,
+          norms: str = NORMS) -> names.Table:
+  """Rules for every tensor of a decoder.
+
+  Args:
+    config: sizes.
+    prefix: stands before the names of the decoder.
+    norms: stands before the numbers of the batch norms of the levels.
+  """
+  out = shared(mask_decoder.queries.num_upscales(config.patch_px), prefix, 'q')
+  out += layer_norm('params/norm', f'{prefix}decoder_norm')
+  for i in range(config.num_levels):
+    level, words = f'params/levels/{i}', f'{prefix}lateral_projections.{i}'
+    out += pair(f'{level}/fc1', f'{words}.0') + pair(
+        f'{level}/fc2', f'{words}.2')
+    out.append(names.Rule(f'{level}/scale', (f'{prefix}scalers.{i}',)))
+    if config.norm:
+      out += names.batch_norm(f'{level}/norm', f'stats/{i}', f'{norms}{i}')
+  for i in range(config.num_blocks):
+    block, words = f'params/blocks/{i}', f'{prefix}blocks.{i}'
+    for n in (1, 2):
+      out += layer_norm(f'{block}/norm{n}', f'{words}.norm{n}')
+      out.append(names.Rule(f'{block}/ls{n}', (
+          f'{words}.layer_scale{n}.lambda1',)))
+    for name in ('q', 'k', 'v', 'o'):
+      out += pair(f'{block}/{name}', f'{words}.attention.{name}_proj',
+                  bias=name != 'k')
+    out += pair(f'{block}/fc1', f'{words}.mlp.up_proj') + pair(
+        f'{block}/fc2', f'{words}.mlp.down_proj')
+  return out
+
+
+def shared(num_upscales: int, prefix: str, word: str) -> names.Table:
+  """Rules of the queries and of what they predict.
+
+  Args:
+    num_upscales: steps from patches to masks.
+    prefix: stands before all names.
+    word: name of the queries.
+  """
+  out = [names.Rule('params/queries', (f'{prefix}{word}.weight',))]
+  out += pair('params/class', f'{prefix}class_head')
+  for i in range(3):
+    out += pair(f'params/mask/{i}', f'{prefix}mask_head.{2 * i}')
+  for i in range(num_upscales):
+    part, words = f'params/upscale/{i}', f'{prefix}upscale.{i}'
+    out += pair(f'{part}/grow', f'{words}.conv1', dpt.TRANSPOSED)
+    out.append(names.Rule(f'{part}/smooth/kernel', (
+        f'{words}.conv2.weight',), names.CONV))
+    out += layer_norm(f'{part}/norm', f'{words}.norm')
+  return out
+
+
+def layer_norm(path: str, words: str) -> names.Table:
+  """Rules of a layer norm."""
+  return [names.Rule(f'{path}/scale', (f'{words}.weight',)),
+          names.Rule(f'{path}/bias', (f'{words}.bias',))]
+
+
+def pair(path: str, words: str, layout: names.Layout = names.LINEAR, *,
+         bias: bool = True) -> names.Table:
+  """Rules of a layer's kernel and bias."""
+  out = [names.Rule(f'{path}/kernel', (f'{words}.weight',), layout)]
+  return out + ([names.Rule(f'{path}/bias', (f'{words}.bias',))] if bias
+                else [])

@@ -1,0 +1,164 @@
+"""The plain mask decoder: queries in blocks of their own on frozen features.
+
+Features of several blocks, all of their tokens, are normalised, mixed, scaled
+and added; queries stand in front of them in a few blocks of a transformer.
+
+Source: PMT (Plain Mask Transformer), arXiv 2603.25398.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+
+from einops import rearrange
+import jax
+import jax.numpy as jnp
+
+from dinojax.core import tree
+from dinojax.kernels import rotary
+from dinojax.models import layers
+from dinojax.models import positions
+from dinojax.models.dense import batch_norm
+from dinojax.models.dense import queries
+
+Array = jax.Array
+EPSILON = 1e-5
+ROPE_BASE = 100.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Sizes of a decoder.
+
+  Attributes:
+    width: width of the tokens, that of the backbone.
+    num_heads: heads of its attention.
+    num_classes: classes, without that of no object.
+    patch_px: side of a patch.
+    num_queries: queries.
+    num_blocks: blocks.
+    num_levels: blocks of the backbone that are read.
+    hidden: width inside the blocks' MLPs; None: as the tokens.
+    norm: True: a batch norm on each level, prefix tokens included.
+    masked: True: queries look at their own masks, and predict before each
+      block; False: at all, and once, at the end.
+  """
+
+  width: int
+  num_heads: int
+  num_classes: int
+  patch_px: int = 16
+  num_queries: int = 200
+  num_blocks: int = 6
+  num_levels: int = 4
+  hidden: int | None = None
+  norm: bool = True
+  masked: bool = True
+
+
+def init(key: Array, config: Config) -> tuple[tree.Tree, tree.Tree]:
+  """Random parameters, and statistics that change nothing."""
+  c, keys = config, iter(jax.random.split(key, 64))
+  hidden, half = c.hidden or c.width, c.width // 2
+  params = queries.init(next(keys), c.width, c.num_queries, c.num_classes,
+                        c.patch_px)
+  params |= {'norm': queries.norm_init(c.width), 'levels': {}, 'blocks': {}}
+  stats = {}
+  square = lambda: queries.uniform(next(keys), (c.width, c.width), c.width)
+  for i in range(c.num_levels):
+    level = {'fc1': queries.uniform(next(keys), (c.width, half), c.width),
+             'fc2': queries.uniform(next(keys), (half, c.width), half),
+             'scale': jnp.ones(c.width)}
+    if c.norm:
+      level['norm'], stats[str(i)] = batch_norm.init(c.width)
+    params['levels'][str(i)] = level
+  for i in range(c.num_blocks):
+    params['blocks'][str(i)] = {
+        'norm1': queries.norm_init(c.width), 'q': square(),
+        'k': {'kernel': square()['kernel']}, 'v': square(), 'o': square(),
+        'ls1': jnp.ones(c.width), 'norm2': queries.norm_init(c.width),
+        'fc1': queries.uniform(next(keys), (c.width, hidden), c.width),
+        'fc2': queries.uniform(next(keys), (hidden, c.width), hidden),
+        'ls2': jnp.ones(c.width)}
+  return params, stats
+
+
+def apply(params: tree.Tree, stats: tree.Tree, config: Config,
+          features: Sequence[Array], grid: tuple[int, int],
+          weight: Array | None = None,
+          opened: Sequence[Array | None] | None = None
+          ) -> tuple[list[queries.Predicted], tree.Tree]:
+  """Predictions of the queries, the last one the best, and the statistics.
+
+  Args:
+    params: see `init`.
+    stats: see `init`.
+    config: sizes.
+    features: [b, p + n, d] of each level, after the backbone's final norm.
+    grid: rows and columns of patches.
+    weight: [b] in training, 0 for images that are padding; None: inference.
+    opened: for each block [b, q] bool, queries that look at all patches there;
+      None for a block: as its masks say; True of all: see `Config.masked`.
+  """
+  x, new = _joined(params, stats, config, features, weight)
+  rope = positions.rope(grid, positions.rope_periods(
+      config.width // config.num_heads, base=ROPE_BASE))
+  count, out = config.num_queries, []
+  asked = jnp.broadcast_to(params['queries'][None], (
+      x.shape[0], count, config.width))
+  x = jnp.concatenate([asked, x], axis=1)
+  say = lambda x: queries.predict(
+      params, queries.normed(params['norm'], x, EPSILON), count, grid)
+  for i in range(config.num_blocks):
+    looks = None
+    if config.masked:
+      out.append(say(x))
+      looks = queries.bias(queries.allowed(
+          out[-1].masks, grid, opened[i] if opened else None), x.shape[1])
+    x = _block(params['blocks'][str(i)], x, config.num_heads, rope, looks)
+  return [*out, say(x)], new
+
+
+def _joined(params: tree.Tree, stats: tree.Tree, config: Config,
+            features: Sequence[Array], weight: Array | None
+            ) -> tuple[Array, tree.Tree]:
+  """[b, p + n, d] sum of all levels, and the statistics after them."""
+  total, new = 0.0, {}
+  for i, feature in enumerate(features):
+    part, x = params['levels'][str(i)], feature.astype(jnp.float32)
+    if config.norm:
+      x, new[str(i)] = batch_norm.apply(
+          part['norm'], stats[str(i)], x[:, None], weight)
+      x = x[:, 0]
+    x += queries.linear(part['fc2'], layers.gelu(
+        queries.linear(part['fc1'], x)))
+    total += part['scale'][None, None] * x
+  return total, new
+
+
+def _block(part: Mapping, x: Array, num_heads: int, rope: rotary.Rope,
+           looks: Array | None) -> Array:
+  """A block of a transformer, [b, t, d], whose patches are turned by `rope`."""
+  y = queries.normed(part['norm1'], x, EPSILON)
+  q, k, v = (_heads(queries.linear(part[name], y), num_heads)
+             for name in ('q', 'k', 'v'))
+  y = _attended(rotary.rotate(q, rope), rotary.rotate(k, rope), v, looks)
+  x += part['ls1'][None, None] * queries.linear(part['o'], y)
+  y = queries.normed(part['norm2'], x, EPSILON)
+  y = queries.linear(part['fc2'], layers.gelu(queries.linear(part['fc1'], y)))
+  return x + part['ls2'][None, None] * y
+
+
+def _heads(x: Array, num_heads: int) -> Array:
+  """[b, t, h, d] of [b, t, h·d]."""
+  return rearrange(x, 'b t (h d) -> b t h d', h=num_heads)
+
+
+def _attended(q: Array, k: Array, v: Array, looks: Array | None) -> Array:
+  """[b, t, h·d] of heads [b, t, h, d]; `looks` [b, 1, t, t] bool."""
+  scores = jnp.einsum('bthd,bshd->bhts', q, k, precision='highest')
+  scores *= q.shape[-1] ** -0.5
+  if looks is not None:
+    scores = jnp.where(looks, scores, jnp.finfo(scores.dtype).min)
+  mixed = jnp.einsum('bhts,bshd->bthd', jax.nn.softmax(scores, axis=-1), v,
+                     precision='highest')
+  return rearrange(mixed, 'b t h d -> b t (h d)')

@@ -1,0 +1,154 @@
+"""Queries that become masks: what the plain decoder and EoMT share.
+
+Queries stand in front of the other tokens, [b, q + p + n, d]: p of a prefix
+(CLS and registers), then n patches of a grid. A query predicts a class and a
+mask, and may look at the patches of its own last mask alone. Parameters are
+nested dicts by the names of the parts; arrays are global.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import math
+
+from einops import rearrange
+import jax
+import jax.numpy as jnp
+
+from dinojax.core import tree
+from dinojax.kernels import resample
+from dinojax.models import layers
+
+Array = jax.Array
+UPSCALE_EPSILON = 1e-6
+_HIGHEST = jax.lax.Precision.HIGHEST
+
+
+@dataclasses.dataclass(frozen=True)
+class Predicted:
+  """What queries say.
+
+  Attributes:
+    classes: [b, q, k + 1] logits, the last one of no object.
+    masks: [b, q, y, x] logits.
+  """
+
+  classes: Array
+  masks: Array
+
+
+jax.tree_util.register_dataclass(
+    Predicted, data_fields=('classes', 'masks'), meta_fields=())
+
+
+def num_upscales(patch_px: int) -> int:
+  """Steps by two from patches to masks, of a quarter of the image's side."""
+  return max(1, int(math.log2(patch_px)) - 2)
+
+
+def init(key: Array, width: int, num_queries: int, num_classes: int,
+         patch_px: int) -> tree.Tree:
+  """Random parameters of queries and of what they predict.
+
+  Source: EoMT: queries are normal, everything else is PyTorch's default.
+  """
+  keys = iter(jax.random.split(key, 16))
+  upscale = {str(i): {
+      'grow': uniform(next(keys), (width, 2, 2, width), 4 * width),
+      'smooth': {'kernel': uniform(next(keys), (3, 3, 1, width), 9)['kernel']},
+      'norm': norm_init(width)} for i in range(num_upscales(patch_px))}
+  return {
+      'queries': jax.random.normal(next(keys), (num_queries, width)),
+      'upscale': upscale,
+      'mask': {str(i): uniform(next(keys), (width, width), width)
+               for i in range(3)},
+      'class': uniform(next(keys), (width, num_classes + 1), width)}
+
+
+def predict(params: tree.Tree, tokens: Array, num_queries: int,
+            grid: tuple[int, int]) -> Predicted:
+  """Classes and masks of the queries among normed tokens [b, q + p + n, d]."""
+  asked = tokens[:, :num_queries]
+  patches = tokens[:, tokens.shape[1] - grid[0] * grid[1]:]
+  maps = rearrange(patches, 'b (y x) d -> b y x d', y=grid[0])
+  for i in range(len(params['upscale'])):
+    maps = _upscaled(params['upscale'][str(i)], maps)
+  x = asked
+  for i in range(3):
+    x = linear(params['mask'][str(i)], x)
+    x = layers.gelu(x) if i < 2 else x
+  masks = jnp.einsum('bqd,byxd->bqyx', x, maps, precision=_HIGHEST)
+  return Predicted(linear(params['class'], asked), masks)
+
+
+def allowed(masks: Array, grid: tuple[int, int],
+            opened: Array | None = None) -> Array:
+  """[b, q, n] bool: patches that each query may look at.
+
+  Args:
+    masks: [b, q, y, x] logits of the prediction before; no gradient passes.
+    grid: rows and columns of patches.
+    opened: [b, q] bool, queries that may look at all patches.
+  """
+  small = resample.resize_linear(
+      jax.lax.stop_gradient(masks)[..., None], grid)[..., 0]
+  inside = rearrange(small > 0, 'b q y x -> b q (y x)')
+  return inside if opened is None else inside | opened[..., None]
+
+
+def bias(patches: Array, num_tokens: int) -> Array:
+  """[b, 1, t, t] bool: True where a token may look, of [b, q, n] for queries.
+
+  Queries see all queries and the prefix, and all others see everything.
+  """
+  count = patches.shape[1]
+  rows = jnp.pad(patches, (
+      (0, 0), (0, num_tokens - count), (num_tokens - patches.shape[2], 0)),
+                 constant_values=True)
+  return rows[:, None]
+
+
+def _upscaled(part: tree.Tree, x: Array) -> Array:
+  """[b, 2 y, 2 x, d] of a map."""
+  grown = jnp.einsum('byxc,cklo->bykxlo', x, part['grow']['kernel'],
+                     precision=_HIGHEST)
+  # An axis after the other: both at once lose how rows lie on a mesh.
+  grown = rearrange(grown, 'b y k x l o -> b (y k) x l o')
+  x = rearrange(grown, 'b y x l o -> b y (x l) o') + part['grow']['bias'][
+      None, None, None]
+  x = jax.lax.conv_general_dilated(
+      layers.gelu(x), part['smooth']['kernel'], (1, 1), ((1, 1), (1, 1)),
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+      feature_group_count=x.shape[-1], precision=_HIGHEST)
+  return normed(part['norm'], x, UPSCALE_EPSILON)
+
+
+def linear(params: Mapping[str, Array], x: Array) -> Array:
+  """[…, e] of [..., d]."""
+  out = jnp.einsum('...d,de->...e', x, params['kernel'], precision=_HIGHEST)
+  if 'bias' not in params:
+    return out
+  return out + params['bias'][(None,) * (out.ndim - 1)]
+
+
+def normed(params: Mapping[str, Array], x: Array, epsilon: float) -> Array:
+  """Layer norm over the last axis, in float32."""
+  x = x.astype(jnp.float32)
+  mean = jnp.mean(x, axis=-1, keepdims=True)
+  variance = jnp.mean(jnp.square(x - mean), axis=-1, keepdims=True)
+  lead = (None,) * (x.ndim - 1)
+  return (x - mean) * jax.lax.rsqrt(variance + epsilon) * params['scale'][
+      lead] + params['bias'][lead]
+
+
+def norm_init(width: int) -> tree.Tree:
+  """Parameters of a layer norm that changes nothing."""
+  return {'scale': jnp.ones(width), 'bias': jnp.zeros(width)}
+
+
+def uniform(key: Array, shape: tuple[int, ...], inputs: int) -> tree.Tree:
+  """Weights as PyTorch draws them by default."""
+  reach = 1 / math.sqrt(inputs)
+  kernel, bias_ = (
+      jax.random.uniform(k, s, minval=-reach, maxval=reach)
+      for k, s in zip(jax.random.split(key), (shape, shape[-1:]), strict=True))
+  return {'kernel': kernel, 'bias': bias_}
