@@ -8,6 +8,7 @@ backward scatters gradients in float32. Prototypes are never brought together:
 Nothing else names a mesh axis.
 """
 
+from collections.abc import Callable
 import math
 import re
 
@@ -285,3 +286,24 @@ def group(x: jax.Array, size: int) -> jax.Array:
   shape = (groups, size, *x.shape[1:])
   return constrain(x, spec).reshape(
       shape, out_sharding=P(*spec, *[None] * (len(shape) - len(spec))))
+
+
+def by_rows(function: Callable[..., tree.Tree], *rows: tree.Tree,
+            differentiable: bool = True) -> tree.Tree:
+  """A function of rows that knows no others, on every device's own.
+
+  Args:
+    function: rows to rows, [r, …] each, wherever they lie.
+    *rows: trees of arrays that are split alike along their first axis, or not
+      at all.
+    differentiable: False: nothing of it is differentiated, and what
+      `shard_map` cannot follow (a search, a sort) may be inside.
+  """
+  if jax.sharding.get_abstract_mesh().empty:
+    return function(*rows)
+  specs = {jax.typeof(x).sharding.spec[:1] for x in jax.tree.leaves(rows)}
+  spec = P(*specs.pop())
+  if specs:
+    raise ValueError(f'rows are split differently: {spec} and {specs}')
+  return jax.shard_map(function, in_specs=spec, out_specs=spec,
+                       check_vma=differentiable)(*rows)

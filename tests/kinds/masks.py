@@ -1,11 +1,14 @@
 """Heads whose queries become masks."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dinojax.interop import translate
 from dinojax.interop.heads import masks as tables
+from dinojax.losses import masks as losses
 from dinojax.models.dense import mask_decoder
 from dinojax.models.dense import queries
 from tests import golden
@@ -96,4 +99,93 @@ def pmt_decoder(case):
       case, head, table, lambda params, given: mask_decoder.apply(
           params, {}, config, list(given.values()), grid), features)
   looks_of(case, predicted, grid, out)
+  return out
+
+
+def targets_of(case, count):
+  """Targets of the images of a case, filled up to as many each."""
+  x, most = case.inputs, max(max(count), 1)
+  fill = lambda a: np.concatenate([a, np.zeros(
+      (most - len(a), *a.shape[1:]), a.dtype)])
+  each = range(len(count))
+  return losses.Targets(
+      jnp.asarray(np.stack([fill(x[f'class_labels{b}']) for b in each])),
+      jnp.asarray(np.stack([fill(x[f'mask_labels{b}']) for b in each])),
+      jnp.asarray(np.arange(most)[None] < np.array(count)[:, None]))
+
+
+def points_of(case, layer, targets, query):
+  """Points of a prediction, which are listed by pair: image, then query."""
+  x = case.inputs
+  of = lambda name: x[f'layer{layer}/{name}']
+  out = []
+  for name in ('candidate_points', 'random_points'):
+    rows, place = of(name), 0
+    full = np.zeros((*targets.present.shape, *rows.shape[1:]), np.float32)
+    for b, queries_of in enumerate(np.asarray(query)):
+      for t in np.argsort(queries_of, kind='stable'):
+        if queries_of[t] >= 0:
+          full[b, t] = rows[place]
+          place += 1
+    assert place == len(rows)
+    out.append(jnp.asarray(full))
+  matching = np.concatenate([of(f'matcher_points{b}') for b in range(
+      len(targets.present))])
+  return losses.Points(jnp.asarray(matching), *out)
+
+
+def losses_of(case, layer, classes, masks, targets, no_object, out):
+  """Matches, points and losses of a prediction."""
+  matching = jnp.asarray(np.concatenate([
+      case.inputs[f'layer{layer}/matcher_points{b}']
+      for b in range(len(targets.present))]))
+  query = jax.jit(losses.match)(classes, masks, targets, matching)
+  points = points_of(case, layer, targets, query)
+  chosen = []
+  for b, of in enumerate(np.asarray(query)):
+    target = np.argsort(of, kind='stable')
+    target = target[of[target] >= 0]
+    out[f'layer{layer}/match{b}'] = np.stack([of[target], target]).reshape(
+        2, -1)
+    if len(target):
+      chosen.append(np.asarray(jax.jit(losses.uncertain_points)(
+          masks[b][of[target]], jax.tree.map(
+              lambda x, b=b: x[b], dataclasses.replace(
+                  points, candidates=points.candidates[:, target],
+                  fresh=points.fresh[:, target])))))
+  out[f'layer{layer}/points'] = np.concatenate(chosen)
+  return points
+
+
+@golden.kind('m2f_loss')
+def m2f_loss(case):
+  c, x = case.config, case.inputs
+  c.skip('seed', 'hole', 'batch', 'queries', 'classes', 'pred_size',
+         'mask_size', 'num_points', 'oversample_ratio',
+         'importance_sample_ratio')
+  weights = {name: c[f'{name}_weight'] for name in losses.WEIGHTS}
+  assert weights == losses.WEIGHTS
+  targets, out = targets_of(case, c['targets']), {}
+  given = [(jnp.asarray(x[f'layer{i}/class_logits']),
+            jnp.asarray(x[f'layer{i}/mask_logits']))
+           for i in range(c['layers'])]
+  points = [losses_of(case, i, *pair, targets, c['no_object_weight'], out)
+            for i, pair in enumerate(given)]
+  assert points[0].matching.shape[1] == c['num_points']
+
+  def total(given):
+    each = [losses.losses(*pair, targets, some,
+                          no_object=c['no_object_weight'])
+            for pair, some in zip(given, points, strict=True)]
+    return sum(weights[name] * value for one in each
+               for name, value in one.items()), each
+
+  (value, each), grads = jax.jit(jax.value_and_grad(total, has_aux=True))(given)
+  out['total'] = value
+  for i, (numbers, grad) in enumerate(zip(each, grads, strict=True)):
+    out |= {f'layer{i}/loss_cross_entropy': numbers['class'],
+            f'layer{i}/loss_mask': numbers['mask'],
+            f'layer{i}/loss_dice': numbers['dice'],
+            f'layer{i}/grad_class_logits': grad[0],
+            f'layer{i}/grad_mask_logits': grad[1]}
   return out
