@@ -260,6 +260,58 @@ class WarmupDecay:
 
 
 @dataclasses.dataclass(frozen=True)
+class RiseFall:
+  """Zero while others learn, a rise to 1, and a fall from its end on.
+
+  Attributes:
+    total_steps: steps of the run.
+    rise_steps: length of the rise.
+    wait_steps: steps before it.
+    power: exponent of the fall to 0; None: half a cosine to `final`.
+    final: value at the end of the cosine.
+
+  Source: the two-stage warm-up of EoMT, and that of PMT.
+  """
+
+  total_steps: int
+  rise_steps: int
+  wait_steps: int = 0
+  power: float | None = 0.9
+  final: float = 0.0
+
+  def __call__(self, step):
+    """The factor at a step (int, array or traced)."""
+    step, xp = _number(step)
+    begun = self.wait_steps + self.rise_steps
+    rise = xp.clip((step - self.wait_steps) / max(self.rise_steps, 1), 0, 1)
+    left = xp.clip((self.total_steps - step) / max(
+        self.total_steps - begun, 1), 0, 1)
+    if self.power is None:
+      fall = self.final + (1 - self.final) * xp.sin(math.pi / 2 * left) ** 2
+    else:
+      fall = left ** self.power
+    return xp.where(step < begun, rise, fall)
+
+
+@dataclasses.dataclass(frozen=True)
+class Annealed:
+  """From 1 before a step to 0 from another one on.
+
+  Source: the probabilities of masked attention in EoMT.
+  """
+
+  start: int
+  end: int
+  power: float = 0.9
+
+  def __call__(self, step):
+    """The value at a step (int, array or traced)."""
+    step, xp = _number(step)
+    left = (self.end - step) / max(self.end - self.start, 1)
+    return xp.clip(left, 0, 1) ** self.power
+
+
+@dataclasses.dataclass(frozen=True)
 class Table:
   """Given values, one a step; the last one for ever."""
 

@@ -80,7 +80,7 @@ def draw(key: Array, num_images: int, num_targets: int, *,
 
 
 def losses(classes: Array, masks: Array, targets: Targets, points: Points, *,
-           no_object: float = NO_OBJECT,
+           rows: Array | None = None, no_object: float = NO_OBJECT,
            weights: Mapping[str, float] = WEIGHTS) -> dict[str, Array]:
   """Losses of one prediction, each over the whole batch.
 
@@ -89,6 +89,7 @@ def losses(classes: Array, masks: Array, targets: Targets, points: Points, *,
     masks: [b, q, y, x] logits.
     targets: see Targets, of any size.
     points: see Points.
+    rows: [b] weights of the images, 0 for padding; None: all count.
     no_object: weight of queries without a target.
     weights: weights of class, mask and dice in the costs of the matching.
 
@@ -102,9 +103,12 @@ def losses(classes: Array, masks: Array, targets: Targets, points: Points, *,
   numbers = sharding.by_rows(
       lambda *rows: jax.vmap(lambda *row: _of_image(*row, no_object))(*rows),
       classes, masks, targets, points, query)
+  if rows is not None:
+    numbers = {name: jnp.where(rows > 0, value, 0.0)
+               for name, value in numbers.items()}
   total = {name: value.sum() for name, value in numbers.items()}
   count = jnp.maximum(total['targets'], 1)
-  return {'class': total['class'] / total['weight'],
+  return {'class': total['class'] / jnp.maximum(total['weight'], 1e-6),
           'mask': total['mask'] / count, 'dice': total['dice'] / count}
 
 

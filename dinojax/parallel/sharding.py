@@ -288,6 +288,14 @@ def group(x: jax.Array, size: int) -> jax.Array:
       shape, out_sharding=P(*spec, *[None] * (len(shape) - len(spec))))
 
 
+def as_rows_of(tree_: tree.Tree, rows: jax.Array) -> tree.Tree:
+  """Arrays [r, …] split along their first axis as other rows are."""
+  spec = jax.typeof(rows).sharding.spec
+  if jax.sharding.get_abstract_mesh().empty:
+    return tree_
+  return jax.tree.map(lambda x: jax.sharding.reshard(x, P(*spec[:1])), tree_)
+
+
 def by_rows(function: Callable[..., tree.Tree], *rows: tree.Tree,
             differentiable: bool = True) -> tree.Tree:
   """A function of rows that knows no others, on every device's own.

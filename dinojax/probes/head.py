@@ -12,11 +12,13 @@ from dinojax.core import errors
 from dinojax.core import tree
 from dinojax.features import backbone as backbone_lib
 from dinojax.probes.tasks import depth
+from dinojax.probes.tasks import masks
 from dinojax.probes.tasks import segment
 
 KINDS: Mapping[str, type] = {
     'segmentation': segment.Segment, 'depth': depth.Depth,
-    'depth_dpt': depth.DptDepth, 'relative_depth': depth.RelativeDepth}
+    'depth_dpt': depth.DptDepth, 'relative_depth': depth.RelativeDepth,
+    'masks': masks.Masks}
 
 
 @dataclasses.dataclass(frozen=True)

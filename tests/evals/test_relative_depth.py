@@ -28,7 +28,8 @@ def room(seed):
   """
   rng = np.random.default_rng(seed)
   y, x = np.mgrid[:SIDE, :SIDE] / SIDE - 0.5
-  depth_map = np.where(y > 0.02, np.minimum(1 / np.maximum(2 * y, 0.05), 10), 10)
+  depth_map = np.where(
+      y > 0.02, np.minimum(1 / np.maximum(2 * y, 0.05), 10), 10)
   image = 200 - 12 * depth_map[..., None] + 20 * np.sign(np.sin(
       25 * x * depth_map) * np.sin(3 * depth_map))[..., None] * [1, 1, 0]
   for far in sorted(rng.uniform(1.5, 8, 3), reverse=True):
@@ -67,7 +68,7 @@ def trained(folder, train, test, steps, **values):
       'train': (train,), 'test': (test,)}), settings(steps, **values))[0]
 
 
-@pytest.mark.slow  # two trainings; tests/runs/test_predictions.py reads heads back
+@pytest.mark.slow  # two trainings; test_predictions.py reads heads back
 def test_a_student_learns_from_what_its_teacher_saw(rooms, tmp_path):
   test = depths.test(f'depth:{rooms}/test')
   teacher = trained(tmp_path / 'teacher', depths.train(f'depth:{rooms}/train'),
@@ -92,7 +93,7 @@ def test_a_student_learns_from_what_its_teacher_saw(rooms, tmp_path):
   student = trained(tmp_path / 'student', labels, test, 4, ignored=0.1)
   assert student.head.task.ignored == 0.1
   assert set(student.pictures) == {'test0'}
-  with pytest.raises(errors.UserError, match='has no head.json: give the --out'):
+  with pytest.raises(errors.UserError, match='has no head.json: give the --'):
     depths.train(f'predicted:{rooms}')
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dinojax.engine import schedules
 from dinojax.interop import translate
 from dinojax.interop.heads import masks as tables
 from dinojax.losses import masks as losses
@@ -188,4 +189,26 @@ def m2f_loss(case):
             f'layer{i}/loss_dice': numbers['dice'],
             f'layer{i}/grad_class_logits': grad[0],
             f'layer{i}/grad_mask_logits': grad[1]}
+  return out
+
+
+@golden.kind('mask_schedules')
+def mask_schedules(case):
+  c, steps = case.config, case.inputs['steps']
+  c.skip('seed')
+  np.testing.assert_array_equal(steps, c['steps'])
+  at = lambda curve: np.array([curve(int(step)) for step in steps])
+  out = {'mask_probability': np.stack([
+      at(schedules.Annealed(start, end, c['poly_power']))
+      for start, end in zip(c['start'], c['end'], strict=True)], axis=1)}
+  if c['which'] == 'eomt':
+    heads, backbone = c['warmup']
+    curves = (schedules.RiseFall(c['total'], backbone, heads),
+              schedules.RiseFall(c['total'], heads))
+    out['lr'] = c['lr'] * np.stack([at(curve) for curve in curves], axis=1)
+  else:
+    c.only('which', 'pmt')
+    final = 1e-9 / c['lr']
+    out['lr'] = c['lr'] * at(schedules.RiseFall(
+        c['total'], c['warmup'], power=None, final=final))
   return out

@@ -149,7 +149,8 @@ def test_heads_that_do_not_fit_are_sentences(model, images, tmp_path, capsys):
       CONFIG, embed_dim=32)))
   for words, text in (
       ((other, tmp_path / 'head'), 'reads layers of 16 values and those of'),
-      ((model, images), 'holds no head: give a folder in heads/ of'), ((model, tmp_path / 'nowhere'), 'nowhere'),
+      ((model, images), 'holds no head: give a folder in heads/ of'),
+      ((model, tmp_path / 'nowhere'), 'nowhere'),
       ((model, tmp_path / 'head', '--max_depth=10'), 'are of published heads')):
     assert predict(*words[:2], images, tmp_path / 'out', *words[2:]) == 2
     assert text in capsys.readouterr().err

@@ -31,10 +31,14 @@ from dinojax.evals import views as views_lib
 from dinojax.evals import windows
 from dinojax.evals.sets import dense as sets
 from dinojax.evals.sets import masks
+from dinojax.features import backbone as backbone_lib
 from dinojax.metrics import segmentation as metrics
+from dinojax.models.dense import mask_decoder
 from dinojax.probes import fit as fit_lib
 from dinojax.probes import head as head_lib
 from dinojax.probes.tasks import dense as dense_task
+from dinojax.probes.tasks import depth
+from dinojax.probes.tasks import masks as masks_task
 from dinojax.probes.tasks import segment
 
 TITLE = 'linear segmentation, mIoU'
@@ -47,6 +51,8 @@ ROLES = {'train': protocol.Role(opens=masks.train, what=_WHAT),
          'validation': protocol.Role(
              needed=False, opens=masks.test, what=_WHAT),
          'test': protocol.Role(opens=masks.test, what=_WHAT)}
+MOST_TARGETS = 64  # classes of a crop
+Task = segment.Segment | masks_task.Masks
 COLUMNS = ('intersection', 'union', 'predicted', 'labelled')
 
 
@@ -64,6 +70,7 @@ class Recipe:
   hue: float
   ratios: tuple[float, ...] = (1.0,)
   flips: bool = False
+  is_masks: bool = False
 
 
 RECIPES = {
@@ -71,7 +78,13 @@ RECIPES = {
                  0.1, 0.5),
     'lin': Recipe(1, 512, 341, (0.5, 2.0), (1e-3,), (1e-4,), 0.0, 0.1),
     'ms': Recipe(4, 640, 320, (1.0, 3.0), (1e-3,), (1e-4,), 0.0, 0.1,
-                 (1.0, 1.32, 1.73, 2.28, 3.0), True)}
+                 (1.0, 1.32, 1.73, 2.28, 3.0), True),
+    'masks': Recipe(4, 512, 256, (0.5, 2.0), (2e-4,), (0.05,), 0.0, 18 / 360,
+                    is_masks=True)}
+# First and last step of the fall of masked attention of each of six blocks, in
+# parts of the training. Source: PMT's on ADE20K.
+ANNEAL = ((0.0, 0.149), (0.267, 0.433), (0.367, 0.533), (0.467, 0.633),
+          (0.567, 0.733), (0.667, 0.833))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +99,13 @@ class Settings:
   # Source of images without masks that are drawn as well; None: none.
   show: str | None = fields.free(None)
   # Published recipe that the other values are of, where they are not given:
-  # DINOv3's, or DINOv2's of one layer, or of four with scales and flips.
-  recipe: Literal['v3', 'lin', 'ms'] = 'v3'
+  # DINOv3's, or DINOv2's of one layer or of four with scales and flips; or
+  # queries in blocks of their own on the features of four (PMT).
+  recipe: Literal['v3', 'lin', 'ms', 'masks'] = 'v3'
+  num_queries: fields.Positive = 100  # Queries of the recipe masks.
+  num_blocks: fields.Positive = 6  # Blocks of the recipe masks.
+  # Points at which a mask is compared, in the recipe masks.
+  num_points: fields.Positive = 12_544
   # Learning rates of the heads, at their highest; (): of the recipe.
   learning_rates: tuple[fields.Above0, ...] = ()
   # Weight decays, each with every learning rate; (): of the recipe.
@@ -248,18 +266,39 @@ def _check_classes(train: sets.Set, others: Sequence[sets.Set]):
           'both the same classes.txt')
 
 
-def _task(job: protocol.Job, values: Settings,
-          num_classes: int) -> segment.Segment:
+def _task(job: protocol.Job, values: Settings, num_classes: int) -> Task:
   recipe, model = RECIPES[values.recipe], job.model
+  pixels = dense_task.Pixels(
+      model.mean, model.std, model.config.side_px, values.reference_padding)
+  if recipe.is_masks:
+    return _masks(values, model, num_classes, pixels)
   return segment.Segment(
       num_outputs=num_classes, layers=values.layers,
       width=dense_training.width(model, values.layers), distorts=True,
-      dropout=recipe.dropout, hue=recipe.hue, pixels=dense_task.Pixels(
-          model.mean, model.std, model.config.side_px,
-          values.reference_padding))
+      dropout=recipe.dropout, hue=recipe.hue, pixels=pixels)
 
 
-def _maps(job: protocol.Job, task: segment.Segment,
+def _masks(values: Settings, model: backbone_lib.Backbone, num_classes: int,
+           pixels: dense_task.Pixels) -> masks_task.Masks:
+  """The task of queries."""
+  config = model.config
+  layers = depth.read_layers(config.depth, values.layers)
+  layers = layers if isinstance(layers, tuple) else (config.depth - 1,)
+  steps = lambda part: round(part * values.steps)
+  return masks_task.Masks(
+      decoder=mask_decoder.Config(
+          width=config.embed_dim, num_heads=config.num_heads,
+          num_classes=num_classes, patch_px=config.side_px,
+          num_queries=values.num_queries, num_blocks=values.num_blocks,
+          num_levels=len(layers)),
+      layers=layers, most_targets=min(num_classes, MOST_TARGETS),
+      num_points=values.num_points, distorts=True, pixels=pixels,
+      anneal=tuple((steps(first), steps(last)) for first, last in (
+          ANNEAL[i] for i in np.linspace(
+              len(ANNEAL) - 1, 0, values.num_blocks).round().astype(int)[::-1])))
+
+
+def _maps(job: protocol.Job, task: Task,
           values: Settings) -> dense.Maps:
   return dense.Maps(
       job, task, views_lib.Views(
@@ -269,13 +308,15 @@ def _maps(job: protocol.Job, task: segment.Segment,
 
 
 def _train(job: protocol.Job, values: Settings,
-           rates: Sequence[tuple[float, float]], task: segment.Segment,
+           rates: Sequence[tuple[float, float]], task: Task,
            train: Any) -> dict:
   """Parameters and statistics of all heads, and which have diverged."""
   recipe = RECIPES[values.recipe]
   crops = map_crops.Scaled(
       values.short_px, recipe.scales, values.crop_px, 0.75, sets.IGNORED)
-  if values.recipe == 'v3':
+  if recipe.is_masks:
+    curve = schedules.RiseFall(values.steps, values.warmup_steps, power=None)
+  elif values.recipe == 'v3':
     curve = schedules.WarmupOneCycle(values.steps, values.warmup_steps)
   else:
     curve = schedules.WarmupDecay(values.steps, values.warmup_steps, 1e-6)
@@ -283,7 +324,8 @@ def _train(job: protocol.Job, values: Settings,
       job, task, train, crops, values, sweep=fit_lib.Sweep(
           *(tuple(each) for each in zip(*rates, strict=True))),
       rule=optimizer.adamw(beta2=0.999),
-      schedule=lambda step: {'lr': curve(step)})
+      schedule=lambda step: {'lr': curve(step)},
+      clip_norm=0.01 if recipe.is_masks else None)
 
 
 def _rows(maps: dense.Maps, source: Any, measured: Mapping[str, list],

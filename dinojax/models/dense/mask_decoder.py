@@ -19,6 +19,7 @@ from dinojax.models import layers
 from dinojax.models import positions
 from dinojax.models.dense import batch_norm
 from dinojax.models.dense import queries
+from dinojax.parallel import sharding
 
 Array = jax.Array
 EPSILON = 1e-5
@@ -105,7 +106,7 @@ def apply(params: tree.Tree, stats: tree.Tree, config: Config,
   count, out = config.num_queries, []
   asked = jnp.broadcast_to(params['queries'][None], (
       x.shape[0], count, config.width))
-  x = jnp.concatenate([asked, x], axis=1)
+  x = jnp.concatenate([sharding.as_rows_of(asked, x), x], axis=1)
   say = lambda x: queries.predict(
       params, queries.normed(params['norm'], x, EPSILON), count, grid)
   for i in range(config.num_blocks):

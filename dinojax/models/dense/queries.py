@@ -80,6 +80,16 @@ def predict(params: tree.Tree, tokens: Array, num_queries: int,
   return Predicted(linear(params['class'], asked), masks)
 
 
+def semantic(predicted: Predicted) -> Array:
+  """[b, y, x, k] scores of classes: shares of the queries' classes and masks.
+
+  Source: Mask2Former; they do not add up to one.
+  """
+  share = jax.nn.softmax(predicted.classes, axis=-1)[..., :-1]
+  return jnp.einsum('bqk,bqyx->byxk', share, jax.nn.sigmoid(predicted.masks),
+                    precision=_HIGHEST)
+
+
 def allowed(masks: Array, grid: tuple[int, int],
             opened: Array | None = None) -> Array:
   """[b, q, n] bool: patches that each query may look at.

@@ -1,0 +1,156 @@
+"""Segmentation by queries: the plain mask decoder on frozen features."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import functools
+
+from einops import rearrange
+import jax
+import jax.numpy as jnp
+
+from dinojax.augment import distortion
+from dinojax.core import tree
+from dinojax.engine import schedules
+from dinojax.features import spec
+from dinojax.losses import masks as losses
+from dinojax.metrics import segmentation as metrics
+from dinojax.models.dense import mask_decoder
+from dinojax.models.dense import queries
+from dinojax.parallel import sharding
+from dinojax.probes import task as task_lib
+from dinojax.probes.tasks import dense
+
+CHOICE = dense.CHOICE
+OUTPUTS = ('cls', 'registers', 'map')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Masks(dense.Dense):
+  """A mask and a class of every query; batches have classes [b, y, x].
+
+  Attributes:
+    decoder: sizes of the decoder.
+    most_targets: classes of an image that are learned from, at most: those of
+      the largest areas.
+    num_points: points at which masks are compared.
+    anneal: first and last step of the fall from masked to open attention, of
+      each block; (): it stays masked.
+    distorts: True changes colours in training.
+    hue: greatest shift of hue, in turns of the colour circle.
+
+  Source: PMT, with the losses of Mask2Former.
+  """
+
+  decoder: mask_decoder.Config
+  most_targets: int = 64
+  num_points: int = losses.NUM_POINTS
+  anneal: tuple[tuple[int, int], ...] = ()
+  distorts: bool = False
+  hue: float = 18 / 360
+
+  @functools.cached_property
+  def choices(self) -> Mapping[str, spec.FeatureSpec]:
+    """All tokens of the blocks."""
+    return {CHOICE: spec.FeatureSpec(OUTPUTS, self.layers, self.place)}
+
+  def init(self, key: jax.Array, widths: Sequence[int],
+           choice: str) -> task_lib.Head:
+    """Random weights, and norms that change nothing."""
+    del widths, choice
+    return dict(zip(('params', 'stats'), mask_decoder.init(key, self.decoder),
+                    strict=True))
+
+  def prepare(self, batch: tree.Tree, key: jax.Array) -> tree.Tree:
+    """Images with other colours, 0 outside, in whole patches."""
+    images = batch['image']
+    if self.distorts:
+      images = self.normalized(distortion.distort(
+          self.pixels.levels(images), key, self.hue))
+    return batch | {'image': self.placed(images, batch)}
+
+  def draw(self, key: jax.Array, step: jax.Array,
+           batch: tree.Tree) -> tree.Tree:
+    """A key of the points, and the queries that look at all patches."""
+    points, key = jax.random.split(key)
+    out = {'points': points}
+    if self.anneal:
+      shape = (len(batch['weight']), self.decoder.num_queries)
+      drawn = jax.random.uniform(key, (len(self.anneal), *shape))
+      masked = jnp.stack([schedules.Annealed(*steps)(step)
+                          for steps in self.anneal])
+      out['opened'] = drawn >= masked[:, None, None]
+    return out
+
+  def outputs(self, head: task_lib.Head, features: task_lib.Features,
+              batch: tree.Tree, draws: tree.Tree | None
+              ) -> tuple[list[queries.Predicted], tree.Tree]:
+    """Predictions before each block, and the last.
+
+    Differs: once annealed, attention is open in inference as well, as the
+      released models are run; before, it is masked in both.
+    """
+    tokens = [jnp.concatenate([
+        layer['cls'][:, None], layer['registers'],
+        rearrange(layer['map'], 'b y x d -> b (y x) d')], axis=1)
+              for layer in features]
+    opened = None if draws is None else draws.get('opened')
+    config = self.decoder
+    if draws is None and self.anneal:
+      config = dataclasses.replace(config, masked=False)
+    return mask_decoder.apply(
+        head['params'], head['stats'], config, tokens,
+        features[0]['map'].shape[1:3],
+        None if draws is None else batch['weight'],
+        None if opened is None else [
+            sharding.as_rows_of(each, batch['weight']) for each in opened])
+
+  def loss(self, outputs: list[queries.Predicted], batch: tree.Tree,
+           draws: tree.Tree) -> jax.Array:
+    """Losses of all predictions, each matched by itself, added."""
+    targets = targets_of(batch['classes'], batch['weight'],
+                         self.decoder.num_classes, self.most_targets)
+    total = 0.0
+    for i, predicted in enumerate(outputs):
+      points = losses.draw(
+          jax.random.fold_in(draws['points'], i), len(batch['weight']),
+          self.most_targets, num_points=self.num_points)
+      points = sharding.as_rows_of(points, batch['weight'])
+      each = losses.losses(predicted.classes, predicted.masks, targets, points,
+                           rows=batch['weight'])
+      total += sum(losses.WEIGHTS[name] * value
+                   for name, value in each.items())
+    return total
+
+  def predict(self, outputs: list[queries.Predicted]) -> jax.Array:
+    """[b, y, x, k] scores of classes, at a quarter of the image's side.
+
+    Differs: the references resize logits of masks to the image before they are
+      added up; this resizes the sums, which is a 150th of the bytes.
+    """
+    return queries.semantic(outputs[-1])
+
+
+def targets_of(labels: jax.Array, weight: jax.Array, num_classes: int,
+               most: int) -> losses.Targets:
+  """A mask of every class of an image; pixels without a label are in none.
+
+  Args:
+    labels: [b, y, x] classes, or IGNORED.
+    weight: [b], 0 for images that are padding and have no targets.
+    num_classes: classes, k.
+    most: targets of an image, those of the largest areas.
+  """
+  def of_image(labels, weight):
+    area = jnp.bincount(jnp.where(labels == metrics.IGNORED, num_classes,
+                                  labels).ravel(), length=num_classes + 1)
+    area, kinds = jax.lax.top_k(area[:num_classes], min(most, num_classes))
+    kinds = jnp.pad(kinds, (0, most - len(kinds)))
+    present = jnp.pad(area > 0, (0, most - len(area))) & (weight > 0)
+    return losses.Targets(
+        jnp.where(present, kinds, 0).astype(jnp.int32),
+        (labels[None] == kinds[:, None, None]) & present[:, None, None],
+        present)
+
+  return sharding.by_rows(
+      jax.vmap(of_image), labels.astype(jnp.int32), weight,
+      differentiable=False)

@@ -1,0 +1,60 @@
+"""Segmentation by queries, from drawn images to scores and predictions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dinojax.evals.protocols import segmentation
+from dinojax.metrics import segmentation as metrics
+from dinojax.parallel import mesh as mesh_lib
+from dinojax.probes.tasks import masks
+from tests.evals import test_dense
+
+scenes = test_dense.scenes
+QUICK = test_dense.QUICK | dict(
+    recipe='masks', num_queries=8, num_blocks=2, num_points=64, steps=60,
+    learning_rates=(3e-3,), weight_decays=(0.05,))
+
+
+@pytest.mark.slow  # a training of minutes on one core
+def test_queries_tell_stripes_apart(scenes, tmp_path):
+  measured, = segmentation.run(test_dense.job(
+      tmp_path, test_dense.segmentation_sets(scenes)),
+      segmentation.Settings(**QUICK))
+  scores = measured.scores()
+  assert scores['mIoU'] > 60, scores
+  assert measured.head.kind == 'masks'
+  first, last = measured.head.task.anneal[-1]
+  assert (first, last) == (40, 50)  # the last sixth is not masked
+
+
+def test_targets_are_the_classes_of_an_image():
+  labels = np.full((2, 4, 6), metrics.IGNORED, np.int32)
+  labels[0, :2], labels[0, 2:, :2], labels[1] = 3, 1, 2
+  got = jax.jit(masks.targets_of, static_argnums=(2, 3))(
+      labels, np.float32([1, 0]), 5, 3)
+  np.testing.assert_array_equal(got.present, [[1, 1, 0], [0, 0, 0]])
+  np.testing.assert_array_equal(got.classes, [[3, 1, 0], [0, 0, 0]])
+  assert got.masks.shape == (2, 3, 4, 6)
+  np.testing.assert_array_equal(got.masks[0].sum((1, 2)), [12, 4, 0])
+  assert not got.masks[1].any()  # padding has no targets
+  # Of more classes than there is room for, the largest stay.
+  some = jax.jit(masks.targets_of, static_argnums=(2, 3))(
+      labels, np.float32([1, 1]), 5, 1)
+  np.testing.assert_array_equal(some.classes, [[3], [2]])
+
+
+def test_queries_are_opened_as_the_steps_go():
+  task = masks.Masks(
+      decoder=masks.mask_decoder.Config(8, 2, 3, num_queries=50, num_blocks=2),
+      anneal=((0, 10), (5, 10)))
+  batch = {'weight': jnp.ones(4)}
+  opened = lambda step: np.asarray(jax.jit(task.draw)(
+      jax.random.key(0), jnp.int32(step), batch)['opened']).mean((1, 2))
+  np.testing.assert_array_equal(opened(0), [0, 0])
+  np.testing.assert_array_equal(opened(10), [1, 1])
+  first, second = opened(5)
+  assert 0.3 < first < 0.7 and second == 0
+  with mesh_lib.activate(mesh_lib.make(4, 2)):
+    assert task.draw(jax.random.key(0), jnp.int32(5), batch)
