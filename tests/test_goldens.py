@@ -30,7 +30,9 @@ _SLOW = ('train_v3_base', 'train_v2_sinkhorn_separate_heads',
          'train_v2_centering_shared_head', 'v2_vit_p14_chunked_nobias',
          'v2_vit_p16_swiglufused_reg4', 'v3_vit_p16_swiglu_untiecls_max',
          'v3_vit_p16_mlp_reg4_maskk', 'v3_vit_p16_rmsnorm_untieboth',
-         'v3_convnext_patch16')
+         'v3_convnext_patch16', 'td_dpt_head_v2_ignore',
+         'td_dpt_head_v3_project_odd', 'td_chmv2_head', 'em_pmt_decoder_plain',
+         'de_scale_shift_invariant_loss_empty')
 
 
 @pytest.mark.parametrize('name, folder', [

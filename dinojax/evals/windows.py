@@ -28,11 +28,11 @@ class Windows:
 
   Attributes:
     crop_px: side of a window; None: the whole view is one.
-    stride_px: from window to window.
+    stride_px: from window to window; None: as few as cover the view, evenly.
   """
 
   crop_px: int | None = None
-  stride_px: int = 1
+  stride_px: int | None = 1
 
   def shape(self, size: tuple[int, int]) -> tuple[int, int]:
     """Rows and columns of a window of a view of (rows, columns).
@@ -49,6 +49,8 @@ class Windows:
   def starts(self, size: tuple[int, int]) -> tuple[list[int], list[int]]:
     """First rows and first columns of the windows of a view."""
     shape = self.shape(size)
+    if self.stride_px is None:
+      return tuple(even_starts(n, m) for n, m in zip(size, shape, strict=True))
     return tuple(starts(n, m, min(self.stride_px, m))
                  for n, m in zip(size, shape, strict=True))
 
@@ -64,6 +66,15 @@ def starts(size: int, crop: int, stride: int) -> list[int]:
   """Starts of the windows along an axis; the last is moved inside."""
   count = max(size - crop + stride - 1, 0) // stride + 1
   return [max(min(i * stride, size - crop), 0) for i in range(count)]
+
+
+def even_starts(size: int, crop: int) -> list[int]:
+  """Starts of as few windows as cover an axis, evenly spread.
+
+  Source: EoMT.
+  """
+  count = -(-size // crop)
+  return [i * (size - crop) // max(count - 1, 1) for i in range(count)]
 
 
 def view_size(size: tuple[int, int], short_px: int | None,

@@ -5,14 +5,18 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from dinojax.engine import schedules
+from dinojax.evals import segments
+from dinojax.evals import windows
 from dinojax.interop import translate
 from dinojax.interop.heads import masks as tables
 from dinojax.losses import masks as losses
 from dinojax.models.dense import mask_decoder
 from dinojax.models.dense import queries
 from tests import golden
+from tests.kinds import dense as shared
 
 
 def decoder_of(c, *, prefix, norm):
@@ -212,3 +216,68 @@ def mask_schedules(case):
     out['lr'] = c['lr'] * at(schedules.RiseFall(
         c['total'], c['warmup'], power=None, final=final))
   return out
+
+
+@golden.kind('mask_post')
+def mask_post(case):
+  """What EoMT makes of masks; what transformers makes is another matter."""
+  c, x = case.config, case.inputs
+  side, = set(c['img_size'])
+  c.skip('seed', 'batch', 'queries', 'classes', 'mask_grid', 'hf_threshold',
+         'overlap_thresh', 'mask_thresh', 'stuff', 'top_k')
+  for name in [name for name in case.outputs if name.startswith('hf_')]:
+    case.outputs.pop(name)
+  if c['task'] == 'semantic':
+    return semantic_post(case, side)
+  out, scaled = {}, []
+  for i, size in enumerate(c['image_sizes']):
+    factor = min(side / n for n in size)
+    scaled.append([round(n * factor) for n in size])
+    masks = segments.at_image(x['mask_logits'][i], side, scaled[-1], size)
+    classes = x['class_logits'][i]
+    out[f'image_logits{i}'] = masks
+    if c['task'] == 'panoptic':
+      out[f'panoptic{i}'] = segments.panoptic(
+          classes, masks, c['stuff'], threshold=c['mask_thresh'],
+          overlap=c['overlap_thresh'])
+    else:
+      c.only('task', 'instance')
+      each = segments.instances(classes, masks, top=c['top_k'])
+      for name, values in (('query', [e.query for e in each]),
+                           ('label', [e.label for e in each]),
+                           ('score', [e.score for e in each]),
+                           ('area', [e.mask.sum() for e in each])):
+        out[f'instance{i}/{name}'] = np.array(values)
+  return out | {'scaled_sizes': np.array(scaled)}
+
+
+def semantic_post(case, side):
+  """Windows of two images, their scores, and the scores of the images."""
+  c, x, out = case.config, case.inputs, {}
+  cutter, place = windows.Windows(side, None), 0
+  origins, crops, scores = [], [], []
+  for i, size in enumerate(c['image_sizes']):
+    picture = Image.fromarray(np.uint8(x[f'image{i}'].transpose(1, 2, 0)))
+    view = windows.view_size(size, side)
+    cut = cutter.cut(np.asarray(picture.resize(
+        view[::-1], Image.Resampling.BILINEAR)))
+    crops.append(cut.transpose(0, 3, 1, 2))
+    starts = cutter.starts(view)
+    long = int(np.argmax(view))
+    origins += [(i, first, first + side) for first in starts[long]]
+    some = slice(place, place + len(cut))
+    place += len(cut)
+    each = queries.semantic(queries.Predicted(
+        jnp.asarray(x['class_logits'][some]), jnp.asarray(np.stack([
+            segments.at_image(masks, side, (side, side), (side, side))
+            for masks in x['mask_logits'][some]]))))
+    scores.append(shared.nchw(each))
+    whole = windows.side_by_side(
+        np.asarray(each)[:, None], len(starts[0]))[0]
+    matrices = [windows.matrix(
+        view[axis], side, starts[axis], np.eye(side, dtype=np.float32),
+        size[axis]) for axis in (0, 1)]
+    merged = np.einsum('oy,px,yxk->kop', *matrices, whole)
+    out[f'scores{i}'], out[f'labels{i}'] = merged, merged.argmax(0)
+  return out | {'origins': np.array(origins), 'crops': np.concatenate(crops),
+                'crop_scores': np.concatenate(scores)}

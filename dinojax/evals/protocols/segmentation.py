@@ -285,6 +285,7 @@ def _masks(values: Settings, model: backbone_lib.Backbone, num_classes: int,
   layers = depth.read_layers(config.depth, values.layers)
   layers = layers if isinstance(layers, tuple) else (config.depth - 1,)
   steps = lambda part: round(part * values.steps)
+  falls = np.linspace(len(ANNEAL) - 1, 0, values.num_blocks).round()[::-1]
   return masks_task.Masks(
       decoder=mask_decoder.Config(
           width=config.embed_dim, num_heads=config.num_heads,
@@ -293,9 +294,7 @@ def _masks(values: Settings, model: backbone_lib.Backbone, num_classes: int,
           num_levels=len(layers)),
       layers=layers, most_targets=min(num_classes, MOST_TARGETS),
       num_points=values.num_points, distorts=True, pixels=pixels,
-      anneal=tuple((steps(first), steps(last)) for first, last in (
-          ANNEAL[i] for i in np.linspace(
-              len(ANNEAL) - 1, 0, values.num_blocks).round().astype(int)[::-1])))
+      anneal=tuple(tuple(map(steps, ANNEAL[int(i)])) for i in falls))
 
 
 def _maps(job: protocol.Job, task: Task,
