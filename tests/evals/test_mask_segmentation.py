@@ -9,6 +9,7 @@ from dinojax.evals.protocols import segmentation
 from dinojax.metrics import segmentation as metrics
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.probes.tasks import masks
+from tests import close
 from tests.evals import test_dense
 
 scenes = test_dense.scenes
@@ -58,3 +59,38 @@ def test_queries_are_opened_as_the_steps_go():
   assert 0.3 < first < 0.7 and second == 0
   with mesh_lib.activate(mesh_lib.make(4, 2)):
     assert task.draw(jax.random.key(0), jnp.int32(5), batch)
+
+
+@pytest.mark.slow  # two programs of minutes; losses/test_masks.py is on a mesh
+def test_a_mesh_changes_nothing():
+  task = masks.Masks(
+      decoder=masks.mask_decoder.Config(
+          16, 2, 3, patch_px=8, num_queries=6, num_blocks=2, num_levels=2),
+      anneal=((0, 10), (5, 10)), num_points=32, most_targets=3)
+  head = jax.jit(lambda: task.init(jax.random.key(0), (16, 16), 'patches'))()
+  rng = np.random.default_rng(0)
+  features = [{'cls': rng.normal(size=(8, 16)),
+               'registers': rng.normal(size=(8, 2, 16)),
+               'map': rng.normal(size=(8, 3, 4, 16))} for _ in range(2)]
+  features = jax.tree.map(np.float32, features)
+  batch = {'classes': np.int32(rng.integers(0, 3, (8, 24, 32))),
+           'weight': np.float32([1] * 7 + [0])}
+
+  def learned(mesh):
+    def run(params, features, batch):
+      draws = task.draw(jax.random.key(1), jnp.int32(5), batch)
+      outputs, stats = task.outputs(
+          {'params': params, 'stats': head['stats']}, features, batch, draws)
+      return task.loss(outputs, batch, draws), (stats, outputs[-1].classes)
+
+    with mesh_lib.activate(mesh):
+      rows = jax.device_put((features, batch), jax.NamedSharding(
+          mesh, mesh_lib.ROWS))
+      params = jax.device_put(head['params'], jax.NamedSharding(
+          mesh, jax.P()))
+      return jax.device_get(jax.jit(jax.value_and_grad(
+          run, has_aux=True))(params, *rows))
+
+  close.close(learned(mesh_lib.make(4, 2)),
+              learned(mesh_lib.make(devices=jax.devices()[:1])),
+              of_largest=1e-5)

@@ -1,20 +1,31 @@
 """Heads whose queries become masks."""
 
 import dataclasses
+import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from dinojax.augment import photometric
 from dinojax.engine import schedules
 from dinojax.evals import segments
 from dinojax.evals import windows
+from dinojax.features import backbone
+from dinojax.features import spec
+from dinojax.interop import names
+from dinojax.interop import reading
 from dinojax.interop import translate
 from dinojax.interop.heads import masks as tables
 from dinojax.losses import masks as losses
+from dinojax.models import vit
+from dinojax.models.dense import batch_norm
 from dinojax.models.dense import mask_decoder
 from dinojax.models.dense import queries
+from dinojax.parallel import mesh as mesh_lib
+from dinojax.probes.tasks import masks
 from tests import golden
 from tests.kinds import dense as shared
 
@@ -281,3 +292,66 @@ def semantic_post(case, side):
     out[f'scores{i}'], out[f'labels{i}'] = merged, merged.argmax(0)
   return out | {'origins': np.array(origins), 'crops': np.concatenate(crops),
                 'crop_scores': np.concatenate(scores)}
+
+
+def backbone_of(case):
+  """The frozen backbone of a case, whose tensors carry names of its own."""
+  c, prefix = case.config, 'encoder.backbone.'
+  c.only('form', 'dinov3')
+  renamed = {}
+  for name, value in case.weights[''].items():
+    if name.startswith(prefix):
+      name = name.removeprefix(prefix).replace('patch_embed.', 'embeddings.')
+      renamed[re.sub(r'^blocks\.', 'layer.', name)] = value
+  config = vit.ViTConfig(
+      c['dim'], c['depth'], c['heads'], c['patch'], ffn_hidden=c['ffn'],
+      num_registers=c['registers'], position='rope', mask_k_bias=True,
+      norm_epsilon=c['eps'], layerscale=1.0)
+  width = config.embed_dim
+  renamed |= {'embeddings.mask_token': np.zeros((1, 1, width), np.float32)}
+  renamed |= {f'layer.{i}.attention.k_proj.bias': np.zeros(width, np.float32)
+              for i in range(config.depth)}
+  params = translate.to_ours(renamed, names.vit_table(config, names.HF_V3),
+                             reading.shapes(config))
+  return backbone.Backbone.of(
+      reading.Weights(config, params, {}, 'hf'),
+      mesh_lib.make(devices=jax.devices()[:1]))
+
+
+@golden.kind('pmt_whole')
+def pmt_whole(case):
+  c = case.config
+  c.only('lateral_bn', True)
+  c.only('probs', [1.0] * c['num_blocks'])
+  config, grid, table = decoder_of(c, prefix=('decoder.', 'bn.'), norm=True)
+  model = backbone_of(case)
+  head = translate.to_ours(
+      {name: value for name, value in case.weights[''].items()
+       if name.startswith(('decoder.', 'bn.'))
+       and not name.endswith('num_batches_tracked')}, table,
+      jax.eval_shape(lambda: dict(zip(('params', 'stats'), mask_decoder.init(
+          jax.random.key(0), config), strict=True))))
+  task = masks.Masks(decoder=config, layers=tuple(c['indices']))
+  with mesh_lib.activate(model.mesh):
+    image = jax.device_put(
+        shared.nhwc(case.inputs['image']),
+        jax.NamedSharding(model.mesh, mesh_lib.ROWS))
+    normal = photometric.normalize(255 * image, model.mean, model.std)
+    features = jax.jit(lambda x: model.net.apply(
+        model.params, x, functools.partial(
+            spec.compute, specs=dict(task.choices))))(normal)['patches']
+    weight = (jnp.ones(c['batch']) if case.config.get('training') else None)
+    out, predicted = with_gradients(
+        case, head, table, lambda params, given: task.outputs(
+            {'params': params, 'stats': head['stats']}, features,
+            {'weight': weight}, None if weight is None else {}))
+  looks_of(case, predicted, grid, out)
+  for i, layer in enumerate(features):
+    tokens = np.concatenate([
+        np.asarray(layer['cls'])[:, None], np.asarray(layer['registers']),
+        np.asarray(layer['map']).reshape(c['batch'], -1, c['dim'])], axis=1)
+    out[f'encoder_feature{i}'] = tokens
+    level = head['params']['levels'][str(i)]['norm']
+    out[f'normalised_feature{i}'] = batch_norm.apply(
+        level, head['stats'][str(i)], tokens[:, None], weight)[0][:, 0]
+  return out
