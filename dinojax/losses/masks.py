@@ -197,7 +197,7 @@ def uncertain_points(masks: Array, points: Points) -> Array:
 
   Args:
     masks: [t, y, x] logits of the targets' queries.
-    points: of the image.
+    points: points of the image.
   """
   count = points.matching.shape[0] - points.fresh.shape[1]
   logits = sample_each(masks, points.candidates)

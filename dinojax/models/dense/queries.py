@@ -25,7 +25,7 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 
 @dataclasses.dataclass(frozen=True)
 class Predicted:
-  """What queries say.
+  """Classes and masks of queries.
 
   Attributes:
     classes: [b, q, k + 1] logits, the last one of no object.
