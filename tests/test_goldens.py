@@ -9,6 +9,7 @@ from tests.kinds import curation  # noqa: F401
 from tests.kinds import data  # noqa: F401
 from tests.kinds import dense  # noqa: F401
 from tests.kinds import depth  # noqa: F401
+from tests.kinds import detection  # noqa: F401
 from tests.kinds import dpt  # noqa: F401
 from tests.kinds import dynamics  # noqa: F401
 from tests.kinds import evals  # noqa: F401
