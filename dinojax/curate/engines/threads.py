@@ -8,10 +8,12 @@ a task writes is the same by every engine. A task that has a machine gets all.
 from collections.abc import Iterator
 import contextlib
 import os
+import sys
 
 import threadpoolctl
 
 _allowed: list[int] = []
+_known: list[tuple[int, threadpoolctl.ThreadpoolController]] = []
 
 
 @contextlib.contextmanager
@@ -24,7 +26,7 @@ def limited(*, whole: bool) -> Iterator[None]:
   count = len(os.sched_getaffinity(0)) if whole else 1
   _allowed.append(count)
   try:
-    with threadpoolctl.threadpool_limits(count):
+    with _controller().limit(limits=count):
       yield
   finally:
     _allowed.pop()
@@ -33,4 +35,14 @@ def limited(*, whole: bool) -> Iterator[None]:
 def again():
   """The same for a library that a task has just loaded."""
   if _allowed:
-    threadpoolctl.threadpool_limits(_allowed[-1])
+    _controller().limit(limits=_allowed[-1])
+
+
+def _controller() -> threadpoolctl.ThreadpoolController:
+  """The libraries, looked for again only when modules were imported since.
+
+  To look through what a process has mapped takes ten milliseconds.
+  """
+  if not _known or _known[-1][0] != len(sys.modules):
+    _known[:] = [(len(sys.modules), threadpoolctl.ThreadpoolController())]
+  return _known[-1][1]

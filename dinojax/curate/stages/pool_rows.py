@@ -23,8 +23,16 @@ _PLACE = ('name', 'pool', 'file', 'offset', 'size')
 
 def shard_rows(place: work.Place) -> list[range]:
   """Rows of every shard."""
-  starts = tables.read(place.checked(INDEX, 0, SHARDS))['start'].tolist()
-  return list(map(range, starts[:-1], starts[1:]))
+  path = place.checked(INDEX, 0, SHARDS)
+  return list(_shard_rows(path, os.stat(path).st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=16)
+def _shard_rows(path: str, written_ns: int) -> tuple[range, ...]:
+  """Rows of every shard, of a file as it was written at a time."""
+  del written_ns
+  starts = tables.read(path)['start'].tolist()
+  return tuple(map(range, starts[:-1], starts[1:]))
 
 
 def areas(place: work.Place, wanted: np.ndarray) -> np.ndarray:
