@@ -59,7 +59,9 @@ def check(workdir):
 
 
 def test_copies_are_found_by_its_bits(installed, pile, tmp_path):
-  test_recipe.curate(pile, tmp_path, hash__kind='pdq')
+  curation.curate(curation.Request(
+      test_recipe.config(pile, hash__kind='pdq'), str(tmp_path), workers=1,
+      until='hash'))
   check(tmp_path)
 
 
