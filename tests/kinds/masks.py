@@ -32,16 +32,14 @@ from tests.kinds import dense as shared
 
 def decoder_of(c, *, prefix, norm):
   size = tuple(n // c['patch'] for n in c['size'])
-  c.only('lateral', 'mlp')
-  c.only('residual', True)
-  c.only('rope', True)
   c.only('rope_base', mask_decoder.ROPE_BASE)
   c.skip('seed')
   config = mask_decoder.Config(
       width=c['dim'], num_heads=c['heads'], num_classes=c['classes'],
       patch_px=c['patch'], num_queries=c['queries'],
       num_blocks=c['num_blocks'], num_levels=len(c['indices']),
-      hidden=c['hidden_dim'] or 4 * c['dim'], norm=norm, masked=c['masked'])
+      hidden=c['hidden_dim'] or 4 * c['dim'], norm=norm, masked=c['masked'],
+      lateral=c['lateral'], residual=c['residual'], rope=c.get('rope', True))
   return config, size, tables.table(config, *prefix)
 
 

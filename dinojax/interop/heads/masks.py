@@ -23,8 +23,11 @@ def table(config: mask_decoder.Config, prefix: str = DECODER,
   out += layer_norm('params/norm', f'{prefix}decoder_norm')
   for i in range(config.num_levels):
     level, words = f'params/levels/{i}', f'{prefix}lateral_projections.{i}'
-    out += pair(f'{level}/fc1', f'{words}.0') + pair(
-        f'{level}/fc2', f'{words}.2')
+    if config.lateral == 'mlp':
+      out += pair(f'{level}/fc1', f'{words}.0') + pair(
+          f'{level}/fc2', f'{words}.2')
+    elif config.lateral == 'linear':
+      out += pair(f'{level}/fc', words)
     out.append(names.Rule(f'{level}/scale', (f'{prefix}scalers.{i}',)))
     if config.norm:
       out += names.batch_norm(f'{level}/norm', f'stats/{i}', f'{norms}{i}')

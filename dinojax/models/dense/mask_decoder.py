@@ -8,6 +8,7 @@ Source: PMT (Plain Mask Transformer), arXiv 2603.25398.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+from typing import Literal
 
 from einops import rearrange
 import jax
@@ -40,6 +41,10 @@ class Config:
     num_levels: blocks of the backbone that are read.
     hidden: width inside the blocks' MLPs; None: as the tokens.
     norm: True: a batch norm on each level, prefix tokens included.
+    lateral: what mixes the features of a level: 'mlp' of half the width,
+      'linear', or 'identity'.
+    residual: True adds the features to what is mixed.
+    rope: True turns patches by their places.
     masked: True: queries look at their own masks, and predict before each
       block; False: at all, and once, at the end.
   """
@@ -53,6 +58,9 @@ class Config:
   num_levels: int = 4
   hidden: int | None = None
   norm: bool = True
+  lateral: Literal['mlp', 'linear', 'identity'] = 'mlp'
+  residual: bool = True
+  rope: bool = True
   masked: bool = True
 
 
@@ -66,9 +74,12 @@ def init(key: Array, config: Config) -> tuple[tree.Tree, tree.Tree]:
   stats = {}
   square = lambda: queries.uniform(next(keys), (c.width, c.width), c.width)
   for i in range(c.num_levels):
-    level = {'fc1': queries.uniform(next(keys), (c.width, half), c.width),
-             'fc2': queries.uniform(next(keys), (half, c.width), half),
-             'scale': jnp.ones(c.width)}
+    level = {'scale': jnp.ones(c.width)}
+    if c.lateral == 'mlp':
+      level |= {'fc1': queries.uniform(next(keys), (c.width, half), c.width),
+                'fc2': queries.uniform(next(keys), (half, c.width), half)}
+    elif c.lateral == 'linear':
+      level['fc'] = square()
     if c.norm:
       level['norm'], stats[str(i)] = batch_norm.init(c.width)
     params['levels'][str(i)] = level
@@ -101,8 +112,10 @@ def apply(params: tree.Tree, stats: tree.Tree, config: Config,
       None for a block: as its masks say; True of all: see `Config.masked`.
   """
   x, new = _joined(params, stats, config, features, weight)
-  rope = positions.rope(grid, positions.rope_periods(
-      config.width // config.num_heads, base=ROPE_BASE))
+  rope = None
+  if config.rope:
+    rope = positions.rope(grid, positions.rope_periods(
+        config.width // config.num_heads, base=ROPE_BASE))
   count, out = config.num_queries, []
   asked = jnp.broadcast_to(params['queries'][None], (
       x.shape[0], count, config.width))
@@ -130,19 +143,26 @@ def _joined(params: tree.Tree, stats: tree.Tree, config: Config,
       x, new[str(i)] = batch_norm.apply(
           part['norm'], stats[str(i)], x[:, None], weight)
       x = x[:, 0]
-    x += queries.linear(part['fc2'], layers.gelu(
-        queries.linear(part['fc1'], x)))
-    total += part['scale'][None, None] * x
+    mixed = x
+    if config.lateral == 'mlp':
+      mixed = queries.linear(part['fc2'], layers.gelu(
+          queries.linear(part['fc1'], x)))
+    elif config.lateral == 'linear':
+      mixed = queries.linear(part['fc'], x)
+    total += part['scale'][None, None] * (
+        x + mixed if config.residual else mixed)
   return total, new
 
 
-def _block(part: Mapping, x: Array, num_heads: int, rope: rotary.Rope,
+def _block(part: Mapping, x: Array, num_heads: int, rope: rotary.Rope | None,
            looks: Array | None) -> Array:
   """A block of a transformer, [b, t, d], whose patches are turned by `rope`."""
   y = queries.normed(part['norm1'], x, EPSILON)
   q, k, v = (_heads(queries.linear(part[name], y), num_heads)
              for name in ('q', 'k', 'v'))
-  y = _attended(rotary.rotate(q, rope), rotary.rotate(k, rope), v, looks)
+  if rope is not None:
+    q, k = rotary.rotate(q, rope), rotary.rotate(k, rope)
+  y = _attended(q, k, v, looks)
   x += part['ls1'][None, None] * queries.linear(part['o'], y)
   y = queries.normed(part['norm2'], x, EPSILON)
   y = queries.linear(part['fc2'], layers.gelu(queries.linear(part['fc1'], y)))
