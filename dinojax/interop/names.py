@@ -28,6 +28,9 @@ CONV = Layout(lambda x: x.transpose(2, 3, 1, 0),  # OIHW and HWIO
               lambda x: x.transpose(3, 2, 0, 1))
 ROW = Layout(lambda x: x[0], lambda x: x[None])  # [1, …]
 TOKEN = Layout(lambda x: x[0, 0], lambda x: x[None, None])  # [1, 1, d]
+# Of transposed convolutions: [in, out, y, x] and [in, y, x, out].
+TRANSPOSED = Layout(lambda x: x.transpose(0, 2, 3, 1),
+                    lambda x: x.transpose(0, 3, 1, 2))
 COLUMN = Layout(lambda x: x[:, 0], lambda x: x[:, None])  # [k, 1]
 
 
@@ -136,6 +139,20 @@ def batch_norm(params: str, stats: str, words: str) -> Table:
           Rule(f'{params}/shift', (f'{words}.bias',)),
           Rule(f'{stats}/mean', (f'{words}.running_mean',)),
           Rule(f'{stats}/variance', (f'{words}.running_var',))]
+
+
+def layer_norm(path: str, words: str) -> Table:
+  """Rules of a layer norm."""
+  return [Rule(f'{path}/scale', (f'{words}.weight',)),
+          Rule(f'{path}/bias', (f'{words}.bias',))]
+
+
+def pair(path: str, words: str, layout: Layout = LINEAR, *,
+         bias: bool = True) -> Table:
+  """Rules of a layer's kernel and bias."""
+  out = [Rule(f'{path}/kernel', (f'{words}.weight',), layout)]
+  return out + ([Rule(f'{path}/bias', (f'{words}.bias',))] if bias
+                else [])
 
 
 def vit_table(config: vit.ViTConfig, names: VitNames) -> Table:

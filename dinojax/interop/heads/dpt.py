@@ -8,10 +8,6 @@ import dataclasses
 from dinojax.interop import names
 from dinojax.models.dense import dpt
 
-# Of transposed convolutions: [in, out, y, x] and [in, y, x, out].
-TRANSPOSED = names.Layout(lambda x: x.transpose(0, 2, 3, 1),
-                          lambda x: x.transpose(0, 3, 1, 2))
-
 
 @dataclasses.dataclass(frozen=True)
 class DptNames:
@@ -70,35 +66,27 @@ def table(config: dpt.Config, words: DptNames = META) -> names.Table:
   out: names.Table = []
   for i in range(dpt.LEVELS):
     part = f'params/reassemble/{i}'
-    out += _pair(f'{part}/project', words.project.format(i=i), names.CONV)
+    out += names.pair(f'{part}/project', words.project.format(i=i), names.CONV)
     if config.readout == 'project':
-      out += _pair(f'{part}/readout', words.readout.format(i=i), names.LINEAR)
+      out += names.pair(f'{part}/readout', words.readout.format(i=i))
     if config.norm:
       out += names.batch_norm(f'{part}/norm', f'stats/{i}',
                               words.norm.format(i=i))
     if i != 2:
-      out += _pair(f'{part}/resize', words.resize.format(i=i),
-                   names.CONV if i == 3 else TRANSPOSED)
-    out += _pair(f'params/convs/{i}', words.conv.format(i=i), names.CONV,
+      out += names.pair(f'{part}/resize', words.resize.format(i=i),
+                   names.CONV if i == 3 else names.TRANSPOSED)
+    out += names.pair(f'params/convs/{i}', words.conv.format(i=i), names.CONV,
                  bias=False)
     fusion = f'params/fusion/{i}'
-    out += _pair(f'{fusion}/project', words.fusion.format(i=i), names.CONV)
+    out += names.pair(f'{fusion}/project', words.fusion.format(i=i), names.CONV)
     for unit in (1, 2) if i else (2,):
       for n in (1, 2):
-        out += _pair(f'{fusion}/unit{unit}/conv{n}', words.unit.format(
+        out += names.pair(f'{fusion}/unit{unit}/conv{n}', words.unit.format(
             i=i, u=unit, n=n), names.CONV, bias=config.bias)
   if config.projects:
-    out += _pair('params/project', words.last, names.CONV)
+    out += names.pair('params/project', words.last, names.CONV)
   for i in range(3):
-    out += _pair(f'params/head/conv{i}', words.head.format(n=2 * i),
+    out += names.pair(f'params/head/conv{i}', words.head.format(n=2 * i),
                  names.CONV)
   return [dataclasses.replace(rule, keys=tuple(
       words.prefix + key for key in rule.keys)) for rule in out]
-
-
-def _pair(path: str, words: str, layout: names.Layout, *,
-          bias: bool = True) -> names.Table:
-  """Rules of a layer's kernel and bias."""
-  out = [names.Rule(f'{path}/kernel', (f'{words}.weight',), layout)]
-  return out + ([names.Rule(f'{path}/bias', (f'{words}.bias',))] if bias
-                else [])

@@ -4,7 +4,6 @@ A head is {'params': …, 'stats': …}, see models.dense.mask_decoder.
 """
 
 from dinojax.interop import names
-from dinojax.interop.heads import dpt
 from dinojax.models.dense import mask_decoder
 
 DECODER, NORMS = 'decoder.', 'bn.'  # of a file, after `network.`
@@ -20,27 +19,27 @@ def table(config: mask_decoder.Config, prefix: str = DECODER,
     norms: stands before the numbers of the batch norms of the levels.
   """
   out = shared(mask_decoder.queries.num_upscales(config.patch_px), prefix, 'q')
-  out += layer_norm('params/norm', f'{prefix}decoder_norm')
+  out += names.layer_norm('params/norm', f'{prefix}decoder_norm')
   for i in range(config.num_levels):
     level, words = f'params/levels/{i}', f'{prefix}lateral_projections.{i}'
     if config.lateral == 'mlp':
-      out += pair(f'{level}/fc1', f'{words}.0') + pair(
+      out += names.pair(f'{level}/fc1', f'{words}.0') + names.pair(
           f'{level}/fc2', f'{words}.2')
     elif config.lateral == 'linear':
-      out += pair(f'{level}/fc', words)
+      out += names.pair(f'{level}/fc', words)
     out.append(names.Rule(f'{level}/scale', (f'{prefix}scalers.{i}',)))
     if config.norm:
       out += names.batch_norm(f'{level}/norm', f'stats/{i}', f'{norms}{i}')
   for i in range(config.num_blocks):
     block, words = f'params/blocks/{i}', f'{prefix}blocks.{i}'
     for n in (1, 2):
-      out += layer_norm(f'{block}/norm{n}', f'{words}.norm{n}')
+      out += names.layer_norm(f'{block}/norm{n}', f'{words}.norm{n}')
       out.append(names.Rule(f'{block}/ls{n}', (
           f'{words}.layer_scale{n}.lambda1',)))
     for name in ('q', 'k', 'v', 'o'):
-      out += pair(f'{block}/{name}', f'{words}.attention.{name}_proj',
+      out += names.pair(f'{block}/{name}', f'{words}.attention.{name}_proj',
                   bias=name != 'k')
-    out += pair(f'{block}/fc1', f'{words}.mlp.up_proj') + pair(
+    out += names.pair(f'{block}/fc1', f'{words}.mlp.up_proj') + names.pair(
         f'{block}/fc2', f'{words}.mlp.down_proj')
   return out
 
@@ -54,27 +53,13 @@ def shared(num_upscales: int, prefix: str, word: str) -> names.Table:
     word: name of the queries.
   """
   out = [names.Rule('params/queries', (f'{prefix}{word}.weight',))]
-  out += pair('params/class', f'{prefix}class_head')
+  out += names.pair('params/class', f'{prefix}class_head')
   for i in range(3):
-    out += pair(f'params/mask/{i}', f'{prefix}mask_head.{2 * i}')
+    out += names.pair(f'params/mask/{i}', f'{prefix}mask_head.{2 * i}')
   for i in range(num_upscales):
     part, words = f'params/upscale/{i}', f'{prefix}upscale.{i}'
-    out += pair(f'{part}/grow', f'{words}.conv1', dpt.TRANSPOSED)
+    out += names.pair(f'{part}/grow', f'{words}.conv1', names.TRANSPOSED)
     out.append(names.Rule(f'{part}/smooth/kernel', (
         f'{words}.conv2.weight',), names.CONV))
-    out += layer_norm(f'{part}/norm', f'{words}.norm')
+    out += names.layer_norm(f'{part}/norm', f'{words}.norm')
   return out
-
-
-def layer_norm(path: str, words: str) -> names.Table:
-  """Rules of a layer norm."""
-  return [names.Rule(f'{path}/scale', (f'{words}.weight',)),
-          names.Rule(f'{path}/bias', (f'{words}.bias',))]
-
-
-def pair(path: str, words: str, layout: names.Layout = names.LINEAR, *,
-         bias: bool = True) -> names.Table:
-  """Rules of a layer's kernel and bias."""
-  out = [names.Rule(f'{path}/kernel', (f'{words}.weight',), layout)]
-  return out + ([names.Rule(f'{path}/bias', (f'{words}.bias',))] if bias
-                else [])

@@ -10,13 +10,13 @@ import dataclasses
 import math
 from typing import Literal
 
-from einops import rearrange
 import jax
 import jax.numpy as jnp
 
 from dinojax.core import tree
 from dinojax.kernels import resample
 from dinojax.models.dense import batch_norm
+from dinojax.models.dense import parts
 
 Array = jax.Array
 LEVELS = 4
@@ -96,16 +96,16 @@ def init(key: Array, config: Config, widths: Sequence[int]
   for i, (width, channels) in enumerate(zip(widths, c.projected, strict=True)):
     part = {'project': _kaiming(next(keys), 1, width, channels)}
     if c.readout == 'project':
-      part['readout'] = _uniform(next(keys), (2 * width, width), 2 * width)
+      part['readout'] = parts.uniform(next(keys), (2 * width, width), 2 * width)
     if c.norm:
       part['norm'], stats[str(i)] = batch_norm.init(width)
     if i < 2:  # each pixel becomes a square of pixels
       side = 4 // 2 ** i
       # PyTorch counts the outputs of a transposed convolution as its inputs.
-      part['resize'] = _uniform(
+      part['resize'] = parts.uniform(
           next(keys), (channels, side, side, channels), channels * side ** 2)
     elif i == 3:
-      part['resize'] = _uniform(
+      part['resize'] = parts.uniform(
           next(keys), (3, 3, channels, channels), 9 * channels)
     params['reassemble'][str(i)] = part
     params['convs'][str(i)] = _kaiming(
@@ -119,7 +119,7 @@ def init(key: Array, config: Config, widths: Sequence[int]
     params['project'] = _kaiming(next(keys), 3, c.channels, c.channels)
   sizes = ((3, c.channels, c.channels // 2), (3, c.channels // 2, c.hidden),
            (1, c.hidden, c.num_outputs))
-  params['head'] = {f'conv{i}': _uniform(
+  params['head'] = {f'conv{i}': parts.uniform(
       next(keys), (side, side, inputs, outputs), side ** 2 * inputs)
                     for i, (side, inputs, outputs) in enumerate(sizes)}
   return params, stats
@@ -159,31 +159,22 @@ def merge(params: tree.Tree, stats: tree.Tree, config: Config,
                   None if cls is None else cls[i])
     if config.norm:
       x, new[key] = batch_norm.apply(part['norm'], stats[key], x, weight)
-    x = _resized(i, part, conv(part['project'], x))
-    levels.append(conv(params['convs'][key], x))
+    x = _resized(i, part, parts.conv(part['project'], x))
+    levels.append(parts.conv(params['convs'][key], x))
   out = None
   for i, x in enumerate(reversed(levels)):
     out = _fused(params['fusion'][str(i)], x, out)
   if config.projects:
-    out = jax.nn.relu(conv(params['project'], out))
+    out = jax.nn.relu(parts.conv(params['project'], out))
   return out, new
 
 
 def head(params: tree.Tree, merged: Array) -> Array:
   """[b, 2 y, 2 x, k] values of pixels of a merged map [b, y, x, c]."""
-  x = conv(params['head']['conv0'], merged)
+  x = parts.conv(params['head']['conv0'], merged)
   x = resample.resize_corners(x, (2 * x.shape[1], 2 * x.shape[2]))
-  x = jax.nn.relu(conv(params['head']['conv1'], x))
-  return conv(params['head']['conv2'], x)
-
-
-def conv(params: tree.Tree, x: Array, stride: int = 1) -> Array:
-  """[b, y, x, o] of [b, y, x, c]; sides stay where the stride is 1."""
-  pad = params['kernel'].shape[0] // 2
-  out = jax.lax.conv_general_dilated(
-      x, params['kernel'], (stride, stride), ((pad, pad), (pad, pad)),
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'), precision=_HIGHEST)
-  return out + params['bias'][None, None, None] if 'bias' in params else out
+  x = jax.nn.relu(parts.conv(params['head']['conv1'], x))
+  return parts.conv(params['head']['conv2'], x)
 
 
 def _read_out(way: str, part: tree.Tree, grid: Array,
@@ -207,13 +198,8 @@ def _resized(level: int, part: tree.Tree, x: Array) -> Array:
   if level == 2:
     return x
   if level == 3:
-    return conv(part['resize'], x, stride=2)
-  squares = jnp.einsum('byxc,cklo->bykxlo', x, part['resize']['kernel'],
-                       precision=_HIGHEST)
-  # An axis after the other: both at once lose how rows lie on a mesh.
-  rows = rearrange(squares, 'b y k x l o -> b (y k) x l o')
-  return rearrange(rows, 'b y x l o -> b y (x l) o') + part['resize']['bias'][
-      None, None, None]
+    return parts.conv(part['resize'], x, stride=2)
+  return parts.grown(part['resize'], x)
 
 
 def _fused(part: tree.Tree, x: Array, coarser: Array | None) -> Array:
@@ -226,13 +212,13 @@ def _fused(part: tree.Tree, x: Array, coarser: Array | None) -> Array:
     out = coarser + _unit(part['unit1'], x)
   out = _unit(part['unit2'], out)
   out = resample.resize_corners(out, (2 * out.shape[1], 2 * out.shape[2]))
-  return conv(part['project'], out)
+  return parts.conv(part['project'], out)
 
 
 def _unit(part: tree.Tree, x: Array) -> Array:
   """Adds two convolutions to a map."""
-  return x + conv(part['conv2'], jax.nn.relu(
-      conv(part['conv1'], jax.nn.relu(x))))
+  return x + parts.conv(part['conv2'], jax.nn.relu(
+      parts.conv(part['conv1'], jax.nn.relu(x))))
 
 
 def _kaiming(key: Array, side: int, inputs: int, outputs: int, *,
@@ -241,12 +227,3 @@ def _kaiming(key: Array, side: int, inputs: int, outputs: int, *,
   std = math.sqrt(2 / (side ** 2 * outputs))
   kernel = std * jax.random.normal(key, (side, side, inputs, outputs))
   return {'kernel': kernel} | ({'bias': jnp.zeros(outputs)} if bias else {})
-
-
-def _uniform(key: Array, shape: Sequence[int], inputs: int) -> tree.Tree:
-  """Weights as PyTorch draws them by default."""
-  reach = 1 / math.sqrt(inputs)
-  kernel, bias = (
-      jax.random.uniform(k, s, minval=-reach, maxval=reach)
-      for k, s in zip(jax.random.split(key), (shape, shape[-1:]), strict=True))
-  return {'kernel': kernel, 'bias': bias}

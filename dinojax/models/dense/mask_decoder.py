@@ -19,6 +19,7 @@ from dinojax.kernels import rotary
 from dinojax.models import layers
 from dinojax.models import positions
 from dinojax.models.dense import batch_norm
+from dinojax.models.dense import parts
 from dinojax.models.dense import queries
 from dinojax.parallel import sharding
 
@@ -72,12 +73,12 @@ def init(key: Array, config: Config) -> tuple[tree.Tree, tree.Tree]:
                         c.patch_px)
   params |= {'norm': queries.norm_init(c.width), 'levels': {}, 'blocks': {}}
   stats = {}
-  square = lambda: queries.uniform(next(keys), (c.width, c.width), c.width)
+  square = lambda: parts.uniform(next(keys), (c.width, c.width), c.width)
   for i in range(c.num_levels):
     level = {'scale': jnp.ones(c.width)}
     if c.lateral == 'mlp':
-      level |= {'fc1': queries.uniform(next(keys), (c.width, half), c.width),
-                'fc2': queries.uniform(next(keys), (half, c.width), half)}
+      level |= {'fc1': parts.uniform(next(keys), (c.width, half), c.width),
+                'fc2': parts.uniform(next(keys), (half, c.width), half)}
     elif c.lateral == 'linear':
       level['fc'] = square()
     if c.norm:
@@ -88,8 +89,8 @@ def init(key: Array, config: Config) -> tuple[tree.Tree, tree.Tree]:
         'norm1': queries.norm_init(c.width), 'q': square(),
         'k': {'kernel': square()['kernel']}, 'v': square(), 'o': square(),
         'ls1': jnp.ones(c.width), 'norm2': queries.norm_init(c.width),
-        'fc1': queries.uniform(next(keys), (c.width, hidden), c.width),
-        'fc2': queries.uniform(next(keys), (hidden, c.width), hidden),
+        'fc1': parts.uniform(next(keys), (c.width, hidden), c.width),
+        'fc2': parts.uniform(next(keys), (hidden, c.width), hidden),
         'ls2': jnp.ones(c.width)}
   return params, stats
 
@@ -145,10 +146,10 @@ def _joined(params: tree.Tree, stats: tree.Tree, config: Config,
       x = x[:, 0]
     mixed = x
     if config.lateral == 'mlp':
-      mixed = queries.linear(part['fc2'], layers.gelu(
-          queries.linear(part['fc1'], x)))
+      mixed = parts.linear(part['fc2'], layers.gelu(
+          parts.linear(part['fc1'], x)))
     elif config.lateral == 'linear':
-      mixed = queries.linear(part['fc'], x)
+      mixed = parts.linear(part['fc'], x)
     total += part['scale'][None, None] * (
         x + mixed if config.residual else mixed)
   return total, new
@@ -158,14 +159,14 @@ def _block(part: Mapping, x: Array, num_heads: int, rope: rotary.Rope | None,
            looks: Array | None) -> Array:
   """A block of a transformer, [b, t, d], whose patches are turned by `rope`."""
   y = queries.normed(part['norm1'], x, EPSILON)
-  q, k, v = (_heads(queries.linear(part[name], y), num_heads)
+  q, k, v = (_heads(parts.linear(part[name], y), num_heads)
              for name in ('q', 'k', 'v'))
   if rope is not None:
     q, k = rotary.rotate(q, rope), rotary.rotate(k, rope)
   y = _attended(q, k, v, looks)
-  x += part['ls1'][None, None] * queries.linear(part['o'], y)
+  x += part['ls1'][None, None] * parts.linear(part['o'], y)
   y = queries.normed(part['norm2'], x, EPSILON)
-  y = queries.linear(part['fc2'], layers.gelu(queries.linear(part['fc1'], y)))
+  y = parts.linear(part['fc2'], layers.gelu(parts.linear(part['fc1'], y)))
   return x + part['ls2'][None, None] * y
 
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from dinojax.core import tree
 from dinojax.kernels import resample
 from dinojax.models import layers
+from dinojax.models.dense import parts
 
 Array = jax.Array
 UPSCALE_EPSILON = 1e-6
@@ -53,15 +54,16 @@ def init(key: Array, width: int, num_queries: int, num_classes: int,
   """
   keys = iter(jax.random.split(key, 16))
   upscale = {str(i): {
-      'grow': uniform(next(keys), (width, 2, 2, width), 4 * width),
-      'smooth': {'kernel': uniform(next(keys), (3, 3, 1, width), 9)['kernel']},
+      'grow': parts.uniform(next(keys), (width, 2, 2, width), 4 * width),
+      'smooth': {'kernel': parts.uniform(
+          next(keys), (3, 3, 1, width), 9)['kernel']},
       'norm': norm_init(width)} for i in range(num_upscales(patch_px))}
   return {
       'queries': jax.random.normal(next(keys), (num_queries, width)),
       'upscale': upscale,
-      'mask': {str(i): uniform(next(keys), (width, width), width)
+      'mask': {str(i): parts.uniform(next(keys), (width, width), width)
                for i in range(3)},
-      'class': uniform(next(keys), (width, num_classes + 1), width)}
+      'class': parts.uniform(next(keys), (width, num_classes + 1), width)}
 
 
 def predict(params: tree.Tree, tokens: Array, num_queries: int,
@@ -74,10 +76,10 @@ def predict(params: tree.Tree, tokens: Array, num_queries: int,
     maps = _upscaled(params['upscale'][str(i)], maps)
   x = asked
   for i in range(3):
-    x = linear(params['mask'][str(i)], x)
+    x = parts.linear(params['mask'][str(i)], x)
     x = layers.gelu(x) if i < 2 else x
   masks = jnp.einsum('bqd,byxd->bqyx', x, maps, precision=_HIGHEST)
-  return Predicted(linear(params['class'], asked), masks)
+  return Predicted(parts.linear(params['class'], asked), masks)
 
 
 def semantic(predicted: Predicted) -> Array:
@@ -119,12 +121,7 @@ def bias(patches: Array, num_tokens: int) -> Array:
 
 def _upscaled(part: tree.Tree, x: Array) -> Array:
   """[b, 2 y, 2 x, d] of a map."""
-  grown = jnp.einsum('byxc,cklo->bykxlo', x, part['grow']['kernel'],
-                     precision=_HIGHEST)
-  # An axis after the other: both at once lose how rows lie on a mesh.
-  grown = rearrange(grown, 'b y k x l o -> b (y k) x l o')
-  x = rearrange(grown, 'b y x l o -> b y (x l) o') + part['grow']['bias'][
-      None, None, None]
+  x = parts.grown(part['grow'], x)
   x = _smoothed(part['smooth']['kernel'], layers.gelu(x))
   return normed(part['norm'], x, UPSCALE_EPSILON)
 
@@ -141,14 +138,6 @@ def _smoothed(kernel: Array, x: Array) -> Array:
       :, dy:dy + height, dx:dx + width] for dy in range(3) for dx in range(3))
 
 
-def linear(params: Mapping[str, Array], x: Array) -> Array:
-  """[…, e] of [..., d]."""
-  out = jnp.einsum('...d,de->...e', x, params['kernel'], precision=_HIGHEST)
-  if 'bias' not in params:
-    return out
-  return out + params['bias'][(None,) * (out.ndim - 1)]
-
-
 def normed(params: Mapping[str, Array], x: Array, epsilon: float) -> Array:
   """Layer norm over the last axis, in float32."""
   x = x.astype(jnp.float32)
@@ -162,12 +151,3 @@ def normed(params: Mapping[str, Array], x: Array, epsilon: float) -> Array:
 def norm_init(width: int) -> tree.Tree:
   """Parameters of a layer norm that changes nothing."""
   return {'scale': jnp.ones(width), 'bias': jnp.zeros(width)}
-
-
-def uniform(key: Array, shape: tuple[int, ...], inputs: int) -> tree.Tree:
-  """Weights as PyTorch draws them by default."""
-  reach = 1 / math.sqrt(inputs)
-  kernel, bias_ = (
-      jax.random.uniform(k, s, minval=-reach, maxval=reach)
-      for k, s in zip(jax.random.split(key), (shape, shape[-1:]), strict=True))
-  return {'kernel': kernel, 'bias': bias_}
