@@ -20,7 +20,7 @@ MOST = 100  # of a class in an image
 
 @dataclasses.dataclass(frozen=True)
 class Matches:
-  """What an image's predictions match.
+  """Predictions of an image, and the objects that they match.
 
   Attributes:
     label: [d] classes.

@@ -42,7 +42,7 @@ class Config:
     num_levels: blocks of the backbone that are read.
     hidden: width inside the blocks' MLPs; None: as the tokens.
     norm: True: a batch norm on each level, prefix tokens included.
-    lateral: what mixes the features of a level: 'mlp' of half the width,
+    lateral: layers that mix the features of a level: 'mlp' of half the width,
       'linear', or 'identity'.
     residual: True adds the features to what is mixed.
     rope: True turns patches by their places.
