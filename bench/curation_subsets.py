@@ -165,7 +165,7 @@ def benchmarks(data: pathlib.Path) -> dict[str, tuple]:
 
 
 def summary(models: dict[str, list[str]], out: pathlib.Path) -> str:
-  """A line a subset, a column a benchmark: all seeds, and their mean."""
+  """A line a subset, a column a benchmark: mean top-1, and of all seeds."""
   lines = ['| trained on | ' + ' | '.join(BENCHMARKS) + ' |',
            '|' + '---|' * (len(BENCHMARKS) + 1)]
   rows = {name: scores.read(epath.Path(out / name)) for name in BENCHMARKS}
@@ -174,7 +174,8 @@ def summary(models: dict[str, list[str]], out: pathlib.Path) -> str:
     cells = []
     for benchmark, of in rows.items():
       each = [line['value'] for place in places for line in of
-              if line['model'].partition('@')[0] == place]
+              if line['model'].partition('@')[0] == place
+              and line['metric'].startswith('top-1,')]
       values[f'{name} {benchmark}'] = each
       cells.append(f'{statistics.mean(each):.1f} (' + ', '.join(
           f'{value:.1f}' for value in each) + ')')
