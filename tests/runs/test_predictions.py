@@ -17,9 +17,11 @@ from dinojax.interop.heads import dpt as dpt_tables
 from dinojax.interop.heads import linear as linear_tables
 from dinojax.models import vit
 from dinojax.models.dense import dpt
+from dinojax.models.dense import mask_decoder
 from dinojax.probes import head as head_lib
 from dinojax.probes.tasks import dense
 from dinojax.probes.tasks import depth
+from dinojax.probes.tasks import masks
 from dinojax.probes.tasks import segment
 from dinojax.runs import models
 from dinojax.runs import predictions
@@ -59,7 +61,13 @@ def task_of(kind):
     return segment.Segment(num_outputs=3, width=16, pixels=pixels)
   if kind == 'depth':
     return depth.Depth(num_outputs=8, width=16, pixels=pixels)
-  return depth.DptDepth(
+  if kind == 'masks':
+    return masks.Masks(
+        decoder=mask_decoder.Config(16, 2, 3, patch_px=4, num_queries=4,
+                                    num_blocks=1, num_levels=2),
+        layers=(1, 3), anneal=((0, 10),), pixels=pixels)
+  of = {'depth_dpt': depth.DptDepth, 'relative_depth': depth.RelativeDepth}
+  return of[kind](
       head=dpt.Config(channels=4, projected=(2, 3, 4, 5), num_outputs=1,
                       readout='project', hidden=4),
       layers=(0, 1, 2, 3), place='raw', max_depth=80.0, pixels=pixels)
@@ -72,13 +80,13 @@ def made(kind, model, weights=''):
   rng = np.random.default_rng(1)
   draw = lambda leaf: np.float32(rng.uniform(0.2, 1, leaf.shape))
   parts = jax.tree.map(draw, head_lib.shapes_of(task, widths))
-  if kind != 'depth_dpt':  # else all pixels are of one class
+  if 'kernel' in parts['params']:  # else all pixels are of one class
     shape = parts['params']['kernel'].shape
     parts['params']['kernel'] = np.float32(rng.normal(size=shape))
   return head_lib.Head(
       task, parts['params'], parts['stats'],
       head_lib.Origin(model, weights, widths),
-      KINDS if kind == 'segmentation' else (),
+      KINDS if kind in ('segmentation', 'masks') else (),
       {'views': {'short_px': 32, 'crop_px': 32, 'stride_px': 16}})
 
 
@@ -93,7 +101,9 @@ def lines(out):
           (out / predictions.LINES).read_text().splitlines()]
 
 
-@pytest.mark.parametrize('kind', ['segmentation', 'depth_dpt'])
+@pytest.mark.parametrize('kind', [
+    'segmentation', 'depth_dpt', pytest.param(
+        'masks', marks=pytest.mark.slow)])  # as segmentation's
 def test_maps_are_written_once_and_what_is_lost_is_told(
     kind, model, images, tmp_path, capsys):
   stored_heads.save(str(tmp_path / 'head'), made(kind, model))
@@ -109,7 +119,7 @@ def test_maps_are_written_once_and_what_is_lost_is_told(
     array = np.asarray(Image.open(out / rows[name]['map']))
     assert array.shape == size[::-1]
     assert Image.open(out / rows[name]['picture']).width > size[0]
-    if kind == 'segmentation':
+    if kind != 'depth_dpt':
       assert array.dtype == np.uint8 and set(np.unique(array)) <= {0, 1, 2}
     else:
       assert rows[name]['metres_per_unit'] == 0.01  # 80 m in 16 bits
