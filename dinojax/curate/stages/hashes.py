@@ -32,7 +32,9 @@ from dinojax.curate.stages import pool_rows
 
 FIT, BITS, MEET = 'fit', 'bits', 'meet'
 _FIT, _BAND = 11, 12  # streams of random numbers
-_KEYS_PER_PARTITION = 4_000_000
+# Keys that meet in memory: few while partitions are few, then more, as every
+# shard keeps a place of each partition.
+_KEYS, _FEW, _MOST_KEYS = 200_000, 64, 4_000_000
 _BAND_BITS = 16
 _ENOUGH = 10  # images for each bit
 _LENGTHS = (0, 64, 128, 256)
@@ -103,7 +105,7 @@ class Hash(base.Stage):
 
   def _num_partitions(self, place: work.Place) -> int:
     keys = self.num_rows(place) * (1 + self._bands)
-    return -(-keys // _KEYS_PER_PARTITION)
+    return max(min(-(-keys // _KEYS), _FEW), -(-keys // _MOST_KEYS))
 
   def _fit(self, place: work.Place, index: int) -> work.Counts:
     """Learns from images that are drawn from all that are alive."""
@@ -166,12 +168,14 @@ class Hash(base.Stage):
   def _some_thumbnails(self, place: work.Place, rows: np.ndarray
                        ) -> np.ndarray:
     """[r, s, s] uint8 of rows, ascending."""
-    parts = []
+    out = None
     for number, shard in enumerate(self.shard_rows(place)):
       first, last = np.searchsorted(rows, (shard.start, shard.stop))
-      parts.append(self._thumbnails(place, number)[
-          rows[first:last] - shard.start])
-    return np.concatenate(parts)
+      some = self._thumbnails(place, number)
+      if out is None:
+        out = np.empty((len(rows), *some.shape[1:]), some.dtype)
+      out[first:last] = some[rows[first:last] - shard.start]
+    return out
 
   def _pca(self, place: work.Place, index: int, alive: np.ndarray
            ) -> tuple[np.ndarray, np.ndarray]:
