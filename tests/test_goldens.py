@@ -32,8 +32,8 @@ _SLOW = ('train_v3_base', 'train_v2_sinkhorn_separate_heads',
          'v2_vit_p16_swiglufused_reg4', 'v3_vit_p16_swiglu_untiecls_max',
          'v3_vit_p16_mlp_reg4_maskk', 'v3_vit_p16_rmsnorm_untieboth',
          'v3_convnext_patch16', 'td_dpt_head_v2_ignore',
-         'td_dpt_head_v3_project_odd', 'td_chmv2_head', 'em_pmt_decoder_plain',
-         'de_scale_shift_invariant_loss_empty')
+         'td_dpt_head_v3_project_odd', 'td_chmv2_head', 'em_pmt_decoder',
+         'em_pmt_decoder_plain', 'de_scale_shift_invariant_loss_empty')
 
 
 @pytest.mark.parametrize('name, folder', [

@@ -80,6 +80,7 @@ def test_an_unknown_read_out_is_named():
     dpt.Config(readout='cat')
 
 
+@pytest.mark.slow  # 256 channels; test_goldens.py has the numbers of DINOv2's
 @pytest.mark.torch
 def test_it_is_the_head_of_transformers():
   """A DPT whose ends are ReLU and one channel is DINOv2's, less min_depth."""
