@@ -38,17 +38,10 @@ class Images:
     record = self._source[int(index)]
     return Alone(record.image, record.name, self._reading.max_pixels)
 
-  def sizes(self) -> tuple[list[tuple[int, int] | None], list[dict]]:
-    """Rows and columns by the headers, None where unreadable, and why."""
-    out: list[tuple[int, int] | None] = [None] * len(self)
-    bad = []
-    for row in pipeline.items_in_order(
-        self, _size, num_threads=self._reading.num_threads):
-      if row['problem']:
-        bad.append(row)
-      else:
-        out[row['index']] = row['size']
-    return out, bad
+  def headers(self) -> list[dict]:
+    """Name of each image, its size (rows, columns), or its `problem`."""
+    return list(pipeline.items_in_order(
+        self, _size, num_threads=self._reading.num_threads))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,9 +4,11 @@ Tensors carry our own names, under `params/` and `heads/NAME/`; `entries/` are
 what another library's file held besides, so that it can be written again.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
 import json
+import os
 import pathlib
 import tempfile
 from typing import Any
@@ -76,12 +78,44 @@ def load(folder: str) -> reading.Weights:
     raise errors.UserError(
         f'{folder} holds no model: {DESCRIPTION} is missing; convert weights '
         'with `dinojax convert import`')
+  with got(folder, (DESCRIPTION, TENSORS)) as place:
+    return _load(place)
+
+
+@contextlib.contextmanager
+def put(place: epath.PathLike, last: str) -> Iterator[pathlib.Path]:
+  """A folder on a disk, whose files are then in `place`, wherever that is.
+
+  Args:
+    place: folder of a disk or an object store.
+    last: name of the file without which the others count for nothing.
+  """
+  place = epath.Path(place)
+  if atomic.is_local(place):
+    place.mkdir(parents=True, exist_ok=True)
+    yield pathlib.Path(os.fspath(place))
+    return
+  with tempfile.TemporaryDirectory() as folder:
+    yield pathlib.Path(folder)
+    for path in sorted(pathlib.Path(folder).rglob('*'),
+                       key=lambda path: path.name == last):
+      if path.is_file():
+        target = place / path.relative_to(folder).as_posix()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        atomic.write_bytes(target, path.read_bytes())
+
+
+@contextlib.contextmanager
+def got(folder: epath.PathLike, names: Sequence[str]
+        ) -> Iterator[pathlib.Path]:
+  """Files of a folder on a disk: where they are, or copies of them."""
   if atomic.is_local(folder):
-    return _load(pathlib.Path(folder))
+    yield pathlib.Path(os.fspath(folder))
+    return
   with tempfile.TemporaryDirectory() as here:
-    for name in (DESCRIPTION, TENSORS):
+    for name in names:
       (epath.Path(folder) / name).copy(epath.Path(here) / name)
-    return _load(pathlib.Path(here))
+    yield pathlib.Path(here)
 
 
 def _load(place: pathlib.Path) -> reading.Weights:
@@ -134,15 +168,30 @@ def _built(kind: type, values: Any, source: str) -> Any:
   return made
 
 
-def _tree(place: pathlib.Path, flat: kinds.State,
-          shapes: tree.Tree) -> tree.Tree:
-  """The tensors as a tree of known shapes."""
+def fitted(source: str, flat: kinds.State, shapes: tree.Tree,
+           fix: str) -> tree.Tree:
+  """Tensors of a file as a tree of known shapes.
+
+  Args:
+    source: names of the file and of its description, for messages.
+    flat: tensors by path.
+    shapes: the tree.
+    fix: advice, where tensors are others.
+
+  Raises:
+    UserError: tensors that are missing, spare, or of another shape.
+  """
   wanted = dict(tree.items(shapes))
   wrong = [name for name in {**wanted, **flat} if name not in flat
            or name not in wanted or flat[name].shape != wanted[name].shape
            or flat[name].dtype.kind != 'f']
   if wrong:
     raise errors.UserError(
-        f'{place / TENSORS} does not fit {DESCRIPTION}: '
-        f'{", ".join(sorted(wrong)[:5])}; convert the weights again')
+        f'{source}: {", ".join(sorted(wrong)[:5])}; {fix}')
   return tree.map_with_name(lambda name, _: flat[name], shapes)
+
+
+def _tree(place: pathlib.Path, flat: kinds.State,
+          shapes: tree.Tree) -> tree.Tree:
+  return fitted(f'{place / TENSORS} does not fit {DESCRIPTION}', flat, shapes,
+                'convert the weights again')

@@ -5,12 +5,8 @@ of other libraries in folders of their names. Of several students each has a
 folder of its own.
 """
 
-from collections.abc import Iterator, Mapping
-import contextlib
-import os
-import pathlib
+from collections.abc import Mapping
 import shlex
-import tempfile
 
 from etils import epath
 
@@ -109,7 +105,7 @@ def write(folder: epath.Path, settings: settings_lib.Settings,
 def _write(place: epath.Path, weights: reading.Weights,
            settings: settings_lib.Settings, name: str, result: loop.Result,
            source: epath.Path):
-  with _local(place) as local:
+  with store.put(place, store.DESCRIPTION) as local:
     store.save(str(local), weights)
     for kind in formats(settings):
       try:
@@ -120,21 +116,3 @@ def _write(place: epath.Path, weights: reading.Weights,
                     f'{text.printable(str(error))}')
     atomic.write_text(local / cards.FILE, cards.card(
         weights, settings, name, result, source))
-
-
-@contextlib.contextmanager
-def _local(place: epath.Path) -> Iterator[pathlib.Path]:
-  """A folder on a disk, whose files are then in `place`."""
-  if atomic.is_local(place):
-    place.mkdir(parents=True, exist_ok=True)
-    yield pathlib.Path(os.fspath(place))
-    return
-  with tempfile.TemporaryDirectory() as folder:
-    yield pathlib.Path(folder)
-    # The description last: until it is there, there is no model.
-    for path in sorted(pathlib.Path(folder).rglob('*'),
-                       key=lambda path: path.name == store.DESCRIPTION):
-      if path.is_file():
-        target = place / path.relative_to(folder).as_posix()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        atomic.write_bytes(target, path.read_bytes())

@@ -169,13 +169,14 @@ def _write_all(folder: pathlib.Path, source: Any, model: backbone_lib.Backbone,
   """Makes the maps of all images, some at a time."""
   whole = unlabelled.Images(source, unlabelled.Reading(
       request.max_pixels, request.num_threads))
-  sizes, bad = whole.sizes()
+  headers = whole.headers()
+  sizes = [row.get('size') for row in headers]
   if not any(sizes):
     raise errors.UserError(
         f'none of the {len(whole)} images of {source.spec} can be read')
   done = _done(folder)
   left = [i for i, size in enumerate(sizes) if size and i not in done]
-  names = file_names([whole[i].name for i in range(len(whole))])
+  names = file_names([row['name'] for row in headers])
   unit = unit_of(head)
   number = jax.process_index()
   lines = log.JsonLines(folder / (LINES if not number else f'{number}-{LINES}'))
@@ -186,7 +187,8 @@ def _write_all(folder: pathlib.Path, source: Any, model: backbone_lib.Backbone,
                                max_pixels=request.max_pixels), say=bar.say)
     maps = dense.Maps(job, head.task, views, is_class=bool(head.classes),
                       at_once=request.windows_at_once)
-    maps.plan([sizes[i] for i in left], 'predict')
+    if left:
+      maps.plan([sizes[i] for i in left], 'predict')
     stack = dense.replicated(head.stack, model.mesh)
     bar.show(len(done))
     for start in range(0, len(left), _GROUP):
@@ -199,7 +201,8 @@ def _write_all(folder: pathlib.Path, source: Any, model: backbone_lib.Backbone,
         lines.write(line | {'index': index})
       bar.show(len(done) + start + len(chosen))
   lines.close()
-  for row in bad:
+  bad = [row for row in headers if row['problem']]
+  for row in bad if processes.is_first() else ():
     print(f'left out: {text.printable(row["name"])}: '
           f'{text.printable(row["problem"])}')
   return (f'{len(whole) - len(bad)} images in {folder}/{MAPS}, as pictures in '

@@ -253,6 +253,13 @@ def test_backbones_that_do_not_fit(module, values, text):
     module.check(module.Settings(**values), CONFIG)
 
 
+@pytest.mark.parametrize('module, recipe', [
+    (segmentation, 'masks'), (depth, 'dpt'), (depth, 'relative')])
+def test_stages_of_a_convnext_are_no_blocks(module, recipe):
+  with pytest.raises(errors.UserError, match=f'recipe={recipe} .* a ConvNeXt'):
+    module.check(module.Settings(recipe=recipe), cases.CONVNEXT)
+
+
 def test_a_bad_image_is_left_out(scenes, tmp_path, caplog):
   folder = drawn.save(tmp_path / 'test', 'masks', 3, SIZES, 3)
   whole = (folder / 'images' / '001.png').read_bytes()

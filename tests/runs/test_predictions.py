@@ -134,12 +134,18 @@ def test_maps_are_written_once_and_what_is_lost_is_told(
   assert predict(model, tmp_path / 'head', images, out, '--short_px=32') == 0
   assert (out / gone['map']).exists() and len(lines(out)) == 3
   assert kept.stat().st_mtime_ns == before
+  assert predict(model, tmp_path / 'head', images, out, '--short_px=32') == 0
+  assert '3 images in' in capsys.readouterr().out and len(lines(out)) == 3
   # Another size is another prediction.
   assert predict(model, tmp_path / 'head', images, out, '--short_px=48') == 2
   assert 'holds predictions of another head' in capsys.readouterr().err
 
 
-def test_a_head_comes_back_as_it_was(model, tmp_path):
+@pytest.mark.parametrize('local', [True, False])
+def test_a_head_comes_back_as_it_was(local, model, tmp_path, monkeypatch):
+  """Also of storage where files are written elsewhere first."""
+  if not local:
+    monkeypatch.setattr(store.atomic, 'is_local', lambda path: False)
   for kind in head_lib.KINDS:
     head = made(kind, model, 'digest')
     stored_heads.save(str(tmp_path), head)

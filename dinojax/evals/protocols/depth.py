@@ -147,9 +147,13 @@ def check(settings: Settings, config: Any):
   """Refuses more layers than a backbone has, and a range without depths.
 
   Raises:
-    UserError: it has fewer; depths that are no range.
+    UserError: it has fewer, or none of one size; depths that are no range.
   """
   dense_training.check('depth', RECIPES[settings.recipe].num_layers, config)
+  if RECIPES[settings.recipe].is_dpt and not config.has_attention:
+    raise errors.UserError(
+        f'depth.recipe={settings.recipe} reads four maps of one size, and the '
+        'stages of a ConvNeXt differ: set depth.recipe=v3')
   if settings.min_depth >= settings.max_depth:
     raise errors.UserError(
         f'depth.min_depth={settings.min_depth:g} is not below depth.max_depth='

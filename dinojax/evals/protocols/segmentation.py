@@ -162,9 +162,13 @@ def check(settings: Settings, config: Any):
   """Refuses more layers than a backbone has, and crops below a patch.
 
   Raises:
-    UserError: it has fewer, or a crop has no patch.
+    UserError: it has fewer, or no tokens; or a crop has no patch.
   """
   dense_training.check('segmentation', settings.resolved.layers, config)
+  if RECIPES[settings.recipe].is_masks and not config.has_attention:
+    raise errors.UserError(
+        f'segmentation.recipe={settings.recipe} has queries among the tokens '
+        'of a ViT, and this is a ConvNeXt: set segmentation.recipe=v3')
   crop = settings.resolved.crop_px
   if crop < config.side_px:
     raise errors.UserError(

@@ -8,7 +8,6 @@ from einops import rearrange
 import jax
 import jax.numpy as jnp
 
-from dinojax.augment import distortion
 from dinojax.core import tree
 from dinojax.engine import schedules
 from dinojax.features import spec
@@ -19,14 +18,15 @@ from dinojax.models.dense import queries
 from dinojax.parallel import sharding
 from dinojax.probes import task as task_lib
 from dinojax.probes.tasks import dense
+from dinojax.probes.tasks import segment
 
 CHOICE = dense.CHOICE
 OUTPUTS = ('cls', 'registers', 'map')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Masks(dense.Dense):
-  """A mask and a class of every query; batches have classes [b, y, x].
+class Masks(segment.Classes):
+  """A mask and a class of every query, of which classes of pixels are made.
 
   Attributes:
     decoder: sizes of the decoder.
@@ -35,8 +35,6 @@ class Masks(dense.Dense):
     num_points: points at which masks are compared.
     anneal: first and last step of the fall from masked to open attention, of
       each block; (): it stays masked.
-    distorts: True changes colours in training.
-    hue: greatest shift of hue, in turns of the colour circle.
 
   Source: PMT, with the losses of Mask2Former.
   """
@@ -45,7 +43,6 @@ class Masks(dense.Dense):
   most_targets: int = 64
   num_points: int = losses.NUM_POINTS
   anneal: tuple[tuple[int, int], ...] = ()
-  distorts: bool = False
   hue: float = 18 / 360
 
   @functools.cached_property
@@ -59,14 +56,6 @@ class Masks(dense.Dense):
     del widths, choice
     return dict(zip(('params', 'stats'), mask_decoder.init(key, self.decoder),
                     strict=True))
-
-  def prepare(self, batch: tree.Tree, key: jax.Array) -> tree.Tree:
-    """Images with other colours, 0 outside, in whole patches."""
-    images = batch['image']
-    if self.distorts:
-      images = self.normalized(distortion.distort(
-          self.pixels.levels(images), key, self.hue))
-    return batch | {'image': self.placed(images, batch)}
 
   def draw(self, key: jax.Array, step: jax.Array,
            batch: tree.Tree) -> tree.Tree:

@@ -15,15 +15,12 @@ CHOICE = dense.CHOICE
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Segment(dense.Linear):
+class Classes(dense.Dense):
   """A class for every pixel; batches have classes [b, y, x], or IGNORED.
 
   Attributes:
     distorts: True changes colours in training.
     hue: greatest shift of hue, in turns of the colour circle.
-
-  Source: DINOv3's LinearHead and its training (one layer), DINOv2's BNHead
-    (one, or four joined).
   """
 
   distorts: bool = False
@@ -36,6 +33,15 @@ class Segment(dense.Linear):
       images = self.normalized(distortion.distort(
           self.pixels.levels(images), key, self.hue))
     return batch | {'image': self.placed(images, batch)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Segment(Classes, dense.Linear):
+  """Linear segmentation.
+
+  Source: DINOv3's LinearHead and its training (one layer), DINOv2's BNHead
+    (one, or four joined).
+  """
 
   def loss(self, outputs: jax.Array, batch: tree.Tree,
            draws: tree.Tree | None) -> jax.Array:
