@@ -41,7 +41,8 @@ def again():
 def _controller() -> threadpoolctl.ThreadpoolController:
   """The libraries, looked for again only when modules were imported since.
 
-  To look through what a process has mapped takes ten milliseconds.
+  To look through what a process has mapped takes a millisecond, and k-means
+  asks for every block.
   """
   if not _known or _known[-1][0] != len(sys.modules):
     _known[:] = [(len(sys.modules), threadpoolctl.ThreadpoolController())]
