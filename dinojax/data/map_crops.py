@@ -5,6 +5,7 @@ beyond an image that is smaller lies nothing, and `extent` says where it ends.
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -98,6 +99,62 @@ class Turned:
         window=corner(size, (columns, rows), rng))
     return placed(kept.of_image(picture, resample=_BILINEAR),
                   kept.of_labels(depth), self.crop_px, 'depth', 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Jittered:
+  """A flip, a random scale, a crop of segments, of which some are there.
+
+  Attributes:
+    crop_px: side of the crop.
+    scales: least and greatest scale; at 1 an image just fits into the crop.
+    most: segments of a crop that are learned from, those of the largest areas.
+
+  Source: training of EoMT.
+  """
+
+  crop_px: int
+  scales: tuple[float, float]
+  most: int
+
+  def __call__(self, picture: Image.Image, segments: Any,
+               rng: np.random.Generator) -> Arrays:
+    """image [y, x, c] uint8, kinds [t], −1 of none, and masks [t, y, x / 8].
+
+    Masks are packed, eight columns a byte, the first in the highest bit.
+    Crops without a segment are drawn again, ten times.
+    """
+    for _ in range(_TRIES + 1):
+      kept = self._drawn(picture.size, rng)
+      layers = np.stack([kept.of_labels(x) for x in segments.layers])
+      area = np.bincount(layers.ravel(), minlength=len(segments.kinds) + 1)[1:]
+      area = np.where(segments.crowd, 0, area)
+      if area.any():
+        break
+    chosen = np.argsort(-area, kind='stable')[:self.most]
+    chosen = np.sort(chosen[area[chosen] > 0])
+    masks = np.zeros((self.most, self.crop_px, -(-self.crop_px // 8)), np.uint8)
+    kinds = np.full(self.most, -1, np.int32)
+    kinds[:len(chosen)] = segments.kinds[chosen]
+    rows, columns = layers.shape[1:]
+    for i, number in enumerate(chosen):
+      inside = np.zeros((rows, self.crop_px), bool)
+      inside[:, :columns] = (layers == number + 1).any(0)
+      masks[i, :rows] = np.packbits(inside, axis=1)
+    image = np.zeros((self.crop_px, self.crop_px, 3), np.uint8)
+    image[:rows, :columns] = kept.of_image(picture, resample=_BILINEAR)
+    return {'image': image, 'kinds': kinds, 'masks': masks}
+
+  def _drawn(self, size: tuple[int, int],
+             rng: np.random.Generator) -> geometry.Geometry:
+    """A geometry for an image of (width, height)."""
+    low, high = self.scales
+    flip = bool(rng.random() < 0.5)
+    factor = (low + (high - low) * rng.random()) * self.crop_px / max(size)
+    resized = tuple(max(int(n * factor), 1) for n in size)
+    return geometry.Geometry(
+        (0, 0, *size), resized, flip=flip,
+        window=corner(resized, (self.crop_px,) * 2, rng))
 
 
 def corner(size: tuple[int, int], crop: tuple[int, int],

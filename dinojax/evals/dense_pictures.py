@@ -170,8 +170,6 @@ def panel(picture: Image.Image, truth: np.ndarray | None,
     limit: greatest depth of the scale.
     relative: True: `predicted` is inverse depth without a unit.
   """
-  height = min(max(_SHORT_PX, 1), 2 * picture.height)
-  width = max(round(picture.width * height / picture.height), 1)
   if classes:
     draw, legend = _classes(picture, truth, predicted, classes)
   else:
@@ -181,16 +179,38 @@ def panel(picture: Image.Image, truth: np.ndarray | None,
   if truth is not None:
     cells.append(('ground truth', draw(truth)))
   cells.append(('prediction', draw(predicted)))
-  sheet = Image.new('RGB', (
+  out = side_by_side(cells, picture.size[::-1])
+  return np.concatenate([out, legend(out.shape[1])])
+
+
+def sheet(cells: Sequence[tuple[str, np.ndarray]], size: tuple[int, int],
+          entries: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
+  """[y, x, 3] uint8: pictures side by side over a legend.
+
+  Args:
+    cells: title and pixels of each.
+    size: rows and columns of the image.
+    entries: name and colour of each class.
+  """
+  out = side_by_side(cells, size)
+  return np.concatenate([out, _legend(entries, out.shape[1])])
+
+
+def side_by_side(cells: Sequence[tuple[str, np.ndarray]],
+                 size: tuple[int, int]) -> np.ndarray:
+  """[y, x, 3] uint8: pictures with their titles, the first one a photograph."""
+  height = min(max(_SHORT_PX, 1), 2 * size[0])
+  width = max(round(size[1] * height / size[0]), 1)
+  whole = Image.new('RGB', (
       len(cells) * (width + _GAP) + _GAP, height + 2 * _GAP + _LINE), _PAPER)
-  pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+  pen, font = ImageDraw.Draw(whole), ImageFont.load_default(12)
   for i, (title, pixels) in enumerate(cells):
     left = _GAP + i * (width + _GAP)
     pen.text((left, 3), title, _INK, font)
-    sheet.paste(Image.fromarray(pixels).resize(
+    whole.paste(Image.fromarray(pixels).resize(
         (width, height), Image.Resampling.BILINEAR if not i else
         Image.Resampling.NEAREST), (left, _LINE))
-  return np.concatenate([np.asarray(sheet), legend(sheet.width)])
+  return np.asarray(whole)
 
 
 def _classes(picture: Image.Image, truth: np.ndarray | None,

@@ -30,14 +30,15 @@ class Letterbox:
     """[2] pixels of the square for one of the image, along x and y."""
     return np.array(self.inner) / np.array(self.size)
 
-  def pixels(self, picture: Image.Image, mean: tuple[float, ...]
+  def pixels(self, picture: Image.Image, mean: tuple[float, ...],
+             resample: Image.Resampling = Image.Resampling.BICUBIC
              ) -> np.ndarray:
     """[side, side, 3] uint8; around the image is the mean of training."""
     out = np.empty((self.side, self.side, 3), np.uint8)
     out[:] = np.round(255 * np.array(mean)).astype(np.uint8)
     width, height = self.inner
     out[:height, :width] = np.asarray(
-        picture.resize((width, height), Image.Resampling.BICUBIC))
+        picture.resize((width, height), resample))
     return out
 
   def holds(self, places: np.ndarray) -> np.ndarray:

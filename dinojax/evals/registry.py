@@ -34,6 +34,7 @@ from dinojax.evals.protocols import rankme
 from dinojax.evals.protocols import retrieval
 from dinojax.evals.protocols import robustness
 from dinojax.evals.protocols import segmentation
+from dinojax.evals.protocols import segments
 from dinojax.evals.protocols import tokencut
 from dinojax.evals.protocols import tracking
 from dinojax.evals.protocols import video
@@ -41,10 +42,11 @@ from dinojax.evals.protocols import video
 PROTOCOLS: Mapping[str, types.ModuleType] = {
     'knn': knn, 'logistic': logistic, 'linear': linear, 'fewshot': fewshot,
     'finetune': finetune, 'multilabel': multilabel, 'robustness': robustness,
-    'rankme': rankme, 'lidar': lidar, 'segmentation': segmentation, 'depth':
-    depth, 'retrieval': retrieval, 'copydays': copydays, 'correspondence':
-    correspondence, 'tokencut': tokencut, 'tracking': tracking, 'video':
-    video, 'fairness': fairness}
+    'rankme': rankme, 'lidar': lidar, 'segmentation': segmentation,
+    'segments': segments, 'depth': depth, 'retrieval': retrieval,
+    'copydays': copydays, 'correspondence': correspondence,
+    'tokencut': tokencut, 'tracking': tracking, 'video': video,
+    'fairness': fairness}
 SUITES = {'quick': ('knn', 'linear', 'rankme'),
           'classification': ('knn', 'linear', 'logistic', 'fewshot'),
           'dense': ('segmentation', 'depth'),

@@ -43,9 +43,37 @@ def at_image(masks: np.ndarray, window_px: int, inside: tuple[int, int],
     inside: rows and columns of the square, from the top left, that were image.
     image: rows and columns of the image.
   """
-  whole = resample.resize_linear(
-      masks[..., None], (window_px, window_px))[:, :inside[0], :inside[1]]
-  return np.asarray(resample.resize_linear(whole, image))[..., 0]
+  by_axis = []
+  for axis, cells in enumerate(masks.shape[1:]):
+    to_square = resample.linear_matrix(cells, window_px)[:inside[axis]]
+    by_axis.append(np.float32(
+        resample.linear_matrix(inside[axis], image[axis]) @ to_square))
+  # [y, s] [q, s, t] [t, x]: two products, whatever the size of the image.
+  return by_axis[0] @ (np.asarray(masks, np.float32) @ by_axis[1].T)
+
+
+def kept(classes: np.ndarray, threshold: float) -> np.ndarray:
+  """Queries that are of a class by more than a threshold, in order.
+
+  Args:
+    classes: [q, k + 1] logits.
+    threshold: share of the class.
+  """
+  share = _softmax(classes)
+  return np.flatnonzero((share.argmax(1) != share.shape[1] - 1)
+                        & (share.max(1) > threshold))
+
+
+def likeliest(classes: np.ndarray, top: int) -> np.ndarray:
+  """Queries that are in the likeliest pairs of a query and a class, in order.
+
+  Args:
+    classes: [q, k + 1] logits.
+    top: pairs.
+  """
+  share = _softmax(classes)[:, :-1]
+  order = np.argsort(-share, axis=None, kind='stable')[:top]
+  return np.unique(order // share.shape[1])
 
 
 def panoptic(classes: np.ndarray, masks: np.ndarray, stuff: Collection[int], *,
@@ -65,16 +93,16 @@ def panoptic(classes: np.ndarray, masks: np.ndarray, stuff: Collection[int], *,
   share = _softmax(classes)
   none = share.shape[1] - 1
   label, score = share.argmax(1), share.max(1)
-  kept = np.flatnonzero((label != none) & (score > threshold))
+  chosen = kept(classes, threshold)
   out = np.stack([np.full(masks.shape[1:], none), np.full(
       masks.shape[1:], VOID)], axis=-1).astype(np.int32)
-  if not len(kept):
+  if not len(chosen):
     return out
-  inside = _sigmoid(masks[kept])
-  owner = (score[kept, None, None] * inside).argmax(0)
+  inside = _sigmoid(masks[chosen])
+  owner = (score[chosen, None, None] * inside).argmax(0)
   segment_of: dict[int, int] = {}
   number = 0
-  for i, query in enumerate(kept):
+  for i, query in enumerate(chosen):
     mine, whole = owner == i, inside[i] >= 0.5
     both = mine & whole
     if not both.any() or mine.sum() / whole.sum() < overlap:

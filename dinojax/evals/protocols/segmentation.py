@@ -26,18 +26,16 @@ from dinojax.engine import schedules
 from dinojax.evals import dense
 from dinojax.evals import dense_pictures
 from dinojax.evals import dense_training
+from dinojax.evals import mask_heads
 from dinojax.evals import protocol
 from dinojax.evals import views as views_lib
 from dinojax.evals import windows
 from dinojax.evals.sets import dense as sets
 from dinojax.evals.sets import masks
-from dinojax.features import backbone as backbone_lib
 from dinojax.metrics import segmentation as metrics
-from dinojax.models.dense import mask_decoder
 from dinojax.probes import fit as fit_lib
 from dinojax.probes import head as head_lib
 from dinojax.probes.tasks import dense as dense_task
-from dinojax.probes.tasks import depth
 from dinojax.probes.tasks import masks as masks_task
 from dinojax.probes.tasks import segment
 
@@ -79,12 +77,9 @@ RECIPES = {
     'lin': Recipe(1, 512, 341, (0.5, 2.0), (1e-3,), (1e-4,), 0.0, 0.1),
     'ms': Recipe(4, 640, 320, (1.0, 3.0), (1e-3,), (1e-4,), 0.0, 0.1,
                  (1.0, 1.32, 1.73, 2.28, 3.0), True),
-    'masks': Recipe(4, 512, 256, (0.5, 2.0), (2e-4,), (0.05,), 0.0, 18 / 360,
-                    is_masks=True)}
-# First and last step of the fall of masked attention of each of six blocks, in
-# parts of the training. Source: PMT's on ADE20K.
-ANNEAL = ((0.0, 0.149), (0.267, 0.433), (0.367, 0.533), (0.467, 0.633),
-          (0.567, 0.733), (0.667, 0.833))
+    'masks': Recipe(mask_heads.NUM_LAYERS, 512, 256, (0.5, 2.0),
+                    (mask_heads.LEARNING_RATE,), (mask_heads.WEIGHT_DECAY,),
+                    0.0, 18 / 360, is_masks=True)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,10 +160,8 @@ def check(settings: Settings, config: Any):
     UserError: it has fewer, or no tokens; or a crop has no patch.
   """
   dense_training.check('segmentation', settings.resolved.layers, config)
-  if RECIPES[settings.recipe].is_masks and not config.has_attention:
-    raise errors.UserError(
-        f'segmentation.recipe={settings.recipe} has queries among the tokens '
-        'of a ViT, and this is a ConvNeXt: set segmentation.recipe=v3')
+  if RECIPES[settings.recipe].is_masks:
+    mask_heads.check('segmentation', settings.recipe, config)
   crop = settings.resolved.crop_px
   if crop < config.side_px:
     raise errors.UserError(
@@ -275,30 +268,13 @@ def _task(job: protocol.Job, values: Settings, num_classes: int) -> Task:
   pixels = dense_task.Pixels(
       model.mean, model.std, model.config.side_px, values.reference_padding)
   if recipe.is_masks:
-    return _masks(values, model, num_classes, pixels)
+    return mask_heads.task(
+        values, model, num_classes, num_layers=values.layers, pixels=pixels,
+        most_targets=min(num_classes, MOST_TARGETS), distorts=True)
   return segment.Segment(
       num_outputs=num_classes, layers=values.layers,
       width=dense_training.width(model, values.layers), distorts=True,
       dropout=recipe.dropout, hue=recipe.hue, pixels=pixels)
-
-
-def _masks(values: Settings, model: backbone_lib.Backbone, num_classes: int,
-           pixels: dense_task.Pixels) -> masks_task.Masks:
-  """The task of queries."""
-  config = model.config
-  layers = depth.read_layers(config.depth, values.layers)
-  layers = layers if isinstance(layers, tuple) else (config.depth - 1,)
-  steps = lambda part: round(part * values.steps)
-  falls = np.linspace(len(ANNEAL) - 1, 0, values.num_blocks).round()[::-1]
-  return masks_task.Masks(
-      decoder=mask_decoder.Config(
-          width=config.embed_dim, num_heads=config.num_heads,
-          num_classes=num_classes, patch_px=config.side_px,
-          num_queries=values.num_queries, num_blocks=values.num_blocks,
-          num_levels=len(layers)),
-      layers=layers, most_targets=min(num_classes, MOST_TARGETS),
-      num_points=values.num_points, distorts=True, pixels=pixels,
-      anneal=tuple(tuple(map(steps, ANNEAL[int(i)])) for i in falls))
 
 
 def _maps(job: protocol.Job, task: Task,
@@ -328,7 +304,7 @@ def _train(job: protocol.Job, values: Settings,
           *(tuple(each) for each in zip(*rates, strict=True))),
       rule=optimizer.adamw(beta2=0.999),
       schedule=lambda step: {'lr': curve(step)},
-      clip_norm=0.01 if recipe.is_masks else None)
+      clip_norm=mask_heads.CLIP_NORM if recipe.is_masks else None)
 
 
 def _rows(maps: dense.Maps, source: Any, measured: Mapping[str, list],

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
+from typing import Literal
 
 from einops import rearrange
 import jax
@@ -35,6 +36,9 @@ class Masks(segment.Classes):
     num_points: points at which masks are compared.
     anneal: first and last step of the fall from masked to open attention, of
       each block; (): it stays masked.
+    answers: result that masks become: classes of pixels ('semantic'), segments
+      ('panoptic'), or objects with scores ('instances').
+    stuff: classes that are one segment an image, of panoptic answers.
 
   Source: PMT, with the losses of Mask2Former.
   """
@@ -43,6 +47,8 @@ class Masks(segment.Classes):
   most_targets: int = 64
   num_points: int = losses.NUM_POINTS
   anneal: tuple[tuple[int, int], ...] = ()
+  answers: Literal['semantic', 'panoptic', 'instances'] = 'semantic'
+  stuff: tuple[int, ...] = ()
   hue: float = 18 / 360
 
   @functools.cached_property
@@ -96,8 +102,7 @@ class Masks(segment.Classes):
   def loss(self, outputs: list[queries.Predicted], batch: tree.Tree,
            draws: tree.Tree) -> jax.Array:
     """Losses of all predictions, each matched by itself, added."""
-    targets = targets_of(batch['classes'], batch['weight'],
-                         self.decoder.num_classes, self.most_targets)
+    targets = self.targets(batch)
     total = 0.0
     for i, predicted in enumerate(outputs):
       points = losses.draw(
@@ -110,6 +115,20 @@ class Masks(segment.Classes):
                    for name, value in each.items())
     return total
 
+  def targets(self, batch: tree.Tree) -> losses.Targets:
+    """Targets of a batch: its segments, or the classes of its pixels.
+
+    Args:
+      batch: classes [b, y, x]; or kinds [b, t], −1 of none, and masks
+        [b, t, y, x / 8], see data.map_crops.
+    """
+    if 'kinds' not in batch:
+      return targets_of(batch['classes'], batch['weight'],
+                        self.decoder.num_classes, self.most_targets)
+    return sharding.by_rows(
+        functools.partial(unpacked, num_columns=batch['image'].shape[2]),
+        batch['kinds'], batch['masks'], batch['weight'], differentiable=False)
+
   def predict(self, outputs: list[queries.Predicted]) -> jax.Array:
     """[b, y, x, k] scores of classes, at a quarter of the image's side.
 
@@ -117,6 +136,24 @@ class Masks(segment.Classes):
       added up; this resizes the sums, which is a 150th of the bytes.
     """
     return queries.semantic(outputs[-1])
+
+
+def unpacked(kinds: jax.Array, masks: jax.Array, weight: jax.Array,
+             num_columns: int) -> losses.Targets:
+  """Targets of masks that are packed, see data.map_crops.
+
+  Args:
+    kinds: [b, t] classes, −1 of none.
+    masks: [b, t, y, x / 8] uint8, the first column in the highest bit.
+    weight: [b], 0 for images that are padding and have no targets.
+    num_columns: columns, x.
+  """
+  present = (kinds >= 0) & (weight > 0)[:, None]
+  bits = jnp.arange(7, -1, -1, dtype=jnp.uint8)
+  whole = (masks[..., None] >> bits[None, None, None, None]) & 1
+  whole = rearrange(whole, 'b t y x k -> b t y (x k)')[..., :num_columns]
+  return losses.Targets(
+      jnp.where(present, kinds, 0), whole * present[..., None, None], present)
 
 
 def targets_of(labels: jax.Array, weight: jax.Array, num_classes: int,
