@@ -1,8 +1,8 @@
 """`dinojax predict --model=PATH --head=PATH --source=folder:DIR --out=DIR`.
 
-Masks or depths of images by a trained head, with a picture of each. The head
-is one that `dinojax evaluate` trained, or a published one of DINOv2 or DINOv3.
-The same command continues after a stop.
+Masks, segments or depths of images by a trained head, with a picture of each.
+The head is one that `dinojax evaluate` trained, or a published one of DINOv2 or
+DINOv3. The same command continues after a stop.
 """
 
 import os
@@ -39,6 +39,9 @@ def define(values: flags.FlagValues, argv: list[str]):
                      flag_values=values)
   text('classes', 'File with the names of the classes of a published head, a '
        'line each; default: numbers.')
+  text('as', 'Answers of a head of queries: semantic (a class of every pixel), '
+       'panoptic (segments) or instances (objects); default: as it was '
+       'trained.')
   number('windows_at_once', 'Windows that go through the backbone at a time.',
          8)
   number('num_threads', 'Threads that decode images.',
@@ -52,5 +55,6 @@ def main(values: flags.FlagValues, words: list[str]) -> int:
   """Prints where everything is; 0 when all is there."""
   del words
   print(predictions.predict(predictions.Request(**{
-      name: values[name].value for name in values})))
+      {'as': 'answers'}.get(name, name): values[name].value
+      for name in values})))
   return 0

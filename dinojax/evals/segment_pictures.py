@@ -16,8 +16,8 @@ _WHITE = 255.0
 Predicted = np.ndarray | list[segments.Instance]
 
 
-def panel(picture: Image.Image, truth: sets.Segments | None, predicted: Predicted,
-          classes: Sequence[str]) -> np.ndarray:
+def panel(picture: Image.Image, truth: sets.Segments | None,
+          predicted: Predicted, classes: Sequence[str]) -> np.ndarray:
   """[y, x, 3] uint8: image, truth if there is one, prediction, legend.
 
   Args:

@@ -1,14 +1,17 @@
 """Maps of images by a trained head: masks or depths, and pictures of them.
 
-  OUT/maps/NAME.png      classes (8 bits), or depths or their inverse (16 bits)
+  OUT/maps/NAME.png      classes (8 bits), or depths or their inverse (16
+                         bits), or segments as COCO has them (colours)
   OUT/pictures/NAME.jpg  the image beside its map, in colour
-  OUT/predictions.jsonl  a line an image: name, map, picture, unit of the map
+  OUT/predictions.jsonl  a line an image: name, map, picture, unit of the map,
+                         segments, or objects
+  OUT/coco.json          all segments or objects, as COCO's evaluation has them
   OUT/head.json          what made them, and the names of the classes
 
 What is there is not made again, so the same command goes on where it stopped.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import hashlib
 import json
@@ -45,6 +48,7 @@ from dinojax.probes.tasks import depth
 from dinojax.runs import assemble
 from dinojax.runs import models as models_lib
 from dinojax.runs import published_heads
+from dinojax.runs import segment_predictions
 from dinojax.runs import stored_heads
 
 MAPS, PICTURES, LINES, ABOUT = (
@@ -68,6 +72,7 @@ class Request:
   flips: bool | None = None
   max_depth: float | None = None
   classes: str | None = None
+  answers: str | None = None
   windows_at_once: int = 8
   num_threads: int = 2
   max_pixels: int = images.DEFAULT_MAX_PIXELS
@@ -92,10 +97,18 @@ def predict(request: Request) -> str:
   warning = head.check(model, weights)
   if warning:
     output.warn(warning)
-  views = views_of(head, request, model.config.side_px)
+  answers = segment_predictions.answers_of(head, request.answers)
+  if answers == 'semantic':
+    writer = Maps(head, views_of(head, request, model.config.side_px))
+  else:
+    if request.short_px or request.flips:
+      raise errors.UserError(
+          '--short_px and --flips are of maps of classes and depths; segments '
+          'are made of squares: leave them away, or give --as=semantic')
+    writer = segment_predictions.Segments(head, answers)
   _begin(folder, head, {'weights': weights, 'source': source.spec,
-                        'views': dataclasses.asdict(views)})
-  return _write_all(folder, source, model, head, views, request)
+                        **writer.made_by})
+  return _write_all(folder, source, model, writer, request)
 
 
 def _head(request: Request, model: backbone_lib.Backbone) -> head_lib.Head:
@@ -164,9 +177,8 @@ def _begin(folder: pathlib.Path, head: head_lib.Head, made_of: Mapping):
 
 
 def _write_all(folder: pathlib.Path, source: Any, model: backbone_lib.Backbone,
-               head: head_lib.Head, views: views_lib.Views,
-               request: Request) -> str:
-  """Makes the maps of all images, some at a time."""
+               writer: Any, request: Request) -> str:
+  """Makes the predictions of all images, some at a time."""
   whole = unlabelled.Images(source, unlabelled.Reading(
       request.max_pixels, request.num_threads))
   headers = whole.headers()
@@ -177,7 +189,6 @@ def _write_all(folder: pathlib.Path, source: Any, model: backbone_lib.Backbone,
   done = _done(folder)
   left = [i for i, size in enumerate(sizes) if size and i not in done]
   names = file_names([row['name'] for row in headers])
-  unit = unit_of(head)
   number = jax.process_index()
   lines = log.JsonLines(folder / (LINES if not number else f'{number}-{LINES}'))
   with log.Bar(len(done) + len(left)) as bar:
@@ -185,28 +196,31 @@ def _write_all(folder: pathlib.Path, source: Any, model: backbone_lib.Backbone,
         model, {}, preprocessing.Preprocessing(None, None), None,
         reading=stream.Reading(num_threads=request.num_threads,
                                max_pixels=request.max_pixels), say=bar.say)
-    maps = dense.Maps(job, head.task, views, is_class=bool(head.classes),
-                      at_once=request.windows_at_once)
-    if left:
-      maps.plan([sizes[i] for i in left], 'predict')
-    stack = dense.replicated(head.stack, model.mesh)
+    writer.begin(job, [sizes[i] for i in left], request.windows_at_once)
     bar.show(len(done))
     for start in range(0, len(left), _GROUP):
       chosen = left[start:start + _GROUP]
       some = parts.Chosen(whole, np.array(chosen))
-      for row, predicted in maps.of(some, [sizes[i] for i in chosen], stack):
-        index = chosen[row['index']]
-        line = _write_map(folder, names[index], some[row['index']],
-                          predicted[0], head, unit)
-        lines.write(line | {'index': index})
+      for row, predicted in writer.of(some, [sizes[i] for i in chosen]):
+        index, alone = chosen[row['index']], some[row['index']]
+        line, panel = writer.written(
+            folder, f'{MAPS}/{names[index]}.png', alone, predicted)
+        at_picture = f'{PICTURES}/{names[index]}.jpg'
+        write_image(folder / at_picture, panel, 'JPEG')
+        lines.write({'name': alone.name} | line | {
+            'picture': at_picture, 'index': index})
       bar.show(len(done) + start + len(chosen))
   lines.close()
+  processes.meet()
+  if processes.is_first():
+    writer.finish(folder, [row for path in sorted(folder.glob(f'*{LINES}'))
+                           for row in log.rows(path)])
   bad = [row for row in headers if row['problem']]
   for row in bad if processes.is_first() else ():
     print(f'left out: {text.printable(row["name"])}: '
           f'{text.printable(row["problem"])}')
-  return (f'{len(whole) - len(bad)} images in {folder}/{MAPS}, as pictures in '
-          f'{folder}/{PICTURES}; {len(bad)} could not be read')
+  return (f'{len(whole) - len(bad)} images in {folder}/{writer.where}, as '
+          f'pictures in {folder}/{PICTURES}; {len(bad)} could not be read')
 
 
 def _done(folder: pathlib.Path) -> set[int]:
@@ -216,33 +230,64 @@ def _done(folder: pathlib.Path) -> set[int]:
   return set(json.loads(processes.of_first(json.dumps(rows))))
 
 
-def _write_map(folder: pathlib.Path, name: str, alone: Any,
-               predicted: np.ndarray, head: head_lib.Head,
-               unit: float | None) -> dict:
-  """Writes the map and the picture of an image, and says where."""
-  at_map, at_picture = (folder / MAPS / f'{name}.png',
-                        folder / PICTURES / f'{name}.jpg')
-  picture, _ = alone.decoded()
-  relative = isinstance(head.task, depth.RelativeDepth)
-  panel = dense_pictures.panel(
-      picture, None, predicted, head.classes, getattr(
-          head.task, 'max_depth', None), relative)
-  if head.classes:
-    array = predicted.astype(np.uint8)
-  else:
-    if relative:
-      unit = max(float(predicted.max()), 1e-6) / 65_535
-    array = np.clip(np.round(predicted[..., 0] / unit), 0, 65_535).astype(
-        np.uint16)
-  for place, pixels, kind in ((at_map, array, 'PNG'),
-                              (at_picture, panel, 'JPEG')):
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with atomic.replacing(place) as temporary:
-      Image.fromarray(pixels).save(str(temporary), kind)
-  return {'name': alone.name, 'map': f'{MAPS}/{name}.png',
-          'picture': f'{PICTURES}/{name}.jpg'} | (
-              {} if head.classes else {'inverse_of_unit' if relative else
-                                       'metres_per_unit': unit})
+class Maps:
+  """Makes and writes a class or a depth of every pixel."""
+
+  where = MAPS
+
+  def __init__(self, head: head_lib.Head, views: views_lib.Views):
+    """Compiles nothing yet."""
+    self._head, self._views = head, views
+    self._unit = unit_of(head)
+    self._relative = isinstance(head.task, depth.RelativeDepth)
+
+  @property
+  def made_by(self) -> dict:
+    """Values that the maps depend on."""
+    return {'views': dataclasses.asdict(self._views)}
+
+  def begin(self, job: protocol.Job, sizes: Sequence, at_once: int):
+    """Fixes what is compiled for images of these sizes."""
+    self._maps = dense.Maps(job, self._head.task, self._views,
+                            is_class=bool(self._head.classes), at_once=at_once)
+    if sizes:
+      self._maps.plan(sizes, 'predict')
+    self._stack = dense.replicated(self._head.stack, job.model.mesh)
+
+  def of(self, source: Any, sizes: Sequence) -> Iterator[tuple[dict, Any]]:
+    """Items with their maps."""
+    for row, predicted in self._maps.of(source, sizes, self._stack):
+      yield row, predicted[0]
+
+  def written(self, folder: pathlib.Path, place: str, alone: Any,
+              predicted: np.ndarray) -> tuple[dict, np.ndarray]:
+    """Writes the map of an image; a line on it, and its picture."""
+    head = self._head
+    picture, _ = alone.decoded()
+    panel = dense_pictures.panel(
+        picture, None, predicted, head.classes, getattr(
+            head.task, 'max_depth', None), self._relative)
+    line = {'map': place}
+    if head.classes:
+      array = predicted.astype(np.uint8)
+    else:
+      unit = self._unit or max(float(predicted.max()), 1e-6) / 65_535
+      line['inverse_of_unit' if self._relative else 'metres_per_unit'] = unit
+      array = np.clip(np.round(predicted[..., 0] / unit), 0, 65_535).astype(
+          np.uint16)
+    write_image(folder / place, array, 'PNG')
+    return line, panel
+
+  def finish(self, folder: pathlib.Path, lines: Sequence[Mapping]):
+    """Maps need nothing more."""
+    del folder, lines
+
+
+def write_image(place: pathlib.Path, pixels: np.ndarray, kind: str):
+  """Writes an image of a kind that Pillow knows."""
+  place.parent.mkdir(parents=True, exist_ok=True)
+  with atomic.replacing(place) as temporary:
+    Image.fromarray(pixels).save(str(temporary), kind)
 
 
 def unit_of(head: head_lib.Head) -> float | None:

@@ -137,9 +137,10 @@ def run(job: protocol.Job, settings: Settings) -> list[protocol.Measured]:
       task, heads, 0, job.model, job.weights, train.classes, {
           'trained on': train.spec, 'recipe': settings.recipe,
           'steps': settings.steps, 'lr': settings.learning_rate,
-          'category ids': list(train.category_ids), 'views': {
-              'crop_px': settings.crop_px}, 'threshold': settings.threshold,
-          'overlap': settings.overlap})
+          'category ids': list(train.category_ids),
+          'threshold': settings.threshold, 'overlap': settings.overlap,
+          'views': {'short_px': settings.crop_px, 'crop_px': settings.crop_px,
+                    'stride_px': settings.crop_px // 2}})
   return [_measured(job, settings, test, kept) for test in tests]
 
 
@@ -187,7 +188,8 @@ def _measured(job: protocol.Job, settings: Settings, test: sets.Set,
   for row, answer in work.of(test, head):
     truth = row['truth']
     if test.is_panoptic:
-      predicted = answer.panoptic(test.stuff, settings.threshold, settings.overlap)
+      predicted = answer.panoptic(
+          test.stuff, settings.threshold, settings.overlap)
       columns = _quality(predicted, truth, count)
     else:
       predicted = answer.instances()
@@ -249,8 +251,8 @@ def _by_class(rows: protocol.Rows, classes: tuple[str, ...]
           for name, value in zip(classes, values, strict=True)}
 
 
-def _matches(predicted: list[segments.Instance], truth: sets.Segments, count: int
-             ) -> dict[str, np.ndarray]:
+def _matches(predicted: list[segments.Instance], truth: sets.Segments,
+             count: int) -> dict[str, np.ndarray]:
   """Columns [1, …] of the objects of an image, filled up to TOP of them."""
   theirs = truth.masks
   ours = np.stack([each.mask for each in predicted]) if predicted else (
