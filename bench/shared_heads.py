@@ -1,0 +1,99 @@
+"""Heads on what a small model learned: a table, with pictures beside it.
+
+  python -m bench.shared_heads --data=./DIR --workdir=runs/shared_world
+
+WORKDIR is the finished run of bench.shared_world, on whose backbone, and on
+that of its untrained twin, heads of several kinds learn from the same images.
+Tables and pictures are in WORKDIR_heads; the same command goes on where it was
+stopped.
+"""
+
+import argparse
+import csv
+import pathlib
+import shutil
+import sys
+
+import numpy as np
+from PIL import Image
+
+from bench import shared_world
+from dinojax.core import errors
+
+RATES = (1e-3, 3e-3)
+FOCAL = 100.0  # of stereo pairs: depths are right up to a factor
+
+
+def main() -> int:
+  """Trains, measures, prints the tables."""
+  parser = argparse.ArgumentParser(
+      description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+  parser.add_argument('--data', required=True, help='folder of the sets')
+  parser.add_argument('--workdir', required=True)
+  parser.add_argument('--only', nargs='*', help='names of tables')
+  options = parser.parse_args()
+  data, workdir = pathlib.Path(options.data), pathlib.Path(options.workdir)
+  beside = lambda name: shared_world.beside(workdir, name)
+  sets = shared_world.prepared(data, beside('sets'))
+  sets['stereo'] = str(stereo(data, beside('stereo')))
+  try:
+    shared_world.tables(
+        requests(sets), [str(workdir), shared_world.untrained(
+            data, beside('untrained'))], beside('heads'), options.only)
+  except errors.UserError as error:
+    print(error, file=sys.stderr)
+    return 1
+  return 0
+
+
+def requests(sets: dict[str, str]) -> dict[str, tuple]:
+  """Protocols, their values and flags, by the name of a table."""
+  street = {
+      'train': f'masks:{sets["street"]}/train?ignore={shared_world.VOID}',
+      'test': (f'masks:{sets["street"]}/val?ignore={shared_world.VOID}',),
+      'short_px': 240, 'crop_px': 240, 'batch_size': 4, 'warmup_steps': 50}
+  room = {
+      'train': f'depth:{sets["room"]}/train',
+      'test': (f'depth:{sets["room"]}/test',), 'learning_rates': RATES,
+      'weight_decays': (1e-2,), 'batch_size': 4, 'crop': (160, 208),
+      'max_depth': 5.0, 'channels': 64}
+  queries = {'num_queries': 30, 'num_points': 2048, 'steps': 1_000,
+             'learning_rates': (1e-3,)}
+  return {
+      'street_linear': (['segmentation'], {'segmentation': street | {
+          'learning_rates': shared_world.RATES, 'weight_decays': (1e-4,),
+          'steps': 400, 'warmup_steps': 10}}, {}),
+      'street_masks': (['segmentation'], {'segmentation': street | queries | {
+          'recipe': 'masks'}}, {}),
+      'room_dpt': (['depth'], {'depth': room | {
+          'recipe': 'dpt', 'steps': 1_500, 'warmup_steps': 150}}, {}),
+      'room_relative': (['depth'], {'depth': room | {
+          'recipe': 'relative', 'steps': 1_000, 'warmup_steps': 100,
+          'size': (160, 208),
+          'test': (*room['test'], f'depth:{sets["stereo"]}')}}, {})}
+
+
+def stereo(data: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
+  """Left images of stereo pairs, with depths in an unknown unit."""
+  if out.exists():
+    return out
+  making = out.with_name(f'{out.name}.making')
+  shutil.rmtree(making, ignore_errors=True)
+  for part in ('images', 'depth'):
+    (making / part).mkdir(parents=True)
+  folder = data / 'middlebury_stereo'
+  for row in csv.DictReader(open(folder / 'labels.csv')):
+    shift = np.asarray(Image.open(folder / row['disparity'])).astype(float)
+    shift = (shift if shift.ndim == 2 else shift[..., 0]) / float(
+        row['disparity_scale'])
+    depth = np.where(shift > 0, 1000 * FOCAL / np.maximum(shift, 1e-6), 0)
+    Image.fromarray(np.minimum(depth, 65_535).astype(np.uint16)).save(
+        making / 'depth' / f'{row["scene"]}.png')
+    shutil.copy(folder / row['left'], making / 'images' / (
+        f'{row["scene"]}.jpg'))
+  making.rename(out)
+  return out
+
+
+if __name__ == '__main__':
+  sys.exit(main())

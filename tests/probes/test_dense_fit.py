@@ -1,0 +1,110 @@
+"""Heads for every pixel: any stop and any mesh give the same heads."""
+
+import functools
+import os
+import signal
+import tempfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dinojax.engine import optimizer
+from dinojax.models.dense import dpt
+from dinojax.models.dense import mask_decoder
+from dinojax.probes import fit as fit_lib
+from dinojax.probes.tasks import depth
+from dinojax.probes.tasks import masks
+from dinojax.probes.tasks import segment
+from tests import close
+from tests.probes import test_fit
+
+SIDE, ROWS, STEPS = 32, test_fit.ROWS, test_fit.STEPS
+RATE = 1e-3
+TASKS = {
+    'segmentation': segment.Segment(
+        num_outputs=3, width=32, distorts=True, dropout=0.1),
+    'depth_dpt': depth.DptDepth(
+        head=dpt.Config(channels=8, projected=(4, 4, 8, 8), num_outputs=1,
+                        readout='project', hidden=4),
+        layers=(0, 0, 1, 1), place='raw', max_depth=5.0),
+    'relative_depth': depth.RelativeDepth(
+        head=dpt.Config(channels=8, projected=(4, 4, 8, 8), num_outputs=1,
+                        readout='project', hidden=4), layers=(0, 0, 1, 1)),
+    'masks': masks.Masks(
+        decoder=mask_decoder.Config(
+            32, 2, 3, patch_px=8, num_queries=6, num_blocks=2, num_levels=2),
+        layers=(0, 1), num_points=32, most_targets=3, anneal=((0, 2), (1, 5)))}
+# Programs of half a minute; make test does the same with linear heads.
+pytestmark = pytest.mark.slow
+ALL = pytest.mark.parametrize('kind', TASKS)
+
+
+def fit(kind, model):
+  rows = functools.partial(fit_lib.rows, model.mesh)
+  batch = next(batches(kind, 0))
+  return fit_lib.Fit(
+      TASKS[kind], model, {
+          name: rows(jnp.dtype(x.dtype), *x.shape)
+          for name, x in batch.items()},
+      sweep=fit_lib.Sweep((RATE,)), rule=optimizer.adamw(beta2=0.999),
+      schedule=lambda step: {'lr': 1.0 - step / STEPS}, clip_norm=1.0)
+
+
+def batches(kind, step):
+  while True:
+    rng = np.random.default_rng(step)
+    classes = np.kron(rng.integers(0, 3, (ROWS, 2, 2)), np.ones(
+        (1, SIDE // 2, SIDE // 2), int))
+    image = rng.integers(0, 60, (ROWS, SIDE, SIDE, 3)) + 90 * (
+        classes[..., None] == np.arange(3))
+    truth = ('depth', (1 + classes).astype(np.float32)) if (
+        'depth' in kind) else ('classes', classes.astype(np.uint8))
+    yield dict([truth]) | {
+        'image': image.astype(np.uint8), 'bad': np.zeros(ROWS, bool),
+        'extent': np.full((ROWS, 2), SIDE, np.int32),
+        'weight': np.float32([1] * (ROWS - 1) + [0])}
+    step += 1
+
+
+@functools.cache
+def whole(kind):
+  with tempfile.TemporaryDirectory() as folder:
+    result = trained(kind, test_fit.model(), folder)
+  head, = result.state['heads'].values()
+  assert not np.asarray(head['counters']['skipped']).any()
+  return heads_of(result)
+
+
+def trained(kind, model, workdir, feed=None):
+  return test_fit.trained(fit(kind, model), workdir,
+                          feed or functools.partial(batches, kind))
+
+
+def heads_of(result):
+  head, = result.state['heads'].values()
+  return jax.device_get({name: head[name] for name in ('params', 'stats')
+                         if name in head})
+
+
+@ALL
+def test_stopped_it_ends_in_the_same_bits(kind, tmp_path):
+  def feed(step):
+    for batch in batches(kind, step):
+      if step == 2:
+        os.kill(os.getpid(), signal.SIGTERM)
+      step += 1
+      yield batch
+
+  model = test_fit.model()
+  assert not trained(kind, model, tmp_path, feed).finished
+  jax.tree.map(np.testing.assert_array_equal, heads_of(
+      trained(kind, model, tmp_path)), whole(kind))
+
+
+@ALL
+def test_the_mesh_changes_nothing(kind, tmp_path):
+  got = heads_of(trained(kind, test_fit.model(2, 4), tmp_path))
+  # Adam turns rounding of tiny gradients into steps: weights within a rate.
+  close.close(got, whole(kind), of_largest=2e-3)
