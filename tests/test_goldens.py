@@ -23,6 +23,7 @@ from tests.kinds import models  # noqa: F401
 from tests.kinds import optimization  # noqa: F401
 from tests.kinds import plain  # noqa: F401
 from tests.kinds import probes  # noqa: F401
+from tests.kinds import text  # noqa: F401
 from tests.kinds import training  # noqa: F401
 from tests.kinds import videos  # noqa: F401
 
