@@ -6,12 +6,14 @@ import numpy as np
 
 from dinojax.interop import translate
 from dinojax.interop.heads import text as tables
+from dinojax.losses import contrastive
 from dinojax.losses import unit
 from dinojax.models import network
 from dinojax.models.text import tower
 from dinojax.models.text import vision_head
 from dinojax.parallel import mesh as mesh_lib
 from tests import golden
+from tests.kinds import dense as shared
 
 
 def with_gradients(case, net, part, table, rows, call, loss):
@@ -101,3 +103,49 @@ def dinotxt_vision_head(case):
                 out['patches'] * x['cotangent_patches']))
   return grads | {'embedding': out['embedding'], 'head_cls': out['cls'],
                   'head_patches': out['patches']}
+
+
+@golden.kind('clip_loss')
+def clip_loss(case):
+  c, x = case.config, case.inputs
+  assert x['image'].shape == (c['world'], c['batch'], c['dim'])
+  np.testing.assert_allclose(x['log_scale'], [c['log_scale']], rtol=1e-6)
+  within = lambda value: golden.Within(
+      value, rtol=case.meta['tolerance']['grad_rtol'],
+      atol=case.meta['tolerance']['grad_atol'])
+  image, text = (x[name].reshape(-1, c['dim']) for name in ('image', 'text'))
+  by_rank = lambda a: a.reshape(c['world'], c['batch'])
+  loss, grads = jax.jit(jax.value_and_grad(
+      contrastive.contrastive, argnums=(0, 1, 2)))(image, text, x['log_scale'])
+  # A rank's part of the gradient comes from the logits of its images.
+  parts = jax.jit(jax.grad(contrastive.contrastive, argnums=2))(
+      image, text, np.broadcast_to(x['log_scale'], len(image)))
+  each = jax.jit(contrastive.per_pair)(image, text, x['log_scale'])
+  return {
+      'loss': loss, 'per_rank_loss': by_rank(each).mean(1),
+      'grad_image': within(grads[0].reshape(x['image'].shape)),
+      'grad_text': within(grads[1].reshape(x['text'].shape)),
+      'grad_log_scale': within(grads[2]), 'per_rank_grad_log_scale': within(
+          c['world'] * by_rank(parts).sum(1)[:, None])}
+
+
+@golden.kind('dinotxt_gram_loss')
+def dinotxt_gram_loss(case):
+  c, x, out = case.config, case.inputs, {}
+  shape = (c['batch'], c['patches'])
+  assert x['patches'].shape == (*shape, c['dim'])
+  assert x['backbone_patches'].shape == (*shape, c['dim_backbone'])
+  for call in shared.calls_of(case):
+    name = call['id']
+    index = x[f'index_{name}']
+    drawn = contrastive.sample(
+        jax.random.key(0), c['patches'], call['patch_sampling_rate'])
+    assert drawn.shape == index.shape
+    loss, grad = jax.jit(jax.value_and_grad(
+        lambda patches, index=index, call=call: contrastive.patch_gram(
+            patches, x['backbone_patches'], index,
+            normalize=call['normalize'])))(x['patches'])
+    out |= {f'{name}/loss': loss, f'{name}/grad_patches': golden.Within(
+        grad, rtol=case.meta['tolerance']['grad_rtol'],
+        atol=case.meta['tolerance']['grad_atol'])}
+  return out
