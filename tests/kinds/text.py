@@ -1,12 +1,15 @@
 """Text alignment: towers, losses, training, tokenizers and what reads text."""
 
 import dataclasses
+import importlib.util
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dinojax.core import tree
+from dinojax.data import clip_words
+from dinojax.data import tokenizers
 from dinojax.engine import optimizer
 from dinojax.engine import schedules
 from dinojax.evals import open_vocabulary
@@ -327,3 +330,29 @@ def near_ties(labels, wanted, scores):
   gap = np.diff(np.sort(scores, axis=-1)[..., -2:], axis=-1)[..., 0]
   assert (gap < 1e-5).mean() < 0.01
   return np.where(gap < 1e-5, wanted, labels)
+
+
+@golden.kind('dinotxt_tokenizer')
+def dinotxt_tokenizer(case):
+  c, context = case.config, case.config['context_length']
+  texts = case.inputs['texts'].tolist()
+  assert texts == c['texts']
+  if c['vocabulary'] == 'mini':
+    words = clip_words.ClipWords(c['lines'][1:])
+    assert case.inputs['vocab_file_lines'].tolist() == c['lines']
+  else:
+    c.only('vocabulary', 'clip')
+    c.only('sha256', clip_words.SHA256)
+    words = clip_words.read(clip_file())
+  return {
+      'ids': tokenizers.Tokenizer(words, context).encode(texts, markers=True),
+      'vocab_size': np.int32(words.num_tokens), 'decoded': np.array([
+          words.text(list(words.ids(text, markers=True)))
+          for text in texts])}
+
+
+def clip_file():
+  """The vocabulary of CLIP in a package, which is not imported."""
+  package = importlib.util.find_spec('open_clip')
+  assert package, 'needs open_clip_torch: pip install -e ".[test,torch]"'
+  return f'{package.submodule_search_locations[0]}/{clip_words.FILE}'
