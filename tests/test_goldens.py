@@ -23,6 +23,7 @@ from tests.kinds import models  # noqa: F401
 from tests.kinds import optimization  # noqa: F401
 from tests.kinds import plain  # noqa: F401
 from tests.kinds import probes  # noqa: F401
+from tests.kinds import text  # noqa: F401
 from tests.kinds import training  # noqa: F401
 from tests.kinds import videos  # noqa: F401
 
@@ -35,10 +36,15 @@ _SLOW = ('train_v3_base', 'train_v2_sinkhorn_separate_heads',
          'td_dpt_head_v3_project_odd', 'td_chmv2_head', 'em_pmt_decoder',
          'em_pmt_decoder_plain', 'de_scale_shift_invariant_loss_empty')
 
+# The vocabulary of CLIP is in a package beside PyTorch.
+_TORCH = ('td_dinotxt_tokenizer_clip',)
+
 
 @pytest.mark.parametrize('name, folder', [
-    pytest.param(name, folder, id=name,
-                 marks=[pytest.mark.slow] if name in _SLOW else [])
+    pytest.param(name, folder, id=name, marks=[
+        mark for mark, names in ((pytest.mark.slow, _SLOW),
+                                 (pytest.mark.torch, _TORCH))
+        if name in names])
     for folder in golden.folders() for name in golden.catalogue(folder)])
 def test_equals_the_reference(name, folder):
   case = golden.load(name, folder)

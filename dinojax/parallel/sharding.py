@@ -275,6 +275,13 @@ def constrain(x: jax.Array, spec: P = ROWS) -> jax.Array:
   return jax.sharding.reshard(x, P(*spec, *[None] * (x.ndim - len(spec))))
 
 
+def everywhere(x: jax.Array) -> jax.Array:
+  """An array whole on every device; itself where there is no mesh."""
+  if jax.sharding.get_abstract_mesh().empty:
+    return x
+  return constrain(x, P())
+
+
 def group(x: jax.Array, size: int) -> jax.Array:
   """[r, …] to [r/size, size, …]; rows of a group are consecutive.
 

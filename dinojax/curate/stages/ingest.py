@@ -19,11 +19,11 @@ from dinojax.curate import measures
 from dinojax.curate import tables
 from dinojax.curate import verdicts
 from dinojax.curate.engines import work
-from dinojax.curate.pools import entry as entry_lib
 from dinojax.curate.stages import base
 from dinojax.curate.stages import pool_rows
 from dinojax.data import identity
 from dinojax.data import images
+from dinojax.data.pools import entry as entry_lib
 
 LIST = 'list'
 _KNOWN = entry_lib.Entry._fields[:-1]  # its problem is a reason of `Seen`

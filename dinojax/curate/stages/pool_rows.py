@@ -9,9 +9,9 @@ import numpy as np
 from dinojax.curate import tables
 from dinojax.curate import verdicts
 from dinojax.curate.engines import work
-from dinojax.curate.pools import entry as entry_lib
-from dinojax.curate.pools import opened
 from dinojax.data import record
+from dinojax.data.pools import entry as entry_lib
+from dinojax.data.pools import opened
 
 INDEX = 'index'  # phase of one task
 SHARDS = 'shards.parquet'

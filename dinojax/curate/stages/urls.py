@@ -21,10 +21,10 @@ from dinojax.curate import shuffle
 from dinojax.curate import tables
 from dinojax.curate import web_archives
 from dinojax.curate.engines import work
-from dinojax.curate.pools import files as files_lib
 from dinojax.curate.stages import base
 from dinojax.curate.stages import filters
 from dinojax.data import identity
+from dinojax.data.pools import files as files_lib
 
 READ, UNIQUE = 'read', 'unique'
 _FILES_PER_PARTITION = 50  # a WARC file of Common Crawl has 500,000 addresses

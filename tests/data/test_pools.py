@@ -11,9 +11,9 @@ from pyarrow import parquet
 import pytest
 
 from dinojax.core import errors
-from dinojax.curate.pools import opened
-from dinojax.curate.pools import tars
 from dinojax.data import records
+from dinojax.data.pools import opened
+from dinojax.data.pools import tars
 
 
 def png(seed):

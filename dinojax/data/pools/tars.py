@@ -13,10 +13,10 @@ import tarfile
 
 from dinojax.core import errors
 from dinojax.core import paths
-from dinojax.curate.pools import entry as entry_lib
-from dinojax.curate.pools import files as files_lib
-from dinojax.curate.pools import parquets
 from dinojax.data import listing
+from dinojax.data.pools import entry as entry_lib
+from dinojax.data.pools import files as files_lib
+from dinojax.data.pools import parquets
 
 _PACKED = re.compile(r'\.(tar\.(gz|bz2|xz|zst)|tgz|tbz2?|txz)$', re.IGNORECASE)
 _TEXT_BYTES = 2**20  # of a caption or a JSON member

@@ -10,8 +10,8 @@ from pyarrow import parquet
 
 from dinojax.core import errors
 from dinojax.core import paths
-from dinojax.curate.pools import entry as entry_lib
-from dinojax.curate.pools import files as files_lib
+from dinojax.data.pools import entry as entry_lib
+from dinojax.data.pools import files as files_lib
 
 # Columns of images as others name them; a struct holds `bytes`.
 _IMAGES = ('image', 'jpg', 'jpeg', 'png', 'webp', 'bytes', 'image_bytes')

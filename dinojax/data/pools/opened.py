@@ -6,13 +6,13 @@ import os
 
 from dinojax.core import errors
 from dinojax.core import paths
-from dinojax.curate.pools import entry as entry_lib
-from dinojax.curate.pools import parquets
-from dinojax.curate.pools import tars
 from dinojax.data import folders
 from dinojax.data import identity
 from dinojax.data import listing
 from dinojax.data import sources
+from dinojax.data.pools import entry as entry_lib
+from dinojax.data.pools import parquets
+from dinojax.data.pools import tars
 
 
 def open_pool(spec: str) -> entry_lib.Pool:

@@ -1,0 +1,1 @@
+"""Text beside images: the text tower and the vision head of dino.txt."""
