@@ -97,4 +97,6 @@ def _chosen(patches: Array, index: Array | None) -> Array:
   """[b, k, d] of [b, p, d]."""
   if index is None:
     return patches
-  return sharding.by_rows(lambda x: x[:, index], patches)
+  each = sharding.as_rows_of(jnp.broadcast_to(
+      index, (len(patches), *index.shape)), patches)
+  return sharding.by_rows(jax.vmap(lambda x, i: x[i]), patches, each)

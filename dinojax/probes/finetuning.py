@@ -1,5 +1,6 @@
 """The part of a backbone that is trained together with a head."""
 
+from collections.abc import Callable
 import dataclasses
 import functools
 import re
@@ -96,6 +97,30 @@ class Trained:
     return tree.map_with_name(sharding, state)
 
 
+def split(state: tree.Tree, specs: tree.Tree,
+          mesh: jax.sharding.Mesh) -> tree.Tree:
+  """Shardings of a state whose heads are split over a mesh.
+
+  Args:
+    state: shapes.
+    specs: how parameters of a head are split.
+    mesh: the devices.
+  """
+  known = {tree.path_name(path): spec for path, spec in (
+      jax.tree_util.tree_leaves_with_path(
+          specs, is_leaf=lambda x: isinstance(x, jax.P)))}
+
+  def sharding(name, leaf):
+    parts = name.split('/')
+    # Averages of gradients and the like have the names of the parameters.
+    spec = next((known[rest] for i in range(len(parts)) if (
+        rest := '/'.join(parts[i:])) in known), jax.P())
+    return jax.NamedSharding(
+        mesh, jax.P(None, *spec) if len(spec) < leaf.ndim else jax.P())
+
+  return tree.map_with_name(sharding, state)
+
+
 def features(model: backbone_lib.Backbone, params: tree.Tree,
              images: jax.Array, specs: dict[str, spec_lib.FeatureSpec],
              draws: dict) -> dict[str, list[spec_lib.Outputs]]:
@@ -114,14 +139,26 @@ def clipped(grads: tree.Tree, max_norm: float | None) -> tree.Tree:
   return parts.pop(_HEAD) | parts
 
 
-def multipliers(params: tree.Tree, trained: Trained | None,
-                depth: int) -> optimizer.Multipliers:
-  """Factors of the rates of a head, and of its part of the backbone."""
+def multipliers(params: tree.Tree, trained: Trained | None, depth: int,
+                decays: Callable[[tree.Tree], tree.Tree] | None = None
+                ) -> optimizer.Multipliers:
+  """Factors of the rates of a head, and of its part of the backbone.
+
+  Args:
+    params: parameters of both.
+    trained: see Trained; None: no part.
+    depth: blocks of the backbone.
+    decays: parameters of a head to factors of their weight decay; None: all
+      of them decay.
+  """
   head, backbone = _parts(params)
   if backbone:
-    return trained.multipliers(head, backbone[BACKBONE], depth)
-  ones = jax.tree.map(lambda _: 1.0, params)
-  return optimizer.Multipliers(ones, ones)
+    out = trained.multipliers(head, backbone[BACKBONE], depth)
+  else:
+    ones = jax.tree.map(lambda _: 1.0, params)
+    out = optimizer.Multipliers(ones, ones)
+  return out if decays is None else dataclasses.replace(
+      out, weight_decay=out.weight_decay | decays(head))
 
 
 def _parts(params: tree.Tree) -> tuple[dict, dict]:

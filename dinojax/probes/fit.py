@@ -72,7 +72,8 @@ class Fit:
                seed: int = 0, clip_norm: float | None = None,
                heads_at_once: int | None = None,
                trainable: finetuning.Trained | None = None,
-               ema_decay: float | None = None):
+               ema_decay: float | None = None,
+               decays: Callable[[tree.Tree], tree.Tree] | None = None):
     """Plans the training of heads.
 
     Args:
@@ -93,6 +94,7 @@ class Fit:
         gets images.
       ema_decay: share that an average of the parameters keeps in a step;
         None: there is none.
+      decays: see finetuning.multipliers.
 
     Raises:
       ValueError: parts of the backbone with several heads, or with features.
@@ -101,7 +103,7 @@ class Fit:
     self._batch, self._rule, self._schedule = batch, rule, schedule
     self._clip_norm, self._at_once = clip_norm, heads_at_once
     self._seed, self._ema_decay = seed, ema_decay
-    self._trainable = trainable
+    self._trainable, self._decays = trainable, decays
     if trainable and (sweep.size * len(task.choices) != 1
                       or not self.takes_images):
       raise ValueError('parts of the backbone are trained with one head, that '
@@ -334,7 +336,8 @@ class Fit:
     params, opt = self._rule.update(
         finetuning.clipped(grads, self._clip_norm), head['opt'],
         head['params'], rates, finetuning.multipliers(
-            head['params'], self._trainable, self.model.config.depth))
+            head['params'], self._trainable, self.model.config.depth,
+            self._decays))
     new = {'params': self.task.settle(params), 'opt': opt} | (
         {'stats': stats} if seen else {})
     if self._ema_decay is not None:
@@ -361,6 +364,9 @@ class Fit:
   def _shardings(self, shapes: trainable.State) -> tree.Tree:
     if self._trainable:
       return self._trainable.shardings(shapes, self.model)
+    if hasattr(self.task, 'specs'):
+      return finetuning.split(shapes, self.task.specs(self.model.mesh),
+                              self.model.mesh)
     return jax.tree.map(lambda _: self._everywhere, shapes)
 
   def _fresh(self, key: Array, given: tree.Tree) -> trainable.State:

@@ -21,6 +21,9 @@ Features = list[spec.Outputs]
 class Task(Protocol):
   """A task that heads learn.
 
+  A task with `specs`, a function of a mesh to PartitionSpecs of parameters,
+  has these split over it; of others every device has a copy.
+
   Attributes:
     choices: features that heads see, by name. Each has heads of its own; the
       backbone runs once for all of them.
