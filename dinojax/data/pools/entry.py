@@ -1,7 +1,7 @@
 """An image of a pool, before anybody has looked at it."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 
 class Entry(NamedTuple):
@@ -14,7 +14,7 @@ class Entry(NamedTuple):
     size: bytes; -1: the whole file, or as its container says.
     url: address it was fetched from; ''.
     licence: as the pool has it; ''.
-    caption: text that came with it; ''.
+    caption: texts that came with it, a line for each; ''.
     problem: why there is no image; ''.
   """
 
@@ -48,3 +48,10 @@ class Pool(Protocol):
 
   def read(self, file: str, offset: int, size: int) -> bytes:
     """Encoded bytes of an entry; an OSError where there are none."""
+
+
+def caption(value: Any) -> str:
+  """A line for a text, and for each of several; '' for nothing."""
+  several = value if isinstance(value, list | tuple) else [value]
+  lines = (' '.join(str(text or '').split()) for text in several)
+  return '\n'.join(line for line in lines if line)

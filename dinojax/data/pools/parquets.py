@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 import functools
 import glob
 import os
+from typing import Any
+import urllib.parse
 
 import pyarrow
 from pyarrow import parquet
@@ -28,22 +30,26 @@ class Parquets:
     """Finds the files that match.
 
     Args:
-      pattern: path, folder or pattern; ?image=COLUMN names the column.
+      pattern: path, folder or pattern; ?image=COLUMN names the column, and
+        &caption=COLUMN that of the texts.
 
     Raises:
       UserError: none, or no column of images.
     """
     self.spec = f'parquet:{pattern}'
     place, _, query = paths.expand(pattern).partition('?')
-    name, _, column = query.partition('=')
-    if query and (name != 'image' or not column):
+    named = dict(urllib.parse.parse_qsl(query))
+    if query and not {'image', 'caption'} >= named.keys() > set():
       raise errors.UserError(
           f'{self.spec}: ?{query} is not understood: name the column of the '
-          'images as ?image=COLUMN')
+          'images as ?image=COLUMN, that of texts as ?caption=COLUMN')
     if os.path.isdir(place):
       place = os.path.join(place, '*.parquet')
     self._files = files_lib.Files(self.spec, glob.glob(place))
-    self._column = column or self._guessed()
+    self._texts = _TEXTS | ({'caption': (named['caption'],)} if (
+        'caption' in named) else {})
+    self._column = named.get('image') or self._guessed()
+    self._named = named | {'image': self._column}
 
   def _guessed(self) -> str:
     """Name of the column of images.
@@ -73,18 +79,20 @@ class Parquets:
     """Rows of a file, in order."""
     opened = _opened(self._files.path(file))
     here = set(opened.schema_arrow.names)
-    if self._column not in here:
-      raise errors.UserError(
-          f'{file} has no column {self._column}, which other files of '
-          f'{self.spec} have: move it away, or name another by ?image=COLUMN')
+    for option, name in self._named.items():
+      if name not in here:
+        raise errors.UserError(
+            f'{file} has no column {name} among {", ".join(sorted(here))}: '
+            f'move it away, or name another one of {self.spec} by '
+            f'?{option}=COLUMN')
     columns = {key: next((n for n in names if n in here), None)
-               for key, names in _TEXTS.items()}
+               for key, names in self._texts.items()}
     start = 0
     for group in range(opened.num_row_groups):
       some = opened.read_row_group(
           group, [name for name in columns.values() if name]).to_pydict()
       for place in range(opened.metadata.row_group(group).num_rows):
-        texts = {key: str(some[name][place] or '')
+        texts = {key: _text(key, some[name][place])
                  for key, name in columns.items() if name}
         name = f'{os.path.basename(file)}/{start + place}'
         yield entry_lib.Entry(**{
@@ -123,6 +131,10 @@ def _opened(path: str) -> parquet.ParquetFile:
         f'{path} is not a readable Parquet file: '
         f'{(str(error).splitlines() or [""])[0]}; write it again, or move it '
         'away') from error
+
+
+def _text(key: str, value: Any) -> str:
+  return entry_lib.caption(value) if key == 'caption' else str(value or '')
 
 
 def _holds_bytes(kind: pyarrow.DataType) -> bool:

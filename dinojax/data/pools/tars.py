@@ -10,13 +10,13 @@ import json
 import os
 import re
 import tarfile
+from typing import NamedTuple
 
 from dinojax.core import errors
 from dinojax.core import paths
 from dinojax.data import listing
 from dinojax.data.pools import entry as entry_lib
 from dinojax.data.pools import files as files_lib
-from dinojax.data.pools import parquets
 
 _PACKED = re.compile(r'\.(tar\.(gz|bz2|xz|zst)|tgz|tbz2?|txz)$', re.IGNORECASE)
 _TEXT_BYTES = 2**20  # of a caption or a JSON member
@@ -26,6 +26,37 @@ _LICENCES = ('license', 'licence')
 def is_tar(path: str) -> bool:
   """Tells a tar file by its name."""
   return path.lower().endswith('.tar') or bool(_PACKED.search(path))
+
+
+class Sample(NamedTuple):
+  """Members of a tar file that belong together.
+
+  Attributes:
+    key: name that they share.
+    images: images among them.
+    more: contents of 'json' and 'txt'.
+  """
+
+  key: str
+  images: list[tarfile.TarInfo]
+  more: dict[str, bytes]
+
+  @property
+  def captions(self) -> list[str]:
+    """Lines of the text beside the images, else what their JSON has."""
+    lines = self.more.get('txt', b'').decode(errors='replace').splitlines()
+    notes = self.notes
+    return entry_lib.caption(lines).splitlines() or entry_lib.caption(
+        notes.get('captions') or notes.get('caption')).splitlines()
+
+  @property
+  def notes(self) -> dict:
+    """The JSON object beside the images; {}."""
+    try:
+      notes = json.loads(self.more.get('json', b'{}'))
+    except (ValueError, RecursionError):
+      return {}
+    return notes if isinstance(notes, dict) else {}
 
 
 class Tars:
@@ -61,28 +92,48 @@ class Tars:
 
   def entries(self, file: str) -> Iterator[entry_lib.Entry]:
     """Images of a tar file in its order, with JSON and text beside them."""
-    key, images, more, last = None, [], {}, ''
+    last = ''
     try:
-      with tarfile.open(self._files.path(file), 'r:') as archive:
-        for member in archive:
-          name, suffix = split(member.name)
-          if not member.isreg() or not suffix:
-            continue
-          if name != key:
-            yield from _samples(file, images, more)
-            key, images, more = name, [], {}
-          last = member.name
-          if '.' + suffix.rpartition('.')[2] in listing.SUFFIXES:
-            images.append(member)
-          elif suffix in ('json', 'txt') and member.size <= _TEXT_BYTES:
-            more[suffix] = archive.extractfile(member).read()
+      for sample in self.samples(file):
+        last = sample.key
+        yield from _entries(file, sample)
     except (tarfile.TarError, EOFError) as error:
-      yield from _samples(file, images, more)
       yield entry_lib.Entry(
           f'{os.path.basename(file)} after {last or "its beginning"}', file,
           problem=f'the tar file is cut short or damaged: {error}')
-      return
-    yield from _samples(file, images, more)
+
+  def samples(self, file: str) -> Iterator[Sample]:
+    """Members of a tar file that belong together, in its order.
+
+    Raises:
+      TarError, EOFError: the file is damaged, or cut short, after what was
+        given.
+    """
+    sample = Sample('', [], {})
+    try:
+      with tarfile.open(self._files.path(file), 'r:') as archive:
+        for member in archive:
+          key, suffix = split(member.name)
+          if not member.isreg() or not suffix:
+            continue
+          if key != sample.key:
+            if sample.key:
+              yield sample
+            sample = Sample(key, [], {})
+          if '.' + suffix.rpartition('.')[2] in listing.SUFFIXES:
+            sample.images.append(member)
+          elif suffix in ('json', 'txt') and member.size <= _TEXT_BYTES:
+            sample.more[suffix] = archive.extractfile(member).read()
+        # Where a header is damaged, it takes that for the end.
+        archive.fileobj.seek(archive.offset)
+        if archive.fileobj.read(tarfile.BLOCKSIZE).strip(b'\0'):
+          raise tarfile.ReadError('a member has no header')
+    except (tarfile.TarError, EOFError):
+      if sample.key:
+        yield sample
+      raise
+    if sample.key:
+      yield sample
 
   def read(self, file: str, offset: int, size: int) -> bytes:
     """Bytes of a member."""
@@ -116,6 +167,7 @@ class Img2dataset(Tars):
 
   def entries(self, file: str) -> Iterator[entry_lib.Entry]:
     """Images of a shard, then what could not be fetched, with the reason."""
+    from dinojax.data.pools import parquets  # pyarrow may be missing
     table = parquets.rows(
         self._files.path(file).removesuffix('.tar') + '.parquet')
     known = {row['key']: row for row in table}
@@ -123,12 +175,13 @@ class Img2dataset(Tars):
       row = known.pop(os.path.splitext(entry.name)[0], {})
       yield entry._replace(
           url=row.get('url') or entry.url,
-          caption=row.get('caption') or entry.caption,
+          caption=entry_lib.caption(row.get('caption')) or entry.caption,
           licence=next((str(row[name]) for name in _LICENCES if row.get(name)),
                        entry.licence))
     for key, row in sorted(known.items()):
       yield entry_lib.Entry(
-          key, file, url=row.get('url') or '', caption=row.get('caption') or '',
+          key, file, url=row.get('url') or '',
+          caption=entry_lib.caption(row.get('caption')),
           problem=f'{row.get("status") or "missing"}: '
           f'{row.get("error_message") or "no image in the tar file"}')
 
@@ -160,20 +213,12 @@ def braced(pattern: str) -> list[str]:
                               + pattern[match.end():])]
 
 
-def _samples(file: str, images: list[tarfile.TarInfo],
-             more: dict[str, bytes]) -> Iterator[entry_lib.Entry]:
-  """Entries of the images of one key."""
-  if not images:
-    return
-  try:
-    notes = json.loads(more.get('json', b'{}'))
-  except (ValueError, RecursionError):
-    notes = {}
-  notes = notes if isinstance(notes, dict) else {}
+def _entries(file: str, sample: Sample) -> Iterator[entry_lib.Entry]:
+  """Entries of the images of a sample."""
+  notes = sample.notes
   text = lambda *names: next(
       (str(notes[name]) for name in names if notes.get(name)), '')
-  caption = more.get('txt', b'').decode(errors='replace').strip()
-  for member in images:
+  for member in sample.images:
     yield entry_lib.Entry(
         member.name, file, member.offset_data, member.size, text('url'),
-        text(*_LICENCES), caption or text('caption'))
+        text(*_LICENCES), '\n'.join(sample.captions))
