@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # importing dinojax imports no JAX
   from dinojax.engine import loop
+  from dinojax.evals import aligned
   from dinojax.features import backbone
 
 __version__ = '0.1.0'
-__all__ = ['load', 'train']
+__all__ = ['load', 'load_aligned', 'train']
 
 
 def load(path: 'str | os.PathLike', *, part: str = 'ema',
@@ -48,6 +49,30 @@ def load(path: 'str | os.PathLike', *, part: str = 'ema',
                     exact_periods=exact_periods)
 
 
+def load_aligned(model: 'str | os.PathLike | backbone.Backbone',
+                 head: 'str | os.PathLike', *,
+                 tokenizer: str | None = None) -> 'aligned.Aligned':
+  """Images and texts in one space: `texts` and `images` give embeddings.
+
+  Args:
+    model: the backbone, or what `load` takes.
+    head: folder `head` of a run of configs/dinotxt.py, or published files of
+      dino.txt: one of DINOv3, 'VISION.pth,TEXT.pth' of DINOv2.
+    tokenizer: vocabulary of published files, 'clip:FILE'; None: that of the
+      head's folder.
+
+  Returns:
+    A `dinojax.evals.aligned.Aligned`.
+
+  Raises:
+    UserError: (a ValueError) nothing there, or a head of another backbone.
+  """
+  from dinojax.evals import aligned_heads
+  if isinstance(model, str | os.PathLike):
+    model = load(model)
+  return aligned_heads.read(os.fspath(head), model, tokenizer)
+
+
 def train(config: Any, workdir: 'str | os.PathLike', *,
           compile_cache: 'str | os.PathLike | None' = None) -> 'loop.Result':
   """Trains, or continues what is in `workdir`, as `dinojax train` does.
@@ -76,13 +101,14 @@ def train(config: Any, workdir: 'str | os.PathLike', *,
 
   from dinojax.runs import assemble
   from dinojax.runs import catalog
+  from dinojax.runs import training
   if isinstance(config, str):
     config = catalog.load(config)
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()  # the workers of the data read them
   assemble.compile_cache(assemble.DEFAULT_COMPILE_CACHE if compile_cache is None
                     else os.fspath(compile_cache))
-  return assemble.train(config, os.fspath(workdir))
+  return training.of_config(config, os.fspath(workdir))
 
 
 # The package dinojax.train takes the place of this function once anything

@@ -19,7 +19,7 @@ from dinojax.train import variants
 
 NAMES = sorted(
     p.stem for p in (pathlib.Path(__file__).parents[1] / 'configs').glob('*.py')
-    if p.stem not in ('__init__', 'common'))
+    if p.stem not in ('__init__', 'common', 'dinotxt'))
 # Of files with several students, one: they are traced alike.
 VARIANTS = [(name, '') for name in NAMES
             if name not in ('vit7b_distill', 'convnext_distill')] + [

@@ -6,6 +6,7 @@ its section of the config; `check`, which refuses backbones; `passes`, the
 images that go through one; and `run`. `TRAINS` is True where heads are trained,
 whose memory is planned. `PIXELS` is the size of its images, of its section,
 where that is not the one of `data`; '' where every image keeps its own.
+`NEEDS` are fields of its section without which it cannot run, and what to give.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,8 @@ from dinojax.core import errors
 from dinojax.core import fields
 from dinojax.data import images
 from dinojax.evals import protocol
+from dinojax.evals import stored_heads
+from dinojax.evals.protocols import captions
 from dinojax.evals.protocols import copydays
 from dinojax.evals.protocols import correspondence
 from dinojax.evals.protocols import depth
@@ -30,6 +33,7 @@ from dinojax.evals.protocols import lidar
 from dinojax.evals.protocols import linear
 from dinojax.evals.protocols import logistic
 from dinojax.evals.protocols import multilabel
+from dinojax.evals.protocols import open_vocabulary
 from dinojax.evals.protocols import rankme
 from dinojax.evals.protocols import retrieval
 from dinojax.evals.protocols import robustness
@@ -38,6 +42,7 @@ from dinojax.evals.protocols import segments
 from dinojax.evals.protocols import tokencut
 from dinojax.evals.protocols import tracking
 from dinojax.evals.protocols import video
+from dinojax.evals.protocols import zero_shot
 
 PROTOCOLS: Mapping[str, types.ModuleType] = {
     'knn': knn, 'logistic': logistic, 'linear': linear, 'fewshot': fewshot,
@@ -46,11 +51,13 @@ PROTOCOLS: Mapping[str, types.ModuleType] = {
     'segments': segments, 'depth': depth, 'retrieval': retrieval,
     'copydays': copydays, 'correspondence': correspondence,
     'tokencut': tokencut, 'tracking': tracking, 'video': video,
-    'fairness': fairness}
+    'fairness': fairness, 'zero_shot': zero_shot, 'captions': captions,
+    'open_vocabulary': open_vocabulary}
 SUITES = {'quick': ('knn', 'linear', 'rankme'),
           'classification': ('knn', 'linear', 'logistic', 'fewshot'),
           'dense': ('segmentation', 'depth'),
           'matching': ('correspondence', 'tokencut', 'tracking'),
+          'text': ('zero_shot', 'captions', 'open_vocabulary'),
           'all': tuple(PROTOCOLS)}
 
 
@@ -140,11 +147,15 @@ def chosen(names: Sequence[str], suite: str | None) -> list[str]:
 
 
 def missing(name: str, settings: Settings) -> list[str]:
-  """Sentences on sets that a protocol needs and nobody gives."""
+  """Sentences on sets, and other things, that a protocol needs and has not."""
+  needs = getattr(PROTOCOLS[name], 'NEEDS', {})
   return [
       f'{_key(name, role, settings)} is missing: give {wanted.what}'
       for role, wanted in PROTOCOLS[name].ROLES.items()
-      if wanted.needed and not _specs(name, role, settings)]
+      if wanted.needed and not _specs(name, role, settings)] + [
+          f'{name}.{field} is missing: give {what}'
+          for field, what in needs.items()
+          if not getattr(getattr(settings, name), field)]
 
 
 def opened(name: str, settings: Settings) -> dict[str, tuple]:
@@ -166,6 +177,13 @@ def opened(name: str, settings: Settings) -> dict[str, tuple]:
             f'{_key(name, role, settings)}={each.spec} is a set whose terms '
             'allow no training or choice on it: give it as a test set')
   return sets
+
+
+def contents(name: str, settings: Settings) -> dict[str, str]:
+  """Digests of the files that a protocol's section names, by field."""
+  section = getattr(settings, name)
+  return {field: stored_heads.digest(getattr(section, field))
+          for field in getattr(PROTOCOLS[name], 'NEEDS', {})}
 
 
 def _specs(name: str, role: str, settings: Settings) -> tuple[str, ...]:

@@ -177,3 +177,36 @@ def _query(scores: np.ndarray, positive: np.ndarray, trapezoid: bool) -> float:
     return float(at.mean())
   before = np.where(places == 0, 1.0, hits / np.maximum(places, 1))
   return float(((before + at) / 2).mean())
+
+
+_CHUNK = 512  # images that meet all texts at a time
+
+
+def ranks(image: np.ndarray, text: np.ndarray, owner: np.ndarray
+          ) -> tuple[np.ndarray, np.ndarray]:
+  """Places, from 0, of what belongs together among all.
+
+  Others that are as similar come before: what is the same for all is last.
+
+  Args:
+    image: [r, d] of length one.
+    text: [n, d] of length one.
+    owner: [n] the image of every text.
+
+  Returns:
+    [r] place of the best of an image's texts among all texts, the number of
+    texts where it has none; and [n] place of a text's image among all images.
+  """
+  right = np.einsum('nd,nd->n', image[owner], text)
+  by_image, before = np.empty(len(image), np.int64), np.zeros(
+      len(text), np.int64)
+  for start in range(0, len(image), _CHUNK):
+    rows = np.arange(start, min(start + _CHUNK, len(image)))
+    scores = image[rows] @ text.T
+    belongs = owner[None] == rows[:, None]
+    # One product for all: what belongs is compared with itself exactly.
+    scores[belongs] = np.broadcast_to(right, scores.shape)[belongs]
+    best = np.max(scores, axis=1, where=belongs, initial=-np.inf)
+    by_image[rows] = np.sum((scores >= best[:, None]) & ~belongs, axis=1)
+    before += np.sum((scores >= right[None]) & ~belongs, axis=0)
+  return by_image, before

@@ -11,6 +11,7 @@ import numpy as np
 from dinojax.core import errors
 from dinojax.core import tree
 from dinojax.features import backbone as backbone_lib
+from dinojax.probes.tasks import align
 from dinojax.probes.tasks import depth
 from dinojax.probes.tasks import masks
 from dinojax.probes.tasks import segment
@@ -18,7 +19,7 @@ from dinojax.probes.tasks import segment
 KINDS: Mapping[str, type] = {
     'segmentation': segment.Segment, 'depth': depth.Depth,
     'depth_dpt': depth.DptDepth, 'relative_depth': depth.RelativeDepth,
-    'masks': masks.Masks}
+    'masks': masks.Masks, 'text': align.Align}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -103,7 +103,7 @@ def _job(config: Any, settings: settings_lib.Settings, folder: epath.Path,
       batch_size=settings.train.batch_size, epoch_steps=epoch_steps)
   total = method_lib.total_steps(settings, epoch_steps)
   every = max(steps(settings.checkpoint.every), 1)
-  holder = _hold(folder, total, max(every, steps(
+  holder = hold(folder, total, max(every, steps(
       _before(folder, settings).checkpoint.every)), stack)
   stack.enter_context(mesh_lib.activate(mesh))
   teacher = models_lib.read_frozen_teacher(settings)
@@ -223,7 +223,7 @@ def log_options(settings: settings_lib.Settings) -> report.Options:
       line=pretraining.line)
 
 
-def _hold(folder: epath.Path, total: int, every: int,
+def hold(folder: epath.Path, total: int, every: int,
           stack: contextlib.ExitStack) -> holder_lib.Holder | None:
   """Takes the workdir for this run; None: the run has ended.
 

@@ -22,6 +22,7 @@ from dinojax.core import text
 from dinojax.data import identity as identity_lib
 from dinojax.evals import protocol as protocol_lib
 from dinojax.evals import registry
+from dinojax.evals import stored_heads
 from dinojax.features import backbone as backbone_lib
 from dinojax.features import preprocessing
 from dinojax.features import store as store_lib
@@ -30,7 +31,6 @@ from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
 from dinojax.runs import models as models_lib
 from dinojax.runs import scores
-from dinojax.runs import stored_heads
 from dinojax.runs import workdir as workdir_lib
 from dinojax.runs.report import page
 
@@ -192,7 +192,8 @@ def _measure(name: str, model: backbone_lib.Backbone,
   pixels = getattr(registry.PROTOCOLS[name], 'PIXELS', None)
   sizes = [] if pixels else [data.resize_px, data.crop_px]
   key = protocol_lib.key(name, section, sets | {
-      'px': [*sizes, settings.reading.max_pixels]})
+      'px': [*sizes, settings.reading.max_pixels]} | registry.contents(
+          name, settings))
   identity = {'model': model.source, 'weights': store_lib.digest(
       model.config, model.params), 'protocol': name, 'key': key,
               'px': pixels(section) if pixels else data.crop_px}

@@ -35,6 +35,7 @@ from dinojax.data import sources
 from dinojax.evals import dense
 from dinojax.evals import dense_pictures
 from dinojax.evals import protocol
+from dinojax.evals import stored_heads
 from dinojax.evals import unlabelled
 from dinojax.evals import views as views_lib
 from dinojax.evals import windows
@@ -49,7 +50,6 @@ from dinojax.runs import assemble
 from dinojax.runs import models as models_lib
 from dinojax.runs import published_heads
 from dinojax.runs import segment_predictions
-from dinojax.runs import stored_heads
 
 MAPS, PICTURES, LINES, ABOUT = (
     'maps', 'pictures', 'predictions.jsonl', 'head.json')

@@ -7,7 +7,9 @@ from typing import Any
 import jax
 
 from dinojax.core import errors
+from dinojax.engine import loop
 from dinojax.parallel import processes
+from dinojax.runs import alignment
 from dinojax.runs import assemble
 from dinojax.runs import autoconfig
 from dinojax.runs import stages
@@ -53,12 +55,18 @@ def train(request: Request) -> bool:
     config = request.config if what == 'config' else autoconfig.config_for(
         request.data, request.workdir, validation=request.validation,
         model=request.model, say=_say)
-    finished = assemble.train(config, request.workdir).finished
+    finished = of_config(config, request.workdir).finished
   # After an error jax does this at exit, where a process whose error the
   # others do not share waits for them: only after it has said what is wrong.
   if jax.distributed.is_initialized():
     jax.distributed.shutdown()
   return finished
+
+
+def of_config(config: Any, workdir: str) -> loop.Result:
+  """Trains or resumes what a config is of: pretraining, or text alignment."""
+  run = alignment if alignment.is_alignment(config) else assemble
+  return run.train(config, workdir)
 
 
 def _check(request: Request) -> str:

@@ -20,6 +20,7 @@ from dinojax.train import validation
 
 free = config_lib.free
 _MOST_PARTS = 64  # of a batch, in shares
+ALIGNMENT = 'alignment'  # section of a config of another kind
 Settings = sections.Settings
 
 
@@ -34,9 +35,13 @@ def read(config: Any, kind: type[Settings] = Settings) -> Settings:
     UserError: every mistake, each with its key, value and fix.
   """
   problems = config_lib.Errors()
-  settings = _with_students(
-      paths.expand_all(spellings.current(config_lib.plain(config))), kind,
-      problems)
+  values = paths.expand_all(spellings.current(config_lib.plain(config)))
+  if ALIGNMENT in values:
+    raise errors.UserError(
+        f'this config is of text alignment (it has the section {ALIGNMENT}), '
+        'which `dinojax train` trains; what was asked for takes a config of '
+        'pretraining, such as vits')
+  settings = _with_students(values, kind, problems)
   if not problems.is_readable:
     problems.raise_any()
   settings = _with_groups(settings)

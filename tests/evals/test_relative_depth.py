@@ -9,12 +9,12 @@ from PIL import Image
 import pytest
 
 from dinojax.core import errors
+from dinojax.evals import stored_heads
 from dinojax.evals.protocols import depth
 from dinojax.evals.sets import depths
 from dinojax.interop import store
 from dinojax.losses import affine_depth
 from dinojax.runs import predictions
-from dinojax.runs import stored_heads
 from tests.evals import test_dense
 from tests.interop import cases
 

@@ -25,3 +25,21 @@ def test_a_query_without_a_positive_has_no_precision():
   for trapezoid in (False, True):
     assert retrieval.average_precision(
         scores, positive, trapezoid=trapezoid)[0] == 1
+
+
+def test_ranks_of_images_and_their_texts():
+  """Against sorted lists; what all share is last."""
+  rng = np.random.default_rng(0)
+  image, text = rng.normal(size=(7, 5)), rng.normal(size=(20, 5))
+  owner = rng.integers(0, 6, 20)  # the last image has no text
+  image, text = retrieval.unit(image), retrieval.unit(text)
+  by_image, by_text = retrieval.ranks(image, text, owner)
+  scores = image @ text.T
+  for i in range(7):
+    order = owner[np.argsort(-scores[i], kind='stable')] == i
+    assert by_image[i] == (order.argmax() if order.any() else 20)
+  for j in range(20):
+    order = np.argsort(-scores[:, j], kind='stable')
+    assert by_text[j] == np.flatnonzero(order == owner[j])[0]
+  same = retrieval.ranks(np.ones((4, 1)), np.ones((4, 1)), np.arange(4))
+  np.testing.assert_array_equal(same, 3)

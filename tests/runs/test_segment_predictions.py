@@ -10,9 +10,9 @@ from pycocotools import mask as coco
 import pytest
 
 from dinojax.core import errors
+from dinojax.evals import stored_heads
 from dinojax.probes import head as head_lib
 from dinojax.runs import segment_predictions
-from dinojax.runs import stored_heads
 from tests.runs import test_predictions
 
 model, images = test_predictions.model, test_predictions.images

@@ -6,7 +6,9 @@ backbone it was trained on. Tensors carry our own names, under `params/` and
 """
 
 import dataclasses
+import hashlib
 import json
+import os
 import pathlib
 
 from etils import epath
@@ -14,6 +16,7 @@ from etils import epath
 from dinojax.core import atomic
 from dinojax.core import config as config_lib
 from dinojax.core import errors
+from dinojax.core import paths
 from dinojax.core import tree
 from dinojax.interop import files
 from dinojax.interop import store
@@ -22,11 +25,30 @@ from dinojax.probes import head as head_lib
 
 TENSORS, DESCRIPTION = 'head.safetensors', 'head.json'
 _VERSION = 1
+_CHUNK = 2**24  # bytes that are read at a time
 
 
 def is_head(folder: str) -> bool:
   """Tells whether a folder holds a head that `save` wrote."""
   return (epath.Path(folder) / DESCRIPTION).exists()
+
+
+def digest(place: str) -> str:
+  """Hash of the contents of a head: of a folder, or of files with commas.
+
+  Raises:
+    UserError: one of them is missing.
+  """
+  out, place = hashlib.sha256(), paths.expand(place)
+  members = [os.path.join(place, name) for name in (DESCRIPTION, TENSORS)] if (
+      is_head(place)) else map(paths.expand, place.split(','))
+  for path in map(epath.Path, members):
+    if not path.exists():
+      raise errors.UserError(f'{path} is missing: give a head that is there')
+    with path.open('rb') as file:
+      while data := file.read(_CHUNK):
+        out.update(data)
+  return out.hexdigest()[:16]
 
 
 def save(folder: str, head: head_lib.Head):
