@@ -1,5 +1,6 @@
 """Plan of a config for a topology: its step is compiled, but not run."""
 
+from collections.abc import Mapping
 import re
 from typing import Any
 
@@ -50,13 +51,7 @@ def compiled(config: Any, topology: str) -> dict:
     lowered = program.planned(trainable, mesh).traced.lower()
     need = memory.estimate(trainable, mesh)
   method = variants.method_of(whole, variants.heaviest(whole))
-  step = _compile(lowered, mesh, topology)
-  work = _work(method, mesh, epoch_steps)
-  text = step.as_text()
-  sent = collectives.of_program(text)
   return {
-      'topology': topology, 'devices': mesh.size,
-      'mesh': {name: int(n) for name, n in mesh.shape.items()},
       'attention': ', '.join(sorted({
           student.settings.model.attention for student in method.each.values()
           if student.settings.model.has_attention}) or ['none']),
@@ -65,10 +60,33 @@ def compiled(config: Any, topology: str) -> dict:
           for student in method.each.values()})),
       'images_per_step': settings.train.batch_size,
       'dearest_of': _steps(settings, method, epoch_steps),
-      **_memory(step), 'estimated_gib': need.peak,
-      'hbm_gib': hbm_gib(topology), **work,
+      'estimated_gib': need.peak, **of_step(
+          lowered, mesh, topology, _work(method, mesh, epoch_steps))[0]}
+
+
+def of_step(lowered: jax.stages.Lowered, mesh: jax.sharding.Mesh,
+            topology: str, work: Mapping[str, Any]
+            ) -> tuple[dict, jax.stages.Compiled]:
+  """Numbers of a step that is compiled for a topology, and the step.
+
+  Args:
+    lowered: the step.
+    mesh: devices of the topology.
+    topology: see topologies.devices.
+    work: see estimate.of_program.
+
+  Raises:
+    DoesNotFit: the program needs more memory than a device has.
+  """
+  step = _compile(lowered, mesh, topology)
+  text = step.as_text()
+  sent = collectives.of_program(text)
+  return {
+      'topology': topology, 'devices': mesh.size,
+      'mesh': {name: int(n) for name, n in mesh.shape.items()},
+      **_memory(step), 'hbm_gib': hbm_gib(topology), **work,
       'collectives': _collectives(sent),
-      **estimate.of_program(text, topology, mesh.size, sent, work)}
+      **estimate.of_program(text, topology, mesh.size, sent, work)}, step
 
 
 def _steps(settings: settings_lib.Settings, method: method_lib.Method,

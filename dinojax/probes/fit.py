@@ -359,7 +359,9 @@ class Fit:
     return {finetuning.BACKBONE: trained}
 
   def _shapes(self) -> trainable.State:
-    return jax.eval_shape(self._fresh, jax.random.key(0), self._given())
+    # The key is made inside: devices of a plan are not there to hold it.
+    return jax.eval_shape(lambda given: self._fresh(
+        jax.random.key(0), given), self._given())
 
   def _shardings(self, shapes: trainable.State) -> tree.Tree:
     if self._trainable:
