@@ -20,11 +20,11 @@ def drawn(seed, *shape):
 IMAGE, TEXT, SCALE = drawn(0, 16, 12), drawn(1, 16, 12), np.float32([1.5])
 WEIGHT = np.float32([1] * 13 + [0] * 3)
 PATCHES, BACKBONE = drawn(2, 16, 6, 8), drawn(3, 16, 6, 10)
-INDEX = np.int32([4, 0, 3])
 
 
 def gram(patches, backbone, weight):
-  return contrastive.patch_gram(patches, backbone, INDEX, weight=weight)
+  index = contrastive.sample(jax.random.key(0), 6, 0.5)
+  return contrastive.patch_gram(patches, backbone, index, weight=weight)
 
 
 CASES = {'contrastive': (contrastive.contrastive, (IMAGE, TEXT, SCALE, WEIGHT)),
