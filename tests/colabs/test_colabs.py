@@ -26,7 +26,8 @@ def tagged(notebook, tag):
 
 
 def test_these_are_the_notebooks():
-  assert sorted(TWINS) == ['01', '02', '03', '04', '05', '06', '07', '08']
+  assert sorted(TWINS) == [
+      '01', '02', '03', '04', '05', '06', '07', '08', '09', '10']
   assert {path.stem for path in notebooks.FOLDER.glob('*.ipynb')} == {
       path.stem for path in notebooks.TWINS}
 
@@ -158,3 +159,19 @@ def test_08_runs(tmp_path):
           for output in cell.get('outputs', ()) if 'data' in output
           and 'text/html' in output.data]
   assert 'Funnel' in html[-1] and 'data:image/jpeg' in html[-1]
+
+
+@pytest.mark.slow
+def test_09_runs(tmp_path):
+  notebook = notebooks.executed(TWINS['09'], tmp_path)
+  text = notebooks.texts(notebook)
+  assert '4 images in runs/segment_smoke/predicted/maps' in text
+  assert len(notebooks.pictures(notebook)) == 4  # two of each head
+
+
+@pytest.mark.slow
+def test_10_runs(tmp_path):
+  notebook = notebooks.executed(TWINS['10'], tmp_path)
+  text = notebooks.texts(notebook)
+  assert 'finished 4 steps' in text and 'a ginger cat' in text
+  assert len(shown(notebook)) == 3

@@ -282,6 +282,8 @@ def test_recipes_of_papers():
   assert depth.depth.read_layers(24, 4) == (4, 11, 17, 23)
   assert depth.depth.read_layers(12, 4) == (2, 5, 8, 11)
   assert depth.depth.read_layers(40, 1) == 1
+  assert depth.depth.read_layers(2, 2) == (0, 1)
+  assert depth.depth.read_layers(12, 3) == (3, 7, 11)
   assert depth.Settings().rates == [(3e-4, 1e-4)]
 
 

@@ -180,16 +180,16 @@ Task = Depth | DptDepth
 
 
 def read_layers(depth_of_model: int, count: int) -> int | tuple[int, ...]:
-  """The last block, or four evenly over the backbone.
+  """The last block, or several evenly over the backbone, from the first on.
 
   Source: DINOv2 and DINOv3; of 24 blocks 4, 11, 17 and 23, by a slip that the
     released heads keep.
   """
   if count == 1:
     return 1
-  if depth_of_model == 24:
+  if (depth_of_model, count) == (24, 4):
     return 4, 11, 17, 23
-  return tuple(i * depth_of_model // 4 - 1 for i in range(1, 5))
+  return tuple(i * depth_of_model // count - 1 for i in range(1, count + 1))
 
 
 def weights(values: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
