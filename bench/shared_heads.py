@@ -5,7 +5,8 @@
 WORKDIR is the finished run of bench.shared_world, on whose backbone, and on
 that of its untrained twin, heads of several kinds learn from the same images.
 Tables and pictures are in WORKDIR_heads; the same command goes on where it was
-stopped.
+stopped. `captions` trains text alignment on 350 photographs with five captions
+each, on either backbone, and measures it on the others.
 """
 
 import argparse
@@ -18,7 +19,9 @@ import numpy as np
 from PIL import Image
 
 from bench import shared_world
+from dinojax.configs import dinotxt
 from dinojax.core import errors
+from dinojax.runs import evaluation
 
 RATES = (1e-3, 3e-3)
 FOCAL = 100.0  # of stereo pairs: depths are right up to a factor
@@ -36,10 +39,13 @@ def main() -> int:
   beside = lambda name: shared_world.beside(workdir, name)
   sets = shared_world.prepared(data, beside('sets'))
   sets['stereo'] = str(stereo(data, beside('stereo')))
+  models = [str(workdir), shared_world.untrained(data, beside('untrained'))]
   try:
     shared_world.tables(
-        requests(sets), [str(workdir), shared_world.untrained(
-            data, beside('untrained'))], beside('heads'), options.only)
+        requests(sets), models, beside('heads'), options.only)
+    if not options.only or 'captions' in options.only:
+      for model in models:
+        captions(data, model, beside('heads') / pathlib.Path(model).name, sets)
   except errors.UserError as error:
     print(error, file=sys.stderr)
     return 1
@@ -57,7 +63,7 @@ def requests(sets: dict[str, str]) -> dict[str, tuple]:
       'test': (f'depth:{sets["room"]}/test',), 'learning_rates': RATES,
       'weight_decays': (1e-2,), 'batch_size': 4, 'crop': (160, 208),
       'max_depth': 5.0, 'channels': 64}
-  queries = {'num_queries': 30, 'num_points': 2048, 'steps': 1_000,
+  queries = {'num_queries': 30, 'num_points': 2048, 'steps': 400,
              'learning_rates': (1e-3,)}
   return {
       'street_linear': (['segmentation'], {'segmentation': street | {
@@ -66,9 +72,10 @@ def requests(sets: dict[str, str]) -> dict[str, tuple]:
       'street_masks': (['segmentation'], {'segmentation': street | queries | {
           'recipe': 'masks'}}, {}),
       'room_dpt': (['depth'], {'depth': room | {
-          'recipe': 'dpt', 'steps': 1_500, 'warmup_steps': 150}}, {}),
+          'recipe': 'dpt', 'steps': 800, 'warmup_steps': 80,
+          'plain_steps': 20}}, {}),
       'room_relative': (['depth'], {'depth': room | {
-          'recipe': 'relative', 'steps': 1_000, 'warmup_steps': 100,
+          'recipe': 'relative', 'steps': 600, 'warmup_steps': 60,
           'size': (160, 208),
           'test': (*room['test'], f'depth:{sets["stereo"]}')}}, {})}
 
@@ -93,6 +100,45 @@ def stereo(data: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
         f'{row["scene"]}.jpg'))
   making.rename(out)
   return out
+
+
+def captions(data: pathlib.Path, model: str, out: pathlib.Path,
+             sets: dict[str, str]):
+  """Trains text alignment on a backbone, and prints what it can do."""
+  tables = {part: _captions(data, out, part) for part in ('train', 'test')}
+  c = dinotxt.get_config('small')
+  c.alignment.backbone, c.crops.px = model, 112
+  c.data.train, c.data.validation = tables['train'], tables['test']
+  c.text.width, c.text.depth, c.text.context, c.text.num_ids = 192, 4, 32, 2048
+  c.alignment.total_steps, c.alignment.every_steps = 600.0, 200.0
+  shared_world.trained(c, str(out / 'run'))
+  head = {'head': str(out / 'run/head')}
+  sizes = {'resize_px': 128, 'crop_px': 112}
+  print(evaluation.evaluate(evaluation.Request(
+      [model], ['captions', 'zero_shot', 'open_vocabulary'], config={
+          'captions': head | sizes | {'test': (tables['test'],)},
+          'zero_shot': head | sizes, 'open_vocabulary': head | {
+              'test': (f'masks:{sets["street"]}/val?ignore='
+                       f'{shared_world.VOID}',),
+              'short_px': 240, 'window_px': 192, 'stride_px': 96}},
+      test=[f'folder:{data}/flowers5/test'], out=str(out / 'results'))),
+        flush=True)
+
+
+def _captions(data: pathlib.Path, out: pathlib.Path, part: str) -> str:
+  """Images with captions: the first 350 train, the others test."""
+  folder = data / 'flickr8k_captions'
+  rows = list(csv.DictReader(open(folder / 'captions.csv')))
+  names = sorted({row['image'] for row in rows})
+  kept = set(names[:350] if part == 'train' else names[350:])
+  path = out / f'{part}.csv'
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with open(path, 'w', newline='') as file:
+    table = csv.writer(file)
+    table.writerow(('image', 'caption'))
+    table.writerows((str((folder / row['image']).absolute()), row['caption'])
+                    for row in rows if row['image'] in kept)
+  return f'csv:{path}'
 
 
 if __name__ == '__main__':
