@@ -41,8 +41,9 @@ def main() -> int:
   sets['stereo'] = str(stereo(data, beside('stereo')))
   models = [str(workdir), shared_world.untrained(data, beside('untrained'))]
   try:
-    shared_world.tables(
-        requests(sets), models, beside('heads'), options.only)
+    if not options.only or set(options.only) - {'captions'}:
+      shared_world.tables(
+          requests(sets), models, beside('heads'), options.only)
     if not options.only or 'captions' in options.only:
       for model in models:
         captions(data, model, beside('heads') / pathlib.Path(model).name, sets)
