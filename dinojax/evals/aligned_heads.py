@@ -10,6 +10,7 @@ from etils import epath
 
 from dinojax.core import atomic
 from dinojax.core import errors
+from dinojax.core import output
 from dinojax.core import paths
 from dinojax.data import clip_words
 from dinojax.data import tokenizers
@@ -20,6 +21,7 @@ from dinojax.features import store as store_lib
 from dinojax.interop import files
 from dinojax.interop.heads import text as tables
 from dinojax.parallel import mesh as mesh_lib
+from dinojax.parallel import processes
 from dinojax.probes import head as head_lib
 from dinojax.probes.tasks import align
 from dinojax.probes.tasks import dense
@@ -61,7 +63,9 @@ def read(place: str, model: backbone_lib.Backbone,
     if head.kind != 'text':
       raise errors.UserError(
           f'{place} holds a head of {head.kind}, and texts need {EXAMPLE}')
-    head.check(model, store_lib.digest(model.config, model.params))
+    warning = head.check(model, store_lib.digest(model.config, model.params))
+    if warning and processes.is_first():
+      output.warn(warning)
     kind, _, name = str(head.facts.get('tokenizer', '')).partition(':')
     spec = tokenizer or f'{kind}:{os.path.join(place, name)}'
     return aligned.Aligned.of(model, head, tokenizers.open_tokenizer(

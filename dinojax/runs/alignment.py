@@ -206,6 +206,8 @@ class _Run:
     mesh = mesh_lib.make(settings.mesh.data, settings.mesh.fsdp)
     stack.enter_context(mesh_lib.activate(mesh))
     weights = models_lib.read(pinned)
+    # As `dinojax.load` reads it; on the mesh it is in parts.
+    self._digest = store_lib.digest(weights.config, weights.params)
     config = dataclasses.replace(
         weights.config, dtype=settings.alignment.dtype).for_platform(
             mesh_lib.platform(mesh))
@@ -294,10 +296,9 @@ class _Run:
     wanted, = task.choices.values()
     head = head_lib.Head(
         task, params, {}, head_lib.Origin(
-            model.source, store_lib.digest(model.config, model.params),
-            tuple(wanted.widths(model.config))), (), {
-                'trained on': self._settings.data.train,
-                'steps': result.step, 'px': self._settings.crops.px})
+            model.source, self._digest, tuple(wanted.widths(model.config))),
+        facts={'trained on': self._settings.data.train,
+               'steps': result.step, 'px': self._settings.crops.px})
     with workdir_lib.writable(folder):
       aligned_heads.save(str(folder / HEAD), head, self._tokenizer)
       atomic.write_text(folder / workdir_lib.RESULTS, json.dumps({
