@@ -112,7 +112,7 @@ def read(model: backbone_lib.Backbone,
   """
   for spec in specs.values():
     spec.check(model.config)
-  count, index = _takers(model.mesh)
+  count, index = takers(model.mesh)
   by_size = preprocessing.shape is None
   if by_size and count > 1:
     raise errors.UserError(
@@ -165,12 +165,12 @@ def together(mesh: jax.sharding.Mesh,
       processes give as many.
   """
   whole = _everywhere({key: np.concatenate([part[key] for part in parts])
-                       for key in parts[0]}, _takers(mesh)[0])
+                       for key in parts[0]}, takers(mesh)[0])
   order = np.argsort(whole['index'], kind='stable')
   return {key: value[order] for key, value in whole.items()}
 
 
-def _takers(mesh: jax.sharding.Mesh) -> tuple[int, int]:
+def takers(mesh: jax.sharding.Mesh) -> tuple[int, int]:
   """Number of processes with devices of the mesh, and which this one is."""
   known = sorted({device.process_index for device in mesh.devices.flat})
   return len(known), known.index(jax.process_index())

@@ -123,7 +123,7 @@ def test_rows_of_all_processes_come_together(monkeypatch):
 
 
 def test_whole_images_need_one_process(model, monkeypatch):
-  monkeypatch.setattr(stream, '_takers', lambda mesh: (2, 0))
+  monkeypatch.setattr(stream, 'takers', lambda mesh: (2, 0))
   with pytest.raises(errors.UserError, match='cut them by --crop_px'):
     stream.read(model, CLS, test_pipeline.Pictures(3),
                 preprocessing.Preprocessing(12, None))
