@@ -279,7 +279,9 @@ class Maps:
         *shapes.canvas, views[0][0].shape[-1])
     return np.stack([np.asarray(windows_lib.assembled(
         tuple((grid[i], *axes) for grid, *axes in views),
-        num_rows=at_once, is_class=self.is_class))[:size[0], :size[1]]
+        num_rows=at_once, is_class=self.is_class,
+        softmax=self.is_class and self.views.softmax and len(views) > 1))[
+            :size[0], :size[1]]
                      for i in range(len(views[0][0]))])
 
   def _matrix(self, view_px: Size, axis: int, first: Sequence[int],
