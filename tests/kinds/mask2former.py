@@ -77,7 +77,8 @@ def ms_deformable_attention(case):
   sizes = [tuple(size) for size in c['shapes']]
   np.testing.assert_array_equal(x['spatial_shapes'], sizes)
   config = deformable.Config(
-      c['d_model'], c['heads'], len(sizes), c['points'], c['ratio'])
+      c['d_model'], c['heads'], len(sizes), c['points'],
+      int(c['d_model'] * c['ratio']))
   table = tables.of_attention('params', '')
   shapes = jax.eval_shape(lambda: {'params': deformable.init(
       jax.random.key(0), config)})
@@ -115,10 +116,12 @@ def ms_deformable_init(case):
 
 
 def adapter_of(c):
+  width = c['embed_dim']
   return adapter.Config(
-      c['embed_dim'], c['patch_size'], channels=c['conv_inplane'],
+      width, c['patch_size'], channels=c['conv_inplane'],
       num_heads=c['deform_num_heads'], num_points=c['n_points'],
-      ratio=c['deform_ratio'], hidden=c['cffn_ratio'],
+      values=int(width * c['deform_ratio']),
+      hidden=int(width * c['cffn_ratio']),
       num_blocks=len(c['interaction_indexes']))
 
 

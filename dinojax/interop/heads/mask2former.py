@@ -5,6 +5,11 @@ published file the adapter is the first of two parts and the decoders are the
 second; the backbone is in a file of its own.
 """
 
+from collections.abc import Mapping
+import re
+from typing import Any
+
+from dinojax.core import errors
 from dinojax.interop import names
 from dinojax.models.dense import adapter
 from dinojax.models.dense import mask2former
@@ -16,6 +21,7 @@ PIXELS, QUERIES = (f'{DECODERS}{part}.' for part in (
     'pixel_decoder', 'predictor'))
 BACKBONE = f'{ADAPTER}backbone.'
 _STEM = 3  # convolutions before the first that is named by its stride
+_POINTS = 4  # of a head in each map: no shape tells them from the heads
 
 
 def table(config: mask2former.Config) -> names.Table:
@@ -23,6 +29,60 @@ def table(config: mask2former.Config) -> names.Table:
   return (of_adapter(config.adapter, 'params/adapter', ADAPTER)
           + of_pixels(config.pixels, 'params/pixels', PIXELS)
           + of_queries(config.decoder, 'params/decoder', QUERIES))
+
+
+def sizes_of(state: Mapping[str, Any], patch_px: int,
+             source: str) -> mask2former.Config:
+  """Sizes of a head by the shapes of its tensors.
+
+  Heads of the queries are as many as those of the pixel decoder, and norms
+  follow their branches.
+
+  Args:
+    state: tensors by name.
+    patch_px: side of a patch of the backbone.
+    source: name of the file.
+
+  Raises:
+    UserError: a tensor that sizes are read from is missing.
+  """
+  def shape(name):
+    if name not in state:
+      raise errors.UserError(
+          f'{source} has no {name}, which every Mask2Former of DINOv3 has: it '
+          'is damaged or another head; get it again')
+    return state[name].shape
+
+  def count(pattern):
+    places = [int(match[1]) for name in state
+              if (match := re.match(pattern, name))]
+    return max(places, default=-1) + 1
+
+  extractor = f'{ADAPTER}interactions.0.extractor.'
+  layer = f'{PIXELS}encoder.encoder.layers.'
+  width = shape(f'{ADAPTER}level_embed')[1]
+  channels, hidden = shape(f'{PIXELS}mask_feature.weight')[:2]
+  heads = shape(f'{layer}0.self_attn.attention_weights.weight')[0] // (
+      pixel_decoder.NUM_LEVELS * _POINTS)
+  queries, inner = shape(f'{QUERIES}query_feat.weight')
+  return mask2former.Config(
+      adapter.Config(
+          width, patch_px, channels=shape(f'{ADAPTER}spm.stem.0.weight')[0],
+          num_heads=shape(f'{extractor}attn.attention_weights.weight')[
+              0] // _POINTS, num_points=_POINTS,
+          values=shape(f'{extractor}attn.value_proj.weight')[0],
+          hidden=shape(f'{extractor}ffn.fc1.weight')[0],
+          num_blocks=count(rf'{re.escape(ADAPTER)}interactions\.(\d+)\.')),
+      pixel_decoder.Config(
+          (width,) * 4, hidden, channels, heads, _POINTS,
+          shape(f'{layer}0.linear1.weight')[0],
+          count(rf'{re.escape(layer)}(\d+)\.')),
+      query_decoder.Config(
+          hidden, inner, channels, shape(f'{QUERIES}class_embed.weight')[0] - 1,
+          queries, heads,
+          shape(f'{QUERIES}transformer_ffn_layers.0.linear1.weight')[0],
+          count(rf'{re.escape(QUERIES)}transformer_ffn_layers\.(\d+)\.'),
+          projects=f'{QUERIES}input_proj.0.weight' in state))
 
 
 def of_attention(path: str, words: str) -> names.Table:

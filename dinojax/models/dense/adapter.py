@@ -44,8 +44,8 @@ class Config:
     channels: channels of the first convolutions of the image.
     num_heads: heads of the attention.
     num_points: points of a head.
-    ratio: width of its values, in parts of the width.
-    hidden: width inside the blocks of convolutions, in parts of the width.
+    values: width of its values; None: half the width.
+    hidden: width inside the blocks of convolutions; None: a quarter.
     drop_path: share of images in training whose blocks of convolutions are
       skipped.
     num_blocks: blocks of the backbone that are read.
@@ -56,8 +56,8 @@ class Config:
   channels: int = 64
   num_heads: int = 16
   num_points: int = 4
-  ratio: float = 0.5
-  hidden: float = 0.25
+  values: int | None = None
+  hidden: int | None = None
   drop_path: float = 0.3
   num_blocks: int = 4
 
@@ -70,7 +70,7 @@ class Config:
   def attention(self) -> deformable.Config:
     """Sizes of the attention."""
     return deformable.Config(self.width, self.num_heads, 1, self.num_points,
-                             self.ratio)
+                             self.values or self.width // 2)
 
   @property
   def unit_px(self) -> int:
@@ -85,12 +85,13 @@ def check(size: Size, patch_px: int):
     UserError: sides that are no multiples of 32 and of the patch, or small.
   """
   unit = math.lcm(STRIDES[-1], patch_px)
-  if any(n % unit or n < LEAST_PX for n in size):
-    least = -(-LEAST_PX // unit) * unit
-    raise errors.UserError(
-        f'Mask2Former was given an image of {size[0]} × {size[1]} pixels: its '
-        f'maps at strides of 4 to 32 and the patches of {patch_px} pixels need '
-        f'sides that are multiples of {unit}, from {least} on')
+  if all(n % unit == 0 and n >= LEAST_PX for n in size):
+    return
+  better = [max(round(n / unit), -(-LEAST_PX // unit)) * unit for n in size]
+  raise errors.UserError(
+      f'Mask2Former has maps at strides of 4 to 32 and patches of {patch_px} '
+      f'pixels, on which {size[0]} × {size[1]} pixels do not lie: give sides '
+      f'that are multiples of {unit}, such as {better[0]} × {better[1]}')
 
 
 def init(key: Array, config: Config) -> tuple[tree.Tree, tree.Tree]:
@@ -125,7 +126,7 @@ def _channels(config: Config) -> tuple[int, ...]:
 
 def _extractor(key: Array, config: Config) -> tree.Tree:
   c, keys = config, jax.random.split(key, 4)
-  hidden = int(c.width * c.hidden)
+  hidden = c.hidden or c.width // 4
   norm = queries_lib.norm_init
   return {
       'query_norm': norm(c.width), 'map_norm': norm(c.width),

@@ -35,19 +35,19 @@ class Config:
     num_heads: heads.
     num_levels: maps that are read.
     num_points: points of a head in each map.
-    ratio: width of the values, in parts of the width.
+    values: width of the values of all heads; None: as the queries.
   """
 
   width: int
   num_heads: int
   num_levels: int = 1
   num_points: int = 4
-  ratio: float = 1.0
+  values: int | None = None
 
   @property
   def inner(self) -> int:
     """Width of the values of all heads."""
-    return int(self.width * self.ratio)
+    return self.values or self.width
 
   def __post_init__(self):
     """Checks that heads are of one width.
@@ -113,11 +113,11 @@ def apply(params: tree.Tree, config: Config, queries: Array,
   offsets = rearrange(
       parts.linear(params['offsets'], queries),
       'b n (h l r c) -> b n h l r c', h=c.num_heads, l=c.num_levels, c=2)
-  points = _placed(c, offsets, references, sizes)
-  read = sharding.by_rows(
-      functools.partial(attend, sizes=tuple(sizes)),
-      parts.heads(values, c.num_heads), points,
-      rearrange(weights, 'b n h (l r) -> b n h l r', l=c.num_levels))
+  # Of a single row no sum with parameters tells where it lies.
+  rows = sharding.as_rows_of((
+      parts.heads(values, c.num_heads), _placed(c, offsets, references, sizes),
+      rearrange(weights, 'b n h (l r) -> b n h l r', l=c.num_levels)), queries)
+  read = sharding.by_rows(functools.partial(attend, sizes=tuple(sizes)), *rows)
   return parts.linear(params['output'], read)
 
 

@@ -37,6 +37,11 @@ class Config:
   pixels: pixel_decoder.Config
   decoder: query_decoder.Config
 
+  @property
+  def num_classes(self) -> int:
+    """Classes, without that of no object."""
+    return self.decoder.num_classes
+
 
 def of_sizes(width: int, num_classes: int, *, patch_px: int = 16,
              hidden: int = 256, num_queries: int = 100,
@@ -59,7 +64,7 @@ def of_sizes(width: int, num_classes: int, *, patch_px: int = 16,
   of_decoders = {'num_heads': heads, 'ffn': min(4 * hidden, _MOST_FFN)}
   return Config(
       adapter.Config(width, patch_px, num_heads=math.gcd(
-          adapter.Config.num_heads, int(width * adapter.Config.ratio))),
+          adapter.Config.num_heads, width // 2)),
       pixel_decoder.Config((width,) * 4, hidden, hidden, **of_decoders,
                            num_layers=num_pixel_layers),
       query_decoder.Config(hidden, hidden, hidden, num_classes, num_queries,
@@ -99,3 +104,14 @@ def apply(params: tree.Tree, stats: tree.Tree, config: Config, images: Array,
       params['pixels'], config.pixels, pyramid)
   return query_decoder.apply(
       params['decoder'], config.decoder, features, sources), stats
+
+
+def weight_decays(params: tree.Tree) -> tree.Tree:
+  """Factors of the weight decay, 0 or 1.
+
+  Norms, biases, queries and encodings of levels do not decay.
+
+  Source: Mask2Former's training.
+  """
+  return tree.map_with_name(
+      lambda name, _: float(name.endswith('/kernel')), params)
