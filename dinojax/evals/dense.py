@@ -304,7 +304,7 @@ def _predict(net: Any, task: Any, params: tree.Tree, heads: tree.Tree,
   features = net.apply(params, images, functools.partial(
       spec_lib.compute, specs=dict(task.choices)))
   out = jax.lax.map(lambda head: task.predict(task.outputs(
-      head, features[task_lib.CHOICE], {}, None)[0]), heads)
+      head, features[task_lib.CHOICE], {'image': images}, None)[0]), heads)
   return jnp.moveaxis(out, 0, 1)
 
 
