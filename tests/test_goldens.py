@@ -16,6 +16,7 @@ from tests.kinds import evals  # noqa: F401
 from tests.kinds import heads  # noqa: F401
 from tests.kinds import libraries  # noqa: F401
 from tests.kinds import losses  # noqa: F401
+from tests.kinds import mask2former  # noqa: F401
 from tests.kinds import masks  # noqa: F401
 from tests.kinds import matching  # noqa: F401
 from tests.kinds import measures  # noqa: F401
@@ -34,7 +35,10 @@ _SLOW = ('train_v3_base', 'train_v2_sinkhorn_separate_heads',
          'v3_vit_p16_mlp_reg4_maskk', 'v3_vit_p16_rmsnorm_untieboth',
          'v3_convnext_patch16', 'td_dpt_head_v2_ignore',
          'td_dpt_head_v3_project_odd', 'td_chmv2_head', 'em_pmt_decoder',
-         'em_pmt_decoder_plain', 'de_scale_shift_invariant_loss_empty')
+         'em_pmt_decoder_plain', 'de_scale_shift_invariant_loss_empty',
+         'de_vit_adapter_train', 'de_vit_adapter_dinov3',
+         'de_m2f_pixel_decoder_grad', 'de_m2f_transformer_decoder',
+         'de_m2f_whole')
 
 # The vocabulary of CLIP is in a package beside PyTorch.
 _TORCH = ('td_dinotxt_tokenizer_clip',)

@@ -279,7 +279,9 @@ class Maps:
         *shapes.canvas, views[0][0].shape[-1])
     return np.stack([np.asarray(windows_lib.assembled(
         tuple((grid[i], *axes) for grid, *axes in views),
-        num_rows=at_once, is_class=self.is_class))[:size[0], :size[1]]
+        num_rows=at_once, is_class=self.is_class,
+        softmax=self.is_class and self.views.softmax and len(views) > 1))[
+            :size[0], :size[1]]
                      for i in range(len(views[0][0]))])
 
   def _matrix(self, view_px: Size, axis: int, first: Sequence[int],
@@ -302,7 +304,7 @@ def _predict(net: Any, task: Any, params: tree.Tree, heads: tree.Tree,
   features = net.apply(params, images, functools.partial(
       spec_lib.compute, specs=dict(task.choices)))
   out = jax.lax.map(lambda head: task.predict(task.outputs(
-      head, features[task_lib.CHOICE], {}, None)[0]), heads)
+      head, features[task_lib.CHOICE], {'image': images}, None)[0]), heads)
   return jnp.moveaxis(out, 0, 1)
 
 

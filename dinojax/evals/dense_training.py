@@ -1,6 +1,6 @@
 """Training of heads for every pixel, and the sets that they need."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 from typing import Any
 
@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from dinojax.core import errors
+from dinojax.core import tree
 from dinojax.data import parts
 from dinojax.data import sources
 from dinojax.evals import dense
@@ -94,7 +95,8 @@ def opened_pictures(show: str | None) -> Any:
 
 def train(job: protocol.Job, task: Any, source: Any, crops: Any,
           values: Any, *, sweep: fit_lib.Sweep, rule: Any, schedule: Any,
-          clip_norm: float | None = None) -> dict:
+          clip_norm: float | None = None,
+          decays: Callable[[tree.Tree], tree.Tree] | None = None) -> dict:
   """Trained heads on the host: params, stats, and which have diverged.
 
   Args:
@@ -107,6 +109,7 @@ def train(job: protocol.Job, task: Any, source: Any, crops: Any,
     rule: the optimizer.
     schedule: see probes.fit.
     clip_norm: norm that gradients of a head are clipped to.
+    decays: see finetuning.multipliers.
 
   Raises:
     Stopped: a signal ended the training, whose step is saved.
@@ -116,7 +119,7 @@ def train(job: protocol.Job, task: Any, source: Any, crops: Any,
   at_once = min(values.heads_at_once, sweep.size)
   fit = fit_lib.Fit(
       task, job.model, batches.shapes, sweep=sweep, rule=rule,
-      schedule=schedule, clip_norm=clip_norm,
+      schedule=schedule, clip_norm=clip_norm, decays=decays,
       heads_at_once=None if at_once == sweep.size else at_once)
   state = training.train(job, fit, batches, values.steps)
   heads = jax.device_get(state['heads'][task_lib.CHOICE])

@@ -1,13 +1,22 @@
 """Heads of queries for a backbone: their sizes, and how they learn."""
 
+from collections.abc import Callable, Mapping
+import dataclasses
 from typing import Any, Protocol
 
 import numpy as np
 
 from dinojax.core import errors
+from dinojax.core import tree
+from dinojax.engine import schedules
 from dinojax.features import backbone as backbone_lib
+from dinojax.models.dense import adapter
+from dinojax.models.dense import mask2former
 from dinojax.models.dense import mask_decoder
+from dinojax.models.dense import parts
+from dinojax.probes.tasks import dense
 from dinojax.probes.tasks import depth
+from dinojax.probes.tasks import mask2former as mask2former_task
 from dinojax.probes.tasks import masks
 
 NUM_LAYERS = 4  # of the backbone that are read, evenly from the first
@@ -18,50 +27,118 @@ ANNEAL = ((0.0, 0.149), (0.267, 0.433), (0.367, 0.533), (0.467, 0.633),
           (0.567, 0.733), (0.667, 0.833))
 
 
-class Sizes(Protocol):
-  """Values of a section that has queries."""
+@dataclasses.dataclass(frozen=True)
+class Learning:
+  """Values of a recipe.
 
-  num_queries: int
+  Attributes:
+    num_blocks: blocks or layers of the queries.
+    learning_rate: the highest rate.
+    weight_decay: weight decay.
+    power: exponent of the fall of the rate to 0; None: half a cosine.
+    decays: parameters to factors of their weight decay; None: all decay.
+  """
+
   num_blocks: int
+  learning_rate: float
+  weight_decay: float = WEIGHT_DECAY
+  power: float | None = None
+  decays: Callable[[tree.Tree], tree.Tree] | None = None
+
+  def curve(self, steps: int, warmup_steps: int) -> schedules.RiseFall:
+    """Factors of the rate, by step."""
+    return schedules.RiseFall(steps, warmup_steps, power=self.power)
+
+
+# PMT's; Mask2Former's, which v3 has not published.
+RECIPES: Mapping[str, Learning] = {
+    'masks': Learning(len(ANNEAL), LEARNING_RATE),
+    'm2f': Learning(9, 1e-4, power=1.0, decays=mask2former.weight_decays)}
+
+
+class Sizes(Protocol):
+  """Values of a section that has queries.
+
+  The recipe m2f also reads hidden and num_pixel_layers.
+  """
+
+  recipe: str
+  num_queries: int
+  num_blocks: int | None
   num_points: int
   steps: int
 
 
-def check(name: str, recipe: str, config: Any):
-  """Refuses backbones without tokens.
+def check(name: str, values: Any, config: Any):
+  """Refuses backbones without tokens, and sizes that a head does not take.
+
+  Args:
+    name: name of the section.
+    values: its values, crop_px among them.
+    config: the backbone's.
 
   Raises:
-    UserError: it is a ConvNeXt.
+    UserError: it is a ConvNeXt, or crops or widths are no such multiples.
   """
   if not config.has_attention:
     raise errors.UserError(
-        f'{name}.recipe={recipe} has queries among the tokens of a ViT, and '
-        'this is a ConvNeXt: give a ViT, or a linear head by '
+        f'{name}.recipe={values.recipe} has queries among the tokens of a ViT, '
+        'and this is a ConvNeXt: give a ViT, or a linear head by '
         'segmentation.recipe=v3')
+  if values.recipe != 'm2f':
+    return
+  layers = getattr(values, 'layers', NUM_LAYERS)
+  if layers != NUM_LAYERS:
+    raise errors.UserError(
+        f'{name}.layers={layers}, and the adapter of the recipe m2f reads '
+        f'{NUM_LAYERS}: leave it away')
+  if values.hidden % parts.GROUPS:
+    whole = max(round(values.hidden / parts.GROUPS), 1) * parts.GROUPS
+    raise errors.UserError(
+        f'{name}.hidden={values.hidden} is no multiple of {parts.GROUPS}, the '
+        f'groups of its norms: set {name}.hidden={whole}')
+  try:
+    adapter.check((values.crop_px,) * 2, config.side_px)
+  except errors.UserError as error:
+    raise errors.UserError(
+        f'{name}.crop_px={values.crop_px}: {error}') from error
 
 
 def task(values: Sizes, model: backbone_lib.Backbone, num_classes: int, *,
-         num_layers: int = NUM_LAYERS, **more: Any) -> masks.Masks:
-  """The task of the plain mask decoder.
+         pixels: dense.Pixels, num_layers: int = NUM_LAYERS,
+         **more: Any) -> masks.Queries:
+  """The task of a recipe.
 
   Args:
     values: sizes.
     model: the backbone.
     num_classes: classes, without that of no object.
-    num_layers: layers of the backbone that are read.
+    pixels: pixels of the backbone.
+    num_layers: layers of the backbone that are read, by the recipe masks.
     **more: other fields of the task.
   """
-  config = model.config
+  config, num_blocks = model.config, (
+      values.num_blocks or RECIPES[values.recipe].num_blocks)
+  more |= {'num_points': values.num_points}
+  if values.recipe == 'm2f':
+    sizes = mask2former.of_sizes(
+        config.embed_dim, num_classes, patch_px=config.side_px,
+        hidden=values.hidden, num_queries=values.num_queries,
+        num_pixel_layers=values.num_pixel_layers, num_layers=num_blocks)
+    return mask2former_task.Mask2Former(
+        decoder=sizes, layers=depth.read_layers(config.depth, NUM_LAYERS),
+        pixels=dataclasses.replace(pixels, patch_px=sizes.adapter.unit_px),
+        **more)
   layers = depth.read_layers(config.depth, num_layers)
   layers = layers if isinstance(layers, tuple) else (config.depth - 1,)
   return masks.Masks(
       decoder=mask_decoder.Config(
           width=config.embed_dim, num_heads=config.num_heads,
           num_classes=num_classes, patch_px=config.side_px,
-          num_queries=values.num_queries, num_blocks=values.num_blocks,
+          num_queries=values.num_queries, num_blocks=num_blocks,
           num_levels=len(layers)),
-      layers=layers, num_points=values.num_points,
-      anneal=falls(values.num_blocks, values.steps), **more)
+      layers=layers, pixels=pixels, anneal=falls(num_blocks, values.steps),
+      **more)
 
 
 def falls(num_blocks: int, steps: int) -> tuple[tuple[int, int], ...]:

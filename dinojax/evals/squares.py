@@ -82,7 +82,7 @@ class Prepare:
 class Squares:
   """A head of queries, on all devices."""
 
-  def __init__(self, job: protocol.Job, task: masks_task.Masks, side: int,
+  def __init__(self, job: protocol.Job, task: masks_task.Queries, side: int,
                at_once: int):
     """Compiles nothing yet.
 
@@ -144,15 +144,16 @@ class Squares:
         self.job.progress(len(group))
 
 
-def _predict(net: Any, task: masks_task.Masks, params: tree.Tree,
+def _predict(net: Any, task: masks_task.Queries, params: tree.Tree,
              head: tree.Tree, images: jax.Array) -> queries.Predicted:
   """The last prediction of squares, float32."""
   images = task.pixels.fit(photometric.normalize(
       images, task.pixels.mean, task.pixels.std))
   features = net.apply(params, images, functools.partial(
       spec_lib.compute, specs=dict(task.choices)))
-  return jax.tree.map(lambda x: x.astype('float32'), task.outputs(
-      head, features[masks_task.CHOICE], {}, None)[0][-1])
+  outputs, _ = task.outputs(
+      head, features[masks_task.CHOICE], {'image': images}, None)
+  return jax.tree.map(lambda x: x.astype('float32'), outputs[-1])
 
 
 def looked_at(source: Any, job: protocol.Job, first: int = 3) -> int:

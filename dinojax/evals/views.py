@@ -25,6 +25,7 @@ class Views:
       to its form; (): its own.
     ratios: factors of the sides.
     flips: True adds the mirrored views.
+    softmax: True averages the softmax of the scores of classes.
     direct: True: a map is resized from patches at once, else by the pixels of
       the view.
   """
@@ -35,6 +36,7 @@ class Views:
   shapes: tuple[Size, ...] = ()
   ratios: tuple[float, ...] = (1.0,)
   flips: bool = False
+  softmax: bool = True
   direct: bool = False
 
   @property

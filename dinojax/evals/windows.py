@@ -86,15 +86,16 @@ def view_size(size: tuple[int, int], short_px: int | None,
     short_px: length of the short side at a ratio of 1; None: as it is.
     ratio: factor of the sides.
 
-  Source: DINOv3: sides of ratios below 1 are raised to multiples of 32.
+  Source: DINOv3: at ratios below 1 the short side is raised to a multiple of
+    32, and the long one follows from it.
   """
-  if short_px is not None:
-    size = tuple(short_px if n == min(size) else
-                 int(short_px * n / min(size) + 0.5) for n in size)
-  sides = [int(n * ratio) for n in size]
+  least = min(size)
+  short = int((short_px or least) * ratio)
   if ratio < 1:
-    sides = [math.ceil(n / _UNIT_PX) * _UNIT_PX for n in sides]
-  return tuple(max(n, 1) for n in sides)
+    short = math.ceil(short / _UNIT_PX) * _UNIT_PX
+  short = max(short, 1)
+  return tuple(short if n == least else int(short * n / least + 0.5)
+               for n in size)
 
 
 def matrix(num_px: int, window_px: int, first: Sequence[int],
@@ -135,15 +136,17 @@ def side_by_side(values: np.ndarray, num_rows: int) -> np.ndarray:
                          for line in lines], axis=-3)
 
 
-@functools.partial(jax.jit, static_argnames=('num_rows', 'is_class'))
-def assembled(views: Sequence[tuple], *, num_rows: int,
-              is_class: bool) -> jax.Array:
+@functools.partial(
+    jax.jit, static_argnames=('num_rows', 'is_class', 'softmax'))
+def assembled(views: Sequence[tuple], *, num_rows: int, is_class: bool,
+              softmax: bool = False) -> jax.Array:
   """The map of several views: [y, x, k] means, or [y, x] classes.
 
   Args:
     views: (grid [i, j, k], rows [y, i], columns [x, j]) of each.
     num_rows: rows that are made at a time, a divisor of y.
-    is_class: True averages the softmax of the views, and gives the largest.
+    is_class: True gives the largest of the means.
+    softmax: True averages the softmax of the views.
   """
   grids, rows, columns = zip(*views, strict=True)
   lines = tuple(x.reshape(-1, num_rows, x.shape[1]) for x in rows)
@@ -152,8 +155,7 @@ def assembled(views: Sequence[tuple], *, num_rows: int,
     total = 0.0
     for grid, above, beside in zip(grids, some, columns, strict=True):
       values = resample.by_matrices(grid, above, beside)
-      total += jax.nn.softmax(values) if is_class and len(grids) > 1 else (
-          values)
+      total += jax.nn.softmax(values) if softmax else values
     if is_class:
       return jnp.argmax(total, axis=-1).astype(jnp.int32)
     return total / len(grids)

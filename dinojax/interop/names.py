@@ -31,6 +31,8 @@ TOKEN = Layout(lambda x: x[0, 0], lambda x: x[None, None])  # [1, 1, d]
 # Of transposed convolutions: [in, out, y, x] and [in, y, x, out].
 TRANSPOSED = Layout(lambda x: x.transpose(0, 2, 3, 1),
                     lambda x: x.transpose(0, 3, 1, 2))
+POINT = Layout(lambda x: x[:, :, 0, 0].T,  # [out, in, 1, 1], [in, out]
+               lambda x: x.T[:, :, None, None])
 COLUMN = Layout(lambda x: x[:, 0], lambda x: x[:, None])  # [k, 1]
 
 

@@ -143,3 +143,34 @@ def by_matrices(grid: jax.Array, rows: jax.Array | np.ndarray,
   return jnp.einsum(
       'oy,px,...yxc->...opc', rows, columns, grid.astype(jnp.float32),
       precision=jax.lax.Precision.HIGHEST)
+
+
+def corners(size: tuple[int, int], points: jax.Array
+            ) -> tuple[jax.Array, jax.Array]:
+  """Pixels around points of a grid, and their shares in a linear value there.
+
+  Args:
+    size: rows and columns of the grid.
+    points: [..., 2] (x, y) in parts of the grid.
+
+  Returns:
+    [..., 4] places in the flat grid, and [..., 4] shares, 0 of those outside.
+
+  Source: torch's grid_sample, its corners not aligned; on a pixel's centre its
+    slope is that to the right.
+  """
+  height, width = size
+  x, y = points[..., 0] * width - 0.5, points[..., 1] * height - 0.5
+  left, top = jnp.floor(x), jnp.floor(y)
+  beside, below = x - left, y - top
+  places, shares = [], []
+  for dy in (0, 1):
+    for dx in (0, 1):
+      column, row = left + dx, top + dy
+      share = (beside if dx else 1 - beside) * (below if dy else 1 - below)
+      inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+      column, row = (jnp.clip(n, 0, most - 1).astype(jnp.int32)
+                     for n, most in ((column, width), (row, height)))
+      places.append(row * width + column)
+      shares.append(jnp.where(inside, share, 0.0))
+  return jnp.stack(places, -1), jnp.stack(shares, -1)

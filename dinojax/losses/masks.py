@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dinojax.kernels import resample
 from dinojax.parallel import sharding
 
 Array = jax.Array
@@ -164,7 +165,7 @@ def sample(maps: Array, points: Array) -> Array:
   Source: torch's grid_sample, its corners not aligned.
   """
   flat = maps.reshape(len(maps), -1).T  # rows are read at once
-  place, share = _corners(maps.shape[1:], points)
+  place, share = resample.corners(maps.shape[1:], points)
   return jnp.einsum('pck,pc->kp', flat[place].astype(jnp.float32), share,
                     precision=_HIGHEST)
 
@@ -172,24 +173,6 @@ def sample(maps: Array, points: Array) -> Array:
 def sample_each(maps: Array, points: Array) -> Array:
   """[k, p] values of each map [k, y, x] at points of its own [k, p, 2]."""
   return jax.vmap(lambda x, at: sample(x[None], at)[0])(maps, points)
-
-
-def _corners(size: tuple[int, int], points: Array) -> tuple[Array, Array]:
-  """[p, 4] places in a flat map, and their shares, 0 of those outside."""
-  height, width = size
-  x, y = points[:, 0] * width - 0.5, points[:, 1] * height - 0.5
-  left, top = jnp.floor(x), jnp.floor(y)
-  places, shares = [], []
-  for dy in (0, 1):
-    for dx in (0, 1):
-      column, row = left + dx, top + dy
-      share = (1 - jnp.abs(x - column)) * (1 - jnp.abs(y - row))
-      inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-      column, row = (jnp.clip(n, 0, most - 1).astype(jnp.int32)
-                     for n, most in ((column, width), (row, height)))
-      places.append(row * width + column)
-      shares.append(jnp.where(inside, share, 0.0))
-  return jnp.stack(places, 1), jnp.stack(shares, 1)
 
 
 def uncertain_points(masks: Array, points: Points) -> Array:

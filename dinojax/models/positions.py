@@ -136,3 +136,23 @@ def rope(grid: tuple[int, int], periods: np.ndarray, *,
   angles = angles.reshape(*points.shape[:-1], -1)  # rows, then columns
   angles = jnp.concatenate([angles, angles], axis=-1)
   return jnp.sin(angles).astype(dtype), jnp.cos(angles).astype(dtype)
+
+
+def sine(grid: tuple[int, int], width: int) -> np.ndarray:
+  """[rows·columns, width] waves of the row, then of the column; float32.
+
+  Source: Mask2Former's PositionEmbeddingSine.
+  """
+  count = width // 2
+  period = 10_000 ** (2 * (np.arange(count) // 2) / count)
+
+  def waves(size):
+    place = (np.arange(size) + 1) / (size + 1e-6) * 2 * math.pi
+    angle = place[:, None] / period
+    return np.where(np.arange(count) % 2, np.cos(angle), np.sin(angle))
+
+  rows, columns = map(waves, grid)
+  shape = (*grid, count)
+  out = np.concatenate([np.broadcast_to(rows[:, None], shape),
+                        np.broadcast_to(columns[None], shape)], axis=-1)
+  return out.reshape(-1, 2 * count).astype(np.float32)

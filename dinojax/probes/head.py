@@ -13,13 +13,15 @@ from dinojax.core import tree
 from dinojax.features import backbone as backbone_lib
 from dinojax.probes.tasks import align
 from dinojax.probes.tasks import depth
+from dinojax.probes.tasks import mask2former
 from dinojax.probes.tasks import masks
 from dinojax.probes.tasks import segment
 
 KINDS: Mapping[str, type] = {
     'segmentation': segment.Segment, 'depth': depth.Depth,
     'depth_dpt': depth.DptDepth, 'relative_depth': depth.RelativeDepth,
-    'masks': masks.Masks, 'text': align.Align}
+    'masks': masks.Masks, 'mask2former': mask2former.Mask2Former,
+    'text': align.Align}
 
 
 @dataclasses.dataclass(frozen=True)

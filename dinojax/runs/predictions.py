@@ -136,7 +136,7 @@ def views_of(head: head_lib.Head, request: Request, patch_px: int
     crop = int(of_head.get('crop_px', short))
     return views_lib.Views(
         windows.Windows(crop, int(of_head.get('stride_px', crop * 2 // 3))),
-        short, flips=flips,
+        short, flips=flips, softmax=bool(of_head.get('softmax', True)),
         ratios=tuple(map(float, of_head.get('ratios', (1.0,)))))
   whole = lambda px: max(round(px / patch_px), 1) * patch_px
   short, size = request.short_px or _SHORT_PX, of_head.get('size')

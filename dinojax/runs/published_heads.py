@@ -19,19 +19,27 @@ from dinojax.interop import names
 from dinojax.interop import translate
 from dinojax.interop.heads import dpt as dpt_tables
 from dinojax.interop.heads import linear as linear_tables
+from dinojax.interop.heads import mask2former as mask2former_tables
 from dinojax.models.dense import dpt
 from dinojax.probes import head as head_lib
 from dinojax.probes.tasks import dense
 from dinojax.probes.tasks import depth
+from dinojax.probes.tasks import mask2former
+from dinojax.probes.tasks import masks
 from dinojax.probes.tasks import segment
 
 State = dict[str, np.ndarray]
+_BACKBONES = ('backbone.', mask2former_tables.BACKBONE)
 _PREFIXES = ('decode_head.', 'segmentation_model.1.')
+_OF_MMSEG = 'transformer_decoder.'  # in the segmentor of DINOv2
 _RANGES = {'nyu': 10.0, 'kitti': 80.0}  # metres, of names of DINOv2's files
 _SYNTHMIX, _CANOPIES, _MIN_DEPTH = 100.0, 96.0, 1e-3
 _CANOPY_LAYERS = (5, 11, 17, 23)
+# Views in the evaluation of DINOv3's segmentor on ADE20K.
+_SEGMENTOR = {'short_px': 896, 'crop_px': 896, 'stride_px': 596}
 _WHAT = ('linear and DPT heads of depth and linear heads of segmentation of '
-         'DINOv2 and DINOv3, and DPT heads of transformers')
+         'DINOv2 and DINOv3, Mask2Former of DINOv3, and DPT heads of '
+         'transformers')
 
 
 def read(path: str, model: backbone_lib.Backbone, *,
@@ -55,7 +63,7 @@ def read(path: str, model: backbone_lib.Backbone, *,
         f'{path} holds no head: give a folder in heads/ of the results of '
         '`dinojax evaluate`, or a published file')
   state = {name: value for name, value in files.read(path).items()
-           if not name.startswith('backbone.')
+           if not name.startswith(_BACKBONES)
            and not name.endswith('num_batches_tracked')}
   for prefix in _PREFIXES:
     if all(name.startswith(prefix) for name in state):
@@ -63,11 +71,15 @@ def read(path: str, model: backbone_lib.Backbone, *,
                for name, value in state.items()}
   width, pixels = model.config.embed_dim, dense.Pixels(
       model.mean, model.std, model.config.side_px)
+  facts = {'file': os.path.basename(path)}
   words = next((words for words in (
       dpt_tables.META, dpt_tables.HF_CHM, dpt_tables.HF_DPT)
                 if _first(words) in state), None)
   if words:
     task, table = _dpt(state, words, path, max_depth, model, pixels)
+  elif any(name.startswith(mask2former_tables.QUERIES) for name in state):
+    task, table = _mask2former(state, path, model)
+    facts['views'] = _SEGMENTOR
   else:
     task, table = _linear(state, path, max_depth, width, model, pixels)
   widths = tuple(next(iter(task.choices.values())).widths(model.config))
@@ -77,9 +89,11 @@ def read(path: str, model: backbone_lib.Backbone, *,
   kinds = ()
   if isinstance(task, segment.Segment):
     kinds = _classes(classes, task.num_outputs)
-  return head_lib.Head(task, arrays['params'], arrays.get('stats', {}),
-                     head_lib.Origin(model.source, '', widths), kinds,
-                     {'file': os.path.basename(path)})
+  elif isinstance(task, masks.Queries):
+    kinds = _classes(classes, task.decoder.num_classes)
+  return head_lib.Head(
+      task, arrays['params'], arrays.get('stats', {}),
+      head_lib.Origin(model.source, '', widths), kinds, facts)
 
 
 def _first(words: dpt_tables.DptNames) -> str:
@@ -119,6 +133,28 @@ def _dpt(state: State, words: dpt_tables.DptNames, path: str,
                             config, words)
 
 
+def _mask2former(state: State, path: str, model: backbone_lib.Backbone
+                 ) -> tuple[mask2former.Mask2Former, names.Table]:
+  """Task and table of a Mask2Former, sizes by its shapes.
+
+  Raises:
+    UserError: a file that is not whole, or of another backbone.
+  """
+  config = model.config
+  sizes = mask2former_tables.sizes_of(state, config.side_px, path)
+  width = sizes.adapter.width
+  if not config.has_attention or width != config.embed_dim:
+    raise errors.UserError(
+        f'{path} reads the blocks of a ViT of width {width}, and '
+        f'{model.source} has width {config.embed_dim}: give the backbone that '
+        'the head is for')
+  return mask2former.Mask2Former(
+      decoder=sizes, layers=depth.read_layers(
+          config.depth, sizes.adapter.num_blocks),
+      pixels=dense.Pixels(model.mean, model.std, sizes.adapter.unit_px),
+      ), mask2former_tables.table(sizes)
+
+
 def _linear(state: State, path: str, max_depth: float | None, width: int,
             model: backbone_lib.Backbone, pixels: dense.Pixels
             ) -> tuple[dense.Linear, names.Table]:
@@ -131,6 +167,11 @@ def _linear(state: State, path: str, max_depth: float | None, width: int,
       f'{words.conv}.weight' in state
       and (f'{words.norm}.weight' in state if words.norm else (
           'batchnorm_layer.weight' not in state)))), None)
+  if any(name.startswith(_OF_MMSEG) for name in state):
+    raise errors.UserError(
+        f'{path} is the Mask2Former of DINOv2, whose adapter changes the '
+        'features within its ViT: it is not read; give the segmentor of '
+        'DINOv3, or a linear head of DINOv2')
   if kind is None:
     raise errors.UserError(
         f'{path} holds no head that is known (it has '

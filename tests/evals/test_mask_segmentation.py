@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dinojax.core import errors
+from dinojax.evals import mask_heads
 from dinojax.evals.protocols import segmentation
 from dinojax.metrics import segmentation as metrics
 from dinojax.parallel import mesh as mesh_lib
@@ -28,6 +30,64 @@ def test_queries_tell_stripes_apart(scenes, tmp_path):
   assert measured.head.kind == 'masks'
   first, last = measured.head.task.anneal[-1]
   assert (first, last) == (40, 50)  # the last sixth is not masked
+
+
+@pytest.mark.slow  # a training of minutes on one core
+def test_mask2former_tells_stripes_apart(scenes, tmp_path):
+  settings = segmentation.Settings(**QUICK | dict(
+      recipe='m2f', hidden=32, num_pixel_layers=1, short_px=64, crop_px=64,
+      stride_px=40, num_points=128, learning_rates=(1e-3,), ratios=(0.9, 1.0),
+      flips=True, softmax=False))
+  measured, = segmentation.run(test_dense.job(
+      tmp_path, test_dense.segmentation_sets(scenes)), settings)
+  scores = measured.scores()
+  assert scores['mIoU'] > 60, scores
+  assert measured.head.kind == 'mask2former'
+  assert measured.head.facts['views']['softmax'] is False
+
+
+def test_the_recipe_of_mask2former():
+  values = segmentation.Settings(recipe='m2f').resolved
+  assert (values.short_px, values.crop_px, values.stride_px) == (896, 896, 596)
+  assert segmentation.Settings(recipe='m2f').rates == [(1e-4, 0.05)]
+  segmentation.check(segmentation.Settings(recipe='m2f'), test_dense.CONFIG)
+  learning = mask_heads.RECIPES['m2f']
+  curve = learning.curve(values.steps, values.warmup_steps)
+  assert [round(float(curve(step)), 6) for step in (
+      0, 750, 1500, 20_750, 40_000)] == [0, 0.5, 1, 0.5, 0]
+  pixels = masks.dense.Pixels(patch_px=test_dense.CONFIG.side_px)
+  task = mask_heads.task(values, test_dense.model(), 5, pixels=pixels)
+  assert task.layers == (0, 1, 2, 3) and task.pixels.patch_px == 32
+  sizes = task.decoder
+  assert (sizes.num_classes, sizes.decoder.num_layers,
+          sizes.pixels.num_layers, sizes.pixels.num_heads) == (5, 9, 6, 8)
+  plain = mask_heads.task(segmentation.Settings(recipe='masks').resolved,
+                          test_dense.model(), 5, pixels=pixels)
+  assert plain.decoder.num_blocks == len(plain.anneal) == 6
+
+
+@pytest.mark.parametrize('values, text', [
+    ({'crop_px': 900}, 'segmentation.crop_px=900: .* such as 896 × 896'),
+    ({'short_px': 32}, 'crop_px=32: .* such as 64 × 64'),
+    ({'hidden': 100}, 'hidden=100 is no multiple of 32.* set .*hidden=96'),
+    ({'layers': 2}, 'layers=2, and the adapter of the recipe m2f reads 4')])
+def test_sizes_that_mask2former_does_not_take(values, text):
+  with pytest.raises(errors.UserError, match=text):
+    segmentation.check(segmentation.Settings(recipe='m2f', **values),
+                       test_dense.CONFIG)
+
+
+def test_labels_are_padded_as_images_are():
+  """A crop of no whole patches keeps each label on its pixel."""
+  task = masks.Masks(
+      decoder=masks.mask_decoder.Config(8, 2, 3), most_targets=2,
+      pixels=masks.dense.Pixels(patch_px=8))
+  labels = np.ones((1, 12, 14), np.uint8)
+  got = task.targets({'classes': labels, 'weight': np.ones(1, np.float32)})
+  assert got.masks.shape == (1, 2, 16, 16)
+  want = np.zeros((16, 16), bool)
+  want[2:14, 1:15] = True  # the rest is no pixel of the image
+  np.testing.assert_array_equal(got.masks[0, 0], want)
 
 
 def test_targets_are_the_classes_of_an_image():

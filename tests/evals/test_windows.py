@@ -30,8 +30,8 @@ def test_a_view_below_a_window_has_square_ones():
 def test_sizes_of_views_round_as_the_reference():
   assert windows.view_size((333, 500), 512) == (512, 769)
   assert windows.view_size((500, 333), 512) == (769, 512)
-  assert windows.view_size((333, 500), 512, 0.9) == (480, 704)  # 460, 692
-  assert windows.view_size((333, 500), 512, 1.32) == (675, 1015)
+  assert windows.view_size((333, 500), 512, 0.9) == (480, 721)  # 460
+  assert windows.view_size((333, 500), 512, 1.32) == (675, 1014)
   assert windows.view_size((30, 41), None) == (30, 41)
 
 
@@ -71,7 +71,9 @@ def test_views_are_averaged_as_probabilities():
   sure, unsure = np.float32([[[9.0, 0.0]]]), np.float32([[[0.0, 4.0]]])
   axes = (np.ones((1, 1), np.float32),) * 2
   views = ((sure, *axes), (unsure, *axes), (unsure, *axes))
-  assert windows.assembled(views, num_rows=1, is_class=True)[0, 0] == 1
+  assert windows.assembled(
+      views, num_rows=1, is_class=True, softmax=True)[0, 0] == 1
+  assert windows.assembled(views, num_rows=1, is_class=True)[0, 0] == 0
   mean = windows.assembled(views, num_rows=1, is_class=False)
   np.testing.assert_allclose(mean[0, 0], [3, 8 / 3], rtol=1e-6)
 

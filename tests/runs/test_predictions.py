@@ -16,12 +16,15 @@ from dinojax.interop import store
 from dinojax.interop import translate
 from dinojax.interop.heads import dpt as dpt_tables
 from dinojax.interop.heads import linear as linear_tables
+from dinojax.interop.heads import mask2former as mask2former_tables
 from dinojax.models import vit
 from dinojax.models.dense import dpt
+from dinojax.models.dense import mask2former
 from dinojax.models.dense import mask_decoder
 from dinojax.probes import head as head_lib
 from dinojax.probes.tasks import dense
 from dinojax.probes.tasks import depth
+from dinojax.probes.tasks import mask2former as mask2former_task
 from dinojax.probes.tasks import masks
 from dinojax.probes.tasks import segment
 from dinojax.runs import models
@@ -66,6 +69,12 @@ def task_of(kind):
         decoder=mask_decoder.Config(16, 2, 3, patch_px=4, num_queries=4,
                                     num_blocks=1, num_levels=2),
         layers=(1, 3), anneal=((0, 10),), pixels=pixels)
+  if kind == 'mask2former':
+    sizes = mask2former.of_sizes(16, 3, patch_px=4, hidden=32, num_queries=4,
+                                 num_pixel_layers=1, num_layers=2)
+    return mask2former_task.Mask2Former(
+        decoder=sizes, layers=(0, 1, 2, 3),
+        pixels=dataclasses.replace(pixels, patch_px=32))
   of = {'depth_dpt': depth.DptDepth, 'relative_depth': depth.RelativeDepth}
   return of[kind](
       head=dpt.Config(channels=4, projected=(2, 3, 4, 5), num_outputs=1,
@@ -86,7 +95,7 @@ def made(kind, model, weights=''):
   return head_lib.Head(
       task, parts['params'], parts['stats'],
       head_lib.Origin(model, weights, widths),
-      KINDS if kind in ('segmentation', 'masks') else (),
+      KINDS if kind in ('segmentation', 'masks', 'mask2former') else (),
       {'views': {'short_px': 32, 'crop_px': 32, 'stride_px': 16}})
 
 
@@ -191,6 +200,9 @@ def published(kind, model, folder, prefix='', name='head'):
   elif kind == 'depth_v3':
     head, table = made('depth', model), linear_tables.table(
         linear_tables.NAMES[kind])
+  elif kind == 'm2f':
+    head = made('mask2former', model)
+    table = mask2former_tables.table(head.task.decoder)
   else:
     head = made('depth_dpt', model)
     table = dpt_tables.table(head.task.head, getattr(dpt_tables, kind))
@@ -205,14 +217,14 @@ def published(kind, model, folder, prefix='', name='head'):
 @pytest.mark.parametrize('kind, prefix, name', [
     ('segmentation_v2', 'decode_head.', 'ade20k'), ('depth_v3', '', 'head'),
     ('META', 'decode_head.', 'dinov2_vits14_nyu_dpt_head'),
-    ('HF_DPT', '', 'kitti')])
+    ('HF_DPT', '', 'kitti'), ('m2f', '', 'ade20k')])
 def test_published_heads_are_read(kind, prefix, name, model, tmp_path):
   path, head = published(kind, model, tmp_path, prefix, name)
   again = published_heads.read(str(path), models.load(model))
   jax.tree.map(np.testing.assert_array_equal, (again.params, again.stats),
                (head.params, head.stats))
   assert again.kind == head.kind
-  if kind == 'segmentation_v2':
+  if kind in ('segmentation_v2', 'm2f'):
     assert again.classes == ('class 0', 'class 1', 'class 2')
   else:
     assert again.task.max_depth == (80.0 if name == 'kitti' else 10.0)
@@ -241,3 +253,49 @@ def test_published_heads_that_do_not_fit(model, tmp_path):
   with pytest.raises(errors.UserError, match='has 2 names and the head 3 clas'):
     published_heads.read(str(path), backbone,
                          classes=str(tmp_path / 'names.txt'))
+
+
+def test_a_segmentor_is_of_its_backbone(model, tmp_path):
+  """Tensors of a ViT in the file are left, those of DINOv2's are refused."""
+  path, head = published('m2f', model, tmp_path)
+  state = files.read(str(path))
+  files.write_safetensors(str(path), state | {
+      'segmentation_model.0.backbone.cls_token': np.zeros(3, np.float32),
+      'segmentation_model.0.norm1.num_batches_tracked': np.zeros(1, np.int64)})
+  again = published_heads.read(str(path), models.load(model))
+  assert again.task.layers == (0, 1, 2, 3) and again.task.place == 'normed'
+  assert again.task.pixels.patch_px == 32  # whole patches, and whole strides
+  # Widths that follow from others are told.
+  assert again.task.decoder == dataclasses.replace(
+      head.task.decoder, adapter=dataclasses.replace(
+          head.task.decoder.adapter, values=8, hidden=4))
+  assert again.facts['views']['crop_px'] == 896
+  other = tmp_path / 'other'
+  store.save(str(other), cases.weights(dataclasses.replace(
+      CONFIG, embed_dim=32)))
+  with pytest.raises(errors.UserError, match='of a ViT of width 16, and .* 32'):
+    published_heads.read(str(path), models.load(str(other)))
+  files.write_safetensors(str(path), {
+      'decode_head.transformer_decoder.layers.0.x': np.zeros(3, np.float32),
+      'backbone.cls_token': np.zeros(3, np.float32)})
+  with pytest.raises(errors.UserError, match='the Mask2Former of DINOv2, who'):
+    published_heads.read(str(path), models.load(model))
+
+
+@pytest.mark.slow  # its program; the head of a folder goes the same way
+def test_a_published_segmentor_predicts(model, images, tmp_path):
+  path, _ = published('m2f', model, tmp_path)
+  out = tmp_path / 'out'
+  assert predict(model, path, images, out, '--short_px=64') == 0
+  for row in lines(out):
+    array = np.asarray(Image.open(out / row['map']))
+    assert array.dtype == np.uint8 and array.max() < 3
+    assert array.shape in [size[::-1] for size in SIZES]
+  assert len(lines(out)) == 3
+
+
+def test_images_below_what_a_segmentor_takes_are_sentences(
+    model, images, tmp_path, capsys):
+  path, _ = published('m2f', model, tmp_path)
+  assert predict(model, path, images, tmp_path / 'out', '--short_px=32') == 2
+  assert 'such as 64 × 64' in capsys.readouterr().err

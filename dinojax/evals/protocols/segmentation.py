@@ -50,7 +50,7 @@ ROLES = {'train': protocol.Role(opens=masks.train, what=_WHAT),
              needed=False, opens=masks.test, what=_WHAT),
          'test': protocol.Role(opens=masks.test, what=_WHAT)}
 MOST_TARGETS = 64  # classes of a crop
-Task = segment.Segment | masks_task.Masks
+Task = segment.Segment | masks_task.Queries
 COLUMNS = ('intersection', 'union', 'predicted', 'labelled')
 
 
@@ -68,7 +68,6 @@ class Recipe:
   hue: float
   ratios: tuple[float, ...] = (1.0,)
   flips: bool = False
-  is_masks: bool = False
 
 
 RECIPES = {
@@ -79,7 +78,10 @@ RECIPES = {
                  (1.0, 1.32, 1.73, 2.28, 3.0), True),
     'masks': Recipe(mask_heads.NUM_LAYERS, 512, 256, (0.5, 2.0),
                     (mask_heads.LEARNING_RATE,), (mask_heads.WEIGHT_DECAY,),
-                    0.0, 18 / 360, is_masks=True)}
+                    0.0, 18 / 360),
+    'm2f': Recipe(mask_heads.NUM_LAYERS, 896, 596, (0.5, 2.0),
+                  (mask_heads.RECIPES['m2f'].learning_rate,),
+                  (mask_heads.WEIGHT_DECAY,), 0.0, 18 / 360)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,11 +97,16 @@ class Settings:
   show: str | None = fields.free(None)
   # Published recipe that the other values are of, where they are not given:
   # DINOv3's, or DINOv2's of one layer or of four with scales and flips; or
-  # queries in blocks of their own on the features of four (PMT).
-  recipe: Literal['v3', 'lin', 'ms', 'masks'] = 'v3'
-  num_queries: fields.Positive = 100  # Queries of the recipe masks.
-  num_blocks: fields.Positive = 6  # Blocks of the recipe masks.
-  # Points at which a mask is compared, in the recipe masks.
+  # queries in blocks of their own on the features of four (PMT); or Mask2Former
+  # with an adapter (DINOv3).
+  recipe: Literal['v3', 'lin', 'ms', 'masks', 'm2f'] = 'v3'
+  num_queries: fields.Positive = 100  # Queries of the recipes masks and m2f.
+  # Blocks or layers of the queries; None: 6 of the recipe masks, 9 of m2f.
+  num_blocks: fields.Positive | None = None
+  hidden: fields.Positive = 256  # Width of the recipe m2f, a multiple of 32.
+  # Layers of the recipe m2f in which maps attend to each other.
+  num_pixel_layers: fields.Positive = 6
+  # Points at which a mask is compared, in the recipes masks and m2f.
   num_points: fields.Positive = 12_544
   # Learning rates of the heads, at their highest; (): of the recipe.
   learning_rates: tuple[fields.Above0, ...] = ()
@@ -121,6 +128,9 @@ class Settings:
   ratios: tuple[fields.Above0, ...] = ()
   # Mirrored images are averaged in tests as well; None: of the recipe.
   flips: bool | None = None
+  # Sizes and mirror images are averaged after a softmax over the classes, as
+  # the references do; False: their scores are, as Mask2Former does.
+  softmax: bool = True
   # Predictions of padded windows are resized without cutting the padding off,
   # as the references do.
   reference_padding: bool = False
@@ -160,8 +170,8 @@ def check(settings: Settings, config: Any):
     UserError: it has fewer, or no tokens; or a crop has no patch.
   """
   dense_training.check('segmentation', settings.resolved.layers, config)
-  if RECIPES[settings.recipe].is_masks:
-    mask_heads.check('segmentation', settings.recipe, config)
+  if settings.recipe in mask_heads.RECIPES:
+    mask_heads.check('segmentation', settings.resolved, config)
   crop = settings.resolved.crop_px
   if crop < config.side_px:
     raise errors.UserError(
@@ -214,7 +224,8 @@ def run(job: protocol.Job, settings: Settings) -> list[protocol.Measured]:
           'trained on': train.spec, 'recipe': settings.recipe,
           'steps': settings.steps, 'lr': lr, 'weight decay': decay,
           'views': {name: getattr(values, name) for name in (
-              'short_px', 'crop_px', 'stride_px', 'ratios', 'flips')}})
+              'short_px', 'crop_px', 'stride_px', 'ratios', 'flips',
+              'softmax')}})
   head, out = kept.stack, []
   for test in tests:
     rows = _rows(maps, test, measured, head, len(train.classes))
@@ -267,7 +278,7 @@ def _task(job: protocol.Job, values: Settings, num_classes: int) -> Task:
   recipe, model = RECIPES[values.recipe], job.model
   pixels = dense_task.Pixels(
       model.mean, model.std, model.config.side_px, values.reference_padding)
-  if recipe.is_masks:
+  if values.recipe in mask_heads.RECIPES:
     return mask_heads.task(
         values, model, num_classes, num_layers=values.layers, pixels=pixels,
         most_targets=min(num_classes, MOST_TARGETS), distorts=True)
@@ -282,7 +293,7 @@ def _maps(job: protocol.Job, task: Task,
   return dense.Maps(
       job, task, views_lib.Views(
           windows.Windows(values.crop_px, values.stride_px), values.short_px,
-          ratios=values.ratios, flips=values.flips),
+          ratios=values.ratios, flips=values.flips, softmax=values.softmax),
       is_class=True, at_once=values.windows_at_once)
 
 
@@ -293,8 +304,9 @@ def _train(job: protocol.Job, values: Settings,
   recipe = RECIPES[values.recipe]
   crops = map_crops.Scaled(
       values.short_px, recipe.scales, values.crop_px, 0.75, sets.IGNORED)
-  if recipe.is_masks:
-    curve = schedules.RiseFall(values.steps, values.warmup_steps, power=None)
+  of_queries = mask_heads.RECIPES.get(values.recipe)
+  if of_queries:
+    curve = of_queries.curve(values.steps, values.warmup_steps)
   elif values.recipe == 'v3':
     curve = schedules.WarmupOneCycle(values.steps, values.warmup_steps)
   else:
@@ -304,7 +316,8 @@ def _train(job: protocol.Job, values: Settings,
           *(tuple(each) for each in zip(*rates, strict=True))),
       rule=optimizer.adamw(beta2=0.999),
       schedule=lambda step: {'lr': curve(step)},
-      clip_norm=mask_heads.CLIP_NORM if recipe.is_masks else None)
+      clip_norm=mask_heads.CLIP_NORM if of_queries else None,
+      decays=of_queries and of_queries.decays)
 
 
 def _rows(maps: dense.Maps, source: Any, measured: Mapping[str, list],

@@ -90,7 +90,7 @@ def check(settings: Settings, config: Any):
   Raises:
     UserError: such a backbone or crop.
   """
-  mask_heads.check('segments', settings.recipe, config)
+  mask_heads.check('segments', settings, config)
   rest = settings.crop_px % config.side_px
   if rest or settings.crop_px < config.side_px:
     whole = max(round(settings.crop_px / config.side_px), 1) * config.side_px
@@ -161,7 +161,7 @@ def _check_same(train: sets.Set, test: sets.Set):
         'list of categories')
 
 
-def _train(job: protocol.Job, settings: Settings, task: masks_task.Masks,
+def _train(job: protocol.Job, settings: Settings, task: masks_task.Queries,
            train: sets.Set) -> dict:
   """Parameters and statistics as a stack of one, and whether it diverged."""
   curve = schedules.RiseFall(

@@ -22,13 +22,11 @@ NAMES = {
     'segmentation_v3': LinearNames('conv', 'batchnorm_layer'),
     'depth_v2': LinearNames('conv_depth', None),
     'depth_v3': LinearNames('conv_depth', 'batchnorm_layer')}
-_POINT = names.Layout(lambda x: x[:, :, 0, 0].T,  # [out, in, 1, 1], [in, out]
-                      lambda x: x.T[:, :, None, None])
 
 
 def table(words: LinearNames) -> names.Table:
   """Rules for every tensor of a head."""
-  out = [names.Rule('params/kernel', (f'{words.conv}.weight',), _POINT),
+  out = [names.Rule('params/kernel', (f'{words.conv}.weight',), names.POINT),
          names.Rule('params/bias', (f'{words.conv}.bias',))]
   if words.norm:
     out += names.batch_norm('params', 'stats', words.norm)

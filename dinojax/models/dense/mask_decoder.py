@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Literal
 
-from einops import rearrange
 import jax
 import jax.numpy as jnp
 
@@ -159,28 +158,12 @@ def _block(part: Mapping, x: Array, num_heads: int, rope: rotary.Rope | None,
            looks: Array | None) -> Array:
   """A block of a transformer, [b, t, d], whose patches are turned by `rope`."""
   y = queries.normed(part['norm1'], x, EPSILON)
-  q, k, v = (_heads(parts.linear(part[name], y), num_heads)
+  q, k, v = (parts.heads(parts.linear(part[name], y), num_heads)
              for name in ('q', 'k', 'v'))
   if rope is not None:
     q, k = rotary.rotate(q, rope), rotary.rotate(k, rope)
-  y = _attended(q, k, v, looks)
+  y = parts.attended(q, k, v, looks)
   x += part['ls1'][None, None] * parts.linear(part['o'], y)
   y = queries.normed(part['norm2'], x, EPSILON)
   y = parts.linear(part['fc2'], layers.gelu(parts.linear(part['fc1'], y)))
   return x + part['ls2'][None, None] * y
-
-
-def _heads(x: Array, num_heads: int) -> Array:
-  """[b, t, h, d] of [b, t, h·d]."""
-  return rearrange(x, 'b t (h d) -> b t h d', h=num_heads)
-
-
-def _attended(q: Array, k: Array, v: Array, looks: Array | None) -> Array:
-  """[b, t, h·d] of heads [b, t, h, d]; `looks` [b, 1, t, t] bool."""
-  scores = jnp.einsum('bthd,bshd->bhts', q, k, precision='highest')
-  scores *= q.shape[-1] ** -0.5
-  if looks is not None:
-    scores = jnp.where(looks, scores, jnp.finfo(scores.dtype).min)
-  mixed = jnp.einsum('bhts,bshd->bthd', jax.nn.softmax(scores, axis=-1), v,
-                     precision='highest')
-  return rearrange(mixed, 'b t h d -> b t (h d)')

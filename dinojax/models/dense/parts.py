@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from dinojax.core import tree
 
 Array = jax.Array
+GROUPS, GROUP_EPSILON = 32, 1e-5
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
@@ -26,6 +27,19 @@ def uniform(key: Array, shape: Sequence[int], inputs: int) -> tree.Tree:
       jax.random.uniform(k, s, minval=-reach, maxval=reach)
       for k, s in zip(jax.random.split(key), (shape, shape[-1:]), strict=True))
   return {'kernel': kernel, 'bias': bias}
+
+
+def within(key: Array, shape: Sequence[int], reach: float, *,
+           bias: bool = True) -> tree.Tree:
+  """A kernel drawn evenly between ±reach, and a bias of 0."""
+  kernel = jax.random.uniform(key, shape, minval=-reach, maxval=reach)
+  return {'kernel': kernel} | ({'bias': jnp.zeros(shape[-1])} if bias else {})
+
+
+def xavier(key: Array, shape: Sequence[int]) -> tree.Tree:
+  """A kernel [..., d, e] by Xavier's rule, evenly, and a bias of 0."""
+  area = math.prod(shape[:-2])
+  return within(key, shape, math.sqrt(6 / (area * (shape[-2] + shape[-1]))))
 
 
 def linear(params: Mapping[str, Array], x: Array) -> Array:
@@ -60,3 +74,57 @@ def grown(params: Mapping[str, Array], x: Array) -> Array:
   rows = rearrange(squares, 'b y k x l o -> b (y k) x l o')
   return rearrange(rows, 'b y x l o -> b y (x l) o') + params['bias'][
       None, None, None]
+
+
+def depthwise(params: Mapping[str, Array], x: Array) -> Array:
+  """[b, y, x, d] of a convolution [k, k, 1, d] of each channel by itself.
+
+  Shifted products: the gradient of a grouped convolution does not know rows of
+  a mesh.
+  """
+  kernel, (height, width) = params['kernel'], x.shape[1:3]
+  side, pad = kernel.shape[0], kernel.shape[0] // 2
+  padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+  out = sum(kernel[dy, dx][None, None] * padded[
+      :, dy:dy + height, dx:dx + width]
+            for dy in range(side) for dx in range(side))
+  return out + params['bias'][None, None, None] if 'bias' in params else out
+
+
+def group_norm(params: Mapping[str, Array], x: Array,
+               groups: int = GROUPS) -> Array:
+  """[b, y, x, d] normalised in an image over all pixels of groups of channels.
+
+  Source: torch.nn.GroupNorm.
+  """
+  x = rearrange(x.astype(jnp.float32), 'b y x (g d) -> b y x g d', g=groups)
+  mean = jnp.mean(x, axis=(1, 2, 4), keepdims=True)
+  variance = jnp.mean(jnp.square(x - mean), axis=(1, 2, 4), keepdims=True)
+  x = rearrange((x - mean) * jax.lax.rsqrt(variance + GROUP_EPSILON),
+                'b y x g d -> b y x (g d)')
+  return x * params['scale'][None, None, None] + params['bias'][
+      None, None, None]
+
+
+def heads(x: Array, num_heads: int) -> Array:
+  """[b, n, h, d] of [b, n, h·d]."""
+  return rearrange(x, 'b n (h d) -> b n h d', h=num_heads)
+
+
+def attended(q: Array, k: Array, v: Array,
+             looks: Array | None = None) -> Array:
+  """[b, n, h·d] of queries [b, n, h, d] and of keys and values [b, m, h, d].
+
+  Args:
+    q: queries.
+    k: keys.
+    v: values.
+    looks: [b, 1, n, m] bool, keys that a query looks at; None: all.
+  """
+  scores = jnp.einsum('bnhd,bmhd->bhnm', q, k, precision=_HIGHEST)
+  scores *= q.shape[-1] ** -0.5
+  if looks is not None:
+    scores = jnp.where(looks, scores, jnp.finfo(scores.dtype).min)
+  mixed = jnp.einsum('bhnm,bmhd->bnhd', jax.nn.softmax(scores, axis=-1), v,
+                     precision=_HIGHEST)
+  return rearrange(mixed, 'b n h d -> b n (h d)')

@@ -122,20 +122,8 @@ def bias(patches: Array, num_tokens: int) -> Array:
 def _upscaled(part: tree.Tree, x: Array) -> Array:
   """[b, 2 y, 2 x, d] of a map."""
   x = parts.grown(part['grow'], x)
-  x = _smoothed(part['smooth']['kernel'], layers.gelu(x))
+  x = parts.depthwise(part['smooth'], layers.gelu(x))
   return normed(part['norm'], x, UPSCALE_EPSILON)
-
-
-def _smoothed(kernel: Array, x: Array) -> Array:
-  """[b, y, x, d] of a convolution [3, 3, 1, d] of each channel by itself.
-
-  Nine products: the gradient of a grouped convolution does not know rows of a
-  mesh.
-  """
-  height, width = x.shape[1:3]
-  padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-  return sum(kernel[dy, dx][None, None] * padded[
-      :, dy:dy + height, dx:dx + width] for dy in range(3) for dx in range(3))
 
 
 def normed(params: Mapping[str, Array], x: Array, epsilon: float) -> Array:

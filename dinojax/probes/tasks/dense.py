@@ -243,13 +243,15 @@ def margins(size: int, unit: int) -> tuple[int, int]:
   return missing // 2, missing - missing // 2
 
 
-def center_padded(images: jax.Array, unit: int) -> jax.Array:
-  """[b, y, x, c] with zeros around, sides multiples of `unit`.
+def center_padded(images: jax.Array, unit: int,
+                  value: float = 0.0) -> jax.Array:
+  """[b, y, x, …] with a value around, sides multiples of `unit`.
 
   Source: CenterPadding of DINOv2 and DINOv3.
   """
   edges = [margins(n, unit) for n in images.shape[1:3]]
-  return jnp.pad(images, ((0, 0), *edges, (0, 0)))
+  rest = [(0, 0)] * (images.ndim - 3)
+  return jnp.pad(images, ((0, 0), *edges, *rest), constant_values=value)
 
 
 def stretched(images: jax.Array, unit: int) -> jax.Array:

@@ -1,9 +1,9 @@
-"""Segmentation by queries: the plain mask decoder on frozen features."""
+"""Segmentation by queries, and the plain mask decoder on frozen features."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 from einops import rearrange
 import jax
@@ -26,30 +26,83 @@ OUTPUTS = ('cls', 'registers', 'map')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Masks(segment.Classes):
-  """A mask and a class of every query, of which classes of pixels are made.
+class Queries(segment.Classes):
+  """A mask and a class of every query, of which answers are made.
 
   Attributes:
-    decoder: sizes of the decoder.
+    decoder: sizes of the network, with its num_classes.
     most_targets: classes of an image that are learned from, at most: those of
       the largest areas.
     num_points: points at which masks are compared.
-    anneal: first and last step of the fall from masked to open attention, of
-      each block; (): it stays masked.
     answers: result that masks become: classes of pixels ('semantic'), segments
       ('panoptic'), or objects with scores ('instances').
     stuff: classes that are one segment an image, of panoptic answers.
 
-  Source: PMT, with the losses of Mask2Former.
+  Source: Mask2Former's losses and targets.
   """
 
-  decoder: mask_decoder.Config
+  decoder: Any
   most_targets: int = 64
   num_points: int = losses.NUM_POINTS
-  anneal: tuple[tuple[int, int], ...] = ()
   answers: Literal['semantic', 'panoptic', 'instances'] = 'semantic'
   stuff: tuple[int, ...] = ()
   hue: float = 18 / 360
+
+  def loss(self, outputs: list[queries.Predicted], batch: tree.Tree,
+           draws: tree.Tree) -> jax.Array:
+    """Losses of all predictions, each matched by itself, added."""
+    targets = self.targets(batch)
+    total = 0.0
+    for i, predicted in enumerate(outputs):
+      points = losses.draw(
+          jax.random.fold_in(draws['points'], i), len(batch['weight']),
+          self.most_targets, num_points=self.num_points)
+      points = sharding.as_rows_of(points, batch['weight'])
+      each = losses.losses(predicted.classes, predicted.masks, targets, points,
+                           rows=batch['weight'])
+      total += sum(losses.WEIGHTS[name] * value
+                   for name, value in each.items())
+    return total
+
+  def targets(self, batch: tree.Tree) -> losses.Targets:
+    """Targets of a batch: its segments, or the classes of its pixels.
+
+    Args:
+      batch: classes [b, y, x]; or kinds [b, t], −1 of none, and masks
+        [b, t, y, x / 8], see data.map_crops.
+    """
+    if 'kinds' not in batch:
+      classes = dense.center_padded(  # as the images are
+          batch['classes'], self.pixels.patch_px, metrics.IGNORED)
+      return targets_of(classes, batch['weight'], self.decoder.num_classes,
+                        self.most_targets)
+    return sharding.by_rows(
+        functools.partial(unpacked, num_columns=batch['image'].shape[2]),
+        batch['kinds'], batch['masks'], batch['weight'], differentiable=False)
+
+  def predict(self, outputs: list[queries.Predicted]) -> jax.Array:
+    """[b, y, x, k] scores of classes, at a quarter of the image's side.
+
+    Differs: the references resize logits of masks to the image before they are
+      added up; this resizes the sums, which is a 150th of the bytes.
+    """
+    return queries.semantic(outputs[-1])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Masks(Queries):
+  """Queries in blocks of their own: the plain mask decoder.
+
+  Attributes:
+    decoder: sizes of the decoder.
+    anneal: first and last step of the fall from masked to open attention, of
+      each block; (): it stays masked.
+
+  Source: PMT.
+  """
+
+  decoder: mask_decoder.Config
+  anneal: tuple[tuple[int, int], ...] = ()
 
   @functools.cached_property
   def choices(self) -> Mapping[str, spec.FeatureSpec]:
@@ -98,44 +151,6 @@ class Masks(segment.Classes):
         None if draws is None else batch['weight'],
         None if opened is None else [
             sharding.as_rows_of(each, batch['weight']) for each in opened])
-
-  def loss(self, outputs: list[queries.Predicted], batch: tree.Tree,
-           draws: tree.Tree) -> jax.Array:
-    """Losses of all predictions, each matched by itself, added."""
-    targets = self.targets(batch)
-    total = 0.0
-    for i, predicted in enumerate(outputs):
-      points = losses.draw(
-          jax.random.fold_in(draws['points'], i), len(batch['weight']),
-          self.most_targets, num_points=self.num_points)
-      points = sharding.as_rows_of(points, batch['weight'])
-      each = losses.losses(predicted.classes, predicted.masks, targets, points,
-                           rows=batch['weight'])
-      total += sum(losses.WEIGHTS[name] * value
-                   for name, value in each.items())
-    return total
-
-  def targets(self, batch: tree.Tree) -> losses.Targets:
-    """Targets of a batch: its segments, or the classes of its pixels.
-
-    Args:
-      batch: classes [b, y, x]; or kinds [b, t], −1 of none, and masks
-        [b, t, y, x / 8], see data.map_crops.
-    """
-    if 'kinds' not in batch:
-      return targets_of(batch['classes'], batch['weight'],
-                        self.decoder.num_classes, self.most_targets)
-    return sharding.by_rows(
-        functools.partial(unpacked, num_columns=batch['image'].shape[2]),
-        batch['kinds'], batch['masks'], batch['weight'], differentiable=False)
-
-  def predict(self, outputs: list[queries.Predicted]) -> jax.Array:
-    """[b, y, x, k] scores of classes, at a quarter of the image's side.
-
-    Differs: the references resize logits of masks to the image before they are
-      added up; this resizes the sums, which is a 150th of the bytes.
-    """
-    return queries.semantic(outputs[-1])
 
 
 def unpacked(kinds: jax.Array, masks: jax.Array, weight: jax.Array,
