@@ -107,6 +107,7 @@ def test_rows_that_are_padding_teach_nothing():
   close.close(*results, of_largest=1e-5)
 
 
+@pytest.mark.slow  # two programs of a quarter of a minute
 def test_a_prediction_is_of_its_image_alone():
   """Whatever stands in the other rows, and in any order."""
   the_task = task()
