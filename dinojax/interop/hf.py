@@ -38,6 +38,8 @@ _MODELS = {'dinov2': 'Dinov2Model',
            'dinov3_vit': 'DINOv3ViTModel',
            'dinov3_convnext': 'DINOv3ConvNextModel'}
 
+_GATED = {'silu': 'swiglu', 'gelu': 'geglu'}  # by hidden_act
+
 
 def recognises(state: State) -> bool:
   """Tells whether the names are those of transformers."""
@@ -164,7 +166,7 @@ def _config(values: told.Told) -> Config:
   if kind == 'dinov3_vit':
     return vit.ViTConfig(
         **shared, position='rope',
-        ffn='swiglu' if values.flag('use_gated_mlp') else 'mlp',
+        ffn=_gated(values) if values.flag('use_gated_mlp') else 'mlp',
         ffn_hidden=values.whole('intermediate_size'),
         qkv_bias=values.flag('query_bias'),
         mask_k_bias=values.flag('query_bias'),
@@ -185,6 +187,13 @@ def _config(values: told.Told) -> Config:
       token_std=1e-6,
       # transformers' Dinov2Model leaves DINOv2's offset of 0.1 out.
       interpolate_offset=0.0, interpolate_antialias=registers)
+
+
+def _gated(values: told.Told) -> str:
+  """The kind of a feed-forward network with a gate, by its activation."""
+  if 'hidden_act' not in values:
+    return 'swiglu'
+  return _GATED[values.name('hidden_act', tuple(_GATED))]
 
 
 def _patch_px(values: told.Told) -> int:
@@ -217,11 +226,12 @@ def describe(config: Config) -> dict:
       'layerscale_value': config.layerscale,
       'drop_path_rate': config.drop_path_rate}
   swiglu = config.ffn == 'swiglu'
+  gated = config.ffn != 'mlp'
   hidden = config.ffn_hidden or 4 * config.embed_dim
   if config.position == 'rope':
     return _named('dinov3_vit', shared | {
         'num_register_tokens': config.num_registers,
-        'intermediate_size': hidden, 'use_gated_mlp': swiglu,
+        'intermediate_size': hidden, 'use_gated_mlp': gated,
         'hidden_act': 'silu' if swiglu else 'gelu',
         'query_bias': config.qkv_bias, 'key_bias': False,
         'value_bias': config.qkv_bias, 'proj_bias': config.proj_bias,
@@ -262,6 +272,8 @@ def _refuse_options(config: vit.ViTConfig):
             'rope_min_period': None, 'rope_normalize': 'separate'}
   if not v3:
     wanted |= {'proj_bias': True, 'ffn_bias': True}
+  if not v3 and config.ffn != 'swiglu':
+    wanted |= {'ffn': 'mlp'}
   for name, value in wanted.items():
     got = getattr(config, name)
     if got != value:

@@ -187,7 +187,7 @@ def _block(config: vit.ViTConfig, names: VitNames, i: int) -> Table:
 
   linear('attn/qkv', names.qkv, config.qkv_bias)
   linear('attn/proj', (names.proj,), config.proj_bias)
-  if config.ffn == 'swiglu':
+  if config.ffn != 'mlp':
     linear('mlp/w12', names.w12, config.ffn_bias)
     linear('mlp/w3', (names.w3,), config.ffn_bias)
   else:

@@ -60,7 +60,8 @@ class Block(nnx.Module):
         config.norm, d, epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs)
     self.norm1, self.norm2 = norm(), norm()
     self.attn = Attention(config, rngs=rngs)
-    ffn = {'mlp': layers.Mlp, 'swiglu': layers.SwiGlu}[config.ffn]
+    ffn = {'mlp': layers.Mlp, 'swiglu': layers.SwiGlu,
+           'geglu': layers.GeGlu}[config.ffn]
     self.mlp = ffn(d, config.ffn_hidden or 4 * d, use_bias=config.ffn_bias,
                    dtype=dtype, rngs=rngs)
     if config.layerscale:
