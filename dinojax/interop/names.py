@@ -98,6 +98,7 @@ class VitNames:
   fc2: str
   w12: tuple[str, ...]
   w3: str
+  pos_layout: Layout = ROW
 
 
 META_V2 = VitNames(
@@ -165,7 +166,7 @@ def vit_table(config: vit.ViTConfig, names: VitNames) -> Table:
   if config.num_registers:
     table.append(Rule('registers', (names.registers,), ROW))
   if config.position == 'learned':
-    table.append(Rule('pos_embed', (names.pos_embed,), ROW))
+    table.append(Rule('pos_embed', (names.pos_embed,), names.pos_layout))
   for norm in _final_norms(config):
     table += _norm(config, norm, names.norm if norm == 'norm' else norm)
   for i in range(config.depth):

@@ -47,7 +47,7 @@ def num_upscales(patch_px: int) -> int:
 
 
 def init(key: Array, width: int, num_queries: int, num_classes: int,
-         patch_px: int) -> tree.Tree:
+         upscales: int) -> tree.Tree:
   """Random parameters of queries and of what they predict.
 
   Source: EoMT: queries are normal, everything else is PyTorch's default.
@@ -57,7 +57,7 @@ def init(key: Array, width: int, num_queries: int, num_classes: int,
       'grow': parts.uniform(next(keys), (width, 2, 2, width), 4 * width),
       'smooth': {'kernel': parts.uniform(
           next(keys), (3, 3, 1, width), 9)['kernel']},
-      'norm': norm_init(width)} for i in range(num_upscales(patch_px))}
+      'norm': norm_init(width)} for i in range(upscales)}
   return {
       'queries': jax.random.normal(next(keys), (num_queries, width)),
       'upscale': upscale,

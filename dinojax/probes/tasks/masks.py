@@ -84,10 +84,7 @@ class Masks(segment.Classes):
     Differs: once annealed, attention is open in inference as well, as the
       released models are run; before, it is masked in both.
     """
-    tokens = [jnp.concatenate([
-        layer['cls'][:, None], layer['registers'],
-        rearrange(layer['map'], 'b y x d -> b (y x) d')], axis=1)
-              for layer in features]
+    tokens = [tokens_of(layer) for layer in features]
     opened = None if draws is None else draws.get('opened')
     config = self.decoder
     if draws is None and self.anneal:
@@ -136,6 +133,13 @@ class Masks(segment.Classes):
       added up; this resizes the sums, which is a 150th of the bytes.
     """
     return queries.semantic(outputs[-1])
+
+
+def tokens_of(layer: spec.Outputs) -> jax.Array:
+  """[b, p + n, d] CLS, registers and patches of a layer."""
+  return jnp.concatenate([
+      layer['cls'][:, None], layer['registers'],
+      rearrange(layer['map'], 'b y x d -> b (y x) d')], axis=1)
 
 
 def unpacked(kinds: jax.Array, masks: jax.Array, weight: jax.Array,
