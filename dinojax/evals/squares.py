@@ -82,7 +82,7 @@ class Prepare:
 class Squares:
   """A head of queries, on all devices."""
 
-  def __init__(self, job: protocol.Job, task: masks_task.Masks, side: int,
+  def __init__(self, job: protocol.Job, task: masks_task.Queries, side: int,
                at_once: int):
     """Compiles nothing yet.
 
@@ -144,7 +144,7 @@ class Squares:
         self.job.progress(len(group))
 
 
-def _predict(net: Any, task: masks_task.Masks, params: tree.Tree,
+def _predict(net: Any, task: masks_task.Queries, params: tree.Tree,
              head: tree.Tree, images: jax.Array) -> queries.Predicted:
   """The last prediction of squares, float32."""
   images = task.pixels.fit(photometric.normalize(

@@ -18,10 +18,12 @@ from dinojax.interop.heads import dpt as dpt_tables
 from dinojax.interop.heads import linear as linear_tables
 from dinojax.models import vit
 from dinojax.models.dense import dpt
+from dinojax.models.dense import eomt
 from dinojax.models.dense import mask_decoder
 from dinojax.probes import head as head_lib
 from dinojax.probes.tasks import dense
 from dinojax.probes.tasks import depth
+from dinojax.probes.tasks import eomt as eomt_task
 from dinojax.probes.tasks import masks
 from dinojax.probes.tasks import segment
 from dinojax.runs import models
@@ -66,6 +68,10 @@ def task_of(kind):
         decoder=mask_decoder.Config(16, 2, 3, patch_px=4, num_queries=4,
                                     num_blocks=1, num_levels=2),
         layers=(1, 3), anneal=((0, 10),), pixels=pixels)
+  if kind == 'eomt':
+    return eomt_task.Eomt(
+        decoder=eomt.Config(CONFIG, 3, num_queries=4, num_blocks=2),
+        anneal=((0, 10), (5, 10)), pixels=pixels)
   of = {'depth_dpt': depth.DptDepth, 'relative_depth': depth.RelativeDepth}
   return of[kind](
       head=dpt.Config(channels=4, projected=(2, 3, 4, 5), num_outputs=1,
@@ -86,7 +92,7 @@ def made(kind, model, weights=''):
   return head_lib.Head(
       task, parts['params'], parts['stats'],
       head_lib.Origin(model, weights, widths),
-      KINDS if kind in ('segmentation', 'masks') else (),
+      KINDS if kind in ('segmentation', 'masks', 'eomt') else (),
       {'views': {'short_px': 32, 'crop_px': 32, 'stride_px': 16}})
 
 
@@ -102,8 +108,9 @@ def lines(out):
 
 
 @pytest.mark.parametrize('kind', [
-    'segmentation', 'depth_dpt', pytest.param(
-        'masks', marks=pytest.mark.slow)])  # as segmentation's
+    'segmentation', 'depth_dpt', *(pytest.param(
+        kind, marks=pytest.mark.slow)  # as segmentation's
+                                   for kind in ('masks', 'eomt'))])
 def test_maps_are_written_once_and_what_is_lost_is_told(
     kind, model, images, tmp_path, capsys):
   stored_heads.save(str(tmp_path / 'head'), made(kind, model))

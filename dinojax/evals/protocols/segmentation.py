@@ -50,7 +50,7 @@ ROLES = {'train': protocol.Role(opens=masks.train, what=_WHAT),
              needed=False, opens=masks.test, what=_WHAT),
          'test': protocol.Role(opens=masks.test, what=_WHAT)}
 MOST_TARGETS = 64  # classes of a crop
-Task = segment.Segment | masks_task.Masks
+Task = segment.Segment | masks_task.Queries
 COLUMNS = ('intersection', 'union', 'predicted', 'labelled')
 
 
@@ -60,7 +60,7 @@ class Recipe:
 
   layers: int
   short_px: int
-  stride_px: int
+  stride_px: int | None  # of windows of short_px; None: evenly
   scales: tuple[float, float]
   learning_rates: tuple[float, ...]
   weight_decays: tuple[float, ...]
@@ -68,7 +68,6 @@ class Recipe:
   hue: float
   ratios: tuple[float, ...] = (1.0,)
   flips: bool = False
-  is_masks: bool = False
 
 
 RECIPES = {
@@ -78,8 +77,11 @@ RECIPES = {
     'ms': Recipe(4, 640, 320, (1.0, 3.0), (1e-3,), (1e-4,), 0.0, 0.1,
                  (1.0, 1.32, 1.73, 2.28, 3.0), True),
     'masks': Recipe(mask_heads.NUM_LAYERS, 512, 256, (0.5, 2.0),
-                    (mask_heads.LEARNING_RATE,), (mask_heads.WEIGHT_DECAY,),
-                    0.0, 18 / 360, is_masks=True)}
+                    (mask_heads.RECIPES['masks'].learning_rate,),
+                    (mask_heads.WEIGHT_DECAY,), 0.0, 18 / 360),
+    'eomt': Recipe(1, 512, None, (0.5, 2.0),
+                   (mask_heads.RECIPES['eomt'].learning_rate,),
+                   (mask_heads.WEIGHT_DECAY,), 0.0, 18 / 360)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,11 +97,13 @@ class Settings:
   show: str | None = fields.free(None)
   # Published recipe that the other values are of, where they are not given:
   # DINOv3's, or DINOv2's of one layer or of four with scales and flips; or
-  # queries in blocks of their own on the features of four (PMT).
-  recipe: Literal['v3', 'lin', 'ms', 'masks'] = 'v3'
-  num_queries: fields.Positive = 100  # Queries of the recipe masks.
-  num_blocks: fields.Positive = 6  # Blocks of the recipe masks.
-  # Points at which a mask is compared, in the recipe masks.
+  # queries in blocks of their own on the features of four (PMT), or in copies
+  # of the last blocks of the backbone (EoMT).
+  recipe: Literal['v3', 'lin', 'ms', 'masks', 'eomt'] = 'v3'
+  num_queries: fields.Positive = 100  # Queries of the recipes masks and eomt.
+  # Blocks of the queries; None: 6 of the recipe masks, 3 to 5 of eomt.
+  num_blocks: fields.Positive | None = None
+  # Points at which a mask is compared, in the recipes masks and eomt.
   num_points: fields.Positive = 12_544
   # Learning rates of the heads, at their highest; (): of the recipe.
   learning_rates: tuple[fields.Above0, ...] = ()
@@ -115,7 +119,8 @@ class Settings:
   short_px: fields.Positive | None = None
   # Side of a crop in training and of a window in tests; None: short_px.
   crop_px: fields.Positive | None = None
-  # From window to window; None: two thirds of a window, or half of it (ms).
+  # From window to window; None: two thirds of a window, half of it (ms, masks),
+  # or as few windows as cover an image (eomt).
   stride_px: fields.Positive | None = None
   # Sizes that are averaged in tests, as factors; (): of the recipe.
   ratios: tuple[fields.Above0, ...] = ()
@@ -135,7 +140,7 @@ class Settings:
     recipe = RECIPES[self.recipe]
     short = self.short_px or recipe.short_px
     crop = self.crop_px or short
-    stride = self.stride_px or max(
+    stride = self.stride_px or recipe.stride_px and max(
         round(crop * recipe.stride_px / recipe.short_px), 1)
     return dataclasses.replace(
         self, short_px=short, crop_px=crop, stride_px=stride,
@@ -160,8 +165,8 @@ def check(settings: Settings, config: Any):
     UserError: it has fewer, or no tokens; or a crop has no patch.
   """
   dense_training.check('segmentation', settings.resolved.layers, config)
-  if RECIPES[settings.recipe].is_masks:
-    mask_heads.check('segmentation', settings.recipe, config)
+  if settings.recipe in mask_heads.RECIPES:
+    mask_heads.check('segmentation', settings, config)
   crop = settings.resolved.crop_px
   if crop < config.side_px:
     raise errors.UserError(
@@ -267,7 +272,7 @@ def _task(job: protocol.Job, values: Settings, num_classes: int) -> Task:
   recipe, model = RECIPES[values.recipe], job.model
   pixels = dense_task.Pixels(
       model.mean, model.std, model.config.side_px, values.reference_padding)
-  if recipe.is_masks:
+  if values.recipe in mask_heads.RECIPES:
     return mask_heads.task(
         values, model, num_classes, num_layers=values.layers, pixels=pixels,
         most_targets=min(num_classes, MOST_TARGETS), distorts=True)
@@ -293,18 +298,17 @@ def _train(job: protocol.Job, values: Settings,
   recipe = RECIPES[values.recipe]
   crops = map_crops.Scaled(
       values.short_px, recipe.scales, values.crop_px, 0.75, sets.IGNORED)
-  if recipe.is_masks:
-    curve = schedules.RiseFall(values.steps, values.warmup_steps, power=None)
-  elif values.recipe == 'v3':
-    curve = schedules.WarmupOneCycle(values.steps, values.warmup_steps)
+  if values.recipe in mask_heads.RECIPES:
+    learning = mask_heads.learning(task, values, values.warmup_steps)
   else:
-    curve = schedules.WarmupDecay(values.steps, values.warmup_steps, 1e-6)
+    curve = (schedules.WarmupOneCycle(values.steps, values.warmup_steps)
+             if values.recipe == 'v3' else schedules.WarmupDecay(
+                 values.steps, values.warmup_steps, 1e-6))
+    learning = {'schedule': lambda step: {'lr': curve(step)}}
   return dense_training.train(
       job, task, train, crops, values, sweep=fit_lib.Sweep(
           *(tuple(each) for each in zip(*rates, strict=True))),
-      rule=optimizer.adamw(beta2=0.999),
-      schedule=lambda step: {'lr': curve(step)},
-      clip_norm=mask_heads.CLIP_NORM if recipe.is_masks else None)
+      rule=optimizer.adamw(beta2=0.999), **learning)
 
 
 def _rows(maps: dense.Maps, source: Any, measured: Mapping[str, list],

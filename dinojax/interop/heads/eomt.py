@@ -27,8 +27,8 @@ class Names:
   """Words of a family of files.
 
   Attributes:
-    learned: of a ViT with learned positions.
-    rope: of a ViT with RoPE.
+    learned: words of a ViT with learned positions.
+    rope: words of a ViT with RoPE.
     prefix: stands before the names of the ViT.
     head: words of the queries and of what they predict.
   """

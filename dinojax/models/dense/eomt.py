@@ -89,6 +89,14 @@ def taken(backbone: tree.Tree, config: Config) -> tree.Tree:
           'norm': backbone['norm']}
 
 
+def usual_blocks(depth: int) -> int:
+  """Blocks with queries, of a backbone of a depth.
+
+  Source: EoMT: 3 of ViT-S and B, 4 of L, 5 of g.
+  """
+  return min(depth, 3 if depth <= 12 else 4 if depth <= 24 else 5)
+
+
 def layer_factors(depth: int, num_blocks: int, *, decay: float = LAYER_DECAY,
                   full: bool = False) -> np.ndarray:
   """[depth] factors of the learning rate of the blocks of a backbone.
@@ -154,17 +162,18 @@ def _apply(params: tree.Tree, rows: dict, *, config: Config,
     block, opened = part
     if not config.masked:
       return _block(block, x, rope, None), None
-    said = queries.predict(params, net.norm(x), count, grid)
-    looks = queries.allowed(said.masks, grid, opened)
-    return _block(block, x, rope, looks), said
+    predicted = queries.predict(params, net.norm(x), count, grid)
+    looks = queries.allowed(predicted.masks, grid, opened)
+    return _block(block, x, rope, looks), predicted
 
   opened = rows.get('opened')
-  x, said = jax.lax.scan(
+  x, predicted = jax.lax.scan(
       layers.remat(step, backbone.remat), x, (
           net.blocks, None if opened is None else jnp.moveaxis(opened, 1, 0)))
   x = net.norm(x)
-  before = [] if said is None else [
-      jax.tree.map(lambda y, i=i: y[i], said) for i in range(config.num_blocks)]
+  before = [] if predicted is None else [
+      jax.tree.map(lambda each, i=i: each[i], predicted)
+      for i in range(config.num_blocks)]
   return [*before, queries.predict(params, x, count, grid)], x
 
 
@@ -191,6 +200,6 @@ def _tail(config: Config) -> vit.ViTConfig:
 
 @functools.lru_cache(maxsize=16)
 def _graph(config: vit.ViTConfig) -> nnx.GraphDef:
-  """What `_Blocks` of a configuration is made of, without its parameters."""
+  """`_Blocks` of a configuration without parameters."""
   return nnx.split(nnx.eval_shape(
       lambda: _Blocks(config, rngs=nnx.Rngs(0))), nnx.Param)[0]

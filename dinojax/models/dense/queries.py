@@ -18,6 +18,7 @@ from dinojax.core import tree
 from dinojax.kernels import resample
 from dinojax.models import layers
 from dinojax.models.dense import parts
+from dinojax.parallel import sharding
 
 Array = jax.Array
 UPSCALE_EPSILON = 1e-6
@@ -90,6 +91,19 @@ def semantic(predicted: Predicted) -> Array:
   share = jax.nn.softmax(predicted.classes, axis=-1)[..., :-1]
   return jnp.einsum('bqk,bqyx->byxk', share, jax.nn.sigmoid(predicted.masks),
                     precision=_HIGHEST)
+
+
+def semantic_at(predicted: Predicted, size: tuple[int, int]) -> Array:
+  """`semantic` of masks that are resized to rows and columns of pixels first.
+
+  Images go one after the other: masks of all pixels are many.
+  """
+  def of_image(predicted):
+    large = resample.resize_linear(predicted.masks[..., None], size)[..., 0]
+    return semantic(Predicted(predicted.classes[None], large[None]))[0]
+
+  return sharding.by_rows(
+      lambda predicted: jax.lax.map(of_image, predicted), predicted)
 
 
 def allowed(masks: Array, grid: tuple[int, int],

@@ -1,9 +1,9 @@
-"""Segmentation by queries: the plain mask decoder on frozen features."""
+"""Segmentation by queries, and the plain mask decoder on frozen features."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 from einops import rearrange
 import jax
@@ -26,75 +26,27 @@ OUTPUTS = ('cls', 'registers', 'map')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Masks(segment.Classes):
-  """A mask and a class of every query, of which classes of pixels are made.
+class Queries(segment.Classes):
+  """A mask and a class of every query, of which answers are made.
 
   Attributes:
-    decoder: sizes of the decoder.
+    decoder: sizes of the network, with its num_classes.
     most_targets: classes of an image that are learned from, at most: those of
       the largest areas.
     num_points: points at which masks are compared.
-    anneal: first and last step of the fall from masked to open attention, of
-      each block; (): it stays masked.
     answers: result that masks become: classes of pixels ('semantic'), segments
       ('panoptic'), or objects with scores ('instances').
     stuff: classes that are one segment an image, of panoptic answers.
 
-  Source: PMT, with the losses of Mask2Former.
+  Source: Mask2Former's losses and targets.
   """
 
-  decoder: mask_decoder.Config
+  decoder: Any
   most_targets: int = 64
   num_points: int = losses.NUM_POINTS
-  anneal: tuple[tuple[int, int], ...] = ()
   answers: Literal['semantic', 'panoptic', 'instances'] = 'semantic'
   stuff: tuple[int, ...] = ()
   hue: float = 18 / 360
-
-  @functools.cached_property
-  def choices(self) -> Mapping[str, spec.FeatureSpec]:
-    """All tokens of the blocks."""
-    return {CHOICE: spec.FeatureSpec(OUTPUTS, self.layers, self.place)}
-
-  def init(self, key: jax.Array, widths: Sequence[int],
-           choice: str) -> task_lib.Head:
-    """Random weights, and norms that change nothing."""
-    del widths, choice
-    return dict(zip(('params', 'stats'), mask_decoder.init(key, self.decoder),
-                    strict=True))
-
-  def draw(self, key: jax.Array, step: jax.Array,
-           batch: tree.Tree) -> tree.Tree:
-    """A key of the points, and the queries that look at all patches."""
-    points, key = jax.random.split(key)
-    out = {'points': points}
-    if self.anneal:
-      shape = (len(batch['weight']), self.decoder.num_queries)
-      drawn = jax.random.uniform(key, (len(self.anneal), *shape))
-      masked = jnp.stack([schedules.Annealed(*steps)(step)
-                          for steps in self.anneal])
-      out['opened'] = drawn >= masked[:, None, None]
-    return out
-
-  def outputs(self, head: task_lib.Head, features: task_lib.Features,
-              batch: tree.Tree, draws: tree.Tree | None
-              ) -> tuple[list[queries.Predicted], tree.Tree]:
-    """Predictions before each block, and the last.
-
-    Differs: once annealed, attention is open in inference as well, as the
-      released models are run; before, it is masked in both.
-    """
-    tokens = [tokens_of(layer) for layer in features]
-    opened = None if draws is None else draws.get('opened')
-    config = self.decoder
-    if draws is None and self.anneal:
-      config = dataclasses.replace(config, masked=False)
-    return mask_decoder.apply(
-        head['params'], head['stats'], config, tokens,
-        features[0]['map'].shape[1:3],
-        None if draws is None else batch['weight'],
-        None if opened is None else [
-            sharding.as_rows_of(each, batch['weight']) for each in opened])
 
   def loss(self, outputs: list[queries.Predicted], batch: tree.Tree,
            draws: tree.Tree) -> jax.Array:
@@ -133,6 +85,82 @@ class Masks(segment.Classes):
       added up; this resizes the sums, which is a 150th of the bytes.
     """
     return queries.semantic(outputs[-1])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Annealed(Queries):
+  """Queries among the tokens of a ViT, which see less, then all of them.
+
+  Attributes:
+    decoder: sizes of the network, with its num_queries and masked.
+    anneal: first and last step of the fall from masked to open attention, of
+      each block; (): it stays masked.
+
+  Source: EoMT, and PMT after it.
+  """
+
+  anneal: tuple[tuple[int, int], ...] = ()
+
+  @functools.cached_property
+  def choices(self) -> Mapping[str, spec.FeatureSpec]:
+    """All tokens of the blocks."""
+    return {CHOICE: spec.FeatureSpec(OUTPUTS, self.layers, self.place)}
+
+  def draw(self, key: jax.Array, step: jax.Array,
+           batch: tree.Tree) -> tree.Tree:
+    """A key of the points, and the queries that look at all patches."""
+    points, key = jax.random.split(key)
+    out = {'points': points}
+    if self.anneal:
+      shape = (len(batch['weight']), self.decoder.num_queries)
+      drawn = jax.random.uniform(key, (len(self.anneal), *shape))
+      masked = jnp.stack([schedules.Annealed(*steps)(step)
+                          for steps in self.anneal])
+      out['opened'] = drawn >= masked[:, None, None]
+    return out
+
+  def run_as(self, draws: tree.Tree | None) -> Any:
+    """The network as it runs in training, or in inference.
+
+    Differs: where it is annealed, attention is open in inference from the
+      first step on, as the released models are run; else it is masked in both.
+    """
+    if draws is None and self.anneal:
+      return dataclasses.replace(self.decoder, masked=False)
+    return self.decoder
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Masks(Annealed):
+  """Queries in blocks of their own: the plain mask decoder.
+
+  Attributes:
+    decoder: sizes of the decoder.
+
+  Source: PMT.
+  """
+
+  decoder: mask_decoder.Config
+
+  def init(self, key: jax.Array, widths: Sequence[int],
+           choice: str) -> task_lib.Head:
+    """Random weights, and norms that change nothing."""
+    del widths, choice
+    return dict(zip(('params', 'stats'), mask_decoder.init(key, self.decoder),
+                    strict=True))
+
+  def outputs(self, head: task_lib.Head, features: task_lib.Features,
+              batch: tree.Tree, draws: tree.Tree | None
+              ) -> tuple[list[queries.Predicted], tree.Tree]:
+    """Predictions before each block, and the last."""
+    opened = None if draws is None else draws.get('opened')
+    return mask_decoder.apply(
+        head['params'], head['stats'], self.run_as(draws),
+        [tokens_of(layer) for layer in features],
+        features[0]['map'].shape[1:3],
+        None if draws is None else batch['weight'],
+        None if opened is None else [
+            sharding.as_rows_of(each, batch['weight']) for each in opened])
 
 
 def tokens_of(layer: spec.Outputs) -> jax.Array:
