@@ -5,6 +5,7 @@ tell, such as the range of depths, is a flag.
 """
 
 from collections.abc import Mapping
+import dataclasses
 import os
 import pathlib
 
@@ -15,15 +16,18 @@ from dinojax.core import errors
 from dinojax.core import lists
 from dinojax.features import backbone as backbone_lib
 from dinojax.interop import files
+from dinojax.interop import hub
 from dinojax.interop import names
 from dinojax.interop import translate
 from dinojax.interop.heads import dpt as dpt_tables
+from dinojax.interop.heads import eomt as eomt_tables
 from dinojax.interop.heads import linear as linear_tables
 from dinojax.models.dense import dpt
 from dinojax.probes import head as head_lib
 from dinojax.probes.tasks import dense
 from dinojax.probes.tasks import depth
 from dinojax.probes.tasks import segment
+from dinojax.runs import published_eomt
 
 State = dict[str, np.ndarray]
 _PREFIXES = ('decode_head.', 'segmentation_model.1.')
@@ -31,7 +35,7 @@ _RANGES = {'nyu': 10.0, 'kitti': 80.0}  # metres, of names of DINOv2's files
 _SYNTHMIX, _CANOPIES, _MIN_DEPTH = 100.0, 96.0, 1e-3
 _CANOPY_LAYERS = (5, 11, 17, 23)
 _WHAT = ('linear and DPT heads of depth and linear heads of segmentation of '
-         'DINOv2 and DINOv3, and DPT heads of transformers')
+         'DINOv2 and DINOv3, DPT heads of transformers, and EoMT models')
 
 
 def read(path: str, model: backbone_lib.Backbone, *,
@@ -40,7 +44,7 @@ def read(path: str, model: backbone_lib.Backbone, *,
   """A published head.
 
   Args:
-    path: its file, or the folder of a model of transformers.
+    path: its file, the folder of a model of transformers, or hf:OWNER/NAME.
     model: the backbone that it is for.
     max_depth: greatest depth in metres, where the file does not say it.
     classes: file with the names of the classes, a line each; None: numbers.
@@ -49,12 +53,19 @@ def read(path: str, model: backbone_lib.Backbone, *,
     UserError: nothing there, nothing that is known, or tensors that are
       missing, of other shapes, or none of a head; of another backbone.
   """
+  if path.startswith(hub.PREFIX):
+    path, _ = hub.fetch(path)
   if os.path.isdir(path) and not any(
       name.endswith(('.safetensors', '.json')) for name in os.listdir(path)):
     raise errors.UserError(
         f'{path} holds no head: give a folder in heads/ of the results of '
         '`dinojax evaluate`, or a published file')
-  state = {name: value for name, value in files.read(path).items()
+  state = files.read(path)
+  if eomt_tables.family(state):
+    head = published_eomt.read(state, path, model)
+    return head if classes is None else dataclasses.replace(
+        head, classes=_classes(classes, head.task.decoder.num_classes))
+  state = {name: value for name, value in state.items()
            if not name.startswith('backbone.')
            and not name.endswith('num_batches_tracked')}
   for prefix in _PREFIXES:

@@ -9,6 +9,7 @@ import dataclasses
 
 import numpy as np
 
+from dinojax.core import errors
 from dinojax.interop import names
 from dinojax.interop.heads import masks
 from dinojax.models import vit
@@ -20,6 +21,12 @@ _OF_PATCHES = names.Layout(
     lambda x: np.concatenate([np.zeros_like(x[:1]), x]), lambda x: x[1:])
 _OF_PATCHES_ROW = names.Layout(
     lambda x: _OF_PATCHES.to_ours(x[0]), lambda x: x[1:][None])
+
+
+OUTER = 'network.'  # before all names of the authors' files
+_OF_V3 = 'patch_embed.patch_embeddings.weight'  # of a DINOv3 in them
+_OF_TRAINING = ('attn_mask_probs', 'criterion.empty_weight')
+_PIXELS = ('encoder.pixel_mean', 'encoder.pixel_std')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +91,87 @@ def table(config: eomt.Config, words: Names) -> names.Table:
           rule, path=f'params/{rule.path}',
           layer=rule.layer - config.first_block))
   return out
+
+
+def family(state: State) -> Names | None:
+  """Words of a whole model, of an authors' file with its prefix; or None."""
+  if all(f'{word}.weight' in state for word in (
+      HF.head.queries, HF.head.classes)):
+    return HF
+  if all(f'{OUTER}{word}.weight' in state for word in (
+      REPOSITORY.head.queries, REPOSITORY.head.classes)):
+    return REPOSITORY
+  return None
+
+
+def check_alone(state: State, source: str):
+  """Refuses a file that does not tell its backbone by itself.
+
+  Raises:
+    UserError: an authors' file on a DINOv3.
+  """
+  if OUTER + REPOSITORY.prefix + _OF_V3 in state:
+    raise errors.UserError(
+        f'{source} is EoMT on a DINOv3 as its authors keep it: differences '
+        'from the weights that it was trained from. Add them first: `dinojax '
+        f'convert import --source={source} --base=DINOV3 --out=DIR`')
+
+
+def backbone(state: State, config: vit.ViTConfig) -> tuple[State, names.Table]:
+  """Tensors of the ViT of a model of transformers, and their rules."""
+  state = {key: value for key, value in state.items()
+           if not key.startswith(_of_head(HF))}
+  return complete(state, config, HF), backbone_table(config, HF)
+
+
+def plain(state: State, words: Names) -> State:
+  """Tensors by the names of the tables, without what training kept."""
+  outer = OUTER if words is REPOSITORY else ''
+  state = {key.removeprefix(outer): value for key, value in state.items()}
+  left_out = (*_OF_TRAINING, *(_PIXELS if outer else ()))
+  return {key: value for key, value in state.items() if key not in left_out}
+
+
+def added(state: State, base: State) -> State:
+  """Tensors of an authors' file of differences, without prefix, made whole.
+
+  Args:
+    state: see `plain`.
+    base: tensors of the ViT that it was trained from, by the same names.
+
+  Raises:
+    UserError: another ViT.
+  """
+  wrong = [key for key, value in base.items()
+           if key not in state or state[key].shape != value.shape]
+  if wrong:
+    raise errors.UserError(
+        f'the differences are not from this backbone: {len(wrong)} tensors '
+        f'are missing or of another shape, such as {wrong[0]}; give the '
+        'DINOv3 of the same size as --base')
+  return state | {key: state[key] + value for key, value in base.items()}
+
+
+def is_differences(state: State) -> bool:
+  """Tells whether an authors' file, with its prefix, holds differences.
+
+  Deviations of pixels are then 0, as they do not change.
+  """
+  key = OUTER + _PIXELS[1]
+  return key in state and not np.any(state[key])
+
+
+def probabilities(state: State, words: Names) -> np.ndarray | None:
+  """[l] shares of queries that are masked, by block; None: not told."""
+  return state.get((OUTER if words is REPOSITORY else '') + _OF_TRAINING[0])
+
+
+def _of_head(words: Names) -> tuple[str, ...]:
+  """Beginnings of names that are none of the ViT."""
+  head = words.head
+  return (*_OF_TRAINING, *(f'{word}.' for word in (
+      head.queries, head.classes, *head.masks,
+      head.upscale.partition('.{i}')[0])))
 
 
 def complete(state: State, config: vit.ViTConfig, words: Names) -> State:
