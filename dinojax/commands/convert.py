@@ -53,8 +53,7 @@ def main(values: flags.FlagValues, words: list[str]) -> int:
     conversions.to_records(source, out, **pick('images_per_shard'))
   elif words == ['import']:
     conversions.bring_in(source, out, **pick(
-        'part', 'num_heads', 'image_px', 'exact_periods'),
-                         base=paths.expand(values.base))
+        'part', 'num_heads', 'image_px', 'exact_periods', 'base'))
   else:
     conversions.take_out(source, out, **pick(
         'part', 'num_heads', 'format', 'image_px', 'lossy', 'check'))
