@@ -140,16 +140,32 @@ def _upscaled(part: tree.Tree, x: Array) -> Array:
   return normed(part['norm'], x, UPSCALE_EPSILON)
 
 
+@jax.custom_vjp
 def _smoothed(kernel: Array, x: Array) -> Array:
   """[b, y, x, d] of a convolution [3, 3, 1, d] of each channel by itself.
 
-  Nine products: the gradient of a grouped convolution does not know rows of a
-  mesh.
+  The gradient of the kernel is nine products: JAX's, of a grouped convolution,
+  does not know rows of a mesh.
   """
+  return jax.lax.conv_general_dilated(
+      x, kernel, (1, 1), ((1, 1), (1, 1)),
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+      feature_group_count=x.shape[-1], precision=_HIGHEST)
+
+
+def _smoothed_backward(kept: tuple[Array, Array],
+                       change: Array) -> tuple[Array, Array]:
+  kernel, x = kept
   height, width = x.shape[1:3]
   padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-  return sum(kernel[dy, dx][None, None] * padded[
-      :, dy:dy + height, dx:dx + width] for dy in range(3) for dx in range(3))
+  of_kernel = jnp.stack([jnp.stack([jnp.sum(
+      padded[:, dy:dy + height, dx:dx + width] * change, axis=(0, 1, 2))
+                                    for dx in range(3)]) for dy in range(3)])
+  return of_kernel[:, :, None], _smoothed(kernel[::-1, ::-1], change)
+
+
+_smoothed.defvjp(
+    lambda kernel, x: (_smoothed(kernel, x), (kernel, x)), _smoothed_backward)
 
 
 def normed(params: Mapping[str, Array], x: Array, epsilon: float) -> Array:
