@@ -170,7 +170,8 @@ def _parts(params: tree.Tree) -> tuple[dict, dict]:
 
 
 def _compute(net, rows, *, specs):
-  return spec_lib.compute(net, rows['image'], specs, rows.get('draws'))
+  return spec_lib.compute(
+      net, rows['image'], specs, rows.get('draws'), frozen=False)
 
 
 def copies(params: tree.Tree, count: int) -> tree.Tree:

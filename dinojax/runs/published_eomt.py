@@ -127,8 +127,9 @@ def _head(state: State, words: tables.Names, model: backbone_lib.Backbone,
   arrays = translate.to_ours(
       state, tables.table(decoder, words), head_lib.shapes_of(task, widths),
       ignored={key for rule in table for key in rule.keys}, source=path)
-  weights = store.digest(model.config, _backbone(
-      state, table, model.params, path))
+  is_same = translate.holds(state, model.params, table)
+  weights = store.digest(model.config, model.params if is_same else (
+      _backbone(state, table, model.params, path)))
   return head_lib.Head(
       task, arrays['params'], {}, head_lib.Origin(path, weights, widths),
       _numbers(count), {'file': os.path.basename(path), 'views': _views(
