@@ -12,9 +12,11 @@ import pytest
 
 from dinojax.engine import optimizer
 from dinojax.models.dense import dpt
+from dinojax.models.dense import eomt
 from dinojax.models.dense import mask_decoder
 from dinojax.probes import fit as fit_lib
 from dinojax.probes.tasks import depth
+from dinojax.probes.tasks import eomt as eomt_task
 from dinojax.probes.tasks import masks
 from dinojax.probes.tasks import segment
 from tests import close
@@ -35,7 +37,10 @@ TASKS = {
     'masks': masks.Masks(
         decoder=mask_decoder.Config(
             32, 2, 3, patch_px=8, num_queries=6, num_blocks=2, num_levels=2),
-        layers=(0, 1), num_points=32, most_targets=3, anneal=((0, 2), (1, 5)))}
+        layers=(0, 1), num_points=32, most_targets=3, anneal=((0, 2), (1, 5))),
+    'eomt': eomt_task.Eomt(
+        decoder=eomt.Config(test_fit.CONFIG, 3, num_queries=6, num_blocks=1),
+        num_points=32, most_targets=3, anneal=((0, 5),))}
 # Programs of half a minute; make test does the same with linear heads.
 pytestmark = pytest.mark.slow
 ALL = pytest.mark.parametrize('kind', TASKS)

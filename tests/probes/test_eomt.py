@@ -2,18 +2,13 @@
 
 import dataclasses
 import functools
-import os
-import signal
 
-from etils import epath
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dinojax.engine import loop
 from dinojax.engine import optimizer
-from dinojax.engine import report
 from dinojax.engine import schedules
 from dinojax.features import backbone
 from dinojax.models import vit
@@ -70,16 +65,6 @@ def batches(step):
 def head_of(state):
   head, = jax.device_get(state['heads']).values()
   return jax.tree.map(lambda x: x[0], head['params'])
-
-
-def trained(workdir, feed=batches):
-  trainable = fit()
-  with mesh_lib.activate(trainable.model.mesh):
-    return loop.run(loop.Job(
-        trainable=trainable, mesh=trainable.model.mesh,
-        workdir=epath.Path(workdir), seed=3, total_steps=STEPS,
-        checkpoint_steps=2, batches=feed, keep=9,
-        log=report.Options(batch_size=ROWS, every_steps=1), info={}))
 
 
 @functools.cache
@@ -155,26 +140,6 @@ def test_a_mesh_changes_nothing(sizes):
     return head['opt']['mu'], metrics['loss'], head['params']['queries']
 
   close.close(learned(fit(*sizes)), learned(fit()), of_largest=1e-5)
-
-
-@pytest.mark.slow  # three trainings; test_fit.py stops other heads
-def test_stopped_it_ends_in_the_same_bits(tmp_path):
-  whole = trained(tmp_path / 'whole')
-  assert whole.finished
-
-  def feed(step):
-    for batch in batches(step):
-      if step == 2:
-        os.kill(os.getpid(), signal.SIGTERM)
-      step += 1
-      yield batch
-
-  again = tmp_path / 'again'
-  assert not trained(again, feed).finished
-  jax.tree.map(np.testing.assert_array_equal, head_of(trained(
-      again).state), head_of(whole.state))
-  names = {path.name for path in (again / 'checkpoints/4').iterdir()}
-  assert not any('frozen' in name for name in names)
 
 
 @pytest.mark.slow  # a program of the losses; images alone are in test_eomt.py

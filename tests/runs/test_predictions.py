@@ -153,7 +153,8 @@ def test_a_head_comes_back_as_it_was(local, model, tmp_path, monkeypatch):
   """Also of storage where files are written elsewhere first."""
   if not local:
     monkeypatch.setattr(store.atomic, 'is_local', lambda path: False)
-  for kind in head_lib.KINDS:
+  # Of texts: evals/test_alignment.py.
+  for kind in sorted({*head_lib.KINDS} - {'text'}):
     head = made(kind, model, 'digest')
     stored_heads.save(str(tmp_path), head)
     again = stored_heads.load(str(tmp_path))
