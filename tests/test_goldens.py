@@ -12,6 +12,7 @@ from tests.kinds import depth  # noqa: F401
 from tests.kinds import detection  # noqa: F401
 from tests.kinds import dpt  # noqa: F401
 from tests.kinds import dynamics  # noqa: F401
+from tests.kinds import eomt  # noqa: F401
 from tests.kinds import evals  # noqa: F401
 from tests.kinds import heads  # noqa: F401
 from tests.kinds import libraries  # noqa: F401
@@ -35,10 +36,11 @@ _SLOW = ('train_v3_base', 'train_v2_sinkhorn_separate_heads',
          'v3_vit_p16_mlp_reg4_maskk', 'v3_vit_p16_rmsnorm_untieboth',
          'v3_convnext_patch16', 'td_dpt_head_v2_ignore',
          'td_dpt_head_v3_project_odd', 'td_chmv2_head', 'em_pmt_decoder',
-         'em_pmt_decoder_plain', 'de_scale_shift_invariant_loss_empty',
-         'de_vit_adapter_train', 'de_vit_adapter_dinov3',
-         'de_m2f_pixel_decoder_grad', 'de_m2f_transformer_decoder',
-         'de_m2f_whole')
+         'em_pmt_decoder_plain', 'em_eomt_dinov2', 'em_eomt_dinov2_plain',
+         'em_eomt_dinov3', 'em_eomt_loss', 'em_eomt_repo_dinov3',
+         'de_scale_shift_invariant_loss_empty', 'de_vit_adapter_train',
+         'de_vit_adapter_dinov3', 'de_m2f_pixel_decoder_grad',
+         'de_m2f_transformer_decoder', 'de_m2f_whole')
 
 # The vocabulary of CLIP is in a package beside PyTorch.
 _TORCH = ('td_dinotxt_tokenizer_clip',)

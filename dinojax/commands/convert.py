@@ -30,6 +30,8 @@ def define(values: flags.FlagValues, argv: list[str]):
                     'Format of an export.', flag_values=values)
   text('part', 'Weights taken of a run or of a whole training: ema, student, '
        'or the name of one of several backbones in a file.', 'ema')
+  text('base', 'Weights that an EoMT on a DINOv3 was trained from, where its '
+       'authors\' file is imported: it holds differences.', '')
   number('num_heads', 'Attention heads; needed where imported weights are of '
          'a size that was never published.', least=None)
   number('image_px', 'Side of square images, in pixels: on import, the one '
@@ -51,7 +53,7 @@ def main(values: flags.FlagValues, words: list[str]) -> int:
     conversions.to_records(source, out, **pick('images_per_shard'))
   elif words == ['import']:
     conversions.bring_in(source, out, **pick(
-        'part', 'num_heads', 'image_px', 'exact_periods'))
+        'part', 'num_heads', 'image_px', 'exact_periods', 'base'))
   else:
     conversions.take_out(source, out, **pick(
         'part', 'num_heads', 'format', 'image_px', 'lossy', 'check'))

@@ -95,7 +95,7 @@ def opened_pictures(show: str | None) -> Any:
 
 def train(job: protocol.Job, task: Any, source: Any, crops: Any,
           values: Any, *, sweep: fit_lib.Sweep, rule: Any, schedule: Any,
-          clip_norm: float | None = None,
+          clip_norm: float | None = None, factors: Any = None,
           decays: Callable[[tree.Tree], tree.Tree] | None = None) -> dict:
   """Trained heads on the host: params, stats, and which have diverged.
 
@@ -109,6 +109,7 @@ def train(job: protocol.Job, task: Any, source: Any, crops: Any,
     rule: the optimizer.
     schedule: see probes.fit.
     clip_norm: norm that gradients of a head are clipped to.
+    factors: see probes.fit.
     decays: see finetuning.multipliers.
 
   Raises:
@@ -119,7 +120,8 @@ def train(job: protocol.Job, task: Any, source: Any, crops: Any,
   at_once = min(values.heads_at_once, sweep.size)
   fit = fit_lib.Fit(
       task, job.model, batches.shapes, sweep=sweep, rule=rule,
-      schedule=schedule, clip_norm=clip_norm, decays=decays,
+      schedule=schedule, clip_norm=clip_norm, factors=factors,
+      decays=decays,
       heads_at_once=None if at_once == sweep.size else at_once)
   state = training.train(job, fit, batches, values.steps)
   heads = jax.device_get(state['heads'][task_lib.CHOICE])

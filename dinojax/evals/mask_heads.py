@@ -11,20 +11,25 @@ from dinojax.core import tree
 from dinojax.engine import schedules
 from dinojax.features import backbone as backbone_lib
 from dinojax.models.dense import adapter
+from dinojax.models.dense import eomt
 from dinojax.models.dense import mask2former
 from dinojax.models.dense import mask_decoder
 from dinojax.models.dense import parts
 from dinojax.probes.tasks import dense
 from dinojax.probes.tasks import depth
+from dinojax.probes.tasks import eomt as eomt_task
 from dinojax.probes.tasks import mask2former as mask2former_task
 from dinojax.probes.tasks import masks
 
 NUM_LAYERS = 4  # of the backbone that are read, evenly from the first
-LEARNING_RATE, WEIGHT_DECAY, CLIP_NORM = 2e-4, 0.05, 0.01
+WEIGHT_DECAY, CLIP_NORM = 0.05, 0.01
 # First and last step of the fall of masked attention of each of six blocks, in
 # parts of the training. Source: PMT's on ADE20K.
 ANNEAL = ((0.0, 0.149), (0.267, 0.433), (0.367, 0.533), (0.467, 0.633),
           (0.567, 0.733), (0.667, 0.833))
+# Of any number of blocks: starts of the first and of the last, and the length
+# of each. Source: EoMT's, whose last sixth is not masked.
+EVENLY = (1 / 6, 2 / 3, 1 / 6)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,28 +37,27 @@ class Learning:
   """Values of a recipe.
 
   Attributes:
-    num_blocks: blocks or layers of the queries.
+    num_blocks: blocks or layers of the queries; None: by the depth of the
+      backbone.
     learning_rate: the highest rate.
-    weight_decay: weight decay.
+    warmup_steps: updates until then, of a training of many.
     power: exponent of the fall of the rate to 0; None: half a cosine.
     decays: parameters to factors of their weight decay; None: all decay.
   """
 
-  num_blocks: int
+  num_blocks: int | None
   learning_rate: float
-  weight_decay: float = WEIGHT_DECAY
+  warmup_steps: int
   power: float | None = None
   decays: Callable[[tree.Tree], tree.Tree] | None = None
 
-  def curve(self, steps: int, warmup_steps: int) -> schedules.RiseFall:
-    """Factors of the rate, by step."""
-    return schedules.RiseFall(steps, warmup_steps, power=self.power)
 
-
-# PMT's; Mask2Former's, which v3 has not published.
+# PMT's, EoMT's; Mask2Former's, which v3 has not published.
 RECIPES: Mapping[str, Learning] = {
-    'masks': Learning(len(ANNEAL), LEARNING_RATE),
-    'm2f': Learning(9, 1e-4, power=1.0, decays=mask2former.weight_decays)}
+    'masks': Learning(len(ANNEAL), 2e-4, 6000),
+    'eomt': Learning(None, 1e-4, 1500, power=0.9),
+    'm2f': Learning(9, 1e-4, 1500, power=1.0,
+                    decays=mask2former.weight_decays)}
 
 
 class Sizes(Protocol):
@@ -78,15 +82,25 @@ def check(name: str, values: Any, config: Any):
     config: the backbone's.
 
   Raises:
-    UserError: it is a ConvNeXt, or crops or widths are no such multiples.
+    UserError: it is a ConvNeXt, has fewer blocks than queries shall be in, or
+      crops or widths are no such multiples.
   """
   if not config.has_attention:
     raise errors.UserError(
         f'{name}.recipe={values.recipe} has queries among the tokens of a ViT, '
         'and this is a ConvNeXt: give a ViT, or a linear head by '
         'segmentation.recipe=v3')
-  if values.recipe != 'm2f':
-    return
+  if values.recipe == 'eomt' and (values.num_blocks or 0) > config.depth:
+    raise errors.UserError(
+        f'{name}.num_blocks={values.num_blocks}: queries enter the last blocks '
+        f'of the backbone, which has {config.depth}: set {name}.num_blocks='
+        f'{eomt.usual_blocks(config.depth)}')
+  if values.recipe == 'm2f':
+    _check_adapter(name, values, config)
+
+
+def _check_adapter(name: str, values: Any, config: Any):
+  """Refuses sizes that an adapter and its norms do not take; see `check`."""
   layers = getattr(values, 'layers', NUM_LAYERS)
   if layers != NUM_LAYERS:
     raise errors.UserError(
@@ -117,28 +131,65 @@ def task(values: Sizes, model: backbone_lib.Backbone, num_classes: int, *,
     num_layers: layers of the backbone that are read, by the recipe masks.
     **more: other fields of the task.
   """
-  config, num_blocks = model.config, (
-      values.num_blocks or RECIPES[values.recipe].num_blocks)
-  more |= {'num_points': values.num_points}
+  config, more = model.config, more | {'num_points': values.num_points}
   if values.recipe == 'm2f':
-    sizes = mask2former.of_sizes(
-        config.embed_dim, num_classes, patch_px=config.side_px,
-        hidden=values.hidden, num_queries=values.num_queries,
-        num_pixel_layers=values.num_pixel_layers, num_layers=num_blocks)
-    return mask2former_task.Mask2Former(
-        decoder=sizes, layers=depth.read_layers(config.depth, NUM_LAYERS),
-        pixels=dataclasses.replace(pixels, patch_px=sizes.adapter.unit_px),
-        **more)
+    return _mask2former(values, config, num_classes, pixels, more)
+  more['pixels'] = pixels
+  if values.recipe == 'eomt':
+    count = values.num_blocks or eomt.usual_blocks(config.depth)
+    return eomt_task.Eomt(
+        decoder=eomt.Config(
+            config.inference(), num_classes=num_classes, num_blocks=count,
+            num_queries=values.num_queries),
+        anneal=falls_evenly(count, values.steps), **more)
   layers = depth.read_layers(config.depth, num_layers)
   layers = layers if isinstance(layers, tuple) else (config.depth - 1,)
+  count = values.num_blocks or RECIPES[values.recipe].num_blocks
   return masks.Masks(
       decoder=mask_decoder.Config(
           width=config.embed_dim, num_heads=config.num_heads,
           num_classes=num_classes, patch_px=config.side_px,
-          num_queries=values.num_queries, num_blocks=num_blocks,
+          num_queries=values.num_queries, num_blocks=count,
           num_levels=len(layers)),
-      layers=layers, pixels=pixels, anneal=falls(num_blocks, values.steps),
+      layers=layers, anneal=falls(count, values.steps), **more)
+
+
+def _mask2former(values: Any, config: Any, num_classes: int,
+                 pixels: dense.Pixels, more: dict[str, Any]
+                 ) -> mask2former_task.Mask2Former:
+  """The task of the recipe m2f, see `task`."""
+  sizes = mask2former.of_sizes(
+      config.embed_dim, num_classes, patch_px=config.side_px,
+      hidden=values.hidden, num_queries=values.num_queries,
+      num_pixel_layers=values.num_pixel_layers,
+      num_layers=values.num_blocks or RECIPES['m2f'].num_blocks)
+  return mask2former_task.Mask2Former(
+      decoder=sizes, layers=depth.read_layers(config.depth, NUM_LAYERS),
+      pixels=dataclasses.replace(pixels, patch_px=sizes.adapter.unit_px),
       **more)
+
+
+def learning(made: masks.Queries, values: Sizes,
+             warmup_steps: int) -> dict[str, Any]:
+  """Schedule of a head's training, and what else it is: see probes.fit.
+
+  Args:
+    made: the task.
+    values: its recipe, and the length of the training.
+    warmup_steps: updates until the highest rate; of EoMT what is new rises
+      for a third of them, and copied blocks, which wait, for the others.
+  """
+  recipe = RECIPES[values.recipe]
+  curve = lambda rise, wait=0: schedules.RiseFall(
+      values.steps, rise, wait, recipe.power)
+  if not isinstance(made, eomt_task.Eomt):
+    whole = curve(warmup_steps)
+    return {'schedule': lambda step: {'lr': whole(step)},
+            'clip_norm': CLIP_NORM, 'decays': recipe.decays}
+  first = warmup_steps // 3
+  return {'schedule': lambda step: {}, 'clip_norm': CLIP_NORM,
+          'factors': eomt_task.Factors(made.decoder, curve(first), curve(
+              warmup_steps - first, first))}
 
 
 def falls(num_blocks: int, steps: int) -> tuple[tuple[int, int], ...]:
@@ -146,3 +197,10 @@ def falls(num_blocks: int, steps: int) -> tuple[tuple[int, int], ...]:
   chosen = np.linspace(len(ANNEAL) - 1, 0, num_blocks).round()[::-1]
   return tuple(tuple(round(part * steps) for part in ANNEAL[int(i)])
                for i in chosen)
+
+
+def falls_evenly(num_blocks: int, steps: int) -> tuple[tuple[int, int], ...]:
+  """The same, one block after the other."""
+  first, last, length = EVENLY
+  return tuple((round(start * steps), round((start + length) * steps))
+               for start in np.linspace(first, last, num_blocks).tolist())

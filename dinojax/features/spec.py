@@ -95,8 +95,8 @@ class FeatureSpec:
 
 def compute(net: nnx.Module, images: Array,
             specs: Mapping[str, FeatureSpec],
-            draws: Mapping[str, Array] | None = None
-            ) -> dict[str, list[Outputs]]:
+            draws: Mapping[str, Array] | None = None, *,
+            frozen: bool = True) -> dict[str, list[Outputs]]:
   """Features of images for several specs, in one pass of the backbone.
 
   Args:
@@ -106,6 +106,7 @@ def compute(net: nnx.Module, images: Array,
     specs: outputs and layers to read, by name; see FeatureSpec.check.
     draws: see models.randomness, of one kind of crops; None: nothing is
       random.
+    frozen: False: the backbone gets gradients, which take a copy of blocks.
 
   Returns:
     By name, for every layer in the order of its depth, arrays by output.
@@ -114,7 +115,7 @@ def compute(net: nnx.Module, images: Array,
     count = images.shape[1]
     flat = einops.rearrange(images, 'b v y x c -> (b v) y x c')
     return jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]),
-                        compute(net, flat, specs, draws))
+                        compute(net, flat, specs, draws, frozen=frozen))
   depth, wanted = net.config.depth, []
   for spec in specs.values():
     kinds = [name for name in spec.outputs if name in ATTENTION]
@@ -122,8 +123,8 @@ def compute(net: nnx.Module, images: Array,
       kinds.append(spec.place)
     wanted += [(kind, i) for i in spec.indices(depth) for kind in kinds]
   wanted = list(dict.fromkeys(wanted))
-  activations = dict(zip(wanted, net.read(images, wanted, draws),
-                         strict=True))
+  read = net.read(images, wanted, draws, frozen=frozen)
+  activations = dict(zip(wanted, read, strict=True))
   return {
       name: [_outputs(net.config, activations, images.shape[1:3], spec, i)
              for i in spec.indices(depth)]

@@ -38,6 +38,10 @@ _MODELS = {'dinov2': 'Dinov2Model',
            'dinov3_vit': 'DINOv3ViTModel',
            'dinov3_convnext': 'DINOv3ConvNextModel'}
 
+# Models with queries on a ViT, of which the ViT is read, see heads.eomt.
+EOMT = {'eomt': 'learned', 'eomt_dinov3': 'rope'}  # by kind of positions
+_GATED = {'silu': 'swiglu', 'gelu': 'geglu'}  # by hidden_act
+
 
 def recognises(state: State) -> bool:
   """Tells whether the names are those of transformers."""
@@ -143,10 +147,10 @@ def grid(values: told.Told, config: Config) -> tuple[int, int] | None:
 
 def _config(values: told.Told) -> Config:
   kind = values.get('model_type', None)
-  if kind not in tuple(_MODELS):
+  if kind not in (*_MODELS, *EOMT):
     raise errors.UserError(
         f'{values.source} says model_type={told.text(kind)}: only '
-        f'{", ".join(_MODELS)} can be read')
+        f'{", ".join((*_MODELS, *EOMT))} can be read')
   if kind == 'dinov3_convnext':
     return convnext.ConvNeXtConfig(
         values.wholes('depths', 4), values.wholes('hidden_sizes', 4),
@@ -161,19 +165,19 @@ def _config(values: told.Told) -> Config:
       num_registers=values.whole('num_register_tokens', 0, low=0),
       norm_epsilon=values.number('layer_norm_eps'),
       layerscale=values.number('layerscale_value', 1.0))
-  if kind == 'dinov3_vit':
+  if kind in ('dinov3_vit', 'eomt_dinov3'):
     return vit.ViTConfig(
         **shared, position='rope',
-        ffn='swiglu' if values.flag('use_gated_mlp') else 'mlp',
+        ffn=_gated(values) if values.flag('use_gated_mlp') else 'mlp',
         ffn_hidden=values.whole('intermediate_size'),
         qkv_bias=values.flag('query_bias'),
         mask_k_bias=values.flag('query_bias'),
         proj_bias=values.flag('proj_bias'), ffn_bias=values.flag('mlp_bias'),
-        rope_base=values.number('rope_theta'),
+        rope_base=_rope_base(values),
         rope_rescale=values.number('pos_embed_rescale', None),
         rope_shift=values.number('pos_embed_shift', None),
         rope_jitter=values.number('pos_embed_jitter', None))
-  registers = kind == 'dinov2_with_registers'
+  registers = kind != 'dinov2'
   hidden = int(min(
       shared['embed_dim'] * values.number('mlp_ratio'), 2**30))
   swiglu = values.flag('use_swiglu_ffn')
@@ -181,10 +185,24 @@ def _config(values: told.Told) -> Config:
     hidden = (int(hidden * 2 / 3) + 7) // 8 * 8
   return vit.ViTConfig(
       **shared, ffn='swiglu' if swiglu else 'mlp', ffn_hidden=hidden,
-      qkv_bias=values.flag('qkv_bias'), image_px=min(values.side('image_size')),
-      token_std=1e-6,
+      qkv_bias=kind == 'eomt' or values.flag('qkv_bias'),
+      image_px=min(values.side('image_size')), token_std=1e-6,
       # transformers' Dinov2Model leaves DINOv2's offset of 0.1 out.
       interpolate_offset=0.0, interpolate_antialias=registers)
+
+
+def _rope_base(values: told.Told) -> float:
+  """The base of the periods of RoPE, which EoMT has in an object."""
+  if 'rope_parameters' in values:
+    return values.inner('rope_parameters').number('rope_theta')
+  return values.number('rope_theta')
+
+
+def _gated(values: told.Told) -> str:
+  """The kind of a feed-forward network with a gate, by its activation."""
+  if 'hidden_act' not in values:
+    return 'swiglu'
+  return _GATED[values.name('hidden_act', tuple(_GATED))]
 
 
 def _patch_px(values: told.Told) -> int:
@@ -217,11 +235,12 @@ def describe(config: Config) -> dict:
       'layerscale_value': config.layerscale,
       'drop_path_rate': config.drop_path_rate}
   swiglu = config.ffn == 'swiglu'
+  gated = config.ffn != 'mlp'
   hidden = config.ffn_hidden or 4 * config.embed_dim
   if config.position == 'rope':
     return _named('dinov3_vit', shared | {
         'num_register_tokens': config.num_registers,
-        'intermediate_size': hidden, 'use_gated_mlp': swiglu,
+        'intermediate_size': hidden, 'use_gated_mlp': gated,
         'hidden_act': 'silu' if swiglu else 'gelu',
         'query_bias': config.qkv_bias, 'key_bias': False,
         'value_bias': config.qkv_bias, 'proj_bias': config.proj_bias,
@@ -262,6 +281,8 @@ def _refuse_options(config: vit.ViTConfig):
             'rope_min_period': None, 'rope_normalize': 'separate'}
   if not v3:
     wanted |= {'proj_bias': True, 'ffn_bias': True}
+  if not v3 and config.ffn != 'swiglu':
+    wanted |= {'ffn': 'mlp'}
   for name, value in wanted.items():
     got = getattr(config, name)
     if got != value:

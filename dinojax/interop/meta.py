@@ -46,9 +46,17 @@ def unprefixed(state: State) -> State:
 
 
 def table(config: families.Config) -> names.Table:
-  """Rules from our parameters of a backbone to the names of these files."""
+  """Rules from our parameters of a backbone to the names of these files.
+
+  Raises:
+    UserError: a feed-forward network that they cannot say.
+  """
   if isinstance(config, convnext.ConvNeXtConfig):
     return names.meta_convnext(config)
+  if config.ffn == 'geglu':
+    raise errors.UserError(
+        'ffn=geglu is not an option of the modules of DINOv2 and DINOv3, '
+        'whose gates are SwiGLU: use --format=hf')
   return names.vit_table(
       config, names.META_V3 if config.position == 'rope' else names.META_V2)
 

@@ -100,6 +100,7 @@ class VitNames:
   fc2: str
   w12: tuple[str, ...]
   w3: str
+  pos_layout: Layout = ROW
 
 
 META_V2 = VitNames(
@@ -167,7 +168,7 @@ def vit_table(config: vit.ViTConfig, names: VitNames) -> Table:
   if config.num_registers:
     table.append(Rule('registers', (names.registers,), ROW))
   if config.position == 'learned':
-    table.append(Rule('pos_embed', (names.pos_embed,), ROW))
+    table.append(Rule('pos_embed', (names.pos_embed,), names.pos_layout))
   for norm in _final_norms(config):
     table += _norm(config, norm, names.norm if norm == 'norm' else norm)
   for i in range(config.depth):
@@ -189,7 +190,7 @@ def _block(config: vit.ViTConfig, names: VitNames, i: int) -> Table:
 
   linear('attn/qkv', names.qkv, config.qkv_bias)
   linear('attn/proj', (names.proj,), config.proj_bias)
-  if config.ffn == 'swiglu':
+  if config.ffn != 'mlp':
     linear('mlp/w12', names.w12, config.ffn_bias)
     linear('mlp/w3', (names.w3,), config.ffn_bias)
   else:

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 import contextlib
 import dataclasses
 import functools
-import pathlib
 
 import jax
 import numpy as np
@@ -23,6 +22,7 @@ from dinojax.interop import timm
 from dinojax.interop import told
 from dinojax.interop import translate
 from dinojax.interop import wrappers
+from dinojax.interop.heads import eomt
 from dinojax.kernels import resample as resample_lib
 from dinojax.models import families
 from dinojax.models import heads as heads_lib
@@ -88,7 +88,9 @@ def read(path: str, *, part: str = 'ema', num_heads: int | None = None,
     UserError: not a known file, or not the weights it should hold.
   """
   source, place, notes = path, *hub.fetch(path)
-  backbone = wrappers.find(files.read(place), part, source)
+  state = files.read(place)
+  eomt.check_alone(state, source)
+  backbone = wrappers.find(state, part, source)
   with _named(source):
     config, state, entries, family, table, pixels = _understood(
         backbone.state, place, num_heads, image_px)
@@ -99,6 +101,9 @@ def read(path: str, *, part: str = 'ema', num_heads: int | None = None,
            for name, head in backbone.heads.items()}
   if image_px is not None:
     config, params = resample(config, params, image_px)
+  if eomt.family(state) is eomt.HF:
+    notes += (f'{source}: the backbone is read, and not what EoMT predicts: '
+              f'`dinojax predict --head={source}` does',)
   return Weights(config, params, entries, family, heads, **pixels,
                  notes=(*notes, *backbone.notes))
 
@@ -119,20 +124,25 @@ def _understood(state: kinds.State, path: str, num_heads: int | None,
   """Configuration, tensors, entries, family, table and pixels of a file."""
   entries, pixels = {}, {}
   if hf.recognises(state):
-    family, told_by = 'hf', _beside(path, 'config.json')
+    family = 'hf'
+    told_by = told.Told.beside(path, 'config.json')
     if told_by is None:
       raise errors.UserError(
           f'{path} has names of transformers, and config.json is missing: '
           'give the whole folder of the model')
     config, state = hf.config(told_by), hf.complete(state)
-    config, state = _squared(
-        config, state, hf.grid(told_by, config), image_px)
-    table, told_by = hf.table(config), _beside(path, hf.PREPROCESSOR)
+    if eomt.family(state):
+      state, table = eomt.backbone(state, config)
+    else:
+      config, state = _squared(
+          config, state, hf.grid(told_by, config), image_px)
+      table = hf.table(config)
+    told_by = told.Told.beside(path, hf.PREPROCESSOR)
     pixels = _pixels(told_by, 'image_mean', 'image_std', config)
   elif timm.recognises(state):
     family, state = 'timm', timm.complete(state)
-    config, told_by = timm.config(state, num_heads), _beside(
-        path, 'config.json')
+    config = timm.config(state, num_heads)
+    told_by = told.Told.beside(path, 'config.json')
     timm.check_square(told_by, config)
     table, told_by = timm.table(config), told_by and (
         told_by.inner('pretrained_cfg')
@@ -256,13 +266,6 @@ def _check_side(config: vit.ViTConfig, image_px: int):
     raise errors.UserError(
         f'image_px={image_px} is not divisible by the patch of {patch}: set '
         f'it to {max(image_px // patch, 1) * patch}')
-
-
-def _beside(path: str, name: str) -> told.Told | None:
-  """A JSON file in the folder of a model; None: there is none."""
-  place = pathlib.Path(path)
-  file = (place if place.is_dir() else place.parent) / name
-  return told.Told.read(file) if file.exists() else None
 
 
 def _pixels(values: told.Told | None, mean: str, std: str,

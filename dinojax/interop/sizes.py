@@ -18,7 +18,7 @@ _MOST = {
     'bottleneck_dim': 2**20, 'num_layers': 64}
 _MAY_BE_ZERO = ('ffn_hidden', 'num_registers')
 _WORDS = {
-    'ffn': ('mlp', 'swiglu'), 'position': ('learned', 'rope'),
+    'ffn': ('mlp', 'swiglu', 'geglu'), 'position': ('learned', 'rope'),
     'norm': ('layernorm', 'rmsnorm'), 'remat': layers.REMAT,
     'rope_normalize': ('separate', 'max', 'min'),
     'packing': ('tuple', 'stream'),

@@ -225,7 +225,8 @@ def _name(config: Config, state: State, size: str) -> str:
 
 def _refuse_options(config: vit.ViTConfig, lossy: bool):
   for name, value in (('norm', 'layernorm'),
-                      ('untie_cls_and_patch_norms', False)):
+                      ('untie_cls_and_patch_norms', False),
+                      ('ffn', 'swiglu' if config.ffn == 'swiglu' else 'mlp')):
     got = getattr(config, name)
     if got != value:
       raise errors.UserError(

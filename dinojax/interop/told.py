@@ -54,6 +54,13 @@ class Told:
           'again') from error
     return cls(values, str(path))
 
+  @classmethod
+  def beside(cls, path: str, name: str) -> 'Told | None':
+    """A file in the folder of a model, or of its weights; None: not there."""
+    place = pathlib.Path(path)
+    file = (place if place.is_dir() else place.parent) / name
+    return cls.read(file) if file.exists() else None
+
   def __iter__(self) -> Iterator[str]:
     return iter(self._values)
 

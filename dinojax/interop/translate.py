@@ -84,6 +84,22 @@ def to_theirs(params: tree.Tree, table: names.Table) -> State:
   return state
 
 
+def holds(state: Mapping[str, np.ndarray], params: tree.Tree,
+          table: names.Table) -> bool:
+  """Tells whether a state dict has these parameters, tensor by tensor."""
+  ours = {name: np.asarray(leaf) for name, leaf in tree.items(params)}
+  for rule in table:
+    value = ours[rule.path]
+    if rule.layer is not None:
+      value = value[rule.layer]
+    for key, part in zip(rule.keys, np.split(value, len(rule.keys), axis=-1),
+                         strict=True):
+      if key not in state or not np.array_equal(
+          state[key], rule.layout.to_theirs(part)):
+        return False
+  return True
+
+
 def key_shapes(table: names.Table,
                shapes: tree.Tree) -> dict[str, tuple[int, ...]]:
   """Shapes of all tensors of a file, for parameters of these shapes."""

@@ -70,6 +70,34 @@ def attend(qkv: jax.Array, *, num_heads: int,
   return mix(*heads(qkv, num_heads, rope)).reshape(*qkv.shape[:2], -1)
 
 
+def attend_some(qkv: jax.Array, looks: jax.Array, *, num_heads: int,
+                rope: rotary.Rope | None = None,
+                implementation: str = 'xla') -> jax.Array:
+  """`attend`, where the first tokens see the last ones in part.
+
+  Args:
+    qkv: see `attend`.
+    looks: [b, q, p] bool: which of the last p tokens each of the first q sees;
+      these see all others, and others see everything.
+    num_heads: see `attend`.
+    rope: see `attend`.
+    implementation: see `attend`; kernels that take no mask are not used.
+  """
+  q, k, v = heads(qkv, num_heads, rope)
+  first, length = looks.shape[1], qkv.shape[1]
+  seen = jnp.pad(looks, ((0, 0), (0, 0), (length - looks.shape[2], 0)),
+                 constant_values=True)[:, None]
+  if implementation == 'head_major':
+    whole = some = _head_major
+  else:
+    whole = some = jax.nn.dot_product_attention
+  if _scores_bytes(length, num_heads) > _WHOLE_BYTES:
+    whole = _in_blocks
+  out = jnp.concatenate([some(q[:, :first], k, v, mask=seen),
+                         whole(q[:, first:], k, v)], axis=1)
+  return out.reshape(*qkv.shape[:2], -1)
+
+
 def _scores_bytes(length: int, num_heads: int) -> int:
   """Bytes of the scores of one image in float32."""
   return 4 * num_heads * length * length
@@ -176,16 +204,19 @@ def _in_blocks(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
   return einops.rearrange(out, 'b s n h d -> b (s n) h d')[:, :n]
 
 
-def _head_major(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+def _head_major(q: jax.Array, k: jax.Array, v: jax.Array,
+                mask: jax.Array | None = None) -> jax.Array:
   """Matrices of heads, normalised after the second product.
 
   Dividing [n, d] by the row sums is cheaper than dividing [n, n]. Where the
   scores of one image fill a cache, images go one after the other.
   """
-  def mix(q, k, v):
+  def mix(q, k, v, mask=None):
     q, k, v = (jnp.moveaxis(x, -2, -3) for x in (q, k, v))  # [b, h, n, d]
     scores = jnp.einsum('...nd,...md->...nm', q, k,
                         preferred_element_type=jnp.float32)
+    if mask is not None:
+      scores = jnp.where(mask, scores, -jnp.inf)
     peak = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
     weights = jnp.exp(scores - peak)
     total = weights.sum(-1, keepdims=True)
@@ -194,6 +225,7 @@ def _head_major(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     return jnp.moveaxis(out.astype(v.dtype), -3, -2)
 
   q = q * q.shape[-1] ** -0.5
-  if _scores_bytes(q.shape[-3], q.shape[-2]) < _CACHE_BYTES:
-    return mix(q, k, v)
-  return jax.lax.map(lambda qkv: mix(*qkv), (q, k, v))
+  rows = (q, k, v) if mask is None else (q, k, v, mask)
+  if 4 * q.shape[-2] * q.shape[-3] * k.shape[-3] < _CACHE_BYTES:
+    return mix(*rows)
+  return jax.lax.map(lambda row: mix(*row), rows)

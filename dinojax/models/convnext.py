@@ -282,7 +282,8 @@ class ConvNeXt(nnx.Module):
     return self.read(images, [(kind, index) for index in sorted(indices)])
 
   def read(self, images: Array, wanted: Sequence[tuple[str, int]],
-           draws: dict[str, Array] | None = None) -> list[Outputs]:
+           draws: dict[str, Array] | None = None, *,
+           frozen: bool = False) -> list[Outputs]:
     """Features of any stages, in one pass through them.
 
     Args:
@@ -292,11 +293,12 @@ class ConvNeXt(nnx.Module):
         ('final': that on its own grid);
         'raw' without it, 'before' what enters the stage.
       draws: nothing is random here.
+      frozen: nothing is copied here.
 
     Returns:
       Features for each, as `__call__` has them.
     """
-    del draws
+    del draws, frozen
     maps, out = self.maps(images), []
     for kind, stage in wanted:
       index = stage - (kind == 'before')

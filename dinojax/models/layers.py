@@ -223,7 +223,24 @@ class SwiGlu(nnx.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     gate, value = jnp.split(_kept(self.w12(x)), 2, axis=-1)
-    return _kept(self.w3(jax.nn.silu(gate) * value))
+    return _kept(self.w3(self.open(gate) * value))
+
+  @staticmethod
+  def open(gate: jax.Array) -> jax.Array:
+    """Factors of the values."""
+    return jax.nn.silu(gate)
+
+
+class GeGlu(SwiGlu):
+  """w3(gelu(gate) · value), SwiGLU with another gate.
+
+  Source: the gated MLP of transformers' DINOv3 where hidden_act is gelu.
+  """
+
+  @staticmethod
+  def open(gate: jax.Array) -> jax.Array:
+    """Factors of the values."""
+    return gelu(gate)
 
 
 class PatchEmbed(nnx.Module):

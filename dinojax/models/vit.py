@@ -60,7 +60,8 @@ class Block(nnx.Module):
         config.norm, d, epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs)
     self.norm1, self.norm2 = norm(), norm()
     self.attn = Attention(config, rngs=rngs)
-    ffn = {'mlp': layers.Mlp, 'swiglu': layers.SwiGlu}[config.ffn]
+    ffn = {'mlp': layers.Mlp, 'swiglu': layers.SwiGlu,
+           'geglu': layers.GeGlu}[config.ffn]
     self.mlp = ffn(d, config.ffn_hidden or 4 * d, use_bias=config.ffn_bias,
                    dtype=dtype, rngs=rngs)
     if config.layerscale:
@@ -228,7 +229,8 @@ class ViT(nnx.Module):
     return self.read(images, [(kind, index) for index in sorted(indices)])
 
   def read(self, images: Array, wanted: Sequence[tuple[str, int]],
-           draws: dict[str, Array] | None = None) -> list[Outputs | Array]:
+           draws: dict[str, Array] | None = None, *,
+           frozen: bool = False) -> list[Outputs | Array]:
     """Features and attention of any blocks, in one pass through them.
 
     Args:
@@ -240,6 +242,8 @@ class ViT(nnx.Module):
         rows of which sum to one; 'cls_attention' [r, h, n], its first row.
       draws: random choices for one kind of crops, see models.randomness; None:
         nothing is random.
+      frozen: True: the weights get no gradient, for which those of some of the
+        blocks are copied.
 
     Returns:
       One result for each: features as `__call__` has them, or an array.
@@ -253,8 +257,8 @@ class ViT(nnx.Module):
     out = {}
     for pair in sorted(stops, key=stops.get):
       if stops[pair] > start:
-        tokens, = self._run(
-            [tokens], [rope], [grid], [drawn], start, stops[pair])
+        tokens, = self._run([tokens], [rope], [grid], [drawn], start,
+                            stops[pair], frozen=frozen)
         start = stops[pair]
       kind, layer = pair
       if kind in ('keys', 'attention', 'cls_attention'):
@@ -313,7 +317,8 @@ class ViT(nnx.Module):
     return jax.nn.softmax(scores * q.shape[-1] ** -0.5, axis=-1)
 
   def _run(self, tokens: list[Array], ropes: list, grids: list, draws: list,
-           start: int = 0, stop: int | None = None) -> list[Array]:
+           start: int = 0, stop: int | None = None, *,
+           frozen: bool = False) -> list[Array]:
     """Tokens after the blocks from `start` to before `stop`."""
     dtype = self.config.compute_dtype
 
@@ -325,8 +330,14 @@ class ViT(nnx.Module):
 
     body = layers.remat(body, self.config.remat)
     part = (self.blocks, draws)
-    if start or stop not in (None, self.config.depth):
-      part = jax.tree.map(lambda x: x[start:stop], part)
+    if not start and stop in (None, self.config.depth):
+      return jax.lax.scan(body, tokens, part)[0]
+    if frozen:
+      one = lambda x, i: jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
+      return jax.lax.scan(
+          lambda tokens, i: body(tokens, jax.tree.map(
+              lambda x: one(x, i), part)), tokens, jnp.arange(start, stop))[0]
+    part = jax.tree.map(lambda x: x[start:stop], part)
     return jax.lax.scan(body, tokens, part)[0]
 
   def _rope(self, grid, draw) -> rotary.Rope | None:

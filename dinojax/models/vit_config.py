@@ -35,7 +35,8 @@ class ViTConfig:
   depth: fields.Positive  # Blocks.
   num_heads: fields.Positive  # Heads of attention.
   patch_px: fields.Positive  # Side of a patch, in pixels.
-  ffn: Literal['mlp', 'swiglu'] = 'mlp'  # Feed-forward network of a block.
+  # Feed-forward network of a block; the last two have a gate.
+  ffn: Literal['mlp', 'swiglu', 'geglu'] = 'mlp'
   ffn_hidden: fields.Natural = 0  # Its hidden width; 0: 4 × embed_dim.
   num_channels: fields.Positive = 3  # Channels of an image.
   num_registers: fields.Natural = 0  # Register tokens.
@@ -183,7 +184,7 @@ class ViTConfig:
     d, hidden = self.embed_dim, self.ffn_hidden or 4 * self.embed_dim
     tokens = 1 + self.num_registers + (image_px // self.patch_px) ** 2
     products = 2 * tokens * d * (4 * d + (
-        3 if self.ffn == 'swiglu' else 2) * hidden)
+        2 if self.ffn == 'mlp' else 3) * hidden)
     mixing = 4 * tokens * tokens * d
     return self.embedding_flops(image_px) + kept * self.depth * (
         products + mixing)

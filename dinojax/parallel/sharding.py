@@ -304,21 +304,29 @@ def as_rows_of(tree_: tree.Tree, rows: jax.Array) -> tree.Tree:
 
 
 def by_rows(function: Callable[..., tree.Tree], *rows: tree.Tree,
-            differentiable: bool = True) -> tree.Tree:
+            whole: tree.Tree = None, differentiable: bool = True) -> tree.Tree:
   """A function of rows that knows no others, on every device's own.
 
   Args:
-    function: rows to rows, [r, …] each, wherever they lie.
+    function: rows to rows, [r, …] each, wherever they lie; `whole` comes
+      first, where it is given.
     *rows: trees of arrays that are split alike along their first axis, or not
       at all.
+    whole: parameters that every device has whole.
     differentiable: False: nothing of it is differentiated, and what
       `shard_map` cannot follow (a search, a sort) may be inside.
   """
+  given = () if whole is None else (whole,)
   if jax.sharding.get_abstract_mesh().empty:
-    return function(*rows)
+    return function(*given, *rows)
   specs = {jax.typeof(x).sharding.spec[:1] for x in jax.tree.leaves(rows)}
   spec = P(*specs.pop())
   if specs:
     raise ValueError(f'rows are split differently: {spec} and {specs}')
-  return jax.shard_map(function, in_specs=spec, out_specs=spec,
-                       check_vma=differentiable)(*rows)
+
+  def local(given, *rows):
+    # Their gradients are added up over the devices once, and not inside.
+    return function(*(varying(given) if any(spec) else given), *rows)
+
+  return jax.shard_map(local, in_specs=(P(), *[spec] * len(rows)),
+                       out_specs=spec, check_vma=differentiable)(given, *rows)

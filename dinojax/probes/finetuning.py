@@ -140,8 +140,8 @@ def clipped(grads: tree.Tree, max_norm: float | None) -> tree.Tree:
 
 
 def multipliers(params: tree.Tree, trained: Trained | None, depth: int,
-                decays: Callable[[tree.Tree], tree.Tree] | None = None
-                ) -> optimizer.Multipliers:
+                decays: Callable[[tree.Tree], tree.Tree] | None = None,
+                factors: tree.Tree = None) -> optimizer.Multipliers:
   """Factors of the rates of a head, and of its part of the backbone.
 
   Args:
@@ -150,6 +150,7 @@ def multipliers(params: tree.Tree, trained: Trained | None, depth: int,
     depth: blocks of the backbone.
     decays: parameters of a head to factors of their weight decay; None: all
       of them decay.
+    factors: factors of the learning rates of a head; None: 1.
   """
   head, backbone = _parts(params)
   if backbone:
@@ -157,8 +158,9 @@ def multipliers(params: tree.Tree, trained: Trained | None, depth: int,
   else:
     ones = jax.tree.map(lambda _: 1.0, params)
     out = optimizer.Multipliers(ones, ones)
-  return out if decays is None else dataclasses.replace(
-      out, weight_decay=out.weight_decay | decays(head))
+  return optimizer.Multipliers(
+      out.lr | (factors or {}),
+      out.weight_decay | (decays(head) if decays else {}))
 
 
 def _parts(params: tree.Tree) -> tuple[dict, dict]:
@@ -168,7 +170,15 @@ def _parts(params: tree.Tree) -> tuple[dict, dict]:
 
 
 def _compute(net, rows, *, specs):
-  return spec_lib.compute(net, rows['image'], specs, rows.get('draws'))
+  return spec_lib.compute(
+      net, rows['image'], specs, rows.get('draws'), frozen=False)
+
+
+def copies(params: tree.Tree, count: int) -> tree.Tree:
+  """Parts of a backbone for a stack of heads: whole on every device."""
+  return jax.tree.map(lambda x: jnp.broadcast_to(
+      sharding_lib.constrain(x, jax.P())[None], (count, *x.shape)),
+                      in_float32(params))
 
 
 def in_float32(params: tree.Tree) -> tree.Tree:

@@ -69,6 +69,7 @@ class Fit:
                batch: tree.Tree, *, sweep: Sweep,
                rule: optimizer_lib.Optimizer,
                schedule: Callable[[Array], Mapping[str, Array]],
+               factors: Callable[[tree.Tree, Array], tree.Tree] | None = None,
                seed: int = 0, clip_norm: float | None = None,
                heads_at_once: int | None = None,
                trainable: finetuning.Trained | None = None,
@@ -86,6 +87,8 @@ class Fit:
       rule: the optimizer.
       schedule: step to factors of lr and weight_decay, and beta1 itself where
         it moves; all optional.
+      factors: parameters of a head and a step to more factors of lr, one for
+        each of them; None: there are none.
       seed: start of the random changes of images, see Task.prepare.
       clip_norm: norm that the gradients of a head are clipped to; None: not.
       heads_at_once: heads that are trained side by side, where all would not
@@ -102,7 +105,7 @@ class Fit:
     self.task, self.model, self.sweep = task, model, sweep
     self._batch, self._rule, self._schedule = batch, rule, schedule
     self._clip_norm, self._at_once = clip_norm, heads_at_once
-    self._seed, self._ema_decay = seed, ema_decay
+    self._seed, self._ema_decay, self._factors = seed, ema_decay, factors
     self._trainable, self._decays = trainable, decays
     if trainable and (sweep.size * len(task.choices) != 1
                       or not self.takes_images):
@@ -119,7 +122,8 @@ class Fit:
   @property
   def name(self) -> str:
     """A text that differs where programs do, of one model's sizes."""
-    return f'{self.task} {self.sweep} {self._clip_norm} {self._trainable}'
+    return (f'{self.task} {self.sweep} {self._clip_norm} {self._trainable} '
+            f'{self._factors}')
 
   def without_weights(self) -> 'Fit':
     """The same training, for programs alone: it holds no backbone."""
@@ -161,10 +165,9 @@ class Fit:
 
   def create(self, key: Array) -> trainable.State:
     """Heads before their first step."""
-    given = self._given()
-    shapes = jax.eval_shape(self._fresh, key, given)
+    shapes = jax.eval_shape(self._fresh, key, self.model.params)
     return jax.jit(self._fresh, out_shardings=self._shardings(shapes))(
-        key, given)
+        key, self.model.params)
 
   def saved(self, info: Mapping[str, Any]) -> trainable.State:
     """Shapes of a checkpoint: the same at every step."""
@@ -265,7 +268,7 @@ class Fit:
     heads, losses, wrong = {}, {}, []
     for choice, features in computed.items():
       learn = lambda head, rates, features=features: self._learn(
-          head, rates | shared, lambda params: features, batch, draws)
+          head, rates | shared, lambda params: features, batch, draws, step)
       stack = (state['heads'][choice], rates)
       if self._at_once is None:
         heads[choice], losses[choice], bad = jax.vmap(learn)(*stack)
@@ -298,7 +301,7 @@ class Fit:
              for name, value in self.rates(step).items()}
     head, loss, wrong = self._learn(
         first(state['heads'][choice]), rates, features, batch,
-        self.task.draw(key, step, batch))
+        self.task.draw(key, step, batch), step)
     return ({choice: jax.tree.map(lambda x: x[None], head)},
             {choice: loss[None]}, wrong)
 
@@ -311,7 +314,7 @@ class Fit:
 
   def _learn(self, head: dict, rates: Mapping[str, Array],
              features: Callable[[tree.Tree], task_lib.Features],
-             batch: tree.Tree, draws: tree.Tree
+             batch: tree.Tree, draws: tree.Tree, step: Array
              ) -> tuple[dict, Array, Array]:
     """One head after an update, its loss, and its first bad leaf.
 
@@ -321,6 +324,7 @@ class Fit:
       features: function of the parameters to the features of the head.
       batch: see Task.
       draws: see Task.
+      step: number of updates before.
     """
     seen = head.get('stats', {})
 
@@ -337,7 +341,8 @@ class Fit:
         finetuning.clipped(grads, self._clip_norm), head['opt'],
         head['params'], rates, finetuning.multipliers(
             head['params'], self._trainable, self.model.config.depth,
-            self._decays))
+            self._decays, self._factors and self._factors(
+                head['params'], step)))
     new = {'params': self.task.settle(params), 'opt': opt} | (
         {'stats': stats} if seen else {})
     if self._ema_decay is not None:
@@ -351,17 +356,10 @@ class Fit:
     return (new | {'counters': counters},
             jnp.where(is_finite, value, jnp.inf), leaf)
 
-  def _given(self) -> tree.Tree:
-    """The part of the backbone that is trained; {} without any."""
-    if not self._trainable:
-      return {}
-    trained, _ = self._trainable.divide(self.model.params)
-    return {finetuning.BACKBONE: trained}
-
   def _shapes(self) -> trainable.State:
     # The key is made inside: devices of a plan are not there to hold it.
-    return jax.eval_shape(lambda given: self._fresh(
-        jax.random.key(0), given), self._given())
+    return jax.eval_shape(lambda params: self._fresh(
+        jax.random.key(0), params), self.model.params)
 
   def _shardings(self, shapes: trainable.State) -> tree.Tree:
     if self._trainable:
@@ -371,14 +369,17 @@ class Fit:
                               self.model.mesh)
     return jax.tree.map(lambda _: self._everywhere, shapes)
 
-  def _fresh(self, key: Array, given: tree.Tree) -> trainable.State:
-    heads = {}
+  def _fresh(self, key: Array, backbone: tree.Tree) -> trainable.State:
+    heads, given = {}, {}
+    taken = finetuning.copies(self.task.taken(backbone), self.sweep.size)
+    if self._trainable:
+      given[finetuning.BACKBONE], _ = self._trainable.divide(backbone)
     for i, (choice, wanted) in enumerate(self.task.choices.items()):
       keys = jax.random.split(jax.random.fold_in(key, i), self.sweep.size)
       widths = wanted.widths(self.model.config)
       head = jax.vmap(lambda k, c=choice, w=widths: self.task.init(
           k, w, c))(keys)
-      head['params'] |= jax.tree.map(
+      head['params'] |= taken | jax.tree.map(
           lambda x: x[None], finetuning.in_float32(given))
       # Checkpoints hold no empty entries.
       heads[choice] = {name: part for name, part in head.items() if part} | {

@@ -13,6 +13,7 @@ from dinojax.core import tree
 from dinojax.features import backbone as backbone_lib
 from dinojax.probes.tasks import align
 from dinojax.probes.tasks import depth
+from dinojax.probes.tasks import eomt
 from dinojax.probes.tasks import mask2former
 from dinojax.probes.tasks import masks
 from dinojax.probes.tasks import segment
@@ -21,7 +22,7 @@ KINDS: Mapping[str, type] = {
     'segmentation': segment.Segment, 'depth': depth.Depth,
     'depth_dpt': depth.DptDepth, 'relative_depth': depth.RelativeDepth,
     'masks': masks.Masks, 'mask2former': mask2former.Mask2Former,
-    'text': align.Align}
+    'eomt': eomt.Eomt, 'text': align.Align}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +71,10 @@ class Head:
     """Parameters and statistics as a stack of one."""
     return jax.tree.map(lambda x: x[None], {
         'params': self.params, 'stats': self.stats})
+
+  def on(self, model: backbone_lib.Backbone) -> 'Head':
+    """The head with the arithmetic and the kernels of a backbone."""
+    return dataclasses.replace(self, task=self.task.beside(model.config))
 
   def check(self, model: backbone_lib.Backbone, weights: str) -> str | None:
     """A sentence if the backbone is another than in training.

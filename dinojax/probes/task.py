@@ -40,6 +40,14 @@ class Task(Protocol):
       choice: name of the features.
     """
 
+  def taken(self, backbone: tree.Tree) -> tree.Tree:
+    """Parts of a backbone that heads begin as; {} of most.
+
+    Args:
+      backbone: its parameters; what is returned replaces entries of a head's
+        parameters.
+    """
+
   def prepare(self, batch: tree.Tree, key: Array) -> tree.Tree:
     """Changes colours and the like on the device; never geometry."""
 

@@ -8,6 +8,7 @@ from dinojax.core import text
 from dinojax.core import tree
 from dinojax.data import records
 from dinojax.data import sources
+from dinojax.evals import stored_heads
 from dinojax.features import backbone as backbone_lib
 from dinojax.features import spec
 from dinojax.interop import checking
@@ -17,6 +18,9 @@ from dinojax.interop import store
 from dinojax.interop import writing
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.runs import models as models_lib
+from dinojax.runs import published_eomt
+
+HEAD = 'head'  # folder of a head beside an imported backbone
 
 
 def to_records(spec: str, out: str, *, images_per_shard: int):
@@ -34,16 +38,27 @@ def to_records(spec: str, out: str, *, images_per_shard: int):
         f'--config.data.train="arrayrecord:{out}/*.arrayrecord"')
 
 
-def bring_in(path: str, out: str, **options):
+def bring_in(path: str, out: str, *, base: str = '', **options):
   """Reads weights of another library into a folder of ours.
 
   Args:
     path: see models.read.
     out: folder to write.
-    **options: see models.read.
+    base: weights to which an EoMT of its authors is added; its head is then
+      written beside the backbone.
+    **options: see models.read; with `base`, of that.
+
+  Raises:
+    UserError: see models.read and published_eomt.whole.
   """
-  weights = models_lib.read(path, **options)
+  weights, head = models_lib.read(base or path, **options), None
+  if base:
+    weights, head = published_eomt.whole(path, weights)
   store.save(out, weights)
+  if head is not None:
+    stored_heads.save(f'{out}/{HEAD}', head)
+    print(f'what it predicts in {out}/{HEAD}: '
+          f'`dinojax predict --model={out} --head={out}/{HEAD}`')
   size = tree.num_elements(weights.params) / 1e6
   heads = ' and '.join(['', *weights.heads])
   print(f'{size:.3g} M parameters{heads} ({weights.family}) in {out}: '

@@ -98,14 +98,15 @@ def predict(request: Request) -> str:
   if warning:
     output.warn(warning)
   answers = segment_predictions.answers_of(head, request.answers)
+  running = head.on(model)
   if answers == 'semantic':
-    writer = Maps(head, views_of(head, request, model.config.side_px))
+    writer = Maps(running, views_of(head, request, model.config.side_px))
   else:
     if request.short_px or request.flips:
       raise errors.UserError(
           '--short_px and --flips are of maps of classes and depths; segments '
           'are made of squares: leave them away, or give --as=semantic')
-    writer = segment_predictions.Segments(head, answers)
+    writer = segment_predictions.Segments(running, answers)
   _begin(folder, head, {'weights': weights, 'source': source.spec,
                         **writer.made_by})
   return _write_all(folder, source, model, writer, request)
@@ -134,8 +135,9 @@ def views_of(head: head_lib.Head, request: Request, patch_px: int
   if head.classes:
     short = request.short_px or int(of_head.get('short_px', 512))
     crop = int(of_head.get('crop_px', short))
+    stride = of_head.get('stride_px', crop * 2 // 3)  # None: evenly
     return views_lib.Views(
-        windows.Windows(crop, int(of_head.get('stride_px', crop * 2 // 3))),
+        windows.Windows(crop, stride and int(stride)),
         short, flips=flips, softmax=bool(of_head.get('softmax', True)),
         ratios=tuple(map(float, of_head.get('ratios', (1.0,)))))
   whole = lambda px: max(round(px / patch_px), 1) * patch_px

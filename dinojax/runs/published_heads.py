@@ -5,6 +5,7 @@ tell, such as the range of depths, is a flag.
 """
 
 from collections.abc import Mapping
+import dataclasses
 import os
 import pathlib
 
@@ -15,9 +16,11 @@ from dinojax.core import errors
 from dinojax.core import lists
 from dinojax.features import backbone as backbone_lib
 from dinojax.interop import files
+from dinojax.interop import hub
 from dinojax.interop import names
 from dinojax.interop import translate
 from dinojax.interop.heads import dpt as dpt_tables
+from dinojax.interop.heads import eomt as eomt_tables
 from dinojax.interop.heads import linear as linear_tables
 from dinojax.interop.heads import mask2former as mask2former_tables
 from dinojax.models.dense import dpt
@@ -27,6 +30,7 @@ from dinojax.probes.tasks import depth
 from dinojax.probes.tasks import mask2former
 from dinojax.probes.tasks import masks
 from dinojax.probes.tasks import segment
+from dinojax.runs import published_eomt
 
 State = dict[str, np.ndarray]
 _BACKBONES = ('backbone.', mask2former_tables.BACKBONE)
@@ -38,8 +42,8 @@ _CANOPY_LAYERS = (5, 11, 17, 23)
 # Views in the evaluation of DINOv3's segmentor on ADE20K.
 _SEGMENTOR = {'short_px': 896, 'crop_px': 896, 'stride_px': 596}
 _WHAT = ('linear and DPT heads of depth and linear heads of segmentation of '
-         'DINOv2 and DINOv3, Mask2Former of DINOv3, and DPT heads of '
-         'transformers')
+         'DINOv2 and DINOv3, Mask2Former of DINOv3, DPT heads of transformers, '
+         'and EoMT models')
 
 
 def read(path: str, model: backbone_lib.Backbone, *,
@@ -48,7 +52,7 @@ def read(path: str, model: backbone_lib.Backbone, *,
   """A published head.
 
   Args:
-    path: its file, or the folder of a model of transformers.
+    path: its file, the folder of a model of transformers, or hf:OWNER/NAME.
     model: the backbone that it is for.
     max_depth: greatest depth in metres, where the file does not say it.
     classes: file with the names of the classes, a line each; None: numbers.
@@ -57,12 +61,19 @@ def read(path: str, model: backbone_lib.Backbone, *,
     UserError: nothing there, nothing that is known, or tensors that are
       missing, of other shapes, or none of a head; of another backbone.
   """
+  if path.startswith(hub.PREFIX):
+    path, _ = hub.fetch(path)
   if os.path.isdir(path) and not any(
       name.endswith(('.safetensors', '.json')) for name in os.listdir(path)):
     raise errors.UserError(
         f'{path} holds no head: give a folder in heads/ of the results of '
         '`dinojax evaluate`, or a published file')
-  state = {name: value for name, value in files.read(path).items()
+  state = files.read(path)
+  if eomt_tables.family(state):
+    head = published_eomt.read(state, path, model)
+    return head if classes is None else dataclasses.replace(
+        head, classes=_classes(classes, head.task.decoder.num_classes))
+  state = {name: value for name, value in state.items()
            if not name.startswith(_BACKBONES)
            and not name.endswith('num_batches_tracked')}
   for prefix in _PREFIXES:

@@ -8,11 +8,13 @@ import pytest
 from dinojax.core import errors
 from dinojax.evals import mask_heads
 from dinojax.evals.protocols import segmentation
+from dinojax.evals.protocols import segments
 from dinojax.metrics import segmentation as metrics
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.probes.tasks import masks
 from tests import close
 from tests.evals import test_dense
+from tests.interop import cases
 
 scenes = test_dense.scenes
 QUICK = test_dense.QUICK | dict(
@@ -20,16 +22,51 @@ QUICK = test_dense.QUICK | dict(
     learning_rates=(3e-3,), weight_decays=(0.05,))
 
 
-@pytest.mark.slow  # a training of minutes on one core
-def test_queries_tell_stripes_apart(scenes, tmp_path):
+@pytest.mark.slow  # trainings of minutes on one core
+@pytest.mark.parametrize('recipe', ['masks', 'eomt'])
+def test_queries_tell_stripes_apart(recipe, scenes, tmp_path):
   measured, = segmentation.run(test_dense.job(
       tmp_path, test_dense.segmentation_sets(scenes)),
-      segmentation.Settings(**QUICK))
+      segmentation.Settings(**QUICK | {'recipe': recipe}))
   scores = measured.scores()
   assert scores['mIoU'] > 60, scores
-  assert measured.head.kind == 'masks'
+  assert measured.head.kind == recipe
   first, last = measured.head.task.anneal[-1]
   assert (first, last) == (40, 50)  # the last sixth is not masked
+  views = measured.head.facts['views']
+  assert (views['stride_px'] is None) == (recipe == 'eomt')
+
+
+@pytest.mark.parametrize('count, want', [
+    (3, ((17, 33), (42, 58), (67, 83))),
+    (4, ((17, 33), (33, 50), (50, 67), (67, 83)))])
+def test_blocks_open_one_after_another(count, want):
+  """EoMT's, of a training of 100 steps."""
+  assert mask_heads.falls_evenly(count, 100) == want
+
+
+def test_what_queries_cannot_be_in_is_a_sentence():
+  for name, settings, config, text in (
+      ('segmentation', segmentation.Settings(recipe='eomt'), cases.CONVNEXT,
+       'segmentation.recipe=eomt has queries among the tokens of a ViT'),
+      ('segments', segments.Settings(recipe='eomt', num_blocks=5),
+       test_dense.CONFIG, 'segments.num_blocks=5: queries enter the last '
+       'blocks of the backbone, which has 4: set segments.num_blocks=3')):
+    with pytest.raises(errors.UserError, match=text):
+      {'segmentation': segmentation, 'segments': segments}[name].check(
+          settings, config)
+
+
+def test_a_head_of_eomt_is_of_the_size_of_its_backbone():
+  task = mask_heads.task(
+      segmentation.Settings(recipe='eomt', steps=60), test_dense.model(), 3)
+  assert task.decoder.num_blocks == 3 and len(task.anneal) == 3
+  assert task.decoder.backbone.depth == 4
+  values = segments.Settings(recipe='eomt').resolved
+  assert (values.learning_rate, values.warmup_steps) == (1e-4, 1500)
+  learning = mask_heads.learning(task, values, 1500)['factors']
+  assert learning.of_new.rise_steps == learning.of_blocks.wait_steps == 500
+  assert learning.of_blocks.rise_steps == 1000
 
 
 @pytest.mark.slow  # a training of minutes on one core

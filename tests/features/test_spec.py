@@ -1,6 +1,7 @@
 """Features that are asked for by a spec, in one pass of the backbone."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -81,6 +82,25 @@ def test_keys_are_those_of_the_attention(model):
   scores = np.einsum('rnhd,rmhd->rhnm', split(q), split(features['keys']))
   close(jax.nn.softmax(scores * 24 ** -0.5), features['attention'])
   close(features['attention'][:, :, 0], features['cls_attention'])
+
+
+def test_blocks_of_a_frozen_backbone_are_not_copied(model):
+  """Features of some blocks are the same bits, in less memory."""
+  compiled, wanted = [], {'x': spec.FeatureSpec(('map',), (1,))}
+  with mesh_lib.activate(model.mesh):
+    images = processes.to_devices(IMAGES[:1], model.mesh)
+    for frozen in (True, False):
+      program = jax.jit(lambda params, x, frozen=frozen: model.net.apply(
+          params, x, functools.partial(
+              spec.compute, specs=wanted, frozen=frozen))).lower(
+                  model.params, images).compile()
+      compiled.append((
+          jax.device_get(program(model.params, images)),
+          program.memory_analysis().temp_size_in_bytes))
+  (got, ours), (want, others) = compiled
+  jax.tree.map(np.testing.assert_array_equal, got, want)
+  block = sum(x.nbytes for x in jax.tree.leaves(model.params['blocks'])) // 3
+  assert ours < others - block
 
 
 def test_a_pyramid_on_a_grid_of_patches_keeps_its_own_at_the_end(tmp_path):

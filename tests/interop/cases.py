@@ -19,6 +19,7 @@ V3 = vit.ViTConfig(
     48, 2, 2, 16, position='rope', num_registers=4, ffn_hidden=96,
     mask_k_bias=True, norm_epsilon=1e-5, rope_rescale=2.0)
 V3_SWIGLU = dataclasses.replace(V3, ffn='swiglu', ffn_hidden=64)
+V3_GEGLU = dataclasses.replace(V3_SWIGLU, ffn='geglu')
 V3_BARE = dataclasses.replace(
     V3, num_registers=0, qkv_bias=False, mask_k_bias=False, proj_bias=False)
 CONVNEXT = convnext.ConvNeXtConfig((1, 1, 2, 1), (16, 24, 32, 48))

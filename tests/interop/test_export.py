@@ -33,9 +33,10 @@ def tokens(features):
       [features.cls[:, None], features.registers, features.patches], axis=1)
 
 
-@pytest.mark.parametrize('name', [*cases.MODELS, 'v3_bare'])
+@pytest.mark.parametrize('name', [*cases.MODELS, 'v3_bare', 'v3_geglu'])
 def test_transformers_opens_the_folder(name, tmp_path):
-  config = cases.MODELS.get(name, cases.V3_BARE)
+  config = (cases.MODELS | {'v3_bare': cases.V3_BARE,
+                            'v3_geglu': cases.V3_GEGLU})[name]
   written = cases.weights(config)
   sentences = writing.write(str(tmp_path), written, 'hf')
   assert 'tensors' in sentences[0]

@@ -106,6 +106,21 @@ def test_what_a_format_cannot_hold_is_refused(module):
     assert dropped == ['layer.0.attention.k_proj.bias']
 
 
+def test_a_gate_of_gelu_is_told_from_one_of_silu():
+  config = vit.ViTConfig(
+      8, 1, 2, 4, position='rope', ffn='geglu', ffn_hidden=8, num_registers=1)
+  told = hf.describe(config)
+  assert hf.config(told).ffn == 'geglu'
+  assert hf.config(told | {'hidden_act': 'silu'}).ffn == 'swiglu'
+  with pytest.raises(errors.UserError, match="hidden_act='relu' is not known"):
+    hf.config(told | {'hidden_act': 'relu'})
+  for refuses in (lambda: meta.table(config),
+                  lambda: timm.reduce({}, config),
+                  lambda: hf.describe(vit.ViTConfig(8, 1, 2, 4, ffn='geglu'))):
+    with pytest.raises(errors.UserError, match='geglu'):
+      refuses()
+
+
 def test_tables_cover_every_parameter_once(mesh):
   config = vit.ViTConfig(16, 2, 2, 4, num_registers=2, image_px=8)
   shapes = functional(config, mesh).shapes

@@ -33,12 +33,14 @@ def inputs(shape, dtype=jnp.float32, scale=6):
   return normal(3 * h * d), normal(h * d)
 
 
-def exact(qkv, num_heads):
-  """In float64."""
+def exact(qkv, num_heads, looks=None):
+  """In float64; `looks` [b, n, m] bool hides what is False."""
   b, n, fused = qkv.shape
   qkv = np.asarray(qkv, np.float64).reshape(b, n, 3, num_heads, -1)
   q, k, v = np.moveaxis(qkv, 2, 0)
   scores = np.einsum('bnhd,bmhd->bhnm', q, k) / np.sqrt(q.shape[-1])
+  if looks is not None:
+    scores = np.where(looks[:, None], scores, -np.inf)
   weights = np.exp(scores - scores.max(-1, keepdims=True))
   weights /= weights.sum(-1, keepdims=True)
   return np.einsum('bhnm,bmhd->bnhd', weights, v).reshape(b, n, -1)
@@ -52,6 +54,37 @@ def test_forward_is_exact(name, shape):
   # A score of 150 is rounded to 1e-5, which its weight shows as a factor.
   np.testing.assert_allclose(
       out, exact(qkv, shape[2]), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('many', [False, True])
+@pytest.mark.parametrize('name', PORTABLE)
+def test_some_tokens_see_some_of_the_last(name, many, monkeypatch):
+  shape, (first, last) = (2, 90, 2, 8), (5, 60)
+  if many:  # images one after the other, queries in blocks
+    monkeypatch.setattr(attention, '_WHOLE_BYTES', 4 * 2 * 90 * 89)
+    monkeypatch.setattr(attention, '_BLOCK_BYTES', 4 * 2 * 90 * 20)
+    monkeypatch.setattr(attention, '_CACHE_BYTES', 4 * 2 * 90 * 4)
+  qkv, change = inputs(shape)
+  looks = np.random.default_rng(1).random((2, first, last)) < 0.3
+  looks[0, 0], looks[1, 1] = False, True  # none of them, and all
+  whole = np.ones((2, 90, 90), bool)
+  whole[:, :first, -last:] = looks
+  run = lambda qkv, looks: attention.attend_some(
+      qkv, looks, num_heads=2, implementation=name)
+  out, pull = jax.vjp(lambda x: jax.jit(run)(x, looks), jnp.asarray(qkv))
+  np.testing.assert_allclose(
+      out, exact(qkv, 2, whole), rtol=1e-4, atol=1e-4)
+  # Where all is seen it is `attend`, gradients included.
+  everything = np.ones_like(looks)
+  np.testing.assert_allclose(
+      jax.jit(run)(qkv, everything),
+      attend(qkv, num_heads=2, implementation=name), rtol=1e-4, atol=1e-4)
+  plain = lambda x: jax.nn.dot_product_attention(
+      *attention.heads(x, 2, None), mask=whole[:, None]).reshape(2, 90, -1)
+  want, = jax.vjp(plain, jnp.asarray(qkv))[1](jnp.asarray(change))
+  np.testing.assert_allclose(
+      pull(jnp.asarray(change))[0], want, rtol=1e-4,
+      atol=1e-5 * float(jnp.abs(want).max()))
 
 
 @pytest.mark.parametrize('name', PORTABLE)

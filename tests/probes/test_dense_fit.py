@@ -14,10 +14,12 @@ import pytest
 from dinojax.core import tree
 from dinojax.engine import optimizer
 from dinojax.models.dense import dpt
+from dinojax.models.dense import eomt
 from dinojax.models.dense import mask2former
 from dinojax.models.dense import mask_decoder
 from dinojax.probes import fit as fit_lib
 from dinojax.probes.tasks import depth
+from dinojax.probes.tasks import eomt as eomt_task
 from dinojax.probes.tasks import mask2former as mask2former_task
 from dinojax.probes.tasks import masks
 from dinojax.probes.tasks import segment
@@ -45,7 +47,10 @@ TASKS = {
     'mask2former': mask2former_task.Mask2Former(
         decoder=dataclasses.replace(SMALL, adapter=dataclasses.replace(
             SMALL.adapter, channels=4)),
-        layers=(0, 0, 1, 1), num_points=32, most_targets=3)}
+        layers=(0, 0, 1, 1), num_points=32, most_targets=3),
+    'eomt': eomt_task.Eomt(
+        decoder=eomt.Config(test_fit.CONFIG, 3, num_queries=6, num_blocks=1),
+        num_points=32, most_targets=3, anneal=((0, 5),))}
 # What they add a norm takes away, or a softmax: their gradients are rounding,
 # which Adam turns into steps.
 STILL = ('grow/bias', 'projections/0/bias', 'qkv/bias')

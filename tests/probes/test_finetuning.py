@@ -156,7 +156,7 @@ def test_several_heads_or_features_are_refused():
   with pytest.raises(ValueError, match='with one head'):
     test_fit.fit(test_fit.model(), trainable=WHOLE)
   with pytest.raises(errors.UserError, match='trainable=x matches no param'):
-    fit(test_fit.model(), finetuning.Trained('x'))._given()
+    fit(test_fit.model(), finetuning.Trained('x')).saved({})
 
 
 def test_divided_trees_are_joined_again():

@@ -119,6 +119,28 @@ def test_the_mesh_changes_nothing(whole, sizes, tmp_path):
       a, b, rtol=2e-5, atol=2e-6), got, want)
 
 
+def test_factors_of_parameters_follow_the_step():
+  """What has a factor of 0 stays until it has another."""
+  def factors(params, step):
+    return {name: jnp.where(step > 0, 1.0, 0.0) if name == 'weight' else 1.0
+            for name in params}
+
+  trainable = fit(model(), factors=factors)
+  feed = batches(0)
+  with mesh_lib.activate(model().mesh):
+    state = trainable.enter(trainable.create(jax.random.key(3)), 'heads')
+    step = jax.jit(functools.partial(trainable.step, variant='heads'))
+    for i in range(2):
+      batch = trainable.prepare(processes.to_devices(
+          next(feed), model().mesh), i, variant='heads')
+      before = state['heads']
+      state, _ = step(state, batch)
+      for name, head in state['heads'].items():
+        for key, value in head['params'].items():
+          moved = bool((value != before[name]['params'][key]).any())
+          assert moved == (i > 0 or key != 'weight'), (name, key, i)
+
+
 @pytest.mark.slow  # it adds heads that are trained one after another
 def test_a_few_at_a_time_are_the_same(whole, tmp_path):
   got = heads_of(trained(fit(model(), heads_at_once=2), tmp_path))

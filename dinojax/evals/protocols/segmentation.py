@@ -60,7 +60,7 @@ class Recipe:
 
   layers: int
   short_px: int
-  stride_px: int
+  stride_px: int | None  # of windows of short_px; None: evenly
   scales: tuple[float, float]
   learning_rates: tuple[float, ...]
   weight_decays: tuple[float, ...]
@@ -77,8 +77,11 @@ RECIPES = {
     'ms': Recipe(4, 640, 320, (1.0, 3.0), (1e-3,), (1e-4,), 0.0, 0.1,
                  (1.0, 1.32, 1.73, 2.28, 3.0), True),
     'masks': Recipe(mask_heads.NUM_LAYERS, 512, 256, (0.5, 2.0),
-                    (mask_heads.LEARNING_RATE,), (mask_heads.WEIGHT_DECAY,),
-                    0.0, 18 / 360),
+                    (mask_heads.RECIPES['masks'].learning_rate,),
+                    (mask_heads.WEIGHT_DECAY,), 0.0, 18 / 360),
+    'eomt': Recipe(1, 512, None, (0.5, 2.0),
+                   (mask_heads.RECIPES['eomt'].learning_rate,),
+                   (mask_heads.WEIGHT_DECAY,), 0.0, 18 / 360),
     'm2f': Recipe(mask_heads.NUM_LAYERS, 896, 596, (0.5, 2.0),
                   (mask_heads.RECIPES['m2f'].learning_rate,),
                   (mask_heads.WEIGHT_DECAY,), 0.0, 18 / 360)}
@@ -97,16 +100,19 @@ class Settings:
   show: str | None = fields.free(None)
   # Published recipe that the other values are of, where they are not given:
   # DINOv3's, or DINOv2's of one layer or of four with scales and flips; or
-  # queries in blocks of their own on the features of four (PMT); or Mask2Former
-  # with an adapter (DINOv3).
-  recipe: Literal['v3', 'lin', 'ms', 'masks', 'm2f'] = 'v3'
-  num_queries: fields.Positive = 100  # Queries of the recipes masks and m2f.
-  # Blocks or layers of the queries; None: 6 of the recipe masks, 9 of m2f.
+  # queries in blocks of their own on the features of four (PMT), or in copies
+  # of the last blocks of the backbone (EoMT); or Mask2Former with an adapter
+  # (DINOv3).
+  recipe: Literal['v3', 'lin', 'ms', 'masks', 'eomt', 'm2f'] = 'v3'
+  # Queries of the recipes masks, eomt and m2f.
+  num_queries: fields.Positive = 100
+  # Blocks or layers of the queries; None: 6 of the recipe masks, 3 to 5 of
+  # eomt, 9 of m2f.
   num_blocks: fields.Positive | None = None
   hidden: fields.Positive = 256  # Width of the recipe m2f, a multiple of 32.
   # Layers of the recipe m2f in which maps attend to each other.
   num_pixel_layers: fields.Positive = 6
-  # Points at which a mask is compared, in the recipes masks and m2f.
+  # Points at which a mask is compared, in the recipes masks, eomt and m2f.
   num_points: fields.Positive = 12_544
   # Learning rates of the heads, at their highest; (): of the recipe.
   learning_rates: tuple[fields.Above0, ...] = ()
@@ -122,7 +128,8 @@ class Settings:
   short_px: fields.Positive | None = None
   # Side of a crop in training and of a window in tests; None: short_px.
   crop_px: fields.Positive | None = None
-  # From window to window; None: two thirds of a window, or half of it (ms).
+  # From window to window; None: two thirds of a window, half of it (ms, masks),
+  # or as few windows as cover an image (eomt).
   stride_px: fields.Positive | None = None
   # Sizes that are averaged in tests, as factors; (): of the recipe.
   ratios: tuple[fields.Above0, ...] = ()
@@ -145,7 +152,7 @@ class Settings:
     recipe = RECIPES[self.recipe]
     short = self.short_px or recipe.short_px
     crop = self.crop_px or short
-    stride = self.stride_px or max(
+    stride = self.stride_px or recipe.stride_px and max(
         round(crop * recipe.stride_px / recipe.short_px), 1)
     return dataclasses.replace(
         self, short_px=short, crop_px=crop, stride_px=stride,
@@ -304,20 +311,17 @@ def _train(job: protocol.Job, values: Settings,
   recipe = RECIPES[values.recipe]
   crops = map_crops.Scaled(
       values.short_px, recipe.scales, values.crop_px, 0.75, sets.IGNORED)
-  of_queries = mask_heads.RECIPES.get(values.recipe)
-  if of_queries:
-    curve = of_queries.curve(values.steps, values.warmup_steps)
-  elif values.recipe == 'v3':
-    curve = schedules.WarmupOneCycle(values.steps, values.warmup_steps)
+  if values.recipe in mask_heads.RECIPES:
+    learning = mask_heads.learning(task, values, values.warmup_steps)
   else:
-    curve = schedules.WarmupDecay(values.steps, values.warmup_steps, 1e-6)
+    curve = (schedules.WarmupOneCycle(values.steps, values.warmup_steps)
+             if values.recipe == 'v3' else schedules.WarmupDecay(
+                 values.steps, values.warmup_steps, 1e-6))
+    learning = {'schedule': lambda step: {'lr': curve(step)}}
   return dense_training.train(
       job, task, train, crops, values, sweep=fit_lib.Sweep(
           *(tuple(each) for each in zip(*rates, strict=True))),
-      rule=optimizer.adamw(beta2=0.999),
-      schedule=lambda step: {'lr': curve(step)},
-      clip_norm=mask_heads.CLIP_NORM if of_queries else None,
-      decays=of_queries and of_queries.decays)
+      rule=optimizer.adamw(beta2=0.999), **learning)
 
 
 def _rows(maps: dense.Maps, source: Any, measured: Mapping[str, list],

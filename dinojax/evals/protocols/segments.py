@@ -19,7 +19,6 @@ from dinojax.core import errors
 from dinojax.core import fields
 from dinojax.data import map_crops
 from dinojax.engine import optimizer
-from dinojax.engine import schedules
 from dinojax.evals import dense_training
 from dinojax.evals import mask_heads
 from dinojax.evals import protocol
@@ -55,17 +54,26 @@ class Settings:
   # coco_panoptic:DIR or coco_instances:FILE.json?images=DIR.
   train: str | None = None
   test: tuple[str, ...] = ()  # Sets that are measured on, each alone.
-  # Head: queries in blocks of their own on the features of four (PMT).
-  recipe: Literal['masks'] = 'masks'
+  # Head: queries in blocks of their own on the features of four (PMT), or in
+  # copies of the last blocks of the backbone (EoMT), or Mask2Former with an
+  # adapter (DINOv3).
+  recipe: Literal['masks', 'eomt', 'm2f'] = 'masks'
   num_queries: fields.Positive = 200  # Queries.
-  num_blocks: fields.Positive = 6  # Blocks of the queries.
+  # Blocks or layers of the queries; None: 6 of the recipe masks, 3 to 5 of
+  # eomt, 9 of m2f.
+  num_blocks: fields.Positive | None = None
+  hidden: fields.Positive = 256  # Width of the recipe m2f, a multiple of 32.
+  # Layers of the recipe m2f in which maps attend to each other.
+  num_pixel_layers: fields.Positive = 6
   num_points: fields.Positive = 12_544  # Points at which a mask is compared.
   # Segments of a crop that are learned from, at most.
   most_targets: fields.Positive = 100
-  learning_rate: fields.Above0 = mask_heads.LEARNING_RATE  # At its highest.
+  # Rate at its highest; None: of the recipe.
+  learning_rate: fields.Above0 | None = None
   weight_decay: fields.NonNegative = mask_heads.WEIGHT_DECAY  # Of all weights.
   steps: fields.Positive = 88_700  # Updates of the head.
-  warmup_steps: fields.Natural = 6000  # Updates until the highest rate.
+  # Updates until the highest rate; None: of the recipe, 6000 of masks.
+  warmup_steps: fields.Natural | None = None
   batch_size: fields.Positive = 16  # Crops of an update.
   # Side of a crop in training and of a square in tests, in pixels: whole
   # patches.
@@ -82,6 +90,15 @@ class Settings:
   def heads_at_once(self) -> int:
     """A single head learns."""
     return 1
+
+  @property
+  def resolved(self) -> 'Settings':
+    """The settings with the values of the recipe."""
+    recipe = mask_heads.RECIPES[self.recipe]
+    return dataclasses.replace(
+        self, learning_rate=self.learning_rate or recipe.learning_rate,
+        warmup_steps=recipe.warmup_steps if self.warmup_steps is None
+        else self.warmup_steps)
 
 
 def check(settings: Settings, config: Any):
@@ -117,6 +134,7 @@ def run(job: protocol.Job, settings: Settings) -> list[protocol.Measured]:
       fit their images.
     Stopped: a signal ended the training of the head, whose step is saved.
   """
+  settings = settings.resolved
   train, = job.sets['train']
   tests = job.sets['test']
   for test in tests:
@@ -164,16 +182,13 @@ def _check_same(train: sets.Set, test: sets.Set):
 def _train(job: protocol.Job, settings: Settings, task: masks_task.Queries,
            train: sets.Set) -> dict:
   """Parameters and statistics as a stack of one, and whether it diverged."""
-  curve = schedules.RiseFall(
-      settings.steps, settings.warmup_steps, power=None)
   return dense_training.train(
       job, task, train, map_crops.Jittered(
           settings.crop_px, settings.scales, settings.most_targets), settings,
       sweep=fit_lib.Sweep((settings.learning_rate,),
                           (settings.weight_decay,)),
       rule=optimizer.adamw(beta2=0.999),
-      schedule=lambda step: {'lr': curve(step)},
-      clip_norm=mask_heads.CLIP_NORM)
+      **mask_heads.learning(task, settings, settings.warmup_steps))
 
 
 def _measured(job: protocol.Job, settings: Settings, test: sets.Set,

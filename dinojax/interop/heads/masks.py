@@ -3,10 +3,35 @@
 A head is {'params': …, 'stats': …}, see models.dense.mask_decoder.
 """
 
+import dataclasses
+
 from dinojax.interop import names
 from dinojax.models.dense import mask_decoder
 
 DECODER, NORMS = 'decoder.', 'bn.'  # of a file, after `network.`
+
+
+@dataclasses.dataclass(frozen=True)
+class Words:
+  """Words of the queries and of what they predict.
+
+  Attributes:
+    queries: table of the queries.
+    classes: layer of the classes.
+    masks: layers of the embedding of masks.
+    upscale: step from patches to masks, of number {i}.
+    norm: norm of such a step.
+  """
+
+  queries: str
+  classes: str
+  masks: tuple[str, str, str]
+  upscale: str
+  norm: str
+
+
+WORDS = Words('q', 'class_head', tuple(f'mask_head.{i}' for i in (0, 2, 4)),
+              'upscale.{i}', 'norm')
 
 
 def table(config: mask_decoder.Config, prefix: str = DECODER,
@@ -18,7 +43,7 @@ def table(config: mask_decoder.Config, prefix: str = DECODER,
     prefix: stands before the names of the decoder.
     norms: stands before the numbers of the batch norms of the levels.
   """
-  out = shared(mask_decoder.queries.num_upscales(config.patch_px), prefix, 'q')
+  out = shared(mask_decoder.queries.num_upscales(config.patch_px), prefix)
   out += names.layer_norm('params/norm', f'{prefix}decoder_norm')
   for i in range(config.num_levels):
     level, words = f'params/levels/{i}', f'{prefix}lateral_projections.{i}'
@@ -44,22 +69,23 @@ def table(config: mask_decoder.Config, prefix: str = DECODER,
   return out
 
 
-def shared(num_upscales: int, prefix: str, word: str) -> names.Table:
+def shared(num_upscales: int, prefix: str,
+           words: Words = WORDS) -> names.Table:
   """Rules of the queries and of what they predict.
 
   Args:
     num_upscales: steps from patches to masks.
     prefix: stands before all names.
-    word: name of the queries.
+    words: the names.
   """
-  out = [names.Rule('params/queries', (f'{prefix}{word}.weight',))]
-  out += names.pair('params/class', f'{prefix}class_head')
-  for i in range(3):
-    out += names.pair(f'params/mask/{i}', f'{prefix}mask_head.{2 * i}')
+  out = [names.Rule('params/queries', (f'{prefix}{words.queries}.weight',))]
+  out += names.pair('params/class', f'{prefix}{words.classes}')
+  for i, word in enumerate(words.masks):
+    out += names.pair(f'params/mask/{i}', f'{prefix}{word}')
   for i in range(num_upscales):
-    part, words = f'params/upscale/{i}', f'{prefix}upscale.{i}'
-    out += names.pair(f'{part}/grow', f'{words}.conv1', names.TRANSPOSED)
+    part, word = f'params/upscale/{i}', prefix + words.upscale.format(i=i)
+    out += names.pair(f'{part}/grow', f'{word}.conv1', names.TRANSPOSED)
     out.append(names.Rule(f'{part}/smooth/kernel', (
-        f'{words}.conv2.weight',), names.CONV))
-    out += names.layer_norm(f'{part}/norm', f'{words}.norm')
+        f'{word}.conv2.weight',), names.CONV))
+    out += names.layer_norm(f'{part}/norm', f'{word}.{words.norm}')
   return out

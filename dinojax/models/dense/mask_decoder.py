@@ -69,7 +69,7 @@ def init(key: Array, config: Config) -> tuple[tree.Tree, tree.Tree]:
   c, keys = config, iter(jax.random.split(key, 64))
   hidden, half = c.hidden or c.width, c.width // 2
   params = queries.init(next(keys), c.width, c.num_queries, c.num_classes,
-                        c.patch_px)
+                        queries.num_upscales(c.patch_px))
   params |= {'norm': queries.norm_init(c.width), 'levels': {}, 'blocks': {}}
   stats = {}
   square = lambda: parts.uniform(next(keys), (c.width, c.width), c.width)

@@ -18,6 +18,7 @@ from dinojax.core import tree
 from dinojax.kernels import resample
 from dinojax.models import layers
 from dinojax.models.dense import parts
+from dinojax.parallel import sharding
 
 Array = jax.Array
 UPSCALE_EPSILON = 1e-6
@@ -47,7 +48,7 @@ def num_upscales(patch_px: int) -> int:
 
 
 def init(key: Array, width: int, num_queries: int, num_classes: int,
-         patch_px: int) -> tree.Tree:
+         upscales: int) -> tree.Tree:
   """Random parameters of queries and of what they predict.
 
   Source: EoMT: queries are normal, everything else is PyTorch's default.
@@ -57,7 +58,7 @@ def init(key: Array, width: int, num_queries: int, num_classes: int,
       'grow': parts.uniform(next(keys), (width, 2, 2, width), 4 * width),
       'smooth': {'kernel': parts.uniform(
           next(keys), (3, 3, 1, width), 9)['kernel']},
-      'norm': norm_init(width)} for i in range(num_upscales(patch_px))}
+      'norm': norm_init(width)} for i in range(upscales)}
   return {
       'queries': jax.random.normal(next(keys), (num_queries, width)),
       'upscale': upscale,
@@ -90,6 +91,19 @@ def semantic(predicted: Predicted) -> Array:
   share = jax.nn.softmax(predicted.classes, axis=-1)[..., :-1]
   return jnp.einsum('bqk,bqyx->byxk', share, jax.nn.sigmoid(predicted.masks),
                     precision=_HIGHEST)
+
+
+def semantic_at(predicted: Predicted, size: tuple[int, int]) -> Array:
+  """`semantic` of masks that are resized to rows and columns of pixels first.
+
+  Images go one after the other: masks of all pixels are many.
+  """
+  def of_image(predicted):
+    large = resample.resize_linear(predicted.masks[..., None], size)[..., 0]
+    return semantic(Predicted(predicted.classes[None], large[None]))[0]
+
+  return sharding.by_rows(
+      lambda predicted: jax.lax.map(of_image, predicted), predicted)
 
 
 def allowed(masks: Array, grid: tuple[int, int],

@@ -168,6 +168,11 @@ class Align:
           weight=weight)
     return value
 
+  def taken(self, backbone: tree.Tree) -> tree.Tree:
+    """Nothing is of the backbone."""
+    del backbone
+    return {}
+
   def settle(self, params: tree.Tree) -> tree.Tree:
     """The scale within its limits."""
     return params | {LOG_SCALE: contrastive.clamped(params[LOG_SCALE])}

@@ -114,6 +114,11 @@ class Attend:
     weight = batch['weight'].astype(jnp.float32)
     return jnp.sum(each * weight) / jnp.maximum(jnp.sum(weight), 1.0)
 
+  def taken(self, backbone: tree.Tree) -> tree.Tree:
+    """Nothing is of the backbone."""
+    del backbone
+    return {}
+
   def settle(self, params: tree.Tree) -> tree.Tree:
     """There are no limits."""
     return params

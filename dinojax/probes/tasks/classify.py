@@ -103,6 +103,11 @@ class Classify:
     weight = batch['weight'].astype(jnp.float32)
     return jnp.sum(each * weight) / jnp.maximum(jnp.sum(weight), 1.0)
 
+  def taken(self, backbone: tree.Tree) -> tree.Tree:
+    """Nothing is of the backbone."""
+    del backbone
+    return {}
+
   def settle(self, params: tree.Tree) -> tree.Tree:
     """Linear layers have no limits."""
     return params

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -110,6 +111,16 @@ class Dense:
     """Nothing is random."""
     del key, step, batch
     return {}
+
+  def taken(self, backbone: tree.Tree) -> tree.Tree:
+    """Nothing is of the backbone."""
+    del backbone
+    return {}
+
+  def beside(self, config: Any) -> 'Dense':
+    """The task as it runs on a backbone: the same."""
+    del config
+    return self
 
   def settle(self, params: tree.Tree) -> tree.Tree:
     """Parameters without limits."""

@@ -90,31 +90,23 @@ class Queries(segment.Classes):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Masks(Queries):
-  """Queries in blocks of their own: the plain mask decoder.
+class Annealed(Queries):
+  """Queries among the tokens of a ViT, which see less, then all of them.
 
   Attributes:
-    decoder: sizes of the decoder.
+    decoder: sizes of the network, with its num_queries and masked.
     anneal: first and last step of the fall from masked to open attention, of
       each block; (): it stays masked.
 
-  Source: PMT.
+  Source: EoMT, and PMT after it.
   """
 
-  decoder: mask_decoder.Config
   anneal: tuple[tuple[int, int], ...] = ()
 
   @functools.cached_property
   def choices(self) -> Mapping[str, spec.FeatureSpec]:
     """All tokens of the blocks."""
     return {CHOICE: spec.FeatureSpec(OUTPUTS, self.layers, self.place)}
-
-  def init(self, key: jax.Array, widths: Sequence[int],
-           choice: str) -> task_lib.Head:
-    """Random weights, and norms that change nothing."""
-    del widths, choice
-    return dict(zip(('params', 'stats'), mask_decoder.init(key, self.decoder),
-                    strict=True))
 
   def draw(self, key: jax.Array, step: jax.Array,
            batch: tree.Tree) -> tree.Tree:
@@ -129,28 +121,55 @@ class Masks(Queries):
       out['opened'] = drawn >= masked[:, None, None]
     return out
 
+  def run_as(self, draws: tree.Tree | None) -> Any:
+    """The network as it runs in training, or in inference.
+
+    Differs: where it is annealed, attention is open in inference from the
+      first step on, as the released models are run; else it is masked in both.
+    """
+    if draws is None and self.anneal:
+      return dataclasses.replace(self.decoder, masked=False)
+    return self.decoder
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Masks(Annealed):
+  """Queries in blocks of their own: the plain mask decoder.
+
+  Attributes:
+    decoder: sizes of the decoder.
+
+  Source: PMT.
+  """
+
+  decoder: mask_decoder.Config
+
+  def init(self, key: jax.Array, widths: Sequence[int],
+           choice: str) -> task_lib.Head:
+    """Random weights, and norms that change nothing."""
+    del widths, choice
+    return dict(zip(('params', 'stats'), mask_decoder.init(key, self.decoder),
+                    strict=True))
+
   def outputs(self, head: task_lib.Head, features: task_lib.Features,
               batch: tree.Tree, draws: tree.Tree | None
               ) -> tuple[list[queries.Predicted], tree.Tree]:
-    """Predictions before each block, and the last.
-
-    Differs: once annealed, attention is open in inference as well, as the
-      released models are run; before, it is masked in both.
-    """
-    tokens = [jnp.concatenate([
-        layer['cls'][:, None], layer['registers'],
-        rearrange(layer['map'], 'b y x d -> b (y x) d')], axis=1)
-              for layer in features]
+    """Predictions before each block, and the last."""
     opened = None if draws is None else draws.get('opened')
-    config = self.decoder
-    if draws is None and self.anneal:
-      config = dataclasses.replace(config, masked=False)
     return mask_decoder.apply(
-        head['params'], head['stats'], config, tokens,
+        head['params'], head['stats'], self.run_as(draws),
+        [tokens_of(layer) for layer in features],
         features[0]['map'].shape[1:3],
         None if draws is None else batch['weight'],
         None if opened is None else [
             sharding.as_rows_of(each, batch['weight']) for each in opened])
+
+
+def tokens_of(layer: spec.Outputs) -> jax.Array:
+  """[b, p + n, d] CLS, registers and patches of a layer."""
+  return jnp.concatenate([
+      layer['cls'][:, None], layer['registers'],
+      rearrange(layer['map'], 'b y x d -> b (y x) d')], axis=1)
 
 
 def unpacked(kinds: jax.Array, masks: jax.Array, weight: jax.Array,
