@@ -59,7 +59,8 @@ def test_what_queries_cannot_be_in_is_a_sentence():
 
 def test_a_head_of_eomt_is_of_the_size_of_its_backbone():
   task = mask_heads.task(
-      segmentation.Settings(recipe='eomt', steps=60), test_dense.model(), 3)
+      segmentation.Settings(recipe='eomt', steps=60), test_dense.model(), 3,
+      pixels=masks.dense.Pixels(patch_px=test_dense.CONFIG.side_px))
   assert task.decoder.num_blocks == 3 and len(task.anneal) == 3
   assert task.decoder.backbone.depth == 4
   values = segments.Settings(recipe='eomt').resolved
@@ -88,13 +89,13 @@ def test_the_recipe_of_mask2former():
   assert (values.short_px, values.crop_px, values.stride_px) == (896, 896, 596)
   assert segmentation.Settings(recipe='m2f').rates == [(1e-4, 0.05)]
   segmentation.check(segmentation.Settings(recipe='m2f'), test_dense.CONFIG)
-  learning = mask_heads.RECIPES['m2f']
-  curve = learning.curve(values.steps, values.warmup_steps)
-  assert [round(float(curve(step)), 6) for step in (
-      0, 750, 1500, 20_750, 40_000)] == [0, 0.5, 1, 0.5, 0]
   pixels = masks.dense.Pixels(patch_px=test_dense.CONFIG.side_px)
   task = mask_heads.task(values, test_dense.model(), 5, pixels=pixels)
   assert task.layers == (0, 1, 2, 3) and task.pixels.patch_px == 32
+  learning = mask_heads.learning(task, values, values.warmup_steps)
+  assert [round(float(learning['schedule'](step)['lr']), 6) for step in (
+      0, 750, 1500, 20_750, 40_000)] == [0, 0.5, 1, 0.5, 0]
+  assert learning['decays'] is mask_heads.RECIPES['m2f'].decays
   sizes = task.decoder
   assert (sizes.num_classes, sizes.decoder.num_layers,
           sizes.pixels.num_layers, sizes.pixels.num_heads) == (5, 9, 6, 8)
