@@ -18,8 +18,9 @@ MESH = mesh_lib.make(devices=jax.devices()[:1])
 
 def backbone(depth, width):
   """What a fit on given features asks of a backbone: its sizes."""
-  return types.SimpleNamespace(mesh=MESH, config=types.SimpleNamespace(
-      depth=depth, layer_dims=(width,) * depth, has_attention=True))
+  config = types.SimpleNamespace(
+      depth=depth, layer_dims=(width,) * depth, has_attention=True)
+  return types.SimpleNamespace(mesh=MESH, params={}, config=config)
 
 
 def batches(case, choices, depth):
