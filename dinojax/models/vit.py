@@ -333,10 +333,10 @@ class ViT(nnx.Module):
     if not start and stop in (None, self.config.depth):
       return jax.lax.scan(body, tokens, part)[0]
     if frozen:
-      at = lambda x, i: jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
-      return jax.lax.scan(
-          lambda tokens, i: body(tokens, jax.tree.map(
-              lambda x: at(x, i), part)), tokens, jnp.arange(start, stop))[0]
+      at = lambda i: jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(
+          x, i, keepdims=False), part)
+      return jax.lax.scan(lambda tokens, i: body(tokens, at(i)), tokens,
+                          jnp.arange(start, stop))[0]
     part = jax.tree.map(lambda x: x[start:stop], part)
     return jax.lax.scan(body, tokens, part)[0]
 

@@ -33,8 +33,6 @@ def test_queries_tell_stripes_apart(recipe, scenes, tmp_path):
   assert measured.head.kind == recipe
   first, last = measured.head.task.anneal[-1]
   assert (first, last) == (40, 50)  # the last sixth is not masked
-  views = measured.head.facts['views']
-  assert (views['stride_px'] is None) == (recipe == 'eomt')
 
 
 @pytest.mark.parametrize('count, want', [
@@ -63,6 +61,9 @@ def test_a_head_of_eomt_is_of_the_size_of_its_backbone():
       pixels=masks.dense.Pixels(patch_px=test_dense.CONFIG.side_px))
   assert task.decoder.num_blocks == 3 and len(task.anneal) == 3
   assert task.decoder.backbone.depth == 4
+  strides = [segmentation.Settings(recipe=recipe).resolved.stride_px
+             for recipe in ('eomt', 'masks')]
+  assert strides == [None, 256]  # evenly, or half of a window
   values = segments.Settings(recipe='eomt').resolved
   assert (values.learning_rate, values.warmup_steps) == (1e-4, 1500)
   learning = mask_heads.learning(task, values, 1500)['factors']
