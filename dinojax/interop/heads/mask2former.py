@@ -6,6 +6,7 @@ second; the backbone is in a file of its own.
 """
 
 from collections.abc import Mapping
+import dataclasses
 import re
 from typing import Any
 
@@ -141,11 +142,12 @@ def of_pixels(config: pixel_decoder.Config, path: str,
     out += names.layer_norm(f'{path}/inputs/{i}/norm',
                             f'{words}input_convs.{i}.1')
   for i in range(config.num_layers):
-    part, at = f'{path}/layers/{i}', f'{words}encoder.encoder.layers.{i}.'
-    out += of_attention(f'{part}/attention', f'{at}self_attn.')
+    part, at = f'{path}/layers', f'{words}encoder.encoder.layers.{i}.'
+    layer = of_attention(f'{part}/attention', f'{at}self_attn.')
     for n in (1, 2):
-      out += names.layer_norm(f'{part}/norm{n}', f'{at}norm{n}')
-      out += names.pair(f'{part}/fc{n}', f'{at}linear{n}')
+      layer += names.layer_norm(f'{part}/norm{n}', f'{at}norm{n}')
+      layer += names.pair(f'{part}/fc{n}', f'{at}linear{n}')
+    out += _of_stack(layer, i)
   for name, layout in (('lateral', names.POINT), ('output', names.CONV)):
     out += names.pair(f'{path}/{name}', f'{words}{name}_convs.0', layout,
                       bias=False)
@@ -163,19 +165,8 @@ def of_queries(config: query_decoder.Config, path: str,
                               ('places', 'query_embed'),
                               ('levels', 'level_embed'))]
   for i in range(config.num_layers):
-    part, at = f'{path}/layers/{i}', f'{words}transformer_'
-    for name, theirs in (('cross', 'multihead_attn'), ('self', 'self_attn')):
-      layer = f'{at}{name}_attention_layers.{i}.'
-      out += [names.Rule(f'{part}/{name}/qkv/kernel', (
-          f'{layer}{theirs}.in_proj_weight',), names.LINEAR),
-              names.Rule(f'{part}/{name}/qkv/bias', (
-                  f'{layer}{theirs}.in_proj_bias',))]
-      out += names.pair(f'{part}/{name}/output', f'{layer}{theirs}.out_proj')
-      out += names.layer_norm(f'{part}/{name}_norm', f'{layer}norm')
-    layer = f'{at}ffn_layers.{i}.'
-    for n in (1, 2):
-      out += names.pair(f'{part}/fc{n}', f'{layer}linear{n}')
-    out += names.layer_norm(f'{part}/norm', f'{layer}norm')
+    out += _of_stack(_query_layer(
+        f'{path}/layers', f'{words}transformer_', i), i)
   out += names.layer_norm(f'{path}/norm', f'{words}post_norm')
   out += names.pair(f'{path}/class', f'{words}class_embed')
   for i in range(3):
@@ -185,3 +176,24 @@ def of_queries(config: query_decoder.Config, path: str,
       out += names.pair(f'{path}/inputs/{i}', f'{words}input_proj.{i}',
                         names.POINT)
   return out
+
+
+def _query_layer(path: str, words: str, number: int) -> names.Table:
+  out: names.Table = []
+  for name, theirs in (('cross', 'multihead_attn'), ('self', 'self_attn')):
+    at = f'{words}{name}_attention_layers.{number}.'
+    out += [names.Rule(f'{path}/{name}/qkv/kernel', (
+        f'{at}{theirs}.in_proj_weight',), names.LINEAR),
+            names.Rule(f'{path}/{name}/qkv/bias', (
+                f'{at}{theirs}.in_proj_bias',))]
+    out += names.pair(f'{path}/{name}/output', f'{at}{theirs}.out_proj')
+    out += names.layer_norm(f'{path}/{name}_norm', f'{at}norm')
+  at = f'{words}ffn_layers.{number}.'
+  for n in (1, 2):
+    out += names.pair(f'{path}/fc{n}', f'{at}linear{n}')
+  return out + names.layer_norm(f'{path}/norm', f'{at}norm')
+
+
+def _of_stack(table: names.Table, layer: int) -> names.Table:
+  """Rules of a layer of stacked parameters."""
+  return [dataclasses.replace(rule, layer=layer) for rule in table]

@@ -19,6 +19,7 @@ from dinojax.models import positions
 from dinojax.models.dense import deformable
 from dinojax.models.dense import parts
 from dinojax.models.dense import queries as queries_lib
+from dinojax.parallel import sharding
 
 Array = jax.Array
 NUM_LEVELS = 3
@@ -55,20 +56,23 @@ class Config:
 
 
 def init(key: Array, config: Config) -> tree.Tree:
-  """Random parameters."""
-  c, keys = config, iter(jax.random.split(key, 64))
+  """Random parameters; those of the layers are a stack [l, …]."""
+  c, keys = config, iter(jax.random.split(key, 16))
   conv = lambda *shape, bias: parts.within(
       next(keys), shape, math.sqrt(3 / math.prod(shape[:-1])), bias=bias)
   norm = lambda: queries_lib.norm_init(c.hidden)
+
+  def layer(key):
+    keys = jax.random.split(key, 3)
+    return {'attention': deformable.init(keys[0], c.attention),
+            'norm1': norm(), 'fc1': parts.xavier(keys[1], (c.hidden, c.ffn)),
+            'fc2': parts.xavier(keys[2], (c.ffn, c.hidden)), 'norm2': norm()}
+
   return {
       'inputs': {str(i): parts.xavier(next(keys), (width, c.hidden)) | {
           'norm': norm()} for i, width in enumerate(reversed(c.widths[1:]))},
       'levels': jax.random.normal(next(keys), (NUM_LEVELS, c.hidden)),
-      'layers': {str(i): {
-          'attention': deformable.init(next(keys), c.attention),
-          'norm1': norm(), 'fc1': parts.xavier(next(keys), (c.hidden, c.ffn)),
-          'fc2': parts.xavier(next(keys), (c.ffn, c.hidden)),
-          'norm2': norm()} for i in range(c.num_layers)},
+      'layers': jax.vmap(layer)(jax.random.split(next(keys), c.num_layers)),
       'lateral': conv(c.widths[0], c.hidden, bias=False) | {'norm': norm()},
       'output': conv(3, 3, c.hidden, c.hidden, bias=False) | {'norm': norm()},
       'features': conv(c.hidden, c.channels, bias=True)}
@@ -95,9 +99,10 @@ def apply(params: tree.Tree, config: Config, maps: Sequence[Array]
       positions.sine(size, config.hidden) + params['levels'][i][None]
       for i, size in enumerate(sizes)])[None]
   references = deformable.centers(sizes)[None, :, None]
-  for i in range(config.num_layers):
-    rows = _layer(params['layers'][str(i)], config, rows, places, references,
-                  sizes)
+  rows, _ = jax.lax.scan(
+      lambda rows, part: (_layer(
+          part, config, rows, places, references, sizes), None),
+      rows, params['layers'])
   grids = deformable.split(rows, sizes)
   x = _normed(params['lateral'], parts.linear(params['lateral'], finest))
   x += resample.resize_linear(grids[-1], x.shape[1:3])
@@ -112,9 +117,9 @@ def _normed(part: tree.Tree, x: Array) -> Array:
 def _layer(part: tree.Tree, config: Config, rows: Array, places: Array,
            references: Array, sizes: deformable.Sizes) -> Array:
   """Rows [b, m, d] after a layer; they are normalised after each branch."""
-  rows += deformable.apply(part['attention'], config.attention, rows + places,
-                           references, rows, sizes)
-  rows = queries_lib.normed(part['norm1'], rows, EPSILON)
-  rows += parts.linear(part['fc2'], jax.nn.relu(
-      parts.linear(part['fc1'], rows)))
-  return queries_lib.normed(part['norm2'], rows, EPSILON)
+  out = rows + deformable.apply(part['attention'], config.attention,
+                                rows + places, references, rows, sizes)
+  out = queries_lib.normed(part['norm1'], out, EPSILON)
+  out += parts.linear(part['fc2'], jax.nn.relu(parts.linear(part['fc1'], out)))
+  return sharding.as_rows_of(
+      queries_lib.normed(part['norm2'], out, EPSILON), rows)

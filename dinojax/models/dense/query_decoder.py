@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import dataclasses
 import math
 
+from einops import rearrange
 import jax
 import jax.numpy as jnp
 
@@ -58,28 +59,31 @@ class Config:
 
 
 def init(key: Array, config: Config) -> tree.Tree:
-  """Random parameters."""
-  c, keys = config, iter(jax.random.split(key, 128))
+  """Random parameters; those of the layers are a stack [l, …]."""
+  c, keys = config, iter(jax.random.split(key, 16))
   norm = lambda: queries_lib.norm_init(c.hidden)
   table = lambda count: jax.random.normal(next(keys), (count, c.hidden))
 
-  def attention():
-    return {'qkv': parts.xavier(next(keys), (c.hidden, 3 * c.hidden)),
-            'output': parts.xavier(next(keys), (c.hidden, c.hidden))}
+  def ffn(key, inputs, outputs):
+    kernel = parts.xavier(key, (inputs, outputs))['kernel']
+    return parts.uniform(key, (inputs, outputs), inputs) | {'kernel': kernel}
 
-  def ffn(inputs, outputs):
-    kernel = parts.xavier(next(keys), (inputs, outputs))['kernel']
-    return parts.uniform(next(keys), (inputs, outputs), inputs) | {
-        'kernel': kernel}
+  def attention(key):
+    keys = jax.random.split(key)
+    return {'qkv': parts.xavier(keys[0], (c.hidden, 3 * c.hidden)),
+            'output': parts.xavier(keys[1], (c.hidden, c.hidden))}
+
+  def layer(key):
+    keys = jax.random.split(key, 4)
+    return {'cross': attention(keys[0]), 'cross_norm': norm(),
+            'self': attention(keys[1]), 'self_norm': norm(),
+            'fc1': ffn(keys[2], c.hidden, c.ffn),
+            'fc2': ffn(keys[3], c.ffn, c.hidden), 'norm': norm()}
 
   out = {
       'queries': table(c.num_queries), 'places': table(c.num_queries),
       'levels': table(NUM_LEVELS),
-      'layers': {str(i): {
-          'cross': attention(), 'cross_norm': norm(),
-          'self': attention(), 'self_norm': norm(),
-          'fc1': ffn(c.hidden, c.ffn), 'fc2': ffn(c.ffn, c.hidden),
-          'norm': norm()} for i in range(c.num_layers)},
+      'layers': jax.vmap(layer)(jax.random.split(next(keys), c.num_layers)),
       'norm': norm(),
       'class': parts.uniform(next(keys), (c.hidden, c.num_classes + 1),
                              c.hidden),
@@ -106,20 +110,40 @@ def apply(params: tree.Tree, config: Config, features: Array,
   # Masks at the size of a map are products with the features at that size.
   coarse = [deformable.joined([resample.resize_linear(
       jax.lax.stop_gradient(features), x.shape[1:3])]) for x in maps]
+
+  def turn(x, layers):
+    """Queries after a layer for each of some maps, and states before them."""
+    states, start = [], x
+    for i in range(len(jax.tree.leaves(layers)[0])):
+      states.append(_state(params, x))
+      x = _layer(jax.tree.map(lambda leaf, i=i: leaf[i], layers), config, x,
+                 params['places'][None], *sources[i],
+                 looks(states[-1][1], coarse[i]))
+    return sharding.as_rows_of(x, start), jax.tree.map(
+        lambda *each: jnp.stack(each), *states)
+
   shape = features.shape[0], *params['queries'].shape
   x = sharding.as_rows_of(
       jnp.broadcast_to(params['queries'][None], shape), features)
-  out = []
-  for i in range(config.num_layers + 1):
-    classes, masks = _predict(params, x)
-    out.append(queries_lib.Predicted(classes, jnp.einsum(
-        'bnc,byxc->bnyx', masks, features, precision='highest')))
-    if i < config.num_layers:
-      level = i % NUM_LEVELS
-      x = _layer(params['layers'][str(i)], config, x,
-                 params['places'][None], *sources[level],
-                 looks(masks, coarse[level]))
-  return out
+  turns, rest = divmod(config.num_layers, NUM_LEVELS)
+  whole = turns * NUM_LEVELS
+  states = []
+  if turns:
+    x, each = jax.lax.scan(turn, x, jax.tree.map(lambda leaf: leaf[
+        :whole].reshape(turns, NUM_LEVELS, *leaf.shape[1:]), params['layers']))
+    states += [jax.tree.map(lambda leaf, i=i: leaf[divmod(i, NUM_LEVELS)],
+                            each) for i in range(whole)]
+  if rest:
+    x, each = turn(x, jax.tree.map(lambda leaf: leaf[whole:],
+                                   params['layers']))
+    states += [jax.tree.map(lambda leaf, i=i: leaf[i], each)
+               for i in range(rest)]
+  pixels = deformable.joined([features])  # else each product turns them
+  return [queries_lib.Predicted(
+      parts.linear(params['class'], state), rearrange(
+          _products(masks, pixels), 'b n (y x) -> b n y x',
+          y=features.shape[1]))
+          for state, masks in (*states, _state(params, x))]
 
 
 def looks(masks: Array, coarse: Array) -> Array:
@@ -129,9 +153,13 @@ def looks(masks: Array, coarse: Array) -> Array:
     masks: [b, n, c] of the queries; no gradient passes.
     coarse: [b, m, c] features.
   """
-  inside = jnp.einsum('bnc,bmc->bnm', jax.lax.stop_gradient(masks), coarse,
-                      precision='highest') >= 0
+  inside = _products(jax.lax.stop_gradient(masks), coarse) >= 0
   return (inside | ~inside.any(-1, keepdims=True))[:, None]
+
+
+def _products(masks: Array, pixels: Array) -> Array:
+  """[b, n, m] of [b, n, c] with pixels [b, m, c]."""
+  return jnp.einsum('bnc,bmc->bnm', masks, pixels, precision='highest')
 
 
 def _source(params: tree.Tree, config: Config, level: int, x: Array
@@ -144,14 +172,13 @@ def _source(params: tree.Tree, config: Config, level: int, x: Array
   return values + positions.sine(size, config.hidden)[None], values
 
 
-def _predict(params: tree.Tree, x: Array) -> tuple[Array, Array]:
-  """[b, n, k + 1] classes of queries, and [b, n, c] what masks are made of."""
-  x = queries_lib.normed(params['norm'], x, EPSILON)
-  masks = x
+def _state(params: tree.Tree, x: Array) -> tuple[Array, Array]:
+  """[b, n, d] normed queries, and [b, n, c] what their masks are made of."""
+  state = masks = queries_lib.normed(params['norm'], x, EPSILON)
   for i in range(3):
     masks = parts.linear(params['mask'][str(i)], masks)
     masks = jax.nn.relu(masks) if i < 2 else masks
-  return parts.linear(params['class'], x), masks
+  return state, masks
 
 
 def _layer(part: tree.Tree, config: Config, x: Array, places: Array,
