@@ -170,11 +170,12 @@ def test_only_some_queries_are_brought_to_the_image_and_nothing_changes():
 
 
 @pytest.mark.slow  # trainings of minutes
-@pytest.mark.parametrize('kind, name, least', [
-    ('panoptic', 'PQ', 60), ('instances', 'AP50', 55)])
-def test_drawn_things_are_found(kind, name, least, drawn, tmp_path):
+@pytest.mark.parametrize('kind, name, least, recipe', [
+    ('panoptic', 'PQ', 60, 'masks'), ('instances', 'AP50', 55, 'masks'),
+    ('panoptic', 'PQ', 60, 'eomt')])
+def test_drawn_things_are_found(kind, name, least, recipe, drawn, tmp_path):
   counted = []
-  settings = segments.Settings(**QUICK, steps=400)
+  settings = segments.Settings(**QUICK, steps=400, recipe=recipe)
   measured, = segments.run(test_dense.job(
       tmp_path, {part: (opened(drawn, part, kind),)
                  for part in ('train', 'test')}, progress=counted.append),
