@@ -52,11 +52,12 @@ def measure(make, options, *, repeats: int, tolerance: float) -> dict:
     gap, ms and peak memory in GiB of both, and ratios of ours to theirs:
     of the medians of time, with the range over turns, and of memory.
   """
-  spawn, pipes = multiprocessing.get_context('spawn'), {}
+  spawn, pipes, ends = multiprocessing.get_context('spawn'), {}, []
   for side in SIDES:
     pipes[side], theirs = spawn.Pipe()
-    spawn.Process(target=serve, args=(theirs, make, side, options),
-                  daemon=True).start()
+    ends.append(spawn.Process(
+        target=serve, args=(theirs, make, side, options), daemon=True))
+    ends[-1].start()
   first = {side: pipe.recv() for side, pipe in pipes.items()}
   gap = float(np.abs(first['jax'] - first['torch']).max()
               / np.abs(first['torch']).max())
@@ -71,6 +72,8 @@ def measure(make, options, *, repeats: int, tolerance: float) -> dict:
   for side, pipe in pipes.items():
     pipe.send(False)
     memory[side] = pipe.recv()
+  for process in ends:
+    process.join()
   ratios = [a / b for a, b in zip(times['jax'], times['torch'], strict=True)]
   return {
       'gap': gap, 'ms': {side: round(1e3 * statistics.median(t))
