@@ -24,7 +24,7 @@ WIDTH, SIDE, IMAGES = 16, 64, 8
 
 def task(**changes):
   config = mask2former.of_sizes(
-      WIDTH, 3, hidden=64, num_queries=6, num_pixel_layers=1, num_layers=2)
+      WIDTH, 3, hidden=64, num_queries=6, num_pixel_layers=1, num_layers=4)
   config = dataclasses.replace(config, adapter=dataclasses.replace(
       config.adapter, channels=4, **changes))
   return task_lib.Mask2Former(decoder=config, num_points=32, most_targets=3)
@@ -85,9 +85,13 @@ def by_layer(values):
 @pytest.mark.slow  # three programs of half a minute
 @pytest.mark.parametrize('sizes', [(8, 1), (2, 4)])
 def test_a_mesh_changes_nothing(sizes):
-  got, want = (by_layer(learned(mesh)) for mesh in (
-      mesh_lib.make(*sizes), single()))
-  close.close(got, want, of_largest=1e-5)
+  close.close(by_layer(learned(mesh_lib.make(*sizes))), alone(),
+              of_largest=1e-5)
+
+
+@functools.cache
+def alone():
+  return by_layer(learned(single()))
 
 
 def single():
@@ -149,11 +153,19 @@ def test_deformable_attention_on_a_mesh():
   want = learned(single())
   for shape in ((8, 1), (2, 4)):
     close.close(learned(mesh_lib.make(*shape)), want, of_largest=1e-5)
-  with mesh_lib.activate(single()):  # a single image, of one device
-    alone = jax.device_put([x[:1] for x in rows], jax.NamedSharding(
+
+
+def test_deformable_attention_of_a_single_image():
+  """Also with a level, and heads of width 1, on a mesh of one device."""
+  config = deformable.Config(8, 4, 1, 3, 4)
+  params = deformable.init(jax.random.key(0), config)
+  with mesh_lib.activate(single()):
+    rows = jax.device_put(np.zeros((1, 12, 8), np.float32), jax.NamedSharding(
         single(), mesh_lib.ROWS))
-    out = jax.eval_shape(lambda *rows: run(params, *rows)[1], *alone)
-  assert out.shape == (1, 5, 8)
+    out = jax.eval_shape(lambda rows: deformable.apply(
+        params, config, rows, deformable.centers([(3, 4)])[None, :, None],
+        rows, [(3, 4)]), rows)
+  assert out.shape == (1, 12, 8)
 
 
 def test_few_rows_are_read_at_a_time():
@@ -169,11 +181,11 @@ def test_few_rows_are_read_at_a_time():
 
 
 def test_a_query_that_sees_nothing_looks_everywhere():
-  coarse = jnp.array([[[1.0], [-1.0], [2.0]]])
-  masks = jnp.array([[[1.0], [-1.0], [0.0]], ])
+  coarse = jnp.array([[[1.0], [-1.0], [0.0]]])
+  masks = jnp.array([[[1.0], [-1.0], [0.0]]])
   looks = mask2former.query_decoder.looks(masks, coarse)
   np.testing.assert_array_equal(looks[0, 0], [
-      [1, 0, 1], [0, 1, 0], [1, 1, 1]])
+      [1, 0, 1], [0, 1, 1], [1, 1, 1]])
   nothing = mask2former.query_decoder.looks(-masks[:, :1], coarse[:, :1])
   np.testing.assert_array_equal(nothing, [[[[True]]]])
 

@@ -113,7 +113,7 @@ def apply(params: tree.Tree, config: Config, queries: Array,
   offsets = rearrange(
       parts.linear(params['offsets'], queries),
       'b n (h l r c) -> b n h l r c', h=c.num_heads, l=c.num_levels, c=2)
-  # Of a single row no sum with parameters tells where it lies.
+  # A reshape that adds an axis of one forgets where a single row lies.
   rows = sharding.as_rows_of((
       parts.heads(values, c.num_heads), _placed(c, offsets, references, sizes),
       rearrange(weights, 'b n h (l r) -> b n h l r', l=c.num_levels)), queries)
