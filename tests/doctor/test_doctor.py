@@ -159,7 +159,7 @@ def test_a_look_at_the_images(tmp_path):
 
 
 @pytest.mark.parametrize('config', [
-    f'{name}:smoke' for name in catalog.configs()] + [
+    f'{name}:smoke' for name in catalog.configs() if name != 'dinotxt'] + [
         'convnext_distill:tiny', 'convnext_distill:tiny,smoke'])
 def test_crops_of_every_config_are_looked_at(config):
   s = settings_lib.read(catalog.load(config))

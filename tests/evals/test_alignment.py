@@ -11,6 +11,7 @@ from configs import dinotxt
 import dinojax
 from dinojax import commands
 from dinojax.core import errors
+from dinojax.data import tokenizers
 from dinojax.evals import aligned
 from dinojax.evals import aligned_heads
 from dinojax.evals import alignment
@@ -75,6 +76,7 @@ def run(world, tmp_path_factory):
   return folder
 
 
+@pytest.mark.slow  # a run of half a minute; probes/test_align.py learns too
 def test_what_it_learns_is_measured_and_kept(run, world):
   scores = json.loads((run / 'results.json').read_text())['scores']
   # Six images share their captions: five others come before.
@@ -89,6 +91,7 @@ def test_what_it_learns_is_measured_and_kept(run, world):
     dinojax.train(config(world, alignment__total_steps=60.0), run)
 
 
+@pytest.mark.slow  # it needs that run
 def test_classes_are_told_by_their_names(run, world, tmp_path, capsys):
   assert commands.run('evaluate', [
       f'--model={world}/model', '--protocols=zero_shot,captions',
@@ -104,6 +107,7 @@ def test_classes_are_told_by_their_names(run, world, tmp_path, capsys):
   assert rows['captions', 'text to image R@10'] > 80, rows
 
 
+@pytest.mark.slow  # it needs that run
 def test_patches_are_named_by_texts(run, world, tmp_path):
   """Halves of two colours, of any width."""
   root = tmp_path / 'masks'
@@ -131,6 +135,7 @@ def test_patches_are_named_by_texts(run, world, tmp_path):
   assert set(values) == {'mIoU', 'mAcc', 'aAcc'} and values['aAcc'] > 30, values
 
 
+@pytest.mark.slow  # it needs that run
 def test_texts_and_images_in_one_space(run, world):
   both = dinojax.load_aligned(world / 'model', run / runs.HEAD)
   text = both.texts([words.format(name) for name in COLORS
@@ -147,6 +152,7 @@ def test_texts_and_images_in_one_space(run, world):
   assert np.isfinite(both.texts(['red ' * 3000, '', '<|endoftext|>'])).all()
 
 
+@pytest.mark.slow  # it needs that run
 def test_published_files_are_read(run, world, tmp_path):
   model = models.load(str(world / 'model'))
   both = aligned_heads.read(str(run / runs.HEAD), model)
@@ -174,7 +180,7 @@ def test_published_files_are_read(run, world, tmp_path):
     aligned_heads.read(str(path), model, vocabulary)
 
 
-def test_wrong_use_is_a_sentence(run, world, tmp_path):
+def test_wrong_use_is_a_sentence(world, tmp_path):
   for values, words in (
       (dict(data__train='csv:nowhere.csv'), 'nowhere.csv'),
       (dict(alignment__backbone='nowhere'), 'nowhere'),
@@ -193,11 +199,12 @@ def test_wrong_use_is_a_sentence(run, world, tmp_path):
   model = models.load(str(world / 'model'))
   with pytest.raises(errors.UserError, match='holds no head|nowhere'):
     aligned_heads.read(str(tmp_path / 'nowhere'), model, 'json:x')
-  both = aligned_heads.read(str(run / runs.HEAD), model)
+  words = tokenizers.Tokenizer(tokenizers.JsonWords(tokenizers.train(
+      ['a red square'], 300)))
   with pytest.raises(errors.UserError, match=r'has \d+ ids, and the text t'):
     aligned.check(align.Align(
-        text=align.tower.Config(vocabulary=5), vision=both.task.vision,
-        depth=2), both.tokenizer)
+        text=align.tower.Config(vocabulary=5),
+        vision=align.vision_head.Config(), depth=2), words)
   file = tmp_path / 'templates.txt'
   file.write_text('a photo of a {}\nno place\n')
   with pytest.raises(errors.UserError, match='1 lines without one {}'):

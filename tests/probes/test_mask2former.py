@@ -190,6 +190,7 @@ def test_a_query_that_sees_nothing_looks_everywhere():
   np.testing.assert_array_equal(nothing, [[[[True]]]])
 
 
+@pytest.mark.slow  # a program of seven seconds
 def test_queries_have_no_order():
   config = task().decoder.decoder
   params = jax.device_get(jax.jit(lambda: mask2former.query_decoder.init(

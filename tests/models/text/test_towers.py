@@ -64,7 +64,9 @@ CALLS = {
                lambda net, rows: net(rows)['embedding'])}
 
 
-@pytest.mark.parametrize('name', CALLS)
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=pytest.mark.slow) if name == 'vision' else name
+    for name in CALLS])  # one of them is the same blocks
 def test_a_mesh_changes_nothing(name):
   alone = learned(one_device(), *CALLS[name])
   for shape in ((8, 1), (2, 4)):
