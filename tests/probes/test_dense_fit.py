@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dinojax.core import tree
 from dinojax.engine import optimizer
 from dinojax.models.dense import dpt
 from dinojax.models.dense import eomt
@@ -51,9 +50,6 @@ TASKS = {
     'eomt': eomt_task.Eomt(
         decoder=eomt.Config(test_fit.CONFIG, 3, num_queries=6, num_blocks=1),
         num_points=32, most_targets=3, anneal=((0, 5),))}
-# What they add a norm takes away, or a softmax: their gradients are rounding,
-# which Adam turns into steps.
-STILL = ('grow/bias', 'projections/0/bias', 'qkv/bias')
 # Programs of half a minute; make test does the same with linear heads.
 pytestmark = pytest.mark.slow
 ALL = pytest.mark.parametrize('kind', TASKS)
@@ -122,16 +118,11 @@ def test_stopped_it_ends_in_the_same_bits(kind, tmp_path):
       trained(kind, model, tmp_path)), whole(kind))
 
 
-@ALL
+# Mask2Former's gradients are on meshes in test_mask2former.py, to 1e-5: what
+# it blocks is a choice, which rounding turns after a few steps of Adam.
+@pytest.mark.parametrize('kind', [
+    kind for kind in TASKS if kind != 'mask2former'])
 def test_the_mesh_changes_nothing(kind, tmp_path):
   got = heads_of(trained(kind, test_fit.model(2, 4), tmp_path))
-  want = whole(kind)
-  if kind == 'mask2former':  # many of its weights begin at 0
-    for (name, a), (_, b) in zip(*(tree.items(each['params'])
-                                   for each in (got, want)), strict=True):
-      np.testing.assert_allclose(
-          a, b, rtol=0, err_msg=name,
-          atol=STEPS * RATE if name.endswith(STILL) else RATE / 2)
-    got.pop('params')
   # Adam turns rounding of tiny gradients into steps: weights within a rate.
-  close.close(got, {name: want[name] for name in got}, of_largest=2e-3)
+  close.close(got, whole(kind), of_largest=2e-3)
