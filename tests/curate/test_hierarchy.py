@@ -50,6 +50,7 @@ def test_two_levels_spread_over_concepts_as_one_does_not():
   assert two < 0.5 * one < 0.5 * pool
 
 
+@pytest.mark.slow  # half a minute; two levels and their spread are in make test
 def test_clustering_again_from_equal_parts_leaves_dense_ones_less():
   rows, _ = concepts(count=3000)
   plain = hierarchy.fit(rows, hierarchy.Level(60), iterations=20, seed=0)
