@@ -1,6 +1,5 @@
 """Text alignment: the config of a training, its batches and its task."""
 
-from collections.abc import Mapping
 import dataclasses
 import math
 from typing import Any, Literal, NamedTuple
@@ -304,8 +303,3 @@ def schedule(total: int, warmup: int) -> schedules.WarmupCosine:
   """Factors of the learning rate, by step."""
   return schedules.linear_warmup_cosine_decay(
       0.0, 1.0, 0.0, warmup_steps=warmup, total_steps=total)
-
-
-def meanings() -> Mapping[str, str]:
-  """Meaning of every section, for people."""
-  return fields.texts(Settings)

@@ -111,13 +111,23 @@ class Times:
 
   @classmethod
   def of(cls, settings: alignment.Settings, num_images: int) -> 'Times':
-    """The lengths of a config on so many images."""
+    """The lengths of a config on so many images.
+
+    Raises:
+      UserError: the best checkpoint is asked for at steps that none is of.
+    """
     batch = settings.alignment.batch_size
     steps = lambda length: length and length.steps(
         batch_size=batch, epoch_steps=max(num_images // batch, 1))
     a, c = settings.alignment, settings.checkpoint
-    return cls(max(steps(a.total), 1), steps(a.warmup),
-               max(steps(c.every), 1), steps(a.every), steps(c.archive_every))
+    out = cls(max(steps(a.total), 1), steps(a.warmup),
+              max(steps(c.every), 1), steps(a.every), steps(c.archive_every))
+    if c.keep_best and out.every and out.every % out.checkpoint:
+      raise errors.UserError(
+          f'checkpoint.keep_best=True: retrieval is measured every {out.every} '
+          f'steps, and checkpoints are saved every {out.checkpoint}: set '
+          'alignment.every_steps to a multiple of checkpoint.every_steps')
+    return out
 
 
 class _Vocabulary:

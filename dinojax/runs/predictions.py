@@ -120,7 +120,13 @@ def _head(request: Request, model: backbone_lib.Backbone) -> head_lib.Head:
       raise errors.UserError(
           '--max_depth and --classes are of published heads; this one says '
           f'them itself, in {os.path.join(place, stored_heads.DESCRIPTION)}')
-    return stored_heads.load(place)
+    head = stored_heads.load(place)
+    if head.kind == 'text':
+      raise errors.UserError(
+          f'{place} aligns texts and makes no maps: give it to `dinojax '
+          'evaluate --protocols=zero_shot` by --config.zero_shot.head, or to '
+          'dinojax.load_aligned')
+    return head
   return published_heads.read(
       place, model, max_depth=request.max_depth, classes=request.classes)
 

@@ -191,6 +191,8 @@ def test_wrong_use_is_a_sentence(world, tmp_path):
       (dict(alignment__batch_size=16, alignment__group_images=3),
        'group_images=3 does not divide the 2 images'),
       (dict(text__tokenizer='clip:nowhere.gz'), 'nowhere.gz'),
+      (dict(checkpoint__keep_best=True, checkpoint__every_steps=3.0),
+       'retrieval is measured every 2 steps, and checkpoints are saved ever'),
       (dict(text__num_ids=20), 'vocabulary of 20 ids')):
     with pytest.raises(errors.UserError, match=words):
       dinojax.train(config(world, **values), tmp_path / 'wrong')

@@ -12,6 +12,7 @@ import pytest
 from dinojax.core import errors
 from dinojax.evals import stored_heads
 from dinojax.probes import head as head_lib
+from dinojax.probes.tasks import align
 from dinojax.runs import segment_predictions
 from tests.runs import test_predictions
 
@@ -123,3 +124,15 @@ def test_objects_need_pycocotools(head, monkeypatch):
     segment_predictions.Segments(head, 'instances')
   assert segment_predictions.Segments(head, 'panoptic').where == (
       segment_predictions.RESULTS)
+
+
+def test_a_head_of_texts_is_not_predicted_with(model, images, tmp_path, capsys):
+  task = align.Align(
+      text=align.tower.Config(8, 1, 1, context=4, vocabulary=9, embed_dim=16),
+      vision=align.vision_head.Config(16, 2, depth=0, embed_dim=32), depth=4)
+  parts = jax.tree.map(lambda x: np.zeros(x.shape, np.float32),
+                       head_lib.shapes_of(task, (16,)))
+  made = head_lib.Head(task, parts['params'], {}, head_lib.Origin(
+      model, '', (16,)))
+  assert predict(made, model, images, tmp_path / 'out') == 2
+  assert 'aligns texts and makes no maps' in capsys.readouterr().err
