@@ -46,7 +46,7 @@ def main() -> int:
           requests(sets), models, beside('heads'), options.only)
     if not options.only or 'captions' in options.only:
       for model in models:
-        captions(data, model, beside('heads') / pathlib.Path(model).name, sets)
+        captions(data, model, beside('heads') / pathlib.Path(model).name)
   except errors.UserError as error:
     print(error, file=sys.stderr)
     return 1
@@ -103,8 +103,7 @@ def stereo(data: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
   return out
 
 
-def captions(data: pathlib.Path, model: str, out: pathlib.Path,
-             sets: dict[str, str]):
+def captions(data: pathlib.Path, model: str, out: pathlib.Path):
   """Trains text alignment on a backbone, and prints what it can do."""
   tables = {part: _captions(data, out, part) for part in ('train', 'test')}
   c = dinotxt.get_config('small')
@@ -116,12 +115,9 @@ def captions(data: pathlib.Path, model: str, out: pathlib.Path,
   head = {'head': str(out / 'run/head')}
   sizes = {'resize_px': 128, 'crop_px': 112}
   print(evaluation.evaluate(evaluation.Request(
-      [model], ['captions', 'zero_shot', 'open_vocabulary'], config={
+      [model], ['captions', 'zero_shot'], config={
           'captions': head | sizes | {'test': (tables['test'],)},
-          'zero_shot': head | sizes, 'open_vocabulary': head | {
-              'test': (f'masks:{sets["street"]}/val?ignore='
-                       f'{shared_world.VOID}',),
-              'short_px': 240, 'window_px': 192, 'stride_px': 96}},
+          'zero_shot': head | sizes},
       test=[f'folder:{data}/flowers5/test'], out=str(out / 'results'))),
         flush=True)
 

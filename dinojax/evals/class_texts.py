@@ -1,6 +1,7 @@
 """Sentences in which names of classes are put, for classes as texts."""
 
 from collections.abc import Sequence
+import re
 
 from etils import epath
 
@@ -51,10 +52,11 @@ def names(file: str | None, classes: Sequence[str], spec: str
   if file is None:
     out = [' '.join(name.replace('_', ' ').replace('-', ' ').split())
            for name in classes]
-    if not all(out):
+    if not all(out) or all(re.fullmatch(r'class \d+', name) for name in out):
       raise errors.UserError(
-          f'{spec} has a class without a name that can be said: give names, a '
-          'line each, in a file')
+          f'{spec} has classes without names that can be said '
+          f'({text.listed(out)}): write classes.txt beside it, or give names, '
+          'a line each, in a file')
     return tuple(out)
   lines = lists.lines(epath.Path(paths.expand(file)))
   if len(lines) != len(classes):

@@ -212,6 +212,8 @@ def test_wrong_use_is_a_sentence(world, tmp_path):
   with pytest.raises(errors.UserError, match='1 lines without one {}'):
     class_texts.sentences(str(file))
   assert class_texts.names(None, ['traffic_light'], '') == ('traffic light',)
+  with pytest.raises(errors.UserError, match='without names .*class 0'):
+    class_texts.names(None, ['class 0', 'class 1'], 'the set')
   file.write_text('one\n')
   with pytest.raises(errors.UserError, match='1 names, and the set 2 classes'):
     class_texts.names(str(file), ['a', 'b'], 'the set')
