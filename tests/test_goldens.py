@@ -10,6 +10,7 @@ from tests.kinds import data  # noqa: F401
 from tests.kinds import dense  # noqa: F401
 from tests.kinds import depth  # noqa: F401
 from tests.kinds import detection  # noqa: F401
+from tests.kinds import detector  # noqa: F401
 from tests.kinds import dpt  # noqa: F401
 from tests.kinds import dynamics  # noqa: F401
 from tests.kinds import eomt  # noqa: F401
@@ -41,7 +42,8 @@ _SLOW = ('train_v3_base', 'train_v2_sinkhorn_separate_heads',
          'em_eomt_repo_dinov3',
          'de_scale_shift_invariant_loss_empty', 'de_vit_adapter_train',
          'de_vit_adapter_dinov3', 'de_m2f_pixel_decoder_grad',
-         'de_m2f_transformer_decoder', 'de_m2f_whole')
+         'de_m2f_transformer_decoder', 'de_m2f_whole', 'de_detr_loss_reparam',
+         'de_detr_windows_2x2', 'de_detr_whole_training_branch')
 
 # The vocabulary of CLIP is in a package beside PyTorch.
 _TORCH = ('td_dinotxt_tokenizer_clip',)

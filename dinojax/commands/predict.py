@@ -28,9 +28,9 @@ def define(values: flags.FlagValues, argv: list[str]):
   text('source', 'Images: folder:DIR, image:FILE or the path of either, '
        'arrayrecord:GLOB, tfds:NAME/SPLIT, photos:train.')
   text('out', 'Folder of the maps and their pictures.')
-  number('short_px', 'Pixels of the short side when an image enters the '
-         'backbone; default: as the head was measured, else 480 (depths) or '
-         '512 (classes).', least=None)
+  number('short_px', 'Pixels of the short side of an image in the backbone; '
+         'default: as measured, else 480 (depths), 512 (classes).', least=None)
+  text('squares_px', 'Sides of the squares of a detector, averaged: 1024,1536.')
   flags.DEFINE_bool('flips', None, 'Averages the image and its mirror image; '
                     'default: as the head was measured, else of depths.',
                     flag_values=values)
@@ -39,9 +39,8 @@ def define(values: flags.FlagValues, argv: list[str]):
                      flag_values=values)
   text('classes', 'File with the names of the classes of a published head, a '
        'line each; default: numbers.')
-  text('as', 'Answers of a head of queries: semantic (a class of every pixel), '
-       'panoptic (segments) or instances (objects); default: as it was '
-       'trained.')
+  text('as', 'Answers of a head: semantic (a class of every pixel), panoptic '
+       '(segments), instances (objects), boxes; default: as it was trained.')
   number('windows_at_once', 'Windows that go through the backbone at a time.',
          8)
   number('num_threads', 'Threads that decode images.',

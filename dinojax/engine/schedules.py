@@ -294,6 +294,30 @@ class RiseFall:
 
 
 @dataclasses.dataclass(frozen=True)
+class Stepped:
+  """A linear rise to 1, and a fall to a part of it at one step.
+
+  Attributes:
+    rise_steps: length of the rise.
+    drop_step: first step of the lower value.
+    factor: lower value.
+
+  Source: training of DETR and of those after it.
+  """
+
+  rise_steps: int
+  drop_step: int
+  factor: float = 0.1
+
+  def __call__(self, step):
+    """The factor at a step (int, array or traced)."""
+    step, xp = _number(step)
+    rise = xp.clip(step / max(self.rise_steps, 1), 0, 1)
+    rise = xp.where(step < self.rise_steps, rise, 1.0)
+    return xp.where(step < self.drop_step, rise, rise * self.factor)
+
+
+@dataclasses.dataclass(frozen=True)
 class Annealed:
   """From 1 before a step to 0 from another one on.
 

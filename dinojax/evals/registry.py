@@ -25,6 +25,7 @@ from dinojax.evals.protocols import captions
 from dinojax.evals.protocols import copydays
 from dinojax.evals.protocols import correspondence
 from dinojax.evals.protocols import depth
+from dinojax.evals.protocols import detection
 from dinojax.evals.protocols import fairness
 from dinojax.evals.protocols import fewshot
 from dinojax.evals.protocols import finetune
@@ -48,8 +49,9 @@ PROTOCOLS: Mapping[str, types.ModuleType] = {
     'knn': knn, 'logistic': logistic, 'linear': linear, 'fewshot': fewshot,
     'finetune': finetune, 'multilabel': multilabel, 'robustness': robustness,
     'rankme': rankme, 'lidar': lidar, 'segmentation': segmentation,
-    'segments': segments, 'depth': depth, 'retrieval': retrieval,
-    'copydays': copydays, 'correspondence': correspondence,
+    'segments': segments, 'detection': detection, 'depth': depth,
+    'retrieval': retrieval, 'copydays': copydays,
+    'correspondence': correspondence,
     'tokencut': tokencut, 'tracking': tracking, 'video': video,
     'fairness': fairness, 'zero_shot': zero_shot, 'captions': captions,
     'open_vocabulary': open_vocabulary}

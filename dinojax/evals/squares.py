@@ -1,8 +1,8 @@
-"""Images in squares, through backbone and head: queries with their masks.
+"""Images in squares, through backbone and head: what queries predict.
 
 Worker threads bring every image to a square, its long side whole, black below
 or to the right of it; squares go through the devices of all processes in lists
-of one length, and each process makes answers of the masks of its own images.
+of one length, and each process makes answers for its own images.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,6 @@ import jax
 import numpy as np
 from PIL import Image
 
-from dinojax.augment import photometric
 from dinojax.core import errors
 from dinojax.core import tree
 from dinojax.data import pipeline
@@ -24,10 +23,8 @@ from dinojax.evals import protocol
 from dinojax.evals import segments
 from dinojax.features import spec as spec_lib
 from dinojax.features import stream
-from dinojax.models.dense import queries
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import processes
-from dinojax.probes.tasks import masks as masks_task
 
 _BLACK = (0.0, 0.0, 0.0)
 
@@ -68,13 +65,21 @@ class Answer(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Prepare:
-  """Makes an item ready: its square, its size, and what is true of it."""
+  """Makes an item ready: its square, its size, and what is true of it.
+
+  Attributes:
+    side: side of the square, in pixels.
+    flip: True mirrors the image.
+  """
 
   side: int
+  flip: bool = False
 
   def __call__(self, pair: Any) -> dict:
     picture, truth = pair.decoded()
     square = letterbox.Letterbox(picture.size, self.side)
+    if self.flip:
+      picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return {'size': picture.size, 'truth': truth, 'square': square.pixels(
         picture, _BLACK, Image.Resampling.BILINEAR)}
 
@@ -82,17 +87,19 @@ class Prepare:
 class Squares:
   """A head of queries, on all devices."""
 
-  def __init__(self, job: protocol.Job, task: masks_task.Queries, side: int,
-               at_once: int):
+  def __init__(self, job: protocol.Job, task: Any, side: int, at_once: int,
+               *, flip: bool = False):
     """Compiles nothing yet.
 
     Args:
       job: the backbone, and how images are read.
-      task: the task of the head.
+      task: the task of the head: what it makes of images in squares is its
+        `framed`, and what it answers its `inferred`.
       side: side of the squares, in pixels.
       at_once: images that go through the backbone at a time.
+      flip: True mirrors the images.
     """
-    self.job, self.task, self.side = job, task, side
+    self.job, self.task, self.side, self.flip = job, task, side, flip
     mesh = job.model.mesh
     self._at_once = -(-at_once // mesh.size) * mesh.size
     self._program = jax.jit(
@@ -104,8 +111,9 @@ class Squares:
 
   def of(self, source: Any, head: tree.Tree, *,
          indices: Sequence[int] | None = None,
-         counts: bool = True) -> Iterator[tuple[dict, Answer]]:
-    """(item, its answer) of this process's readable items, in order.
+         counts: bool = True
+         ) -> Iterator[tuple[dict, Any, letterbox.Letterbox]]:
+    """Item, predictions and square of this process's readable items, in order.
 
     Args:
       source: items whose `decoded` gives an image and what is true of it.
@@ -118,7 +126,7 @@ class Squares:
     count, place = jax.process_count(), jax.process_index()
     each = self._at_once // count
     rows = pipeline.items_in_order(
-        source, Prepare(self.side), indices=indices[place::count],
+        source, Prepare(self.side, self.flip), indices=indices[place::count],
         ahead=2 * self.job.reading.num_threads,
         num_threads=self.job.reading.num_threads,
         num_workers=self.job.reading.num_workers)
@@ -128,32 +136,40 @@ class Squares:
       items = list(itertools.islice(rows, len(group[place::count])))
       stream.warn([row for row in items if row['problem']], source)
       pixels = np.zeros((each, self.side, self.side, 3), np.uint8)
+      extent = np.full((each, 2), self.side, np.int32)
       for i, row in enumerate(items):
         if not row['problem']:
           pixels[i] = row['square']
+          extent[i] = letterbox.Letterbox(row['size'], self.side).inner[::-1]
       with mesh_lib.activate(mesh):
-        out = self._program(self.job.model.params, on_mesh,
-                            processes.to_devices(pixels, mesh))
-      classes, masks = (stream.own_rows(x) for x in (
-          out.classes, out.masks))
+        out = self._program(self.job.model.params, on_mesh, *(
+            processes.to_devices(x, mesh) for x in (pixels, extent)))
+      out = jax.tree.map(stream.own_rows, out)
       for i, row in enumerate(items):
         if not row['problem']:
-          yield row, Answer(classes[i], masks[i], letterbox.Letterbox(
-              row['size'], self.side))
+          yield row, jax.tree.map(
+              lambda leaf, i=i: leaf[i], out), letterbox.Letterbox(
+                  row['size'], self.side)
       if counts:
         self.job.progress(len(group))
 
 
-def _predict(net: Any, task: masks_task.Queries, params: tree.Tree,
-             head: tree.Tree, images: jax.Array) -> queries.Predicted:
-  """The last prediction of squares, float32."""
-  images = task.pixels.fit(photometric.normalize(
-      images, task.pixels.mean, task.pixels.std))
-  features = net.apply(params, images, functools.partial(
+def _predict(net: Any, task: Any, params: tree.Tree, head: tree.Tree,
+             levels: jax.Array, extent: jax.Array) -> tree.Tree:
+  """Answers of a task for squares, of which rows and columns are image."""
+  batch = task.framed(levels, extent)
+  features = net.apply(params, batch['image'], functools.partial(
       spec_lib.compute, specs=dict(task.choices)))
-  outputs, _ = task.outputs(
-      head, features[masks_task.CHOICE], {'image': images}, None)
-  return jax.tree.map(lambda x: x.astype('float32'), outputs[-1])
+  choice, = task.choices
+  outputs, _ = task.outputs(head, features[choice], batch, None)
+  return task.inferred(outputs, batch)
+
+
+def shown(count: int, pictures: int) -> set[int]:
+  """Images that are drawn, evenly over those of the first process."""
+  ours = range(0, count, jax.process_count())
+  return {ours[int(i)] for i in np.linspace(
+      0, len(ours) - 1, min(pictures, len(ours))).round()}
 
 
 def looked_at(source: Any, job: protocol.Job, first: int = 3) -> int:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from dinojax.core import errors
+from dinojax.features import windowed
 
 Array = jax.Array
 Outputs = dict[str, Array]
@@ -34,11 +35,14 @@ class FeatureSpec:
       after the layer and the final norm, patches of a ConvNeXt on the grid of
       its patch_px, if it has one; 'raw': after it without the norm; 'before':
       what enters it, without the norm. Keys and attention are within.
+    windows: windows along a side that images are cut into, see
+      features.windowed; maps are then [b, y, x, 2 d]. 0: they are whole.
   """
 
   outputs: tuple[str, ...] = ('cls',)
   layers: int | tuple[int, ...] = 1
   place: str = 'normed'
+  windows: int = 0
 
   def __post_init__(self):
     for name in ('outputs', 'layers'):
@@ -81,15 +85,19 @@ class FeatureSpec:
       raise errors.UserError(
           f'layers={self.layers} are not in this model of {depth}: give a '
           f'number up to {depth}, or indices from 0 to {depth - 1}')
+    if self.windows and (self.outputs != ('map',) or not config.has_attention):
+      raise errors.UserError(
+          f'windows={self.windows} are of maps of a ViT alone: give '
+          "outputs=('map',), or windows=0")
     if self.place == 'before' and not (config.has_attention or min(indices)):
       raise errors.UserError(
           'images enter the first stage of a ConvNeXt, and no features: give '
           f'layers from 1 to {depth - 1}')
 
   def widths(self, config: Any) -> tuple[int, ...]:
-    """Width d of each layer that is read, in order."""
+    """Width of each layer that is read, in order: d, or 2 d of windows."""
     before = self.place == 'before' and not config.has_attention
-    return tuple(config.layer_dims[i - before]
+    return tuple(config.layer_dims[i - before] * (2 if self.windows else 1)
                  for i in self.indices(config.depth))
 
 
@@ -117,18 +125,37 @@ def compute(net: nnx.Module, images: Array,
     return jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]),
                         compute(net, flat, specs, draws, frozen=frozen))
   depth, wanted = net.config.depth, []
-  for spec in specs.values():
+  out, whole = {}, {}
+  for name, spec in specs.items():
+    if spec.windows:
+      out[name] = _in_windows(net, images, spec, draws, frozen)
+      continue
+    whole[name] = spec
     kinds = [name for name in spec.outputs if name in ATTENTION]
     if any(name in TOKENS for name in spec.outputs):
       kinds.append(spec.place)
     wanted += [(kind, i) for i in spec.indices(depth) for kind in kinds]
   wanted = list(dict.fromkeys(wanted))
-  read = net.read(images, wanted, draws, frozen=frozen)
+  read = net.read(images, wanted, draws, frozen=frozen) if wanted else []
   activations = dict(zip(wanted, read, strict=True))
-  return {
+  return out | {
       name: [_outputs(net.config, activations, images.shape[1:3], spec, i)
              for i in spec.indices(depth)]
-      for name, spec in specs.items()}
+      for name, spec in whole.items()}
+
+
+def _in_windows(net: nnx.Module, images: Array, spec: FeatureSpec,
+                draws: Mapping[str, Array] | None,
+                frozen: bool) -> list[Outputs]:
+  """Maps of layers, see features.windowed."""
+  alone = dataclasses.replace(spec, windows=0)
+
+  def read(images):
+    layers = compute(net, images, {'': alone}, draws, frozen=frozen)['']
+    return [layer['map'] for layer in layers]
+
+  return [{'map': x} for x in windowed.maps(
+      read, images, spec.windows, net.config.side_px)]
 
 
 def _outputs(config: Any, activations: dict, image_px: tuple[int, int],

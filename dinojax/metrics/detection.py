@@ -16,6 +16,7 @@ AREAS: Mapping[str, tuple[float, float]] = {
     'all': (0, 1e10), 'small': (0, 32**2), 'medium': (32**2, 96**2),
     'large': (96**2, 1e10)}
 MOST = 100  # of a class in an image
+_FIELDS = ('label', 'score', 'rank', 'matched', 'ignored', 'counts')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +132,45 @@ def _matched(overlaps: np.ndarray, beside: np.ndarray, crowd: np.ndarray,
         has[i], aside[i] = True, beside[best]
         break
   return has, aside
+
+
+def columns(each: Matches, room: int = MOST) -> dict[str, np.ndarray]:
+  """Arrays [1, …] of an image, filled up to a number of predictions.
+
+  Args:
+    each: matches of the image.
+    room: predictions that are there at most.
+  """
+  empty, out = room - len(each.label), {}
+  for name in _FIELDS:
+    value = getattr(each, name)
+    if name != 'counts':
+      pad = [(0, 0)] * (value.ndim - 1) + [(0, empty)]
+      value = np.pad(value, pad, constant_values=-1 if name == 'label' else 0)
+    out[name] = value[None]
+  return out
+
+
+def of_rows(rows: Mapping[str, np.ndarray]) -> dict[str, float]:
+  """AP and AR of `columns` of many images, see `average_precision`."""
+  return average_precision(_of_rows(rows))
+
+
+def by_class(rows: Mapping[str, np.ndarray],
+             classes: Sequence[str]) -> dict[str, float | None]:
+  """AP of every class by its name, in %; None where no object counts."""
+  precision, _ = curves(_of_rows(rows))
+  out = {}
+  for i, name in enumerate(classes):
+    known = precision[0, :, i]
+    out[name] = round(100 * float(known.mean()), 2) if (
+        known > -1).all() else None
+  return out
+
+
+def _of_rows(rows: Mapping[str, np.ndarray]) -> list[Matches]:
+  return [Matches(*(rows[name][i] for name in _FIELDS))
+          for i in range(len(rows['label']))]
 
 
 def average_precision(images: Sequence[Matches]) -> dict[str, float]:

@@ -156,3 +156,40 @@ def sine(grid: tuple[int, int], width: int) -> np.ndarray:
   out = np.concatenate([np.broadcast_to(rows[:, None], shape),
                         np.broadcast_to(columns[None], shape)], axis=-1)
   return out.reshape(-1, 2 * count).astype(np.float32)
+
+
+def sine_within(cells: jax.Array, grid: tuple[int, int], width: int, *,
+                normalize: bool = True) -> jax.Array:
+  """[b, y, x, width] waves like `sine`, of images that end within the grid.
+
+  Args:
+    cells: [b, 2] rows and columns of the grid that are image; beyond is 0.
+    grid: rows and columns.
+    width: width of the result.
+    normalize: False: waves are of the number of the cell, not of its part of
+      the image.
+
+  Source: DINOv3's detector, whose cells lie half a cell before those of `sine`.
+  """
+  count = width // 2
+  period = jnp.asarray(
+      10_000 ** (2 * (np.arange(count) // 2) / count), jnp.float32)
+  even = jnp.asarray(np.arange(count) % 2 == 0)
+  waves, inside = [], []
+  for axis, size in enumerate(grid):
+    length = cells[:, axis, None].astype(jnp.float32)
+    index = jnp.arange(size, dtype=jnp.float32)[None]
+    place = (index + 0.5) * 2 * math.pi
+    if normalize:
+      place = (index + 0.5) / (length + 1e-6) * 2 * math.pi
+    place = jnp.broadcast_to(place, (len(cells), size))
+    angle = place[..., None] / period[None, None]
+    waves.append(jnp.where(
+        even[None, None], jnp.sin(angle), jnp.cos(angle)))
+    inside.append(index < length)
+  shape = (len(cells), *grid, count)
+  out = jnp.concatenate([
+      jnp.broadcast_to(waves[0][:, :, None], shape),
+      jnp.broadcast_to(waves[1][:, None], shape)], axis=-1)
+  return jnp.where((inside[0][:, :, None] & inside[1][:, None])[..., None],
+                   out, 0.0)

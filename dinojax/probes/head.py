@@ -13,6 +13,7 @@ from dinojax.core import tree
 from dinojax.features import backbone as backbone_lib
 from dinojax.probes.tasks import align
 from dinojax.probes.tasks import depth
+from dinojax.probes.tasks import detect
 from dinojax.probes.tasks import eomt
 from dinojax.probes.tasks import mask2former
 from dinojax.probes.tasks import masks
@@ -22,7 +23,7 @@ KINDS: Mapping[str, type] = {
     'segmentation': segment.Segment, 'depth': depth.Depth,
     'depth_dpt': depth.DptDepth, 'relative_depth': depth.RelativeDepth,
     'masks': masks.Masks, 'mask2former': mask2former.Mask2Former,
-    'eomt': eomt.Eomt, 'text': align.Align}
+    'eomt': eomt.Eomt, 'detector': detect.Detect, 'text': align.Align}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -112,4 +112,5 @@ def stored_features(choices: Mapping[str, spec.FeatureSpec],
 
 def array_name(wanted: spec.FeatureSpec, output: str, layer: int) -> str:
   """Name of an array that several choices may read."""
-  return f'{wanted.place}/{output}/{layer}'
+  windows = f'/{wanted.windows}' if wanted.windows else ''
+  return f'{wanted.place}/{output}/{layer}{windows}'

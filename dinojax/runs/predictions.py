@@ -4,7 +4,7 @@
                          bits), or segments as COCO has them (colours)
   OUT/pictures/NAME.jpg  the image beside its map, in colour
   OUT/predictions.jsonl  a line an image: name, map, picture, unit of the map,
-                         segments, or objects
+                         segments, or objects with masks or boxes
   OUT/coco.json          all segments or objects, as COCO's evaluation has them
   OUT/head.json          what made them, and the names of the classes
 
@@ -47,6 +47,7 @@ from dinojax.parallel import processes
 from dinojax.probes import head as head_lib
 from dinojax.probes.tasks import depth
 from dinojax.runs import assemble
+from dinojax.runs import box_predictions
 from dinojax.runs import models as models_lib
 from dinojax.runs import published_heads
 from dinojax.runs import segment_predictions
@@ -73,6 +74,7 @@ class Request:
   max_depth: float | None = None
   classes: str | None = None
   answers: str | None = None
+  squares_px: str | None = None
   windows_at_once: int = 8
   num_threads: int = 2
   max_pixels: int = images.DEFAULT_MAX_PIXELS
@@ -99,17 +101,35 @@ def predict(request: Request) -> str:
     output.warn(warning)
   answers = segment_predictions.answers_of(head, request.answers)
   running = head.on(model)
+  _check_flags(request, answers)
   if answers == 'semantic':
     writer = Maps(running, views_of(head, request, model.config.side_px))
+  elif answers == 'boxes':
+    writer = box_predictions.Boxes(
+        running, request.squares_px, flips=bool(request.flips))
   else:
-    if request.short_px or request.flips:
-      raise errors.UserError(
-          '--short_px and --flips are of maps of classes and depths; segments '
-          'are made of squares: leave them away, or give --as=semantic')
     writer = segment_predictions.Segments(running, answers)
   _begin(folder, head, {'weights': weights, 'source': source.spec,
                         **writer.made_by})
   return _write_all(folder, source, model, writer, request)
+
+
+def _check_flags(request: Request, answers: str):
+  """Refuses flags of other answers.
+
+  Raises:
+    UserError: there are some.
+  """
+  if answers != 'semantic' and request.short_px or (
+      answers not in ('semantic', 'boxes') and request.flips):
+    raise errors.UserError(
+        '--short_px and --flips are of maps of classes and depths; segments '
+        'and objects are made of squares: leave them away, or give '
+        '--as=semantic')
+  if answers != 'boxes' and request.squares_px:
+    raise errors.UserError(
+        '--squares_px is of detectors, and this head makes other answers: '
+        'leave it away')
 
 
 def _head(request: Request, model: backbone_lib.Backbone) -> head_lib.Head:

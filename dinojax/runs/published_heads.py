@@ -14,11 +14,14 @@ import numpy as np
 
 from dinojax.core import errors
 from dinojax.core import lists
+from dinojax.evals import detection_heads
 from dinojax.features import backbone as backbone_lib
+from dinojax.features import spec
 from dinojax.interop import files
 from dinojax.interop import hub
 from dinojax.interop import names
 from dinojax.interop import translate
+from dinojax.interop.heads import detector as detector_tables
 from dinojax.interop.heads import dpt as dpt_tables
 from dinojax.interop.heads import eomt as eomt_tables
 from dinojax.interop.heads import linear as linear_tables
@@ -27,6 +30,7 @@ from dinojax.models.dense import dpt
 from dinojax.probes import head as head_lib
 from dinojax.probes.tasks import dense
 from dinojax.probes.tasks import depth
+from dinojax.probes.tasks import detect
 from dinojax.probes.tasks import mask2former
 from dinojax.probes.tasks import masks
 from dinojax.probes.tasks import segment
@@ -42,8 +46,8 @@ _CANOPY_LAYERS = (5, 11, 17, 23)
 # Views in the evaluation of DINOv3's segmentor on ADE20K.
 _SEGMENTOR = {'short_px': 896, 'crop_px': 896, 'stride_px': 596}
 _WHAT = ('linear and DPT heads of depth and linear heads of segmentation of '
-         'DINOv2 and DINOv3, Mask2Former of DINOv3, DPT heads of transformers, '
-         'and EoMT models')
+         'DINOv2 and DINOv3, Mask2Former and detectors of DINOv3, DPT heads of '
+         'transformers, and EoMT models')
 
 
 def read(path: str, model: backbone_lib.Backbone, *,
@@ -91,6 +95,9 @@ def read(path: str, model: backbone_lib.Backbone, *,
   elif any(name.startswith(mask2former_tables.QUERIES) for name in state):
     task, table = _mask2former(state, path, model)
     facts['views'] = _SEGMENTOR
+  elif detector_tables.is_detector(state):
+    state = detector_tables.checked(state, path)
+    task, table = _detector(state, path, model, pixels)
   else:
     task, table = _linear(state, path, max_depth, width, model, pixels)
   widths = tuple(next(iter(task.choices.values())).widths(model.config))
@@ -100,7 +107,7 @@ def read(path: str, model: backbone_lib.Backbone, *,
   kinds = ()
   if isinstance(task, segment.Segment):
     kinds = _classes(classes, task.num_outputs)
-  elif isinstance(task, masks.Queries):
+  elif isinstance(task, masks.Queries | detect.Detect):
     kinds = _classes(classes, task.decoder.num_classes)
   return head_lib.Head(
       task, arrays['params'], arrays.get('stats', {}),
@@ -164,6 +171,26 @@ def _mask2former(state: State, path: str, model: backbone_lib.Backbone
           config.depth, sizes.adapter.num_blocks),
       pixels=dense.Pixels(model.mean, model.std, sizes.adapter.unit_px),
       ), mask2former_tables.table(sizes)
+
+
+def _detector(state: State, path: str, model: backbone_lib.Backbone,
+              pixels: dense.Pixels) -> tuple[detect.Detect, names.Table]:
+  """Task and table of a detector, sizes by its shapes.
+
+  Raises:
+    UserError: a file that is not whole, or of another backbone.
+  """
+  config = model.config
+  if not config.has_attention:
+    raise errors.UserError(
+        f'{path} reads the blocks of a ViT, and {model.source} is a ConvNeXt: '
+        'give the backbone that the head is for')
+  layers = detection_heads.read_layers(config.depth)
+  sizes = detector_tables.sizes_of(
+      state, spec.FeatureSpec(('map',), layers).widths(config),
+      config.side_px, path)
+  return detect.Detect(decoder=sizes, layers=layers, pixels=pixels), (
+      detector_tables.table(sizes))
 
 
 def _linear(state: State, path: str, max_depth: float | None, width: int,

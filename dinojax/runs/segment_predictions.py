@@ -17,7 +17,7 @@ from dinojax.evals import squares
 from dinojax.probes import head as head_lib
 
 RESULTS = 'coco.json'
-ANSWERS = ('semantic', 'panoptic', 'instances')
+ANSWERS = ('semantic', 'panoptic', 'instances', 'boxes')
 _SIDE_PX = 640  # of heads that do not say theirs
 
 
@@ -37,6 +37,12 @@ def answers_of(head: head_lib.Head, wanted: str | None) -> str:
   if wanted not in ANSWERS:
     raise errors.UserError(
         f'--as={wanted} is not known: give one of {", ".join(ANSWERS)}')
+  if 'boxes' in (wanted, trained) and wanted != trained:
+    kind = 'detector' if wanted == 'boxes' else 'head of queries'
+    raise errors.UserError(
+        f'--as={wanted} needs a {kind}, and this one is of {head.kind}: leave '
+        '--as away, or give a head that the protocol '
+        f'{"detection" if wanted == "boxes" else "segments"} trained')
   if wanted != 'semantic' and not hasattr(head.task, 'answers'):
     raise errors.UserError(
         f'--as={wanted} needs a head of queries, and this one is of '
@@ -88,7 +94,8 @@ class Segments:
     """Items with their segments or objects."""
     del sizes
     head = {'params': self._head.params, 'stats': self._head.stats}
-    for row, answer in self._squares.of(source, head):
+    for row, queries, square in self._squares.of(source, head):
+      answer = squares.Answer(queries.classes, queries.masks, square)
       yield row, (answer.panoptic(self._head.task.stuff, *self._limits)
                   if self._is_panoptic else answer.instances())
 

@@ -52,7 +52,10 @@ def save(folder, count, sizes, seed):
       instances.append({
           'id': len(instances) + 1, 'image_id': 100 + i, 'iscrowd': 0,
           'category_id': each['category_id'],
-          'segmentation': runs_of(each['mask'])})
+          'segmentation': runs_of(each['mask']),
+          'area': int(each['mask'].sum()), 'bbox': [
+              *each['corners'][:2], *(end + 1 - start for start, end in zip(
+                  each['corners'][:2], each['corners'][2:], strict=True))]})
     codes = 300 * ids  # of more than eight bits
     Image.fromarray(np.stack([codes % 256, codes // 256, 0 * codes], axis=-1
                              ).astype(np.uint8)).save(

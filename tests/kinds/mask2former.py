@@ -141,12 +141,10 @@ def head_tensors(case, prefix):
           and not name.endswith('num_batches_tracked')}
 
 
-def features_of(case, c, image, prefix):
-  """Features of the blocks of the case's ViT, on the adapter's device."""
-  b, prefix = c['backbone'], f'{prefix}backbone.'
-  state = {name.removeprefix(prefix): value
-           for name, value in case.weights[''].items()
-           if name.startswith(prefix) and 'rope_embed' not in name}
+def model_of(b, state):
+  """The ViT of a case, of its state dict, on the adapter's device."""
+  state = {name: value for name, value in state.items()
+           if 'rope_embed' not in name}
   config = vit.ViTConfig(
       b['embed_dim'], b['depth'], b['num_heads'], b['patch_size'],
       ffn_hidden=int(b['embed_dim'] * b['ffn_ratio']),
@@ -154,16 +152,29 @@ def features_of(case, c, image, prefix):
       norm_epsilon=b.get('norm_eps', 1e-6))
   params = translate.to_ours(
       state, names.vit_table(config, names.META_V3), reading.shapes(config))
-  model = backbone.Backbone.of(
+  return backbone.Backbone.of(
       reading.Weights(config, params, {}, 'meta'),
       mesh_lib.make(devices=jax.devices()[:1]))
-  wanted = spec.FeatureSpec(('map',), tuple(c['interaction_indexes']))
+
+
+def maps_of(model, image, wanted):
+  """Maps of layers of an image."""
   with mesh_lib.activate(model.mesh):
     image = jax.device_put(image, jax.NamedSharding(
         model.mesh, mesh_lib.ROWS))
     layers = jax.jit(lambda x: model.net.apply(model.params, x, (
         functools.partial(spec.compute, specs={'maps': wanted}))))(image)
   return [np.asarray(layer['map']) for layer in layers['maps']]
+
+
+def features_of(case, c, image, prefix):
+  """Features of the blocks of the case's ViT."""
+  prefix = f'{prefix}backbone.'
+  state = {name.removeprefix(prefix): value
+           for name, value in case.weights[''].items()
+           if name.startswith(prefix)}
+  return maps_of(model_of(c['backbone'], state), image, spec.FeatureSpec(
+      ('map',), tuple(c['interaction_indexes'])))
 
 
 @golden.kind('vit_adapter')

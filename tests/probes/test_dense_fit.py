@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 
 from dinojax.engine import optimizer
+from dinojax.models.dense import box_decoder
+from dinojax.models.dense import detector
 from dinojax.models.dense import dpt
 from dinojax.models.dense import eomt
 from dinojax.models.dense import mask2former
 from dinojax.models.dense import mask_decoder
 from dinojax.probes import fit as fit_lib
 from dinojax.probes.tasks import depth
+from dinojax.probes.tasks import detect
 from dinojax.probes.tasks import eomt as eomt_task
 from dinojax.probes.tasks import mask2former as mask2former_task
 from dinojax.probes.tasks import masks
@@ -49,7 +52,12 @@ TASKS = {
         layers=(0, 0, 1, 1), num_points=32, most_targets=3),
     'eomt': eomt_task.Eomt(
         decoder=eomt.Config(test_fit.CONFIG, 3, num_queries=6, num_blocks=1),
-        num_points=32, most_targets=3, anneal=((0, 5),))}
+        num_points=32, most_targets=3, anneal=((0, 5),)),
+    'detector': detect.Detect(
+        decoder=detector.Config(
+            (64, 64), box_decoder.Config(3, 32, 2, 24, 2, 8, 8),
+            num_queries=6, num_extra=8, num_encoder_layers=1, encoder_ffn=24,
+            box_px=6.0, windows=2), layers=(0, 1), copies=2)}
 # Programs of half a minute; make test does the same with linear heads.
 pytestmark = pytest.mark.slow
 ALL = pytest.mark.parametrize('kind', TASKS)
@@ -74,13 +82,22 @@ def batches(kind, step):
         (1, side // 2, side // 2), int))
     image = rng.integers(0, 60, (ROWS, side, side, 3)) + 90 * (
         classes[..., None] == np.arange(3))
-    truth = ('depth', (1 + classes).astype(np.float32)) if (
-        'depth' in kind) else ('classes', classes.astype(np.uint8))
-    yield dict([truth]) | {
+    yield truth_of(kind, classes) | {
         'image': image.astype(np.uint8), 'bad': np.zeros(ROWS, bool),
         'extent': np.full((ROWS, 2), side, np.int32),
         'weight': np.float32([1] * (ROWS - 1) + [0])}
     step += 1
+
+
+def truth_of(kind, classes):
+  if kind == 'detector':  # a box for every quarter
+    corners = [(y, x, y + 16, x + 16) for y in (0, 16) for x in (0, 16)]
+    return {'kinds': classes[:, ::16, ::16].reshape(-1, 4).astype(np.int32),
+            'boxes': np.tile(np.float32(corners)[None, :, [1, 0, 3, 2]],
+                             (ROWS, 1, 1))}
+  if 'depth' in kind:
+    return {'depth': (1 + classes).astype(np.float32)}
+  return {'classes': classes.astype(np.uint8)}
 
 
 @functools.cache

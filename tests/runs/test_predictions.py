@@ -14,10 +14,13 @@ from dinojax.evals import stored_heads
 from dinojax.interop import files
 from dinojax.interop import store
 from dinojax.interop import translate
+from dinojax.interop.heads import detector as detector_tables
 from dinojax.interop.heads import dpt as dpt_tables
 from dinojax.interop.heads import linear as linear_tables
 from dinojax.interop.heads import mask2former as mask2former_tables
 from dinojax.models import vit
+from dinojax.models.dense import box_decoder
+from dinojax.models.dense import detector
 from dinojax.models.dense import dpt
 from dinojax.models.dense import eomt
 from dinojax.models.dense import mask2former
@@ -25,6 +28,7 @@ from dinojax.models.dense import mask_decoder
 from dinojax.probes import head as head_lib
 from dinojax.probes.tasks import dense
 from dinojax.probes.tasks import depth
+from dinojax.probes.tasks import detect
 from dinojax.probes.tasks import eomt as eomt_task
 from dinojax.probes.tasks import mask2former as mask2former_task
 from dinojax.probes.tasks import masks
@@ -81,6 +85,12 @@ def task_of(kind):
     return eomt_task.Eomt(
         decoder=eomt.Config(CONFIG, 3, num_queries=4, num_blocks=2),
         anneal=((0, 10), (5, 10)), pixels=pixels)
+  if kind == 'detector':
+    return detect.Detect(
+        decoder=detector.Config(
+            (16,) * 4, box_decoder.Config(3, 32, 4, 24, 1, 8, 4),
+            num_queries=10, num_extra=10, num_encoder_layers=1,
+            encoder_ffn=24, box_px=8.0), layers=(0, 1, 2, 3), pixels=pixels)
   of = {'depth_dpt': depth.DptDepth, 'relative_depth': depth.RelativeDepth}
   return of[kind](
       head=dpt.Config(channels=4, projected=(2, 3, 4, 5), num_outputs=1,
@@ -101,8 +111,7 @@ def made(kind, model, weights=''):
   return head_lib.Head(
       task, parts['params'], parts['stats'],
       head_lib.Origin(model, weights, widths),
-      KINDS if kind in ('segmentation', 'masks', 'mask2former', 'eomt')
-      else (),
+      () if 'depth' in kind else KINDS,
       {'views': {'short_px': 32, 'crop_px': 32, 'stride_px': 16}})
 
 
@@ -212,6 +221,9 @@ def published(kind, model, folder, prefix='', name='head'):
   elif kind == 'm2f':
     head = made('mask2former', model)
     table = mask2former_tables.table(head.task.decoder)
+  elif kind == 'detector':
+    head = made('detector', model)
+    table = detector_tables.table(head.task.decoder)
   else:
     head = made('depth_dpt', model)
     table = dpt_tables.table(head.task.head, getattr(dpt_tables, kind))
@@ -226,14 +238,14 @@ def published(kind, model, folder, prefix='', name='head'):
 @pytest.mark.parametrize('kind, prefix, name', [
     ('segmentation_v2', 'decode_head.', 'ade20k'), ('depth_v3', '', 'head'),
     ('META', 'decode_head.', 'dinov2_vits14_nyu_dpt_head'),
-    ('HF_DPT', '', 'kitti'), ('m2f', '', 'ade20k')])
+    ('HF_DPT', '', 'kitti'), ('m2f', '', 'ade20k'), ('detector', '', 'coco')])
 def test_published_heads_are_read(kind, prefix, name, model, tmp_path):
   path, head = published(kind, model, tmp_path, prefix, name)
   again = published_heads.read(str(path), models.load(model))
   jax.tree.map(np.testing.assert_array_equal, (again.params, again.stats),
                (head.params, head.stats))
   assert again.kind == head.kind
-  if kind in ('segmentation_v2', 'm2f'):
+  if kind in ('segmentation_v2', 'm2f', 'detector'):
     assert again.classes == ('class 0', 'class 1', 'class 2')
   else:
     assert again.task.max_depth == (80.0 if name == 'kitti' else 10.0)

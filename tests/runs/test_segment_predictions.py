@@ -106,7 +106,7 @@ def test_answers_that_cannot_be_given_are_sentences(
       (linear, ['--as=panoptic'], 'needs a head of queries, and this one is of '
        'segmentation'),
       (head, ['--as=things'], 'give one of semantic, panoptic, instances'),
-      (head, ['--short_px=48'], 'segments are made of squares')):
+      (head, ['--short_px=48'], 'objects are made of squares')):
     assert predict(some, model, images, tmp_path / 'out', *words) == 2
     assert text in capsys.readouterr().err
 

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any, Literal
 
-import jax
 import numpy as np
 
 from dinojax.core import errors
@@ -43,7 +42,6 @@ ROLES = {'train': protocol.Role(
     opens=lambda spec: sets.opened(spec, 'train2017'), what=_WHAT),
          'test': protocol.Role(
              opens=lambda spec: sets.opened(spec, 'val2017'), what=_WHAT)}
-_MATCHES = ('label', 'score', 'rank', 'matched', 'ignored', 'counts')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,10 +196,11 @@ def _measured(job: protocol.Job, settings: Settings, test: sets.Set,
                          settings.images_at_once)
   head = {'params': kept.params, 'stats': kept.stats}
   count = len(test.classes)
-  shown = _shown(len(test), settings.pictures)
+  shown = squares.shown(len(test), settings.pictures)
   parts, pictures = [], {}
-  for row, answer in work.of(test, head):
-    truth = row['truth']
+  for row, queries, square in work.of(test, head):
+    answer, truth = squares.Answer(
+        queries.classes, queries.masks, square), row['truth']
     if test.is_panoptic:
       predicted = answer.panoptic(
           test.stuff, settings.threshold, settings.overlap)
@@ -221,15 +220,8 @@ def _measured(job: protocol.Job, settings: Settings, test: sets.Set,
     return protocol.Measured(test.spec, rows, quality, facts,
                              classes=test.classes, pictures=pictures, head=kept)
   return protocol.Measured(
-      test.spec, rows, precision, facts, classes=test.classes,
+      test.spec, rows, detection.of_rows, facts, classes=test.classes,
       pictures=pictures, head=kept, resamples=0)
-
-
-def _shown(count: int, pictures: int) -> set[int]:
-  """Images that are drawn, evenly over those of the first process."""
-  ours = range(0, count, jax.process_count())
-  return {ours[int(i)] for i in np.linspace(
-      0, len(ours) - 1, min(pictures, len(ours))).round()}
 
 
 def _empty(test: sets.Set, count: int) -> dict[str, np.ndarray]:
@@ -277,17 +269,4 @@ def _matches(predicted: list[segments.Instance], truth: sets.Segments,
       np.array([x.label for x in predicted], np.int64),
       np.array([x.score for x in predicted]), ours.sum((1, 2)).astype(float),
       truth.kinds, theirs.sum((1, 2)).astype(float), truth.crowd, count)
-  empty = segments.TOP - len(each.label)
-  out = {name: getattr(each, name) for name in _MATCHES}
-  for name in _MATCHES[:-1]:
-    pad = [(0, 0)] * (out[name].ndim - 1) + [(0, empty)]
-    out[name] = np.pad(out[name], pad, constant_values=-1 if (
-        name == 'label') else 0)
-  return {name: x[None] for name, x in out.items()}
-
-
-def precision(rows: protocol.Rows) -> dict[str, float]:
-  """AP and AR of rows, in per cent; see metrics.detection."""
-  return detection.average_precision([
-      detection.Matches(*(rows[name][i] for name in _MATCHES))
-      for i in range(len(rows['label']))])
+  return detection.columns(each, segments.TOP)

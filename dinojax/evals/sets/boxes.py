@@ -24,7 +24,7 @@ _VOC = ('get the trainval archive of VOC from host.robots.ox.ac.uk, and name '
 _COCO = ('get train2014 and its instances from cocodataset.org, and '
          'coco_20k_filenames.txt from the repository of LOST, into one folder')
 # Names of corners in the tables that people have.
-_CORNERS = (('x0', 'y0', 'x1', 'y1'), ('xmin', 'ymin', 'xmax', 'ymax'))
+CORNERS = (('x0', 'y0', 'x1', 'y1'), ('xmin', 'ymin', 'xmax', 'ymax'))
 
 
 class Item(NamedTuple):
@@ -84,8 +84,8 @@ def open_set(spec: str) -> Boxes:
 def _table(spec: str, path: epath.Path) -> Boxes:
   """A CSV of a box a row; images are beside it."""
   rows = lists.rows(path, ('image',))
-  corners = next((names for names in _CORNERS if names[0] in rows[0]),
-                 _CORNERS[0])
+  corners = next((names for names in CORNERS if names[0] in rows[0]),
+                 CORNERS[0])
   rows = lists.rows(path, ('image', *corners))
   boxes: dict[str, list[np.ndarray]] = {}
   sizes: dict[str, tuple[int, int]] = {}
@@ -94,13 +94,13 @@ def _table(spec: str, path: epath.Path) -> Boxes:
     box, name = tables.numbers(row, corners, path, line), row['image']
     if name not in sizes:
       sizes[name] = tables.size(path.parent / name, where)
-    _check(box, sizes[name], f'{path}, row {line}')
+    check(box, sizes[name], f'{path}, row {line}')
     boxes.setdefault(name, []).append(box)
   return Boxes(spec, [Item(path.parent / name, name, np.stack(some))
                       for name, some in boxes.items()], where)
 
 
-def _check(box: np.ndarray, size: tuple[int, int], place: str):
+def check(box: np.ndarray, size: tuple[int, int], place: str):
   """Refuses boxes without area or outside the image.
 
   Raises:

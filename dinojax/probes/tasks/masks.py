@@ -80,6 +80,22 @@ class Queries(segment.Classes):
         functools.partial(unpacked, num_columns=batch['image'].shape[2]),
         batch['kinds'], batch['masks'], batch['weight'], differentiable=False)
 
+  def framed(self, levels: jax.Array, extent: jax.Array) -> tree.Tree:
+    """A batch of images in squares, black beyond them as in training.
+
+    Args:
+      levels: [b, y, x, c] uint8.
+      extent: [b, 2] rows and columns that are image.
+    """
+    del extent
+    return {'image': self.pixels.fit(self.normalized(levels))}
+
+  def inferred(self, outputs: list[queries.Predicted],
+               batch: tree.Tree) -> queries.Predicted:
+    """The last prediction, float32."""
+    del batch
+    return jax.tree.map(lambda x: x.astype('float32'), outputs[-1])
+
   def predict(self, outputs: list[queries.Predicted]) -> jax.Array:
     """[b, y, x, k] scores of classes, at a quarter of the image's side.
 
