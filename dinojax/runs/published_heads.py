@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import dataclasses
 import os
 import pathlib
+from typing import Any
 
 from etils import epath
 import numpy as np
@@ -84,22 +85,9 @@ def read(path: str, model: backbone_lib.Backbone, *,
     if all(name.startswith(prefix) for name in state):
       state = {name.removeprefix(prefix): value
                for name, value in state.items()}
-  width, pixels = model.config.embed_dim, dense.Pixels(
-      model.mean, model.std, model.config.side_px)
-  facts = {'file': os.path.basename(path)}
-  words = next((words for words in (
-      dpt_tables.META, dpt_tables.HF_CHM, dpt_tables.HF_DPT)
-                if _first(words) in state), None)
-  if words:
-    task, table = _dpt(state, words, path, max_depth, model, pixels)
-  elif any(name.startswith(mask2former_tables.QUERIES) for name in state):
-    task, table = _mask2former(state, path, model)
-    facts['views'] = _SEGMENTOR
-  elif detector_tables.is_detector(state):
+  if detector_tables.is_detector(state):
     state = detector_tables.checked(state, path)
-    task, table = _detector(state, path, model, pixels)
-  else:
-    task, table = _linear(state, path, max_depth, width, model, pixels)
+  task, table = _understood(state, path, max_depth, model)
   widths = tuple(next(iter(task.choices.values())).widths(model.config))
   arrays = translate.to_ours(
       state, table, head_lib.shapes_of(task, widths), source=path,
@@ -111,7 +99,30 @@ def read(path: str, model: backbone_lib.Backbone, *,
     kinds = _classes(classes, task.decoder.num_classes)
   return head_lib.Head(
       task, arrays['params'], arrays.get('stats', {}),
-      head_lib.Origin(model.source, '', widths), kinds, facts)
+      head_lib.Origin(model.source, '', widths), kinds,
+      {'file': os.path.basename(path)} | (
+          {'views': _SEGMENTOR} if isinstance(
+              task, mask2former.Mask2Former) else {}))
+
+
+def _understood(state: State, path: str, max_depth: float | None,
+                model: backbone_lib.Backbone) -> tuple[Any, names.Table]:
+  """Task and table of a head, by the names of its tensors.
+
+  Raises:
+    UserError: nothing that is known, or of another backbone.
+  """
+  pixels = dense.Pixels(model.mean, model.std, model.config.side_px)
+  words = next((words for words in (
+      dpt_tables.META, dpt_tables.HF_CHM, dpt_tables.HF_DPT)
+                if _first(words) in state), None)
+  if words:
+    return _dpt(state, words, path, max_depth, model, pixels)
+  if any(name.startswith(mask2former_tables.QUERIES) for name in state):
+    return _mask2former(state, path, model)
+  if detector_tables.is_detector(state):
+    return _detector(state, path, model, pixels)
+  return _linear(state, path, max_depth, model.config.embed_dim, model, pixels)
 
 
 def _first(words: dpt_tables.DptNames) -> str:
