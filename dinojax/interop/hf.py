@@ -41,6 +41,21 @@ _MODELS = {'dinov2': 'Dinov2Model',
 # Models with queries on a ViT, of which the ViT is read, see heads.eomt.
 EOMT = {'eomt': 'learned', 'eomt_dinov3': 'rope'}  # by kind of positions
 _GATED = {'silu': 'swiglu', 'gelu': 'geglu'}  # by hidden_act
+# Of a model with a head config.json has the backbone in an object, which may
+# leave out what is as usual for its kind.
+INNER = 'backbone_config'
+_V2 = {'hidden_size': 768, 'num_hidden_layers': 12, 'num_attention_heads': 12,
+       'mlp_ratio': 4, 'layer_norm_eps': 1e-6, 'image_size': 224,
+       'patch_size': 14, 'use_swiglu_ffn': False, 'qkv_bias': True}
+_USUAL = {
+    'dinov2': _V2, 'dinov2_with_registers': _V2 | {
+        'patch_size': 16, 'num_register_tokens': 4},
+    'dinov3_vit': {
+        'hidden_size': 384, 'num_hidden_layers': 12, 'num_attention_heads': 6,
+        'intermediate_size': 1536, 'patch_size': 16, 'layer_norm_eps': 1e-5,
+        'image_size': 224, 'query_bias': True, 'proj_bias': True,
+        'mlp_bias': True, 'use_gated_mlp': False, 'rope_theta': 100.0,
+        'pos_embed_rescale': 2.0}}
 
 
 def recognises(state: State) -> bool:
@@ -133,16 +148,24 @@ def config(values: dict | told.Told) -> Config:
   """
   if not isinstance(values, told.Told):
     values = told.Told(values, 'config.json')
-  made = _config(values)
+  made = _config(of_backbone(values))
   sizes.check(made, values.source)
   return made
+
+
+def of_backbone(values: told.Told) -> told.Told:
+  """What config.json says of the backbone, of a model with a head as well."""
+  if INNER not in values:
+    return values
+  inner = values.inner(INNER)
+  return inner.over(_USUAL.get(inner.get('model_type', None), {}))
 
 
 def grid(values: told.Told, config: Config) -> tuple[int, int] | None:
   """Rows and columns of the learned positions; None: there are none."""
   if getattr(config, 'position', None) != 'learned':
     return None
-  return config.grid(values.side('image_size'))
+  return config.grid(of_backbone(values).side('image_size'))
 
 
 def _config(values: told.Told) -> Config:
@@ -171,7 +194,8 @@ def _config(values: told.Told) -> Config:
         ffn=_gated(values) if values.flag('use_gated_mlp') else 'mlp',
         ffn_hidden=values.whole('intermediate_size'),
         qkv_bias=values.flag('query_bias'),
-        mask_k_bias=values.flag('query_bias'),
+        mask_k_bias=values.flag('query_bias') and not values.flag(
+            'key_bias', False),
         proj_bias=values.flag('proj_bias'), ffn_bias=values.flag('mlp_bias'),
         rope_base=_rope_base(values),
         rope_rescale=values.number('pos_embed_rescale', None),

@@ -142,6 +142,10 @@ class Told:
     side = self.whole(key, default)
     return side, side
 
+  def over(self, usual: Mapping[str, Any]) -> 'Told':
+    """The same values, and others where there are none."""
+    return Told({**usual, **self._values}, self.source)
+
   def inner(self, key: str) -> 'Told':
     """The object under a key."""
     return Told(self.get(key), f'{self.source}: {key}')

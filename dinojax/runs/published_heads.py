@@ -19,8 +19,10 @@ from dinojax.evals import detection_heads
 from dinojax.features import backbone as backbone_lib
 from dinojax.features import spec
 from dinojax.interop import files
+from dinojax.interop import hf
 from dinojax.interop import hub
 from dinojax.interop import names
+from dinojax.interop import told
 from dinojax.interop import translate
 from dinojax.interop.heads import detector as detector_tables
 from dinojax.interop.heads import dpt as dpt_tables
@@ -152,7 +154,7 @@ def _dpt(state: State, words: dpt_tables.DptNames, path: str,
   if config.num_outputs == 1:  # DINOv2's
     values = dict(place='raw', clamps=True, max_depth=_reach(path, max_depth))
   elif not config.projects:
-    layers = _CANOPY_LAYERS
+    layers = _canopy_layers(path, model)
     values = dict(spacing='mixed', normalize='mixed',
                   max_depth=max_depth or _CANOPIES)
   else:
@@ -160,6 +162,27 @@ def _dpt(state: State, words: dpt_tables.DptNames, path: str,
   return depth.DptDepth(head=config, layers=layers, min_depth=_MIN_DEPTH,
                         pixels=pixels, **values), dpt_tables.table(
                             config, words)
+
+
+def _canopy_layers(path: str,
+                   model: backbone_lib.Backbone) -> tuple[int, ...]:
+  """Layers that a head of canopy heights reads: config.json says, else of L.
+
+  Raises:
+    UserError: layers that the backbone does not have.
+  """
+  values = told.Told.beside(path, 'config.json')
+  layers = _CANOPY_LAYERS
+  if values is not None and hf.INNER in values:
+    inner = values.inner(hf.INNER)
+    if 'out_indices' in inner:  # counted from the embeddings
+      layers = tuple(i - 1 for i in inner.wholes('out_indices', dpt.LEVELS))
+  if max(layers) >= model.config.depth:
+    raise errors.UserError(
+        f'{path} reads layers {", ".join(map(str, layers))} of its backbone, '
+        f'and {model.source} has {model.config.depth}: give the backbone that '
+        'the head is for')
+  return layers
 
 
 def _mask2former(state: State, path: str, model: backbone_lib.Backbone

@@ -1,15 +1,23 @@
 """DPT heads of depth and canopy height, and losses of relative depth."""
 
+import json
+import pathlib
+import tempfile
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dinojax.features import backbone
+from dinojax.interop import files
+from dinojax.interop import reading
 from dinojax.interop import translate
 from dinojax.interop.heads import dpt as tables
 from dinojax.losses import affine_depth
 from dinojax.models.dense import bins
 from dinojax.models.dense import dpt
 from dinojax.probes.tasks import dense
+from dinojax.runs import published_heads
 from tests import golden
 from tests.kinds import dense as shared
 from tests.kinds import depth
@@ -142,4 +150,37 @@ def scale_shift_invariant_loss(case):
           *both(p), valid, strides=strides))(x['prediction'])
   _, out['robust/grad'] = loss_and_grad(lambda p: affine_depth.robust(
       p, x['target'], valid, gradient_weight=c['gm_weight'], strides=strides))
+  return out
+
+
+@golden.kind('hf_chmv2')
+def hf_chmv2(case):
+  """A whole model of transformers, read as one reads it from its folder."""
+  c, x = case.config, case.inputs['pixel_values']
+  c.skip('head_key_rules', 'batch')
+  c['head'].skip_all()
+  inner = dict(c['backbone']) | {'model_type': 'dinov3_vit'}
+  c['backbone'].skip_all()
+  with tempfile.TemporaryDirectory() as folder:
+    files.write_safetensors(f'{folder}/model.safetensors', case.weights[''])
+    pathlib.Path(folder, 'config.json').write_text(json.dumps({
+        'model_type': 'chmv2', 'backbone_config': inner}))
+    model = backbone.Backbone.of(reading.read(folder), source=folder)
+    head = published_heads.read(folder, model)
+  task = head.task
+  assert task.layers == tuple(i - 1 for i in inner['out_indices'])
+  assert list(x.shape[2:]) == c['image_size']
+  images = np.asarray(shared.nhwc(x))
+  layers = model.read(images, task.choices[dense.CHOICE])
+
+  @jax.jit
+  def run(layers):
+    outputs, _ = task.outputs(
+        {'params': head.params, 'stats': head.stats}, layers, {}, None)
+    return task.predict(outputs)
+
+  out = {'predicted_depth': np.asarray(run(layers))[..., 0]}
+  for i, layer in enumerate(layers):
+    out |= {f'feature_map{i}': shared.nchw(layer['map']),
+            f'cls{i}': layer['cls']}
   return out
