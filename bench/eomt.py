@@ -52,10 +52,10 @@ def ours(images, options):
 
   import jax
 
+  from dinojax.evals import published_heads
   from dinojax.features import spec
   from dinojax.parallel import mesh as mesh_lib
   from dinojax.runs import models
-  from dinojax.runs import published_heads
   model = models.load(options.folder)
   head = published_heads.read(options.folder, model).on(model)
   task, mesh = head.task, model.mesh

@@ -26,7 +26,7 @@ def define(values: flags.FlagValues, argv: list[str]):
   text('head', 'Folder of a head that `dinojax evaluate` kept, or a published '
        'file (dinov2_vits14_nyu_dpt_head.pth).')
   text('source', 'Images: folder:DIR, image:FILE or the path of either, '
-       'arrayrecord:GLOB, tfds:NAME/SPLIT, photos:train.')
+       'arrayrecord:GLOB, tfds:NAME/SPLIT; geotiff:DIR for maps with a place.')
   text('out', 'Folder of the maps and their pictures.')
   number('short_px', 'Pixels of the short side of an image in the backbone; '
          'default: as measured, else 480 (depths), 512 (classes).', least=None)

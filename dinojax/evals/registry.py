@@ -6,7 +6,8 @@ its section of the config; `check`, which refuses backbones; `passes`, the
 images that go through one; and `run`. `TRAINS` is True where heads are trained,
 whose memory is planned. `PIXELS` is the size of its images, of its section,
 where that is not the one of `data`; '' where every image keeps its own.
-`NEEDS` are fields of its section without which it cannot run, and what to give.
+`NEEDS` are fields of its section without which it cannot run, and what to give;
+`FILES` are others that name files, whose contents numbers depend on.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ from dinojax.core import fields
 from dinojax.data import images
 from dinojax.evals import protocol
 from dinojax.evals import stored_heads
+from dinojax.evals.protocols import canopy
 from dinojax.evals.protocols import captions
 from dinojax.evals.protocols import copydays
 from dinojax.evals.protocols import correspondence
@@ -50,6 +52,7 @@ PROTOCOLS: Mapping[str, types.ModuleType] = {
     'finetune': finetune, 'multilabel': multilabel, 'robustness': robustness,
     'rankme': rankme, 'lidar': lidar, 'segmentation': segmentation,
     'segments': segments, 'detection': detection, 'depth': depth,
+    'canopy': canopy,
     'retrieval': retrieval, 'copydays': copydays,
     'correspondence': correspondence,
     'tokencut': tokencut, 'tracking': tracking, 'video': video,
@@ -183,9 +186,10 @@ def opened(name: str, settings: Settings) -> dict[str, tuple]:
 
 def contents(name: str, settings: Settings) -> dict[str, str]:
   """Digests of the files that a protocol's section names, by field."""
-  section = getattr(settings, name)
+  section, module = getattr(settings, name), PROTOCOLS[name]
+  fields_ = [*getattr(module, 'NEEDS', ()), *getattr(module, 'FILES', ())]
   return {field: stored_heads.digest(getattr(section, field))
-          for field in getattr(PROTOCOLS[name], 'NEEDS', {})}
+          for field in fields_ if getattr(section, field)}
 
 
 def _specs(name: str, role: str, settings: Settings) -> tuple[str, ...]:

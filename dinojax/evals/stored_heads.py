@@ -19,6 +19,7 @@ from dinojax.core import errors
 from dinojax.core import paths
 from dinojax.core import tree
 from dinojax.interop import files
+from dinojax.interop import hub
 from dinojax.interop import store
 from dinojax.interop import told
 from dinojax.probes import head as head_lib
@@ -36,12 +37,22 @@ def is_head(folder: str) -> bool:
 def digest(place: str) -> str:
   """Hash of the contents of a head: of a folder, or of files with commas.
 
+  Args:
+    place: a head of ours, files, a folder of transformers, or hf:OWNER/NAME.
+
   Raises:
     UserError: one of them is missing.
   """
   out, place = hashlib.sha256(), paths.expand(place)
-  members = [os.path.join(place, name) for name in (DESCRIPTION, TENSORS)] if (
-      is_head(place)) else map(paths.expand, place.split(','))
+  if place.startswith(hub.PREFIX):
+    place, _ = hub.fetch(place)
+  if is_head(place):
+    members = [os.path.join(place, name) for name in (DESCRIPTION, TENSORS)]
+  elif os.path.isdir(place):
+    members = [os.path.join(place, name) for name in sorted(os.listdir(place))
+               if name.endswith(('.safetensors', '.json'))]
+  else:
+    members = map(paths.expand, place.split(','))
   for path in map(epath.Path, members):
     if not path.exists():
       raise errors.UserError(f'{path} is missing: give a head that is there')

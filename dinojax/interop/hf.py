@@ -154,7 +154,7 @@ def config(values: dict | told.Told) -> Config:
 
 
 def of_backbone(values: told.Told) -> told.Told:
-  """What config.json says of the backbone, of a model with a head as well."""
+  """The part of config.json about the backbone, of a model with a head too."""
   if INNER not in values:
     return values
   inner = values.inner(INNER)

@@ -8,6 +8,7 @@ from dinojax.core import text
 from dinojax.core import tree
 from dinojax.data import records
 from dinojax.data import sources
+from dinojax.evals import published_eomt
 from dinojax.evals import stored_heads
 from dinojax.features import backbone as backbone_lib
 from dinojax.features import spec
@@ -18,7 +19,6 @@ from dinojax.interop import store
 from dinojax.interop import writing
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.runs import models as models_lib
-from dinojax.runs import published_eomt
 
 HEAD = 'head'  # folder of a head beside an imported backbone
 

@@ -8,6 +8,8 @@
   OUT/coco.json          all segments or objects, as COCO's evaluation has them
   OUT/head.json          what made them, and the names of the classes
 
+GeoTIFF become GeoTIFF, see raster_predictions.
+
 What is there is not made again, so the same command goes on where it stopped.
 """
 
@@ -35,6 +37,7 @@ from dinojax.data import sources
 from dinojax.evals import dense
 from dinojax.evals import dense_pictures
 from dinojax.evals import protocol
+from dinojax.evals import published_heads
 from dinojax.evals import stored_heads
 from dinojax.evals import unlabelled
 from dinojax.evals import views as views_lib
@@ -49,7 +52,7 @@ from dinojax.probes.tasks import depth
 from dinojax.runs import assemble
 from dinojax.runs import box_predictions
 from dinojax.runs import models as models_lib
-from dinojax.runs import published_heads
+from dinojax.runs import raster_predictions
 from dinojax.runs import segment_predictions
 
 MAPS, PICTURES, LINES, ABOUT = (
@@ -91,7 +94,12 @@ def predict(request: Request) -> str:
   processes.initialize()
   folder = pathlib.Path(paths.expand(request.out))
   atomic.check_out(str(folder / LINES))
-  source = sources.open_source(paths.expand(request.source))
+  of_rasters = request.source.startswith(f'{raster_predictions.SCHEME}:')
+  if of_rasters:
+    raster_predictions.listed(request.source)
+    source = None
+  else:
+    source = sources.open_source(paths.expand(request.source))
   assemble.compile_cache(request.compile_cache)
   model = models_lib.load(paths.expand(request.model))
   weights = store_lib.digest(model.config, model.params)
@@ -102,6 +110,8 @@ def predict(request: Request) -> str:
   answers = segment_predictions.answers_of(head, request.answers)
   running = head.on(model)
   _check_flags(request, answers)
+  if of_rasters:
+    return _rasters(folder, head, running, model, weights, answers, request)
   if answers == 'semantic':
     writer = Maps(running, views_of(head, request, model.config.side_px))
   elif answers == 'boxes':
@@ -112,6 +122,25 @@ def predict(request: Request) -> str:
   _begin(folder, head, {'weights': weights, 'source': source.spec,
                         **writer.made_by})
   return _write_all(folder, source, model, writer, request)
+
+
+def _rasters(folder: pathlib.Path, head: head_lib.Head, running: head_lib.Head,
+             model: backbone_lib.Backbone, weights: str, answers: str,
+             request: Request) -> str:
+  """Makes maps of GeoTIFF.
+
+  Raises:
+    UserError: a head that makes no maps.
+  """
+  if answers != 'semantic':
+    raise errors.UserError(
+        f'{request.source}: maps of rasters are of classes, depths or heights, '
+        f'and this head makes {answers}: give --as=semantic or another head')
+  _begin(folder, head, {'weights': weights, 'source': request.source,
+                        'windows': raster_predictions.WINDOW_PX})
+  return raster_predictions.write_all(
+      folder, request.source, model, running, request.windows_at_once,
+      request.num_threads)
 
 
 def _check_flags(request: Request, answers: str):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dinojax.evals import published_heads
 from dinojax.features import backbone
 from dinojax.interop import files
 from dinojax.interop import reading
@@ -17,7 +18,6 @@ from dinojax.losses import affine_depth
 from dinojax.models.dense import bins
 from dinojax.models.dense import dpt
 from dinojax.probes.tasks import dense
-from dinojax.runs import published_heads
 from tests import golden
 from tests.kinds import dense as shared
 from tests.kinds import depth

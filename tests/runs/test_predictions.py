@@ -10,6 +10,7 @@ import pytest
 
 from dinojax import commands
 from dinojax.core import errors
+from dinojax.evals import published_heads
 from dinojax.evals import stored_heads
 from dinojax.interop import files
 from dinojax.interop import store
@@ -35,7 +36,6 @@ from dinojax.probes.tasks import masks
 from dinojax.probes.tasks import segment
 from dinojax.runs import models
 from dinojax.runs import predictions
-from dinojax.runs import published_heads
 from tests import forked
 from tests.interop import cases
 

@@ -78,6 +78,14 @@ def of_depth_anything(width: int, channels: int | None = None) -> Config:
                 projected=tuple(width // 2 ** i for i in (2, 1, 0, 0)))
 
 
+def of_canopies(width: int, channels: int | None = None,
+                num_outputs: int = 256) -> Config:
+  """CHMv2's head of canopy height, for a backbone of a width."""
+  return Config(channels=channels or 256, num_outputs=num_outputs,
+                projected=tuple(width // 2 ** i for i in (3, 2, 1, 0)),
+                readout='project', hidden=128, bias=True, projects=False)
+
+
 def init(key: Array, config: Config, widths: Sequence[int]
          ) -> tuple[tree.Tree, tree.Tree]:
   """Random parameters, and statistics that change nothing.

@@ -16,6 +16,7 @@ import numpy as np
 from dinojax.core import errors
 from dinojax.core import lists
 from dinojax.evals import detection_heads
+from dinojax.evals import published_eomt
 from dinojax.features import backbone as backbone_lib
 from dinojax.features import spec
 from dinojax.interop import files
@@ -37,7 +38,6 @@ from dinojax.probes.tasks import detect
 from dinojax.probes.tasks import mask2former
 from dinojax.probes.tasks import masks
 from dinojax.probes.tasks import segment
-from dinojax.runs import published_eomt
 
 State = dict[str, np.ndarray]
 _BACKBONES = ('backbone.', mask2former_tables.BACKBONE)

@@ -13,6 +13,7 @@ from bench import peers
 from dinojax import commands
 from dinojax.core import errors
 from dinojax.core import tree
+from dinojax.evals import published_heads
 from dinojax.evals import stored_heads
 from dinojax.interop import files
 from dinojax.interop import reading
@@ -24,7 +25,6 @@ from dinojax.models.dense import eomt
 from dinojax.runs import conversions
 from dinojax.runs import models
 from dinojax.runs import predictions
-from dinojax.runs import published_heads
 from tests import close
 from tests import forked
 from tests.interop import cases
