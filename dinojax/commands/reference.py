@@ -10,6 +10,7 @@ from typing import Any
 from dinojax.core import config as config_lib
 from dinojax.core import errors
 from dinojax.core import fields
+from dinojax.evals import alignment
 from dinojax.train import settings as settings_lib
 
 TITLE = """Fields of a config: --config.SECTION.FIELD=VALUE sets one, after
@@ -44,15 +45,19 @@ class Settings:
   Attributes:
     kind: dataclass of its sections.
     meanings: meanings of the sections, by name.
+    others: settings of configs of another kind, by the name of one.
   """
 
   kind: type
   meanings: Mapping[str, str]
+  others: Mapping[str, 'Settings'] = dataclasses.field(default_factory=dict)
 
 
 def of_training() -> Settings:
-  """The settings of a run."""
-  return Settings(settings_lib.Settings, fields.texts(settings_lib.Settings))
+  """The settings of a run, and of one that aligns texts."""
+  of = lambda kind: (kind, fields.texts(kind))
+  return Settings(*of(settings_lib.Settings), {
+      'dinotxt': Settings(*of(alignment.Settings))})
 
 
 def sections(settings: Settings | None = None
@@ -69,6 +74,10 @@ def sections(settings: Settings | None = None
     if not families:
       fields_by_section[''][1].append(_field(
           field, hints[field.name], meanings[field.name], field.name))
+  for config, other in settings.others.items():
+    for name, inside in sections(other).items():
+      if name and fields_by_section.get(name) != inside:
+        fields_by_section[f'{name}, --config={config}'] = inside
   return fields_by_section
 
 

@@ -120,14 +120,15 @@ class Alignment:
 class Settings:
   """The config of a training of text alignment."""
 
-  alignment: Alignment
-  data: Data
-  crops: Crops = Crops()
-  text: Text = Text()
-  vision: Vision = Vision()
-  mesh: sections.Mesh = sections.Mesh()
+  alignment: Alignment  # Backbone, length, rates and batch.
+  data: Data  # Where images and captions come from.
+  crops: Crops = Crops()  # Crop that is cut out of an image.
+  text: Text = Text()  # Tower of texts, and its ids.
+  vision: Vision = Vision()  # Head on the frozen backbone.
+  mesh: sections.Mesh = sections.Mesh()  # How devices are used.
+  # When the state is saved.
   checkpoint: sections.Checkpoint = sections.Checkpoint()
-  log: sections.Log = sections.Log()
+  log: sections.Log = sections.Log()  # When a row of metrics is written.
   seed: fields.Natural = 11  # Start of all random numbers.
 
 
