@@ -9,22 +9,19 @@ width 256, 8 heads, 6 and 9 layers, 100 queries.
 
 Both sides have the same weights, inputs and cores, each in a process of its
 own; what they give is compared before anything is timed, and then they take
-turns. Prints a JSON line for each part: ratios are ours to theirs, of the
-least times, and of the peak memory of the whole processes, libraries and
-compilation included.
+turns, see bench.turns. Prints a JSON line for each part.
 """
 
 import argparse
 import json
-import multiprocessing
 import os
 import re
-import time
+import tempfile
 
 import numpy as np
 
 from bench import peers
-from bench import train_step
+from bench import turns
 
 WIDTH, HEADS, FFN, LAYERS, QUERIES, CLASSES = 256, 8, 1024, (6, 9), 100, 150
 LEVELS, POINTS = 3, 4
@@ -256,58 +253,27 @@ def load(torch, module, state: dict):
                           for name, value in state.items()})
 
 
-def serve(connection, part: str, side: int, options):
-  """One side in a process of its own: calls on request."""
+def make(side: str, options):
+  """One side of a part, see bench.turns."""
   os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:options.threads])
-  make = PARTS[part][side]
-  program = make(options, connection.recv()) if side else make(options)
-  if not side:
-    connection.send(program.weights)
-    del program.weights
-  connection.send(program())
-  while connection.recv():
-    began = time.perf_counter()
-    program()
-    connection.send(time.perf_counter() - began)
-  connection.send(train_step.own_peak_gib())
+  ours, theirs = PARTS[options.part]
+  if side == 'jax':
+    return ours(options)
+  with np.load(options.weights) as file:
+    weights: dict = {}
+    for key in file.files:
+      group, _, name = key.rpartition('/')
+      (weights.setdefault(group, {}) if group else weights)[name] = file[key]
+  return theirs(options, weights)
 
 
-def measure(part: str, options) -> dict:
-  """The line of a part.
-
-  Raises:
-    SystemExit: the sides differ.
-  """
-  spawn, pipes = multiprocessing.get_context('spawn'), []
-  for side in (0, 1):
-    pipe, theirs = spawn.Pipe()
-    pipes.append(pipe)
-    spawn.Process(target=serve, args=(theirs, part, side, options),
-                  daemon=True).start()
-  pipes[1].send(pipes[0].recv())
-  ours, theirs = (pipe.recv() for pipe in pipes)
-  gap = max(float(np.abs(a - b).max() / np.abs(b).max())
-            for a, b in zip(ours, theirs, strict=True))
-  if not gap <= CLOSE:  # NaN too
-    raise SystemExit(f'{part}: the sides differ by {gap:.1e}')
-  times = [[], []]
-  for _ in range(options.repeats):
-    for pipe, some in zip(pipes, times, strict=True):
-      pipe.send(True)
-      some.append(pipe.recv())
-  memory = []
-  for pipe in pipes:
-    pipe.send(False)
-    memory.append(pipe.recv())
-  ms = [1e3 * min(some) for some in times]
-  both = lambda values: {name: round(x, 3) for name, x in zip(
-      ('dinojax', 'transformers'), values, strict=True)}
-  ratio = lambda a, b: round(a / b, 3)
-  return {
-      'bench': 'mask_heads', 'part': part, 'image_px': options.image_px,
-      'batch': options.batch, 'threads': options.threads, 'gap': gap,
-      'ms': both(ms), 'time_ratio': ratio(*ms),
-      'peak_gib': both(memory), 'peak_ratio': ratio(*memory)}
+def save_weights(options):
+  """Writes the weights of a part, by the names of the peer."""
+  weights = PARTS[options.part][0](options).weights
+  np.savez(options.weights, **{
+      f'{group}/{name}': value for group, part in weights.items()
+      for name, value in part.items()} if any(
+          isinstance(part, dict) for part in weights.values()) else weights)
 
 
 def main():
@@ -321,7 +287,16 @@ def main():
   parser.add_argument('--image_px', type=int, default=256)
   options = parser.parse_args()
   for part in options.parts:
-    print(json.dumps(measure(part, options)), flush=True)
+    options.part = part
+    with tempfile.TemporaryDirectory() as folder:
+      options.weights = f'{folder}/weights.npz'
+      save_weights(options)
+      print(json.dumps({
+          'bench': 'mask_heads', 'part': options.part,
+          'image_px': options.image_px, 'batch': options.batch,
+          'threads': options.threads} | turns.measure(
+              make, options, repeats=options.repeats, tolerance=CLOSE)),
+            flush=True)
 
 
 if __name__ == '__main__':

@@ -158,8 +158,12 @@ def apply(params: tree.Tree, stats: tree.Tree, config: Config,
 
 def merge(params: tree.Tree, stats: tree.Tree, config: Config,
           maps: Sequence[Array], cls: Sequence[Array] | None = None,
-          weight: Array | None = None) -> tuple[Array, tree.Tree]:
-  """[b, 16·⌈y/2⌉, 16·⌈x/2⌉, c] the merged map, see `apply`."""
+          weight: Array | None = None, *,
+          places: Sequence[Array] | None = None) -> tuple[Array, tree.Tree]:
+  """[b, 16·⌈y/2⌉, 16·⌈x/2⌉, c] the merged map, see `apply`.
+
+  With `places`, four of [y, x, c], these are added to the projected maps.
+  """
   levels, new = [], {}
   for i, grid in enumerate(maps):
     part, key = params['reassemble'][str(i)], str(i)
@@ -167,7 +171,10 @@ def merge(params: tree.Tree, stats: tree.Tree, config: Config,
                   None if cls is None else cls[i])
     if config.norm:
       x, new[key] = batch_norm.apply(part['norm'], stats[key], x, weight)
-    x = _resized(i, part, parts.conv(part['project'], x))
+    x = parts.conv(part['project'], x)
+    if places is not None:
+      x = x + places[i][None]
+    x = _resized(i, part, x)
     levels.append(parts.conv(params['convs'][key], x))
   out = None
   for i, x in enumerate(reversed(levels)):

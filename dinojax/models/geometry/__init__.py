@@ -1,0 +1,1 @@
+"""Networks that see several images of one scene."""
