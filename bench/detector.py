@@ -5,8 +5,8 @@
 `layer`: a layer of the queries, forward and backward: self-attention, global
 attention whose logits have the bias of the boxes added, feed-forward, at small
 widths, against the same layer written here with torch.nn. `matching`: 16 images
-of 300 queries and 60 objects, against scipy one by one. `step`: all matchings of
-a step of a small head, beside the step of the head alone, without its backbone.
+of 300 queries and 60 objects, against scipy one by one. `step`: all matchings
+of a step of a small head, beside the step of the head without its backbone.
 
 Sides of `layer` are processes of their own that take turns, see bench.turns.
 Prints a JSON line for each part.
