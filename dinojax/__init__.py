@@ -108,7 +108,7 @@ def train(config: Any, workdir: 'str | os.PathLike', *,
     flags.FLAGS.mark_as_parsed()  # the workers of the data read them
   assemble.compile_cache(assemble.DEFAULT_COMPILE_CACHE if compile_cache is None
                     else os.fspath(compile_cache))
-  return training.of_config(config, os.fspath(workdir))
+  return training.runner(config).train(config, os.fspath(workdir))
 
 
 # The package dinojax.train takes the place of this function once anything

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import dataclasses
+import types
 from typing import Any
 
 import jax
@@ -55,7 +56,7 @@ def train(request: Request) -> bool:
     config = request.config if what == 'config' else autoconfig.config_for(
         request.data, request.workdir, validation=request.validation,
         model=request.model, say=_say)
-    finished = of_config(config, request.workdir).finished
+    finished = runner(config).train(config, request.workdir).finished
   # After an error jax does this at exit, where a process whose error the
   # others do not share waits for them: only after it has said what is wrong.
   if jax.distributed.is_initialized():
@@ -63,10 +64,9 @@ def train(request: Request) -> bool:
   return finished
 
 
-def of_config(config: Any, workdir: str) -> loop.Result:
-  """Trains or resumes what a config is of: pretraining, or text alignment."""
-  run = alignment if alignment.is_alignment(config) else assemble
-  return run.train(config, workdir)
+def runner(config: Any) -> types.ModuleType:
+  """The module that trains a config: pretraining, or text alignment."""
+  return alignment if alignment.is_alignment(config) else assemble
 
 
 def _check(request: Request) -> str:

@@ -28,7 +28,7 @@ def main(folder: str, what: str):
       for step in (4, 6):
         saved.save(step, test_checkpoints.split(step))
       saved.close()
-    print('saved', flush=True)
+    print(test_checkpoints.SAID, 'saved', flush=True)
   else:
     # What one process reads is damaged: for the other, all is well.
     if what == 'damaged' and jax.process_index() == 1:
@@ -38,17 +38,18 @@ def main(folder: str, what: str):
     saved = checkpoint.Checkpoints(folder, writes=True)
     try:
       saved.restore(wanted, 6)
-      print('whole', flush=True)
+      print(test_checkpoints.SAID, 'whole', flush=True)
     except checkpoint.Damaged:
       place = saved.set_aside(6)
       saved.restore(wanted, 4)
-      print('damaged', saved.steps(), place.exists(), flush=True)
+      print(test_checkpoints.SAID, 'damaged', saved.steps(), place.exists(), flush=True)
     saved.close()
     try:
       with holder.Holder(epath.Path(folder)):
-        print('held', flush=True)
+        print(test_checkpoints.SAID, 'held', flush=True)
     except errors.UserError as error:
-      print('in use' if 'is in use' in str(error) else error, flush=True)
+      print(test_checkpoints.SAID, 'in use' if 'is in use' in str(error)
+            else error, flush=True)
   jax.distributed.shutdown()
 
 
