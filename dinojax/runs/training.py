@@ -8,7 +8,6 @@ from typing import Any
 import jax
 
 from dinojax.core import errors
-from dinojax.engine import loop
 from dinojax.parallel import processes
 from dinojax.runs import alignment
 from dinojax.runs import assemble

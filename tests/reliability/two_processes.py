@@ -42,7 +42,8 @@ def main(folder: str, what: str):
     except checkpoint.Damaged:
       place = saved.set_aside(6)
       saved.restore(wanted, 4)
-      print(test_checkpoints.SAID, 'damaged', saved.steps(), place.exists(), flush=True)
+      print(test_checkpoints.SAID, 'damaged', saved.steps(), place.exists(),
+            flush=True)
     saved.close()
     try:
       with holder.Holder(epath.Path(folder)):
