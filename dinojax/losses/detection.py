@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dinojax.losses import assignment
 from dinojax.losses import boxes as boxes_lib
 from dinojax.parallel import sharding
 
@@ -36,11 +37,6 @@ class Objects:
   classes: Array
   boxes: Array
   present: Array
-
-  def repeated(self, times: int) -> 'Objects':
-    """Every object so many times."""
-    return jax.tree.map(
-        lambda x: jnp.concatenate([x] * times, axis=1), self)
 
   def as_foreground(self) -> 'Objects':
     """The same objects, all of the class 0."""
@@ -72,7 +68,7 @@ jax.tree_util.register_dataclass(
     meta_fields=())
 
 
-def losses(predicted: Predicted, objects: Objects, *,
+def losses(predicted: Predicted, objects: Objects, *, copies: int = 1,
            rows: Array | None = None,
            weights: Mapping[str, float] | None = None) -> dict[str, Array]:
   """Losses of one prediction over the whole batch.
@@ -80,25 +76,27 @@ def losses(predicted: Predicted, objects: Objects, *,
   Args:
     predicted: see Predicted.
     objects: see Objects.
+    copies: queries that learn an object.
     rows: [b] weights of the images, 0 for padding; None: all count.
     weights: weights of class, box and overlap in the costs of the matching;
       None: those of what is predicted.
 
   Returns:
     class, box and overlap, not weighted, divided by the number of objects in
-    the batch, at least 1.
+    the batch, every copy of one counted, at least 1.
 
   Source: Plain-DETR.
   """
   if rows is not None:
     objects = dataclasses.replace(
         objects, present=objects.present & (rows > 0)[:, None])
-  query = match(predicted, objects, weights)
-  each = sharding.by_rows(jax.vmap(_of_image), predicted, objects, query)
+  wanted = match(predicted, objects, copies, weights)
+  each = sharding.by_rows(jax.vmap(_of_image), predicted, objects, wanted)
   if rows is not None:
     each = {name: jnp.where(rows > 0, value, 0.0)
             for name, value in each.items()}
-  count = jnp.maximum(jnp.sum(objects.present.astype(jnp.float32)), 1)
+  count = jnp.maximum(
+      copies * jnp.sum(objects.present.astype(jnp.float32)), 1)
   return {name: value.sum() / count for name, value in each.items()}
 
 
@@ -113,9 +111,9 @@ def usual_weights(predicted: Predicted) -> Mapping[str, float]:
   return PARTS_WEIGHTS if predicted.changes is None else WEIGHTS
 
 
-def match(predicted: Predicted, objects: Objects,
+def match(predicted: Predicted, objects: Objects, copies: int = 1,
           weights: Mapping[str, float] | None = None) -> Array:
-  """[b, t] the query of every object; −1: none, of objects that are none too.
+  """[b, q] the object of every query; −1: none.
 
   The sum of the costs is least; see `losses` for the arguments. No gradient
   passes.
@@ -124,31 +122,11 @@ def match(predicted: Predicted, objects: Objects,
 
   def of_image(predicted, objects):
     costs = cost(predicted, objects, weights)
-    costs = jnp.where(objects.present[None], costs, _idle(
-        costs, objects.present))
-    query, target = optax.assignment.hungarian_algorithm(costs)
-    out = jnp.full(costs.shape[1], -1, jnp.int32).at[target].set(
-        query.astype(jnp.int32))
-    return jnp.where(objects.present, out, -1)
+    return assignment.assign(costs.T, objects.present, copies)
 
   return sharding.by_rows(
       jax.vmap(of_image), *jax.tree.map(
           jax.lax.stop_gradient, (predicted, objects)), differentiable=False)
-
-
-def _idle(costs: Array, present: Array) -> Array:
-  """A cost of objects that are none, which changes no match of the others.
-
-  Where there are queries for all it may be any; else it is so large that to
-  leave an object without a query never pays.
-  """
-  queries, count = costs.shape
-  if queries >= count:
-    return jnp.zeros(())
-  low = jnp.min(jnp.where(present[None], costs, jnp.inf))
-  high = jnp.max(jnp.where(present[None], costs, -jnp.inf))
-  reach = jnp.where(present.any(), high - low, 0.0)
-  return jnp.where(present.any(), high, 0.0) + (queries + 1) * reach + 1
 
 
 def cost(predicted: Predicted, objects: Objects,
@@ -190,22 +168,26 @@ def focal(logits: Array, targets: Array) -> Array:
 
 
 def _of_image(predicted: Predicted, objects: Objects,
-              query: Array) -> dict[str, Array]:
-  """Sums of an image."""
-  matched = query >= 0
-  index = jnp.maximum(query, 0)
-  # [q, k]: a query has an object at most.
-  wanted = jnp.zeros(predicted.classes.shape, jnp.float32).at[
-      index, objects.classes].max(matched.astype(jnp.float32))
-  targets = jnp.where(matched[:, None], objects.boxes, 1.0)
-  chosen = lambda x: x[index].astype(jnp.float32)
-  ours = chosen(predicted.boxes)
+              wanted: Array) -> dict[str, Array]:
+  """Sums of an image.
+
+  Args:
+    predicted: see `cost`.
+    objects: see `cost`.
+    wanted: [q] the object of every query, −1 for none.
+  """
+  matched, index = wanted >= 0, jnp.maximum(wanted, 0)
+  kinds = jnp.arange(predicted.classes.shape[1])[None]
+  is_class = matched[:, None] & (objects.classes[index][:, None] == kinds)
+  targets = jnp.where(matched[:, None], objects.boxes[index], 1.0)
+  ours = predicted.boxes.astype(jnp.float32)
   if predicted.changes is None:
     away = jnp.abs(ours - targets)
   else:
-    away = jnp.abs(chosen(predicted.changes) - boxes_lib.change(
-        chosen(predicted.before), targets))
+    away = jnp.abs(predicted.changes - boxes_lib.change(
+        predicted.before, targets))
   total = lambda x: jnp.sum(jnp.where(matched, x, 0.0))
-  return {'class': jnp.sum(focal(predicted.classes, wanted)),
+  return {'class': jnp.sum(focal(
+      predicted.classes, is_class.astype(jnp.float32))),
           'box': total(away.sum(-1)), 'overlap': total(
               1 - boxes_lib.generalized_overlap(ours, targets))}

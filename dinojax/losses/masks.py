@@ -13,13 +13,14 @@ import jax.numpy as jnp
 import optax
 
 from dinojax.kernels import resample
+from dinojax.losses import assignment
 from dinojax.parallel import sharding
 
 Array = jax.Array
 WEIGHTS = {'class': 2.0, 'mask': 5.0, 'dice': 5.0}
 NO_OBJECT = 0.1  # weight of queries without a target in the loss of classes
 NUM_POINTS, OVERSAMPLING, UNCERTAIN = 12_544, 3, 0.75
-_WORST = 1e6  # cost of a target that is none: above all others
+_WORST = 1e6  # cost of a pair that has none
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
@@ -122,11 +123,9 @@ def match(classes: Array, masks: Array, targets: Targets, points: Array,
   """
   def of_image(classes, masks, labels, wanted, present, points):
     costs = cost(classes, masks, labels, wanted, points, weights)
-    costs = jnp.where(present[None], costs, _WORST)
-    query, target = optax.assignment.hungarian_algorithm(costs)
-    out = jnp.full(len(labels), -1, jnp.int32).at[target].set(
-        query.astype(jnp.int32))
-    return jnp.where(present, out, -1)
+    target = assignment.assign(costs.T, present)  # of every query
+    taken = target[None] == jnp.arange(len(labels))[:, None]
+    return jnp.where(taken.any(1), taken.argmax(1), -1).astype(jnp.int32)
 
   return sharding.by_rows(
       jax.vmap(of_image), *jax.tree.map(jax.lax.stop_gradient, (

@@ -93,8 +93,8 @@ def detr_loss(case):
   height, width = c['image']
   extent = jnp.array([width, height], jnp.float32)
   objects = objects_of(case, c['targets'])
-  of_group = {'': objects, '_one2many': objects.repeated(c['k_one2many']),
-              'enc': objects.as_foreground()}
+  of_group = {'': (objects, 1), '_one2many': (objects, c['k_one2many']),
+              'enc': (objects.as_foreground(), 1)}
   inputs = {name: {part: jnp.asarray(value)
                    for part, value in parts.items()}
             for name, parts in named(case.inputs).items()}
@@ -112,8 +112,10 @@ def detr_loss(case):
                     '_one2many' if name.endswith('_one2many') else '']
 
   def total(inputs):
-    each = {name: losses.losses(predicted(parts), group(name))
-            for name, parts in inputs.items()}
+    each = {}
+    for name, parts in inputs.items():
+      wanted, copies = group(name)
+      each[name] = losses.losses(predicted(parts), wanted, copies=copies)
     return sum(losses.weighted(values, usual)
                for values in each.values()), each
 
@@ -127,23 +129,14 @@ def detr_loss(case):
     for theirs, ours in (('ce', 'class'), ('bbox', 'box'),
                          ('giou', 'overlap')):
       out[f'losses/loss_{theirs}{word}'] = values[ours]
-    query = np.asarray(losses.match(predicted(inputs[name]), group(name)))
-    room = objects.present.shape[1]
-    for i, count in enumerate(c['targets']):
-      target = np.flatnonzero(query[i] >= 0)
-      order = np.argsort(query[i][target])
-      pairs = np.stack([query[i][target], target % room % count])[:, order]
-      out[f'{name}/match{i}'] = same_copies(
-          case.outputs[f'{name}/match{i}'], pairs)
+    of_query = np.asarray(losses.match(
+        predicted(inputs[name]), *group(name)))
+    for i in range(len(c['targets'])):
+      query = np.flatnonzero(of_query[i] >= 0)
+      out[f'{name}/match{i}'] = np.stack([query, of_query[i][query]])
     for part in ('logits', 'deltas' if in_pixels else 'boxes'):
       out[f'grad/{name}/{part}'] = grads[name][part]
   return out
-
-
-def same_copies(wanted, pairs):
-  """Pairs in the order of the reference, which is by queries."""
-  assert (np.diff(wanted[0]) > 0).all()
-  return pairs.astype(wanted.dtype)
 
 
 def named(inputs):

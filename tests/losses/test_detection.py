@@ -72,8 +72,8 @@ def test_the_least_sum_of_costs_is_taken(queries, most):
     costs = np.asarray(detection.cost(
         alone(predicted), alone(objects), detection.WEIGHTS))[:, :count]
     query, target = optimize.linear_sum_assignment(costs)
-    want = np.full(most, -1)
-    want[target] = query
+    want = np.full(queries, -1)
+    want[query] = target
     np.testing.assert_array_equal(got[b], want)
     some += count
   assert some

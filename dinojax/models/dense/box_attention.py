@@ -93,9 +93,15 @@ def _attended(q: Array, k: Array, v: Array, columns: Array, rows: Array,
     rows: [b, n, y, h] what is added for a row.
     inside: [b, y, x] bool.
   """
-  scores = jnp.einsum('bnhd,byxhd->bhnyx', q, k, precision=_HIGHEST)
-  scores += rearrange(columns, 'b n x h -> b h n x')[..., None, :]
-  scores += rearrange(rows, 'b n y h -> b h n y')[..., None]
-  scores += jnp.where(inside, 0.0, PADDED)[:, None, None]
-  share = jax.nn.softmax(scores, axis=(-2, -1))
-  return jnp.einsum('bhnyx,byxhd->bnhd', share, v, precision=_HIGHEST)
+  flat = lambda x: rearrange(x, 'b y x h d -> b (y x) h d')
+  scores = jnp.einsum('bnhd,bmhd->bhnm', q, flat(k), precision=_HIGHEST)
+  bias = (rearrange(columns, 'b n x h -> b h n x')[..., None, :]
+          + rearrange(rows, 'b n y h -> b h n y')[..., None])
+  scores += rearrange(bias, 'b h n y x -> b h n (y x)')
+  beyond = jnp.where(inside, 0.0, PADDED)
+  scores += rearrange(beyond, 'b y x -> b (y x)')[:, None, None]
+  # The sum divides what is mixed, not every share: a pass less each way.
+  most = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
+  shares = jnp.exp(scores - most)
+  mixed = jnp.einsum('bhnm,bmhd->bnhd', shares, flat(v), precision=_HIGHEST)
+  return mixed / rearrange(shares.sum(-1), 'b h n -> b n h')[..., None]

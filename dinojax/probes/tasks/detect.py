@@ -98,13 +98,13 @@ class Detect(segment.Classes):
     """Losses of all predictions, each matched by itself, added."""
     del draws
     objects, rows = self.objects(batch), batch['weight']
-    groups = [(each, objects) for each in outputs.queries]
-    groups += [(outputs.proposals, objects.as_foreground())]
-    groups += [(each, objects.repeated(self.copies))
-               for each in outputs.extra]
+    groups = [(each, objects, 1) for each in outputs.queries]
+    groups += [(outputs.proposals, objects.as_foreground(), 1)]
+    groups += [(each, objects, self.copies) for each in outputs.extra]
     return sum(losses.weighted(
-        losses.losses(predicted, wanted, rows=rows),
-        losses.usual_weights(predicted)) for predicted, wanted in groups)
+        losses.losses(predicted, wanted, copies=copies, rows=rows),
+        losses.usual_weights(predicted))
+               for predicted, wanted, copies in groups)
 
   def objects(self, batch: tree.Tree) -> losses.Objects:
     """Objects of a batch, in the units of the predictions."""
