@@ -24,6 +24,7 @@ from dinojax.core import errors
 from dinojax.runs import evaluation
 
 RATES = (1e-3, 3e-3)
+BOXES = ('raccoon_boxes', 'bccd_boxes')
 FOCAL = 100.0  # of stereo pairs: depths are right up to a factor
 
 
@@ -39,6 +40,7 @@ def main() -> int:
   beside = lambda name: shared_world.beside(workdir, name)
   sets = shared_world.prepared(data, beside('sets'))
   sets['stereo'] = str(stereo(data, beside('stereo')))
+  sets |= {name: str(boxes(data, beside('boxes'), name)) for name in BOXES}
   models = [str(workdir), shared_world.untrained(data, beside('untrained'))]
   try:
     if not options.only or set(options.only) - {'captions'}:
@@ -66,12 +68,29 @@ def requests(sets: dict[str, str]) -> dict[str, tuple]:
       'max_depth': 5.0, 'channels': 64}
   queries = {'num_queries': 30, 'num_points': 2048, 'steps': 400,
              'learning_rates': (1e-3,)}
+  boxes_of = lambda name, **values: (['detection'], {'detection': {
+      'train': f'boxes:{sets[name]}/train.csv',
+      'test': (f'boxes:{sets[name]}/test.csv',), 'hidden': 128,
+      'num_heads': 4, 'num_encoder_layers': 2, 'num_layers': 3,
+      'num_queries': 100, 'num_extra': 150, 'crop_px': 256, 'batch_size': 4,
+      'steps': 600, 'warmup_steps': 50, 'learning_rate': 5e-4} | values}, {})
   return {
+      # Crops of micrographs are alike at every scale; cells are small.
+      'raccoon_boxes': boxes_of(
+          'raccoon_boxes', box_px=32.0, most_targets=10),
+      'bccd_boxes': boxes_of(
+          'bccd_boxes', box_px=16.0, most_targets=30, copies=5),
       'street_linear': (['segmentation'], {'segmentation': street | {
           'learning_rates': shared_world.RATES, 'weight_decays': (1e-4,),
           'steps': 400, 'warmup_steps': 10}}, {}),
       'street_masks': (['segmentation'], {'segmentation': street | queries | {
           'recipe': 'masks'}}, {}),
+      'street_eomt': (['segmentation'], {'segmentation': street | queries | {
+          'recipe': 'eomt', 'num_blocks': 2}}, {}),
+      'street_m2f': (['segmentation'], {'segmentation': street | queries | {
+          'recipe': 'm2f', 'hidden': 64, 'num_pixel_layers': 2,
+          'num_blocks': 4, 'short_px': 256, 'crop_px': 256,
+          'stride_px': 128}}, {}),
       'room_dpt': (['depth'], {'depth': room | {
           'recipe': 'dpt', 'steps': 800, 'warmup_steps': 80,
           'plain_steps': 20}}, {}),
@@ -101,6 +120,22 @@ def stereo(data: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
         f'{row["scene"]}.jpg'))
   making.rename(out)
   return out
+
+
+def boxes(data: pathlib.Path, out: pathlib.Path, name: str) -> pathlib.Path:
+  """Tables of boxes: every fourth image tests, the others train."""
+  place, source = out / name, data / name
+  place.mkdir(parents=True, exist_ok=True)
+  rows = list(csv.DictReader(open(source / 'boxes.csv')))
+  held_out = set(sorted({row['image'] for row in rows})[::4])
+  for part in ('train', 'test'):
+    with open(place / f'{part}.csv', 'w', newline='') as file:
+      table = csv.DictWriter(file, list(rows[0]))
+      table.writeheader()
+      table.writerows(row | {'image': str((source / row['image']).absolute())}
+                      for row in rows if (
+                          row['image'] in held_out) == (part == 'test'))
+  return place
 
 
 def captions(data: pathlib.Path, model: str, out: pathlib.Path):

@@ -43,6 +43,7 @@ _SLOW = ('train_v3_base', 'train_v2_sinkhorn_separate_heads',
          'de_scale_shift_invariant_loss_empty', 'de_vit_adapter_train',
          'de_vit_adapter_dinov3', 'de_m2f_pixel_decoder_grad',
          'de_m2f_transformer_decoder', 'de_m2f_whole', 'de_detr_loss_reparam',
+         'de_detr_loss_normalised', 'train_v3_distill', 'em_pmt_whole',
          'de_detr_windows_2x2', 'de_detr_whole_training_branch')
 
 # The vocabulary of CLIP is in a package beside PyTorch.

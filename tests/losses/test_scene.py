@@ -10,6 +10,10 @@ from dinojax.metrics import cameras
 from tests import scenes
 
 
+confident = jax.jit(scene.confident, static_argnames='are_points')
+of_cameras = jax.jit(scene.cameras)
+
+
 def truth_of(rows):
   return jax.device_get(jax.jit(scene.truth)(*(
       rows[name][None] for name in ('depth', 'extrinsics', 'intrinsics'))))
@@ -71,15 +75,15 @@ def test_points_of_all_frames_lie_on_one_wall(rows):
 def test_what_is_perfect_costs_nothing_but_doubt(rows):
   got = truth_of(rows)
   one = np.ones((1,), np.float32)
-  assert float(scene.cameras(got.cameras[None], got.cameras, one)) == 0
+  assert float(of_cameras(got.cameras[None], got.cameras, one)) == 0
   sure = np.ones_like(got.depth)
-  values = [scene.confident(
+  values = [confident(
       got.depth[..., None], sure, got.depth[..., None], got.valid,
-      are_points=False), scene.confident(
+      are_points=False), confident(
           got.points, sure, got.points, got.valid, are_points=True)]
   assert max(abs(float(x)) for x in values) < 1e-5
   # What is right gains by being sure of it.
-  assert float(scene.confident(
+  assert float(confident(
       got.depth[..., None], 2 * sure, got.depth[..., None], got.valid,
       are_points=False)) == pytest.approx(-0.2 * np.log(2), rel=1e-5)
 
@@ -89,11 +93,11 @@ def test_later_rounds_weigh_more_and_a_far_shift_is_cut_off():
   wrong = np.zeros((2, 1, 2, 9), np.float32)
   early, late = wrong.copy(), wrong.copy()
   early[0, ..., 3:7], late[1, ..., 3:7] = 1, 1
-  early, late = (float(scene.cameras(x, target, one)) for x in (early, late))
+  early, late = (float(of_cameras(x, target, one)) for x in (early, late))
   assert early == pytest.approx(0.6 * late) and late == pytest.approx(0.5)
   wrong[1, ..., :3] = 1e6
-  assert float(scene.cameras(wrong, target, one)) == pytest.approx(50)
-  assert float(scene.cameras(wrong, target, 0 * one)) == 0
+  assert float(of_cameras(wrong, target, one)) == pytest.approx(50)
+  assert float(of_cameras(wrong, target, 0 * one)) == 0
 
 
 def test_the_largest_errors_are_left_out_of_large_scenes():
@@ -101,12 +105,12 @@ def test_the_largest_errors_are_left_out_of_large_scenes():
   valid, sure = np.ones((1, 1, 40, 40), bool), np.ones((1, 1, 40, 40))
   wrong = target.copy()
   wrong[0, 0, 0, :10] = 50
-  got = float(scene.confident(
+  got = float(confident(
       wrong, np.float32(sure), target, valid, are_points=False))
   slopes = float(scene._slopes(wrong, target, valid))
   assert got == pytest.approx(slopes)
   valid[:, :, 20:] = False  # of a small one they count
-  got = float(scene.confident(
+  got = float(confident(
       wrong, np.float32(sure), target, valid, are_points=False))
   assert got > 1
 

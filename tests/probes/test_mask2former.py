@@ -226,7 +226,8 @@ def test_some_branches_are_skipped_and_the_rest_makes_up_for_them():
 
 
 def test_only_kernels_decay():
-  factors = mask2former.weight_decays(head()['params'])
+  factors = mask2former.weight_decays(jax.eval_shape(lambda: task().init(
+      jax.random.key(0), (WIDTH,) * 4, 'patches'))['params'])
   decayed = {name.rpartition('/')[2] for name, x in tree.items(factors) if x}
   still = {name.rpartition('/')[2] for name, x in tree.items(factors) if not x}
   assert decayed == {'kernel'}

@@ -23,7 +23,7 @@ def head(model, tmp_path_factory):
 def test_boxes_are_written_as_coco_reads_them(
     head, model, images, tmp_path, capsys):
   out = tmp_path / 'out'
-  words = ('--squares_px=32,48', '--flips')
+  words = ('--squares_px=32', '--flips')
   assert test_predictions.predict(model, head, images, out, *words) == 0
   assert '3 images in' in capsys.readouterr().out
   rows = {row['name']: row for row in test_predictions.lines(out)}

@@ -92,6 +92,7 @@ def test_objects_are_written_with_their_run_lengths(
   assert predict(head, model, images, out) == 2
 
 
+@pytest.mark.slow  # as a head of masks does in test_predictions
 def test_a_head_of_segments_names_pixels_too(head, model, images, tmp_path):
   out = tmp_path / 'out'
   assert predict(head, model, images, out, '--as=semantic') == 0

@@ -76,6 +76,7 @@ def test_what_lies_beyond_the_image_changes_no_answer_of_its_decoder():
       x, y, rtol=1e-5, atol=1e-5), run(values), want)
 
 
+@pytest.mark.slow  # two programs
 def test_queries_of_training_change_nothing_for_the_others():
   sizes, rng = config(), np.random.default_rng(2)
   params = detector.init(jax.random.key(0), sizes)
