@@ -71,15 +71,15 @@ def requests(sets: dict[str, str]) -> dict[str, tuple]:
   boxes_of = lambda name, **values: (['detection'], {'detection': {
       'train': f'boxes:{sets[name]}/train.csv',
       'test': (f'boxes:{sets[name]}/test.csv',), 'hidden': 128,
-      'num_heads': 4, 'num_encoder_layers': 2, 'num_layers': 3,
-      'num_queries': 100, 'num_extra': 150, 'crop_px': 256, 'batch_size': 4,
-      'steps': 600, 'warmup_steps': 50, 'learning_rate': 5e-4} | values}, {})
+      'num_heads': 4, 'num_encoder_layers': 1, 'num_layers': 3,
+      'num_queries': 100, 'num_extra': 150, 'crop_px': 192, 'batch_size': 4,
+      'steps': 400, 'warmup_steps': 30, 'learning_rate': 5e-4} | values}, {})
   return {
       # Crops of micrographs are alike at every scale; cells are small.
       'raccoon_boxes': boxes_of(
-          'raccoon_boxes', box_px=32.0, most_targets=10),
+          'raccoon_boxes', box_px=24.0, most_targets=10),
       'bccd_boxes': boxes_of(
-          'bccd_boxes', box_px=16.0, most_targets=30, copies=5),
+          'bccd_boxes', box_px=12.0, most_targets=30, copies=5),
       'street_linear': (['segmentation'], {'segmentation': street | {
           'learning_rates': shared_world.RATES, 'weight_decays': (1e-4,),
           'steps': 400, 'warmup_steps': 10}}, {}),

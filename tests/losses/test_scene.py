@@ -9,7 +9,6 @@ from dinojax.losses import scene
 from dinojax.metrics import cameras
 from tests import scenes
 
-
 confident = jax.jit(scene.confident, static_argnames='are_points')
 of_cameras = jax.jit(scene.cameras)
 
