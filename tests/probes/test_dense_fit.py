@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dinojax.core import tree
 from dinojax.engine import optimizer
 from dinojax.models.dense import box_decoder
 from dinojax.models.dense import detector
@@ -142,4 +143,23 @@ def test_stopped_it_ends_in_the_same_bits(kind, tmp_path):
 def test_the_mesh_changes_nothing(kind, tmp_path):
   got = heads_of(trained(kind, test_fit.model(2, 4), tmp_path))
   # Adam turns rounding of tiny gradients into steps: weights within a rate.
-  close.close(got, whole(kind), of_largest=2e-3)
+  close.close(*map(without_idle, (got, whole(kind))), of_largest=2e-3)
+
+
+def without_idle(head):
+  """Parameters but for biases of keys, which change no softmax.
+
+  Their gradient is 0 but for rounding, and so they stay within their steps.
+  """
+  def settled(name, leaf):
+    idle = np.zeros(leaf.shape, bool)
+    # Of 32 channels, GroupNorm's groups have one each.
+    if name.endswith(('/k/bias', 'params/input/bias')):
+      idle[:] = True
+    elif name.endswith('/qkv/bias'):
+      width = leaf.shape[-1] // 3
+      idle[..., width:2 * width] = True
+    assert np.abs(leaf[idle]).max(initial=0) <= STEPS * RATE
+    return np.where(idle, 0, leaf)
+
+  return tree.map_with_name(settled, head)
