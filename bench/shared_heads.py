@@ -66,7 +66,7 @@ def requests(sets: dict[str, str]) -> dict[str, tuple]:
       'test': (f'depth:{sets["room"]}/test',), 'learning_rates': RATES,
       'weight_decays': (1e-2,), 'batch_size': 4, 'crop': (160, 208),
       'max_depth': 5.0, 'channels': 64}
-  queries = {'num_queries': 30, 'num_points': 2048, 'steps': 400,
+  queries = {'num_queries': 30, 'num_points': 2048, 'steps': 300,
              'learning_rates': (1e-3,)}
   boxes_of = lambda name, **values: (['detection'], {'detection': {
       'train': f'boxes:{sets[name]}/train.csv',
@@ -92,10 +92,10 @@ def requests(sets: dict[str, str]) -> dict[str, tuple]:
           'num_blocks': 4, 'short_px': 256, 'crop_px': 256,
           'stride_px': 128}}, {}),
       'room_dpt': (['depth'], {'depth': room | {
-          'recipe': 'dpt', 'steps': 800, 'warmup_steps': 80,
+          'recipe': 'dpt', 'steps': 400, 'warmup_steps': 40,
           'plain_steps': 20}}, {}),
       'room_relative': (['depth'], {'depth': room | {
-          'recipe': 'relative', 'steps': 600, 'warmup_steps': 60,
+          'recipe': 'relative', 'steps': 400, 'warmup_steps': 40,
           'size': (160, 208),
           'test': (*room['test'], f'depth:{sets["stereo"]}')}}, {})}
 
