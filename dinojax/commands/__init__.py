@@ -16,7 +16,7 @@ COMMANDS = {
     'curate': 'a pile of images to a training set',
     'embed': 'features of a folder of images, as a file',
     'evaluate': 'how good frozen features are, at what',
-    'predict': 'masks or depths of images, by a trained head',
+    'predict': 'masks, boxes, depths or heights, by a trained head',
     'pca': 'draw patch features of images in colour',
     'report': 'one HTML file that tells a run',
     'compile': 'what a config needs on a machine',

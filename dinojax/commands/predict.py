@@ -1,6 +1,7 @@
 """`dinojax predict --model=PATH --head=PATH --source=folder:DIR --out=DIR`.
 
-Masks, segments or depths of images by a trained head, with a picture of each.
+Masks, segments, boxes, depths or heights of images by a trained head, with a
+picture of each.
 The head is one that `dinojax evaluate` trained, or a published one of DINOv2 or
 DINOv3. The same command continues after a stop.
 """
@@ -27,7 +28,7 @@ def define(values: flags.FlagValues, argv: list[str]):
        'file (dinov2_vits14_nyu_dpt_head.pth).')
   text('source', 'Images: folder:DIR, image:FILE or the path of either, '
        'arrayrecord:GLOB, tfds:NAME/SPLIT; geotiff:DIR for maps with a place.')
-  text('out', 'Folder of the maps and their pictures.')
+  text('out', 'Folder of the results and their pictures.')
   number('short_px', 'Pixels of the short side of an image in the backbone; '
          'default: as measured, else 480 (depths), 512 (classes).', least=None)
   text('squares_px', 'Sides of the squares of a detector, averaged: 1024,1536.')

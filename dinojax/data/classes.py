@@ -67,7 +67,9 @@ def match(train: Labelled, test: Labelled, *, train_key: str = 'training',
     raise errors.UserError(
         f'{train_key}={train.spec} and {test_key}={test.spec} have no class '
         f'in common: {text.listed(ours)} against {text.listed(theirs)}. '
-        'Classes are compared by name; choose sources of the same classes')
+        'Classes are compared by name; choose sources of the same classes'
+        + (', or leave k-NN out by --config.data.validation=' if (
+            train_key.startswith('knn.')) else ''))
   notes = []
   for key, side, other, end in (
       (train_key, train, test_key, 'they can only be wrong neighbours'),

@@ -29,6 +29,9 @@ def panel(picture: Image.Image, truth: sets.Truth | None,
     classes: names of the classes.
     least: score of an object that is drawn.
   """
+  best, title = detected.scores.max(initial=0), f'scores from {least:g}'
+  if best < least:
+    title = f'no score of {least:g}, best {best:.2g}'
   detected = detected.some(detected.scores >= least)
   factor = max(_SHORT_PX / min(picture.size), 1)
   large = picture.resize([round(n * factor) for n in picture.size])
@@ -36,7 +39,7 @@ def panel(picture: Image.Image, truth: sets.Truth | None,
   if truth is not None:
     cells.append(('ground truth', _drawn(
         large, truth.boxes * factor, truth.kinds, None, len(classes))))
-  cells.append((f'prediction, scores from {least:g}', _drawn(
+  cells.append((f'prediction, {title}', _drawn(
       large, detected.boxes * factor, detected.labels, detected.scores,
       len(classes))))
   seen = sorted({int(kind) for kind in detected.labels} | {

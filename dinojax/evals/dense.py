@@ -101,7 +101,9 @@ class Shapes:
       raise errors.UserError(
           f'{name}: images and views have windows of {len(shapes)} shapes, '
           f'and at most {MAX_SHAPES - 1} are compiled: give all images one '
-          f'size, such as --config.{name}.size=(480,640), or fewer ratios')
+          'size, such as ' + ('--short_px=480' if name == 'predict' else
+                              f'--config.{name}.size=(480,640)')
+          + ', or fewer ratios')
     grids = []
     for i in range(len(views.kinds)):
       each = [tuple(

@@ -190,6 +190,6 @@ def _labelled(spec: str, key: str) -> record_lib.Source:
   if not source.classes:
     raise errors.UserError(
         f'{key}={spec} has no labels: k-NN needs a source with classes '
-        '(sub-folders, or the manifest.json beside records), or set '
-        'data.validation= to nothing')
+        '(sub-folders, or the manifest.json beside records); leave it out by '
+        '--config.data.validation=')
   return source

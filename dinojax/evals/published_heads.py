@@ -102,9 +102,16 @@ def read(path: str, model: backbone_lib.Backbone, *,
   return head_lib.Head(
       task, arrays['params'], arrays.get('stats', {}),
       head_lib.Origin(model.source, '', widths), kinds,
-      {'file': os.path.basename(path)} | (
-          {'views': _SEGMENTOR} if isinstance(
-              task, mask2former.Mask2Former) else {}))
+      {'file': os.path.basename(path)} | _views(task))
+
+
+def _views(task: Any) -> dict[str, Any]:
+  """Views of a published head, where its evaluation has its own."""
+  if isinstance(task, mask2former.Mask2Former):
+    return {'views': _SEGMENTOR}
+  if getattr(task, 'spacing', '') == 'mixed':  # metres hang on the scale
+    return {'views': {'flips': False, 'native': True}}
+  return {}
 
 
 def _understood(state: State, path: str, max_depth: float | None,

@@ -97,7 +97,8 @@ def curate(request: Request) -> str:
     if last == 'materialize':
       _publish(folder, materialize.mixture(places[last]),
                os.path.relpath(places[last].folder, folder))
-      return f'{out}train on it: --config.data.train={curated.SCHEME}{folder}'
+      return (f'{out}train on it: --config.data.train={curated.SCHEME}{folder} '
+              '--config.data.validation= (it has no labels for k-NN)')
   return f'{out}{last} is in {places[last].folder}'
 
 

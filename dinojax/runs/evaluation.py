@@ -225,7 +225,7 @@ def _measure(name: str, model: backbone_lib.Backbone,
       stored_heads.save(str(place), kept)
       print(f'the head is in {place}; on other images: dinojax predict '
             f'--model={text.printable(model.source)} --head={place} '
-            '--source=folder:DIR --out=DIR', flush=True)
+            '--source=folder:DIR --out=OUT', flush=True)
     scores.keep(folder, identity, measured, time.monotonic() - began)
 
 

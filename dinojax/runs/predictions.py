@@ -1,4 +1,4 @@
-"""Maps of images by a trained head: masks or depths, and pictures of them.
+"""Predictions for images by a trained head, and pictures of them.
 
   OUT/maps/NAME.png      classes (8 bits), or depths or their inverse (16
                          bits), or segments as COCO has them (colours)
@@ -195,6 +195,8 @@ def views_of(head: head_lib.Head, request: Request, patch_px: int
         windows.Windows(crop, stride and int(stride)),
         short, flips=flips, softmax=bool(of_head.get('softmax', True)),
         ratios=tuple(map(float, of_head.get('ratios', (1.0,)))))
+  if of_head.get('native') and not request.short_px:
+    return views_lib.Views(windows.Windows(), flips=flips, direct=True)
   whole = lambda px: max(round(px / patch_px), 1) * patch_px
   short, size = request.short_px or _SHORT_PX, of_head.get('size')
   if size and not request.short_px:
@@ -222,8 +224,8 @@ def _begin(folder: pathlib.Path, head: head_lib.Head, made_of: Mapping):
     before = atomic.read_json(about, 'give another --out').get('key')
     if before != key:
       raise errors.UserError(
-          f'{folder} holds predictions of another head, model, source or '
-          'size: give another --out, or delete it')
+          f'{folder} holds predictions of another head, model, source, size or '
+          'views: give another --out, or delete it')
     return
   if processes.is_first():
     folder.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ import csv
 import datetime
 import io
 import json
+import math
 from typing import Any
 
 from etils import epath
@@ -28,8 +29,12 @@ CLASSES = 'classes'  # names beside the columns of rows
 
 
 def read(folder: epath.Path) -> list[dict]:
-  """All lines of a folder of results; [] without any."""
-  return log.rows(folder / RESULTS)
+  """All lines of a folder of results; [] without any.
+
+  A number that there is not is null in the file, and NaN here.
+  """
+  return [row | {'value': math.nan if row['value'] is None else row['value']}
+          for row in log.rows(folder / RESULTS)]
 
 
 def is_done(folder: epath.Path, identity: Mapping[str, Any]) -> bool:
@@ -65,8 +70,9 @@ def keep(folder: epath.Path, identity: Mapping[str, Any],
     for metric, value in part.scores().items():
       low, high = intervals.get(metric, (None, None))
       lines.append(dict(identity) | {
-          'test': part.test, 'metric': metric, 'value': value, 'low': low,
-          'high': high, 'published': published.figure(
+          'test': part.test, 'metric': metric, 'value': _known(value),
+          'low': _known(low), 'high': _known(high),
+          'published': published.figure(
               identity['model'], identity['protocol'], part.test, metric),
           'images': part.num_rows, 'facts': dict(part.facts),
           'rows': f'{ROWS}/{name}.npz', 'pictures': list(pictures.values()),
@@ -77,6 +83,11 @@ def keep(folder: epath.Path, identity: Mapping[str, Any],
   before = path.read_text() if path.exists() else ''
   atomic.write_text(path, before + ''.join(
       json.dumps(line) + '\n' for line in lines))
+
+
+def _known(value: float | None) -> float | None:
+  """A number as JSON has it: NaN is none there."""
+  return None if value is None or math.isnan(value) else value
 
 
 def write_predictions(folder: epath.Path, names: Mapping[str, Sequence[str]]):

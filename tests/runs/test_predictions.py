@@ -167,6 +167,16 @@ def test_maps_are_written_once_and_what_is_lost_is_told(
   assert 'holds predictions of another head' in capsys.readouterr().err
 
 
+def test_heights_look_at_images_as_they_are(model):
+  """Metres hang on the size of a pixel, unless another is asked for."""
+  head = made('depth_dpt', model)
+  head.facts['views'] = {'flips': False, 'native': True}
+  of = lambda **values: predictions.views_of(head, predictions.Request(
+      model, 'head', 'x', 'out', **values), CONFIG.side_px)
+  assert of().sizes((48, 40)) == [(48, 40)] and not of().flips
+  assert of(short_px=32).sizes((48, 40)) != [(48, 40)]
+
+
 @pytest.mark.parametrize('local', [True, False])
 def test_a_head_comes_back_as_it_was(local, model, tmp_path, monkeypatch):
   """Also of storage where files are written elsewhere first."""
