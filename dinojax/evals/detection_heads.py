@@ -123,13 +123,15 @@ def task(values: Sizes, model: backbone_lib.Backbone,
   layers, patch = read_layers(model.config.depth), model.config.side_px
   widths = spec.FeatureSpec(('map',), layers, windows=values.windows).widths(
       model.config)
+  # As published from a width of 256 on; narrower heads are so throughout.
+  ffn, inner = min(8 * values.hidden, 2048), min(2 * values.hidden, 512)
   return detect.Detect(
       decoder=detector.Config(
           widths, box_decoder.Config(
-              num_classes, values.hidden, values.num_heads,
-              num_layers=values.num_layers, stride_px=patch),
+              num_classes, values.hidden, values.num_heads, ffn,
+              values.num_layers, inner, patch),
           num_queries=values.num_queries, num_extra=values.num_extra,
-          num_encoder_layers=values.num_encoder_layers,
+          num_encoder_layers=values.num_encoder_layers, encoder_ffn=ffn,
           dropout=values.dropout, box_px=values.box_px,
           windows=values.windows),
       layers=layers, copies=values.copies,
