@@ -33,8 +33,9 @@ def panel(picture: Image.Image, truth: sets.Truth | None,
   if best < least:
     title = f'no score of {least:g}, best {best:.2g}'
   detected = detected.some(detected.scores >= least)
-  factor = max(_SHORT_PX / min(picture.size), 1)
-  large = picture.resize([round(n * factor) for n in picture.size])
+  factor = _SHORT_PX / min(picture.size)  # lines and scores stay legible
+  large = picture.resize([max(round(n * factor), 1)
+                          for n in picture.size])
   cells = []
   if truth is not None:
     cells.append(('ground truth', _drawn(

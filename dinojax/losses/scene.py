@@ -146,7 +146,7 @@ def cameras(rounds: Array, target: Array, weight: Array) -> Array:
   # The error of a shift is cut off; nothing else is that large.
   total = sum(share * jnp.minimum(error[..., start:end], FAR).mean((-2, -1))
               for start, end, share in PARTS)
-  of_round = jnp.einsum('kb,b->k', total, weight, precision='highest')
+  of_round = jnp.sum(total * weight[None], axis=1)
   factors = ROUND_DECAY ** jnp.arange(len(rounds) - 1, -1, -1)
   return jnp.mean(factors * of_round) / jnp.maximum(weight.sum(), 1)
 

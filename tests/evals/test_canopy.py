@@ -19,7 +19,7 @@ from tests import rasters
 from tests.evals import test_dense
 from tests.interop import cases
 
-QUICK = dict(channels=16, num_bins=32, max_height=32.0, learning_rate=3e-3,
+QUICK = dict(channels=16, num_bins=32, max_height=32.0, learning_rate=1e-3,
              steps=120, batch_size=8, crop=(32, 32), block_m=2.0, pictures=2)
 
 

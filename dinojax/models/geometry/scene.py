@@ -283,7 +283,7 @@ def _values(part: tree.Tree, config: Config, read: Sequence[Array],
   """[b, s, y, x, k] values of pixels, of four states [b, s, n, d]."""
   sizes = config.maps(num_outputs)
 
-  def of_frame(*states):
+  def of_frame(part, states):
     maps = [rearrange(queries_lib.normed(part['norm'], x, EPSILON)[
         :, config.num_special:], 'b (y x) d -> b y x d', y=grid[0])
             for x in states]
@@ -296,10 +296,13 @@ def _values(part: tree.Tree, config: Config, read: Sequence[Array],
     return parts.conv(part['head']['conv2'], jax.nn.relu(
         parts.conv(part['head']['conv1'], x)))
 
-  # A frame after the other: maps of all pixels are many.
-  frames = [jnp.moveaxis(x, 1, 0) for x in read]
-  return jnp.moveaxis(jax.lax.map(
-      jax.checkpoint(lambda states: of_frame(*states)), tuple(frames)), 0, 1)
+  def of_rows(part, *read):
+    # A frame after the other: maps of all pixels are many.
+    frames = tuple(jnp.moveaxis(x, 1, 0) for x in read)
+    return jnp.moveaxis(jax.lax.map(jax.checkpoint(
+        lambda states: of_frame(part, states)), frames), 0, 1)
+
+  return sharding.by_rows(of_rows, *read, whole=part)
 
 
 def waves(grid: tuple[int, int], size: tuple[int, int],
