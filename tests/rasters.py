@@ -8,7 +8,8 @@ UTM = 'EPSG:32633'
 METRES = 0.5
 
 
-def save(path, values, *, crs=UTM, metres=METRES, nodata=None, mask=None):
+def save(path, values, *, crs=UTM, metres=METRES, nodata=None, mask=None,
+         **options):
   """Writes [y, x] or [y, x, c] values at a place on the earth."""
   path.parent.mkdir(parents=True, exist_ok=True)
   bands = values[None] if values.ndim == 2 else np.moveaxis(values, -1, 0)
@@ -17,7 +18,8 @@ def save(path, values, *, crs=UTM, metres=METRES, nodata=None, mask=None):
           500_000, 5_000_000, metres, metres)}
   with rasterio.open(
       path, 'w', driver='GTiff', height=bands.shape[1], width=bands.shape[2],
-      count=len(bands), dtype=bands.dtype, nodata=nodata, **place) as raster:
+      count=len(bands), dtype=bands.dtype, nodata=nodata, **place,
+      **options) as raster:
     raster.write(bands)
     if mask is not None:
       raster.write_mask(mask)

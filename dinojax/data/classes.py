@@ -45,7 +45,7 @@ class Matching:
 
 
 def match(train: Labelled, test: Labelled, *, train_key: str = 'training',
-          test_key: str = 'test') -> Matching:
+          test_key: str = 'test', otherwise: str = '') -> Matching:
   """Finds the classes of one source in another.
 
   Args:
@@ -53,6 +53,7 @@ def match(train: Labelled, test: Labelled, *, train_key: str = 'training',
     test: source whose images are classified.
     train_key: config key or flag of the first, for messages.
     test_key: config key or flag of the second.
+    otherwise: another way out than other sources, for messages.
 
   Raises:
     UserError: no class in common.
@@ -68,8 +69,7 @@ def match(train: Labelled, test: Labelled, *, train_key: str = 'training',
         f'{train_key}={train.spec} and {test_key}={test.spec} have no class '
         f'in common: {text.listed(ours)} against {text.listed(theirs)}. '
         'Classes are compared by name; choose sources of the same classes'
-        + (', or leave k-NN out by --config.data.validation=' if (
-            train_key.startswith('knn.')) else ''))
+        + (f', or {otherwise}' if otherwise else ''))
   notes = []
   for key, side, other, end in (
       (train_key, train, test_key, 'they can only be wrong neighbours'),

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import math
 from typing import Any
+import warnings
 
 from etils import epath
 import numpy as np
@@ -68,6 +69,9 @@ def library() -> Any:
     import rasterio.windows
   except ImportError as error:
     raise errors.UserError(_NEEDS) from error
+  # Whether a file has a place is asked for, see `check_place`.
+  warnings.filterwarnings(
+      'ignore', category=rasterio.errors.NotGeoreferencedWarning)
   return rasterio
 
 
@@ -81,24 +85,15 @@ def opened(path: str) -> Iterator[Any]:
   rasterio = library()
   if not epath.Path(path).exists():
     raise errors.UserError(f'{path} is missing: check the path')
-  try:
-    with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN='EMPTY_DIR'), (
-        _quietly()), rasterio.open(path, driver=_DRIVER) as raster:
+  with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN='EMPTY_DIR'):
+    try:
+      raster = rasterio.open(path, driver=_DRIVER)
+    except rasterio.errors.RasterioError as error:
+      raise errors.UserError(
+          f'{path} cannot be read as GeoTIFF: {str(error).splitlines()[0]}'
+      ) from error
+    with raster:
       yield raster
-  except rasterio.errors.RasterioError as error:
-    raise errors.UserError(
-        f'{path} cannot be read as GeoTIFF: {str(error).splitlines()[0]}'
-    ) from error
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-  """Keeps the warning away that a file has no place: callers ask."""
-  import warnings
-  rasterio = library()
-  with warnings.catch_warnings():
-    warnings.simplefilter('ignore', rasterio.errors.NotGeoreferencedWarning)
-    yield
 
 
 def header(path: str) -> Header:
@@ -165,6 +160,8 @@ def rgb(raster: Any, window: Window, value_range: tuple[float, ...] = (),
   if raster.count == 2:
     raise errors.UserError(
         f'{raster.name} has two bands: give red, green and blue, or one grey')
+  left, top, right, bottom = window
+  _check_pixels(*(shape or (bottom - top, right - left)))
   bands = (1, 2, 3) if raster.count >= 3 else (1,)
   with images.Decoding(0):
     values = raster.read(bands, window=_part(window), out_shape=(
@@ -197,6 +194,7 @@ def values(path: str) -> tuple[np.ndarray, Header]:
     BadImage: damaged.
   """
   with opened(path) as raster:
+    _check_pixels(raster.height, raster.width)
     with images.Decoding(raster.width * raster.height * 8):
       out = raster.read(1, masked=True).astype(np.float32).filled(np.nan)
     return out, of_raster(raster)
@@ -248,8 +246,21 @@ def small(path: str, most_px: int, value_range: tuple[float, ...] = ()
     shape = tuple(max(round(n * factor), 1)
                   for n in (raster.height, raster.width))
     whole = 0, 0, raster.width, raster.height
-    return rgb(raster, whole, value_range, shape), raster.dataset_mask(
-        out_shape=shape) > 0
+    pixels = rgb(raster, whole, value_range, shape)
+    with images.Decoding(0):
+      return pixels, raster.dataset_mask(out_shape=shape) > 0
+
+
+def _check_pixels(rows: int, columns: int):
+  """Refuses to bring more than an image may have into memory.
+
+  Raises:
+    BadImage: more.
+  """
+  if rows * columns > images.DEFAULT_MAX_PIXELS:
+    raise images.BadImage(
+        f'{columns} × {rows} pixels are more than '
+        f'{images.DEFAULT_MAX_PIXELS} at once: cut it into tiles')
 
 
 def _part(window: Window) -> Any:

@@ -83,7 +83,8 @@ class Shapes:
 
   @classmethod
   def of(cls, views: views_lib.Views, images: Sequence[Size],
-         tokens: Callable[[Size], Size], name: str) -> 'Shapes':
+         tokens: Callable[[Size], Size], name: str,
+         fix: str = '') -> 'Shapes':
     """The shapes for images of these sizes.
 
     Args:
@@ -91,6 +92,7 @@ class Shapes:
       images: rows and columns of every image.
       tokens: rows and columns of the predictions of a window of a shape.
       name: the protocol.
+      fix: how all images get one size, for messages; '': by its `size`.
 
     Raises:
       UserError: more than are compiled for a protocol.
@@ -101,9 +103,8 @@ class Shapes:
       raise errors.UserError(
           f'{name}: images and views have windows of {len(shapes)} shapes, '
           f'and at most {MAX_SHAPES - 1} are compiled: give all images one '
-          'size, such as ' + ('--short_px=480' if name == 'predict' else
-                              f'--config.{name}.size=(480,640)')
-          + ', or fewer ratios')
+          f'size, {fix or f"such as --config.{name}.size=(480,640)"}, or '
+          'fewer ratios')
     grids = []
     for i in range(len(views.kinds)):
       each = [tuple(
@@ -150,15 +151,15 @@ class Maps:
     """Programs that were compiled for the backbone with heads."""
     return self._program._cache_size()
 
-  def plan(self, images: Sequence[Size | None], name: str):
-    """Fixes the shapes for images of these sizes.
+  def plan(self, images: Sequence[Size | None], name: str, fix: str = ''):
+    """Fixes the shapes for images of these sizes; see Shapes.of.
 
     Raises:
       UserError: see Shapes.of.
     """
     self.shapes = Shapes.of(
         self.views, [size for size in images if size], self.grid,
-        name)
+        name, fix)
 
   def plan_more(self, images: Sequence[Size]):
     """Makes the grids wide enough for other images, such as some to show."""

@@ -1,5 +1,6 @@
 """Detectors for a backbone: their sizes, and how they learn."""
 
+import math
 from typing import Any, Protocol
 
 from dinojax.core import errors
@@ -61,23 +62,14 @@ def check(name: str, values: Sizes, config: Any):
   if not config.has_attention:
     raise errors.UserError(
         f'{name} reads the blocks of a ViT, and this is a ConvNeXt: give a ViT')
-  for field, unit in (('hidden', parts.GROUPS), ('hidden', values.num_heads)):
-    if values.hidden % unit:
-      whole = max(round(values.hidden / unit), 1) * unit
-      raise errors.UserError(
-          f'{name}.{field}={values.hidden} is no multiple of {unit}: set '
-          f'{name}.{field}={whole}')
-  check_side(f'{name}.crop_px', values.crop_px, config.side_px,
-             values.windows)
-  cells = values.crop_px // config.side_px
-  most, number = proposals.count((cells, cells)), (
-      values.num_queries + values.num_extra)
-  if most < number:
+  unit = math.lcm(parts.GROUPS, values.num_heads)
+  if values.hidden % unit:
+    whole = max(round(values.hidden / unit), 1) * unit
     raise errors.UserError(
-        f'{name}.crop_px={values.crop_px} gives {most} proposals for '
-        f'{values.num_queries} + {values.num_extra} queries: set '
-        f'{name}.num_queries and {name}.num_extra lower, or {name}.crop_px '
-        'higher')
+        f'{name}.hidden={values.hidden} is no multiple of {parts.GROUPS} and '
+        f'of {values.num_heads} heads: set {name}.hidden={whole}')
+  check_side(f'{name}.crop_px', values.crop_px, config.side_px,
+             values.windows, values.num_queries + values.num_extra)
   if values.copies * values.most_targets > values.num_extra > 0:
     raise errors.UserError(
         f'{name}.copies={values.copies} of {name}.most_targets='
@@ -86,14 +78,16 @@ def check(name: str, values: Sizes, config: Any):
         f'{values.copies * values.most_targets}')
 
 
-def check_side(name: str, side_px: int, patch_px: int, windows: int):
-  """Refuses squares that are no whole patches, or too small for windows.
+def check_side(name: str, side_px: int, patch_px: int, windows: int,
+               num_queries: int):
+  """Refuses squares that are no whole patches, or too small.
 
   Args:
     name: key or flag that gives the side, for messages.
     side_px: side of the square.
     patch_px: side of a patch.
     windows: windows along a side.
+    num_queries: queries, each of which begins at a proposal.
 
   Raises:
     UserError: such a square.
@@ -103,6 +97,11 @@ def check_side(name: str, side_px: int, patch_px: int, windows: int):
     raise errors.UserError(
         f'{name}={side_px} is no whole number of patches of {patch_px} pixels: '
         f'set {name}={whole}')
+  most = proposals.count((side_px // patch_px,) * 2)
+  if most < num_queries:
+    raise errors.UserError(
+        f'{name}={side_px} gives {most} proposals for {num_queries} queries: '
+        'give a larger square, or a head of fewer queries')
   if windows:
     try:
       windowed.edges(side_px, windows, patch_px)

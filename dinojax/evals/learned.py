@@ -34,6 +34,7 @@ from dinojax.train import state as state_lib
 NAMES = {'knn/trained': 'trained', 'knn/start': 'given weights',
          'knn/untrained': 'untrained', 'knn/raw_pixels': 'raw pixels'}
 KEYS = ('knn.train', 'knn.validation')  # of the images
+_WITHOUT = 'leave k-NN out by --config.data.validation='
 Given = Callable[[str, dict], dict | None]  # see Neighbours
 
 
@@ -57,7 +58,8 @@ class Neighbours:
     train = _labelled(plan.train or data.mixture[0][0], KEYS[0])
     test = _labelled(plan.validation or data.validation, KEYS[1])
     self.notes = classes.match(
-        train, test, train_key=KEYS[0], test_key=KEYS[1]).notes
+        train, test, train_key=KEYS[0], test_key=KEYS[1],
+        otherwise=_WITHOUT).notes
     self._sets = {
         'train': (parts.evenly(train, plan.max_train_images),),
         'test': (parts.evenly(test, plan.max_validation_images),)}
@@ -190,6 +192,5 @@ def _labelled(spec: str, key: str) -> record_lib.Source:
   if not source.classes:
     raise errors.UserError(
         f'{key}={spec} has no labels: k-NN needs a source with classes '
-        '(sub-folders, or the manifest.json beside records); leave it out by '
-        '--config.data.validation=')
+        f'(sub-folders, or the manifest.json beside records); or {_WITHOUT}')
   return source

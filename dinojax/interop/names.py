@@ -6,6 +6,7 @@ stacked one, to one tensor of a file, or to several that are joined.
 
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
+import re
 
 import numpy as np
 
@@ -74,6 +75,39 @@ def shape(state: Mapping[str, np.ndarray], name: str,
         f'{name} has shape {lengths}, and should have {axes} axes: the file is '
         'damaged, get it again')
   return lengths
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+  """Sizes of a published head by its tensors.
+
+  Attributes:
+    state: tensors by name.
+    source: name of the file, for messages.
+    what: kind of head, which has what is asked for.
+  """
+
+  state: Mapping[str, np.ndarray]
+  source: str
+  what: str
+
+  def shape(self, name: str) -> tuple[int, ...]:
+    """The shape of a tensor.
+
+    Raises:
+      UserError: it is missing.
+    """
+    if name not in self.state:
+      raise errors.UserError(
+          f'{self.source} has no {name}, which every {self.what} has: it is '
+          'damaged or another head; get it again')
+    return self.state[name].shape
+
+  def count(self, words: str) -> int:
+    """Parts that are numbered from 0 behind the words and a dot."""
+    places = [int(match[1]) for name in self.state if (
+        match := re.match(rf'{re.escape(words)}(\d+)\.', name))]
+    return max(places, default=-1) + 1
 
 
 @dataclasses.dataclass(frozen=True)

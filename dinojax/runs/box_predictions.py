@@ -43,7 +43,8 @@ class Boxes:
     self._views = detections.views(_sides(sides) or [usual], flips)
     for side, _ in self._views:
       detection_heads.check_side(
-          '--squares_px', side, patch, head.task.decoder.windows)
+          '--squares_px', side, patch, head.task.decoder.windows,
+          head.task.decoder.num_queries)
     self._ids = [int(x) for x in head.facts.get(
         'category ids', range(len(head.classes)))]
 

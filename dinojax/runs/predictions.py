@@ -310,7 +310,7 @@ class Maps:
     self._maps = dense.Maps(job, self._head.task, self._views,
                             is_class=bool(self._head.classes), at_once=at_once)
     if sizes:
-      self._maps.plan(sizes, 'predict')
+      self._maps.plan(sizes, 'predict', 'such as by --short_px=480')
     self._stack = dense.replicated(self._head.stack, job.model.mesh)
 
   def of(self, source: Any, sizes: Sequence) -> Iterator[tuple[dict, Any]]:

@@ -201,6 +201,7 @@ def write_all(folder: pathlib.Path, spec: str, model: backbone_lib.Backbone,
       work = folder / WORK / name
       _windows(work, names[name], plans[name], maps, stack)
       processes.meet()
+      _check_whole(work, names[name], plans[name])
       if processes.is_first():
         line = {'name': name} | _whole(
             folder, name, names[name], plans[name], work, head,
@@ -238,6 +239,21 @@ def _windows(work: pathlib.Path, path: str, plan: Sequence[Piece],
     np.save(content, inside.astype(
         np.uint8 if maps.is_class else np.float32))
     atomic.write_bytes(work / f'{piece.name}.npy', content.getvalue())
+
+
+def _check_whole(work: pathlib.Path, path: str, plan: Sequence[Piece]):
+  """Refuses a raster of which windows could not be read.
+
+  Raises:
+    UserError: there are some.
+  """
+  lost = [piece for piece in plan
+          if not (work / f'{piece.name}.npy').exists()]
+  if lost:
+    raise errors.UserError(
+        f'{path} is damaged: {len(lost)} of {len(plan)} windows cannot be '
+        f'read, the first at {lost[0].window[:2]}; get it again, or take it '
+        'away')
 
 
 def _whole(folder: pathlib.Path, name: str, path: str, plan: Sequence[Piece],

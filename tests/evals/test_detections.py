@@ -1,10 +1,14 @@
 """Objects of several views, back in their image."""
 
 import numpy as np
+from PIL import Image
 import pytest
 
+from dinojax.evals import box_pictures
+from dinojax.evals import dense_pictures
 from dinojax.evals import detections
 from dinojax.evals import letterbox
+from dinojax.evals.sets import objects as sets
 
 
 def of(*rows):
@@ -53,3 +57,18 @@ def test_every_view_once_with_its_mirror_image():
   assert detections.views((64, 96, 64), True) == (
       (64, False), (64, True), (96, False), (96, True))
   assert detections.views((64,), False) == ((64, False),)
+
+
+def test_pictures_say_when_nothing_reached_the_score():
+  classes, truth = ('a', 'b'), sets.Truth(
+      np.float64([[900, 900, 2900, 2900]]), np.array([1]), np.zeros(1, bool),
+      np.ones(1))
+  picture = Image.new('RGB', (4000, 4000))
+  got = box_pictures.panel(picture, truth, of(
+      (900, 900, 2900, 2900, 1, 0.05)), classes)
+  assert got.shape[0] < 400  # whatever the size of the image
+  blank = box_pictures.panel(picture, None, of(), classes)
+  colors = [tuple(x) for x in dense_pictures.palette(2)]
+  seen = lambda x: {tuple(map(int, p)) for p in x.reshape(-1, 3)}
+  assert tuple(map(int, colors[1])) in seen(got)  # the line of the true box
+  assert blank.shape[0] < 400

@@ -131,3 +131,19 @@ def test_tables_cover_every_parameter_once(mesh):
     keys = [key for rule in table for key in rule.keys]
     assert len(keys) == len(set(keys))
     assert not any(re.search(r'[{}]', key) for key in keys)
+
+
+def test_a_backbone_within_a_model_may_leave_out_what_is_usual():
+  """transformers writes of it what differs from its kind alone."""
+  got = hf.config({'model_type': 'depth_anything', 'backbone_config': {
+      'model_type': 'dinov2', 'hidden_size': 384, 'num_attention_heads': 6,
+      'image_size': 518}})
+  assert (got.embed_dim, got.depth, got.patch_px, got.image_px) == (
+      384, 12, 14, 518)
+  assert got.norm_epsilon == 1e-6 and got.qkv_bias
+  three = {'model_type': 'dinov3_vit', 'num_register_tokens': 4}
+  got = hf.config({'model_type': 'chmv2', 'backbone_config': three})
+  assert (got.embed_dim, got.num_registers, got.mask_k_bias) == (384, 4, True)
+  got = hf.config({'model_type': 'chmv2', 'backbone_config': three | {
+      'key_bias': True}})
+  assert not got.mask_k_bias

@@ -54,6 +54,7 @@ def test_boxes_are_written_as_coco_reads_them(
     (['--as=panoptic'], 'needs a head of queries, and this one is of detector'),
     (['--short_px=48'], 'segments and objects are made of squares'),
     (['--squares_px=48,x'], '--squares_px=48,x are no sides in pixels'),
+    (['--squares_px=4'], '--squares_px=4 gives 5 proposals for 10 queries'),
     (['--squares_px=50'], '--squares_px=50 is no whole number of patches of '
      '4 pixels: set --squares_px=48')])
 def test_answers_that_cannot_be_given_are_sentences(

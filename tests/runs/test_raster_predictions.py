@@ -87,6 +87,19 @@ def test_maps_lie_where_their_images_do(kind, model, folder, tmp_path, capsys,
   assert len(test_predictions.lines(out)) == 2
 
 
+def test_a_damaged_raster_is_a_sentence(model, tmp_path, capsys):
+  head = head_of('depth', model, tmp_path / 'head')
+  rng = np.random.default_rng(0)
+  path = rasters.save(tmp_path / 'x/a.tif', rng.integers(
+      0, 256, (60, 44, 3), np.uint8), compress='deflate')
+  data = bytearray(path.read_bytes())
+  data[2000:2200] = bytes(200)
+  path.write_bytes(data)
+  assert predict(model, head, f'geotiff:{path}', tmp_path / 'out') == 2
+  text = capsys.readouterr().err
+  assert 'a.tif is damaged:' in text and 'windows cannot be read' in text
+
+
 @pytest.mark.parametrize('size, side, margin', [
     ((100, 64), 32, 4), ((32, 20), 32, 4), ((33, 200), 32, 0), ((7, 9), 32, 4)])
 def test_the_parts_that_are_kept_cover_a_raster_once(size, side, margin):

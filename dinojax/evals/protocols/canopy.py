@@ -121,7 +121,8 @@ def run(job: protocol.Job, settings: Settings) -> list[protocol.Measured]:
       job, kept.on(job.model).task, views_lib.Views(
           windows.Windows(), direct=True),
       is_class=False, at_once=settings.images_at_once)
-  maps.plan([size for test in tests for size in sizes[test.spec]], 'canopy')
+  maps.plan([size for test in tests for size in sizes[test.spec]], 'canopy',
+            'by cutting them into tiles')
   return [_measured(maps, settings, test, sizes[test.spec], kept,
                     blocks[test.spec]) for test in tests]
 

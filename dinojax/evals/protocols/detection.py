@@ -98,7 +98,7 @@ def check(settings: Settings, config: Any):
   detection_heads.check('detection', settings, config)
   for side in settings.views_px:
     detection_heads.check_side('detection.views_px', side, config.side_px,
-                               settings.windows)
+                               settings.windows, settings.num_queries)
   low, high = settings.scales
   if not 0 < low <= high <= 1:
     raise errors.UserError(

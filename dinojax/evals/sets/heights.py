@@ -6,6 +6,7 @@ is 0. A pixel's side is in the GeoTIFF, or given by `?metres=0.6`.
 """
 
 import dataclasses
+import io
 from typing import Any
 
 from etils import epath
@@ -62,7 +63,8 @@ class Pair:
       out, _ = rasters.values(self.truth_path)
     else:
       data = epath.Path(self.truth_path).read_bytes()
-      with images.Decoding(len(data)), Image.open(self.truth_path) as picture:
+      with images.Decoding(len(data)), Image.open(
+          io.BytesIO(data)) as picture:
         units = np.asarray(picture)
       if units.ndim != 2:
         raise errors.UserError(

@@ -143,9 +143,12 @@ class Set:
     return sum(not len(truth.boxes) for _, truth, _ in self._items)
 
   def order(self, sizes: bool = False) -> list[str]:
-    """Names in order."""
-    del sizes
-    return [name for name, _, _ in self._items]
+    """Names in order, with the sizes of the files."""
+    names = [name for name, _, _ in self._items]
+    if not sizes:
+      return names
+    root = epath.Path(self._folder)
+    return [f'{name}\t{(root / name).stat().length}' for name in names]
 
   @property
   def digest(self) -> str:

@@ -6,7 +6,6 @@ heads of boxes and classes twice, and may hold its backbone.
 
 from collections.abc import Mapping
 import dataclasses
-import re
 from typing import Any
 
 import numpy as np
@@ -161,17 +160,8 @@ def sizes_of(state: Mapping[str, Any], widths: tuple[int, ...],
     UserError: a tensor that sizes are read from is missing, or features of
       another backbone.
   """
-  def shape(name):
-    if name not in state:
-      raise errors.UserError(
-          f'{source} has no {name}, which every detector of DINOv3 has: it is '
-          'damaged or another head; get it again')
-    return state[name].shape
-
-  def count(words):
-    places = [int(match[1]) for name in state
-              if (match := re.match(rf'{re.escape(words)}(\d+)\.', name))]
-    return max(places, default=-1) + 1
+  tensors = names.Sizes(state, source, 'detector of DINOv3')
+  shape, count = tensors.shape, tensors.count
 
   inputs, whole = shape('input_proj.0.0.weight')[1], sum(widths)
   if inputs not in (whole, 2 * whole):

@@ -7,10 +7,8 @@ second; the backbone is in a file of its own.
 
 from collections.abc import Mapping
 import dataclasses
-import re
 from typing import Any
 
-from dinojax.core import errors
 from dinojax.interop import names
 from dinojax.models.dense import adapter
 from dinojax.models.dense import mask2former
@@ -47,17 +45,8 @@ def sizes_of(state: Mapping[str, Any], patch_px: int,
   Raises:
     UserError: a tensor that sizes are read from is missing.
   """
-  def shape(name):
-    if name not in state:
-      raise errors.UserError(
-          f'{source} has no {name}, which every Mask2Former of DINOv3 has: it '
-          'is damaged or another head; get it again')
-    return state[name].shape
-
-  def count(pattern):
-    places = [int(match[1]) for name in state
-              if (match := re.match(pattern, name))]
-    return max(places, default=-1) + 1
+  tensors = names.Sizes(state, source, 'Mask2Former of DINOv3')
+  shape, count = tensors.shape, tensors.count
 
   extractor = f'{ADAPTER}interactions.0.extractor.'
   layer = f'{PIXELS}encoder.encoder.layers.'
@@ -73,16 +62,16 @@ def sizes_of(state: Mapping[str, Any], patch_px: int,
               0] // _POINTS, num_points=_POINTS,
           values=shape(f'{extractor}attn.value_proj.weight')[0],
           hidden=shape(f'{extractor}ffn.fc1.weight')[0],
-          num_blocks=count(rf'{re.escape(ADAPTER)}interactions\.(\d+)\.')),
+          num_blocks=count(f'{ADAPTER}interactions.')),
       pixel_decoder.Config(
           (width,) * 4, hidden, channels, heads, _POINTS,
           shape(f'{layer}0.linear1.weight')[0],
-          count(rf'{re.escape(layer)}(\d+)\.')),
+          count(layer)),
       query_decoder.Config(
           hidden, inner, channels, shape(f'{QUERIES}class_embed.weight')[0] - 1,
           queries, heads,
           shape(f'{QUERIES}transformer_ffn_layers.0.linear1.weight')[0],
-          count(rf'{re.escape(QUERIES)}transformer_ffn_layers\.(\d+)\.'),
+          count(f'{QUERIES}transformer_ffn_layers.'),
           projects=f'{QUERIES}input_proj.0.weight' in state))
 
 

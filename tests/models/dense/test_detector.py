@@ -129,12 +129,13 @@ def test_layers_are_the_last_of_every_quarter():
 
 
 @pytest.mark.parametrize('values, text', [
-    ({'hidden': 100}, 'detection.hidden=100 is no multiple of 32: set '
-     'detection.hidden=96'),
-    ({'num_heads': 24}, 'hidden=256 is no multiple of 24: set .*hidden=264'),
+    ({'hidden': 100}, 'detection.hidden=100 is no multiple of 32 and of 8 '
+     'heads: set detection.hidden=96'),
+    ({'num_heads': 24}, 'of 32 and of 24 heads: set detection.hidden=288'),
     ({'crop_px': 102}, 'crop_px=102 is no whole number of patches of 4 '),
     ({'views_px': (96, 101)}, 'detection.views_px=101 is no whole number '),
-    ({'crop_px': 64}, 'crop_px=64 gives 1360 proposals for 300 . 1500'),
+    ({'crop_px': 64}, 'crop_px=64 gives 1360 proposals for 1800 quer'),
+    ({'views_px': (16,)}, 'views_px=16 gives 85 proposals for 300 queries'),
     ({'crop_px': 16, 'windows': 3, 'num_queries': 2, 'num_extra': 0},
      'windows=3: 16 pixels are too few for 3 windows'),
     ({'num_extra': 500}, 'copies=6 of detection.most_targets=100 objects are '
