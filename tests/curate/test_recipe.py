@@ -129,7 +129,7 @@ def test_descriptors_find_what_hashes_are_not_asked_for(pile, tmp_path):
 
 def test_training_reads_the_sample(finished, pile):
   workdir, line = finished
-  assert line.endswith(f'--config.data.train=curated:{workdir}')
+  assert f'--config.data.train=curated:{workdir} ' in line
   mixture = json.loads((workdir / 'mixture.json').read_text())
   (spec, weight), = mixture['train']
   assert weight == 30 and mixture['homogeneous'] == []
