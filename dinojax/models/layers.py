@@ -9,6 +9,7 @@ import jax
 from jax import ad_checkpoint
 import jax.numpy as jnp
 
+from dinojax.kernels import convolution
 from dinojax.models import vectors
 
 # PyTorch's trunc_normal_(std=0.02) cuts at ±2, 100 standard deviations away:
@@ -31,11 +32,8 @@ class Conv(nnx.Conv):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     kernel = self.kernel[...].astype(self.dtype)
-    pad = (self.padding, self.padding)
-    out = jax.lax.conv_general_dilated(
-        x.astype(self.dtype), kernel, (self.strides,) * 2, (pad, pad),
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-        feature_group_count=self.feature_group_count)
+    out = convolution.convolve(
+        kernel, x.astype(self.dtype), self.strides, self.padding)
     return vectors.add(out, self.bias[...])
 
 

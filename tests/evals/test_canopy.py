@@ -19,8 +19,9 @@ from tests import rasters
 from tests.evals import test_dense
 from tests.interop import cases
 
-QUICK = dict(channels=16, num_bins=32, max_height=32.0, learning_rate=1e-3,
-             steps=120, batch_size=8, crop=(32, 32), block_m=2.0, pictures=2)
+# At three times the rate all responses but one die: heights are of the ground.
+QUICK = dict(channels=32, num_bins=32, max_height=32.0, learning_rate=3e-4,
+             steps=240, batch_size=4, crop=(32, 32), block_m=2.0, pictures=2)
 
 
 @pytest.fixture(scope='module')
@@ -37,14 +38,14 @@ def job(folder, scenes, **values):
   return test_dense.job(folder, opened, **values)
 
 
-@pytest.mark.slow  # a training of a minute
+@pytest.mark.slow  # a training of minutes
 def test_heights_are_learned_and_a_head_is_measured_again(scenes, tmp_path):
   counted = []
   settings = canopy.Settings(train='x', **QUICK)
   measured, = canopy.run(
       job(tmp_path, scenes, progress=counted.append), settings)
   got = measured.scores()
-  assert got['R2'] > 0.3 and got['block R2'] > 0.3, got
+  assert got['R2'] > 0.5 and got['block R2'] > 0.5, got
   assert got['MAE'] < 6 and abs(got['bias']) < 3, got
   assert sum(counted) == canopy.passes(settings, {'test': 3})
   assert set(measured.pictures) == {'test0', 'test2'}

@@ -5,7 +5,8 @@ A head is given, published or of an earlier evaluation, or it is trained.
 Source: the head of CHMv2, and measures of canopy height maps.
 Differs: how CHMv2 was trained is not released: heads learn by the loss of its
   predecessor (arXiv 2304.07213), the scale-invariant one of depth, and by the
-  mean absolute error; images are turned by up to 180°.
+  mean absolute error, with the schedule of the depth heads; images are turned
+  by up to 180°.
 """
 
 from collections.abc import Mapping
@@ -45,8 +46,8 @@ TRAINS = True  # heads
 FILES = ('head',)  # fields that name files
 ROLES = {'train': protocol.Role(needed=False, opens=sets.opened, what=_WHAT),
          'test': protocol.Role(opens=sets.opened, what=_WHAT)}
-_BETA2, _CLIP_NORM, _RISE = 0.999, 35.0, 0.05
-_LOSSES = (('sig', 1.0), ('l1', 0.1))
+_BETA2, _CLIP_NORM, _RISE, _PLAIN = 0.999, 35.0, 1 / 3, 100
+_LOSSES = (('sig', 1.0), ('l1', 1.0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +166,7 @@ def task_of(settings: Settings,
       head=dpt.of_canopies(width, settings.channels, settings.num_bins),
       layers=layers, min_depth=sets.GROUND_M, max_depth=settings.max_height,
       spacing='mixed', normalize='mixed', weights=_LOSSES, distorts=True,
+      plain_steps=min(_PLAIN, settings.steps // 20),
       pixels=dense_task.Pixels(
           model.mean, model.std, model.config.side_px))
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from dinojax.core import tree
+from dinojax.kernels import convolution
 
 Array = jax.Array
 GROUPS, GROUP_EPSILON = 32, 1e-5
@@ -52,10 +53,8 @@ def linear(params: Mapping[str, Array], x: Array) -> Array:
 
 def conv(params: Mapping[str, Array], x: Array, stride: int = 1) -> Array:
   """[b, y, x, o] of [b, y, x, c]; sides stay where the stride is 1."""
-  pad = params['kernel'].shape[0] // 2
-  out = jax.lax.conv_general_dilated(
-      x, params['kernel'], (stride, stride), ((pad, pad), (pad, pad)),
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'), precision=_HIGHEST)
+  out = convolution.convolve(
+      params['kernel'], x, stride, params['kernel'].shape[0] // 2, _HIGHEST)
   return out + params['bias'][None, None, None] if 'bias' in params else out
 
 
@@ -78,39 +77,9 @@ def grown(params: Mapping[str, Array], x: Array) -> Array:
 
 def depthwise(params: Mapping[str, Array], x: Array) -> Array:
   """[b, y, x, d] of a convolution [k, k, 1, d] of each channel by itself."""
-  out = _by_channel(params['kernel'], x)
+  out = convolution.convolve(
+      params['kernel'], x, 1, params['kernel'].shape[0] // 2, _HIGHEST)
   return out + params['bias'][None, None, None] if 'bias' in params else out
-
-
-@jax.custom_vjp
-def _by_channel(kernel: Array, x: Array) -> Array:
-  """`depthwise` without a bias.
-
-  The gradient of the kernel is k × k products: JAX's, of a grouped
-  convolution, does not know rows of a mesh.
-  """
-  pad = (kernel.shape[0] // 2,) * 2
-  return jax.lax.conv_general_dilated(
-      x, kernel, (1, 1), (pad, pad),
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-      feature_group_count=x.shape[-1], precision=jax.lax.Precision.HIGHEST)
-
-
-def _by_channel_backward(kept: tuple[Array, Array],
-                         change: Array) -> tuple[Array, Array]:
-  kernel, x = kept
-  (height, width), side = x.shape[1:3], kernel.shape[0]
-  padded = jnp.pad(x, ((0, 0), *[(side // 2,) * 2] * 2, (0, 0)))
-  of_kernel = jnp.stack([jnp.stack([jnp.sum(
-      padded[:, dy:dy + height, dx:dx + width] * change, axis=(0, 1, 2))
-                                    for dx in range(side)])
-                         for dy in range(side)])
-  return of_kernel[:, :, None], _by_channel(kernel[::-1, ::-1], change)
-
-
-_by_channel.defvjp(
-    lambda kernel, x: (_by_channel(kernel, x), (kernel, x)),
-    _by_channel_backward)
 
 
 def group_norm(params: Mapping[str, Array], x: Array,
