@@ -44,7 +44,10 @@ _SLOW = ('train_v3_base', 'train_v2_sinkhorn_separate_heads',
          'de_vit_adapter_dinov3', 'de_m2f_pixel_decoder_grad',
          'de_m2f_transformer_decoder', 'de_m2f_whole', 'de_detr_loss_reparam',
          'de_detr_loss_normalised', 'train_v3_distill', 'em_pmt_whole',
-         'de_detr_windows_2x2', 'de_detr_whole_training_branch')
+         'de_detr_windows_2x2', 'de_detr_whole_training_branch',
+         'em_eomt_dinov3_anneal', 'td_dinotxt_train_steps',
+         'de_m2f_loss_no_target', 'de_detr_whole', 'de_detr_windows_none',
+         'de_detr_decoder_normalised_log')
 
 # The vocabulary of CLIP is in a package beside PyTorch.
 _TORCH = ('td_dinotxt_tokenizer_clip',)

@@ -2,8 +2,8 @@
 
 XLA's CPU compiler has a fast convolution for maps whose channels come last,
 and none for the gradient of a kernel in a loop (`scan`, `map`), where it cannot
-turn the axes: forty to a hundred times slower. On CPUs the gradient is therefore
-a product for each place of the kernel; elsewhere it is the compiler's own.
+turn the axes: forty to a hundred times slower. On CPUs the gradient is for that
+reason a product for each place of the kernel; elsewhere it is the compiler's.
 """
 
 import functools

@@ -19,8 +19,9 @@ from tests import forked
 from tests.interop import cases
 
 TORCH = ('hf', 'timm')
-KINDS = [pytest.param(kind, marks=pytest.mark.torch) if kind in TORCH
-         else kind for kind in writing.FORMATS]
+# In make test transformers opens a folder in test_export.py.
+KINDS = [pytest.param(kind, marks=[pytest.mark.torch] * (kind in TORCH) + [
+    pytest.mark.slow] * (kind == 'hf')) for kind in writing.FORMATS]
 FILES = {'meta': 'backbone.safetensors', 'hf': 'model.safetensors',
          'timm': 'model.safetensors', 'stablehlo': graphs.PARAMS}
 

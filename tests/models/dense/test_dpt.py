@@ -50,6 +50,7 @@ def learned(mesh):
     return out[:6], stats, grads
 
 
+@pytest.mark.slow  # convolutions on a mesh are in kernels/
 def test_a_mesh_changes_nothing():
   close.close(learned(mesh_lib.make(4, 2)),
               learned(mesh_lib.make(devices=jax.devices()[:1])),

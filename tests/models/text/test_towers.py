@@ -64,9 +64,8 @@ CALLS = {
                lambda net, rows: net(rows)['embedding'])}
 
 
-@pytest.mark.parametrize('name', [
-    pytest.param(name, marks=pytest.mark.slow) if name == 'vision' else name
-    for name in CALLS])  # one of them is the same blocks
+@pytest.mark.slow  # in make test probes/test_align.py makes both on a mesh
+@pytest.mark.parametrize('name', CALLS)
 def test_a_mesh_changes_nothing(name):
   alone = learned(one_device(), *CALLS[name])
   for shape in ((8, 1), (2, 4)):
