@@ -37,6 +37,7 @@ from dinojax.probes.tasks import align
 from dinojax.probes.tasks import dense
 
 MODEL = 'dinov3_vitl16'
+_MOST = 16  # places of a program that are printed
 TEXT = (('v5e:8x8', 4096), ('v5e:16x16', 4096), ('v5e:16x16', 16_384))
 
 
@@ -127,6 +128,11 @@ def numbers(fit: fit_lib.Fit, mesh: jax.sharding.Mesh, topology: str,
           'has_b_by_b': (batch, batch) in pairs,
           'most_of_pairs': max((shape for shape in pairs if batch in shape),
                                key=lambda x: x[0] * x[1], default=None),
+          'dearest': {place['name']: {
+              'ms': round(1e3 * place['seconds'], 2),
+              'tflop': round(place['padded_flops'] / 1e12, 3),
+              'gb': round(place['hbm_bytes'] / 1e9, 2)}
+                      for place in roofline.get('items', ())[:_MOST]},
           'step_s': roofline.get('step_s'), 'executed_tflops': out[
               'executed_flops_per_step'] / 1e12,
           # Of the FLOPs that the program executes.

@@ -23,7 +23,7 @@ from dinojax.configs import dinotxt
 from dinojax.core import errors
 from dinojax.runs import evaluation
 
-RATES = (1e-3, 3e-3)
+RATES = (3e-4, 1e-3)
 BOXES = ('raccoon_boxes', 'bccd_boxes')
 FOCAL = 100.0  # of stereo pairs: depths are right up to a factor
 
@@ -93,10 +93,10 @@ def requests(sets: dict[str, str]) -> dict[str, tuple]:
           'num_blocks': 4, 'short_px': 256, 'crop_px': 256,
           'stride_px': 128}}, {}),
       'room_dpt': (['depth'], {'depth': room | {
-          'recipe': 'dpt', 'steps': 400, 'warmup_steps': 40,
+          'recipe': 'dpt', 'steps': 300, 'warmup_steps': 100,
           'plain_steps': 20}}, {}),
       'room_relative': (['depth'], {'depth': room | {
-          'recipe': 'relative', 'steps': 400, 'warmup_steps': 40,
+          'recipe': 'relative', 'steps': 300, 'warmup_steps': 100,
           'size': (160, 208),
           'test': (*room['test'], f'depth:{sets["stereo"]}')}}, {})}
 

@@ -35,7 +35,7 @@ def opened(root, part):
 @pytest.mark.slow  # a training of minutes
 def test_drawn_things_are_found(drawn, tmp_path):
   counted, told = [], []
-  settings = detection.Settings(**QUICK, steps=300, views_px=(64,), flips=True)
+  settings = detection.Settings(**QUICK, steps=500, views_px=(64,), flips=True)
   job = test_dense.job(tmp_path, {part: (opened(drawn, part),) for part in (
       'train', 'test')}, progress=counted.append)
   measured, = detection.run(job, settings)
