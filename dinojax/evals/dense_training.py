@@ -20,6 +20,8 @@ from dinojax.features import spec
 from dinojax.probes import fit as fit_lib
 from dinojax.probes.tasks import dense as task_lib
 
+_FLAT_M = 1e-3  # depths that differ by less are one
+
 
 @dataclasses.dataclass(frozen=True)
 class Example:
@@ -91,6 +93,22 @@ def opened_pictures(show: str | None) -> Any:
     UserError: nothing there.
   """
   return None if show is None else sources.open_source(show)
+
+
+def tell_flat(job: protocol.Job, name: str, spec: str, spreads: np.ndarray):
+  """Says that a head predicts the same for every pixel.
+
+  Args:
+    job: has the way to say it.
+    name: name of the protocol.
+    spec: the test set.
+    spreads: [r] greatest less smallest prediction of every image, metres.
+  """
+  if spreads.size and not (spreads > _FLAT_M).any():
+    job.say(
+        f'{name} of {spec}: the head predicts the same at every pixel, as its '
+        'ReLUs have died: train it with a lower learning rate, or let the rate '
+        'rise for more steps')
 
 
 def train(job: protocol.Job, task: Any, source: Any, crops: Any,

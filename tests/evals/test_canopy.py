@@ -131,6 +131,27 @@ def test_heads_that_give_no_metres_are_refused(scenes, tmp_path):
         head=str(tmp_path / 'head')))
 
 
+def test_a_head_that_has_died_is_told(scenes, tmp_path):
+  task = canopy.task_of(canopy.Settings(
+      channels=2, num_bins=4), test_dense.model())
+  widths = (test_dense.CONFIG.embed_dim,) * 4
+  head = jax.device_get(task.init(jax.random.key(0), widths, ''))
+  for scale in (1.0, 0.0):
+    last = head['params']['head']['conv2']
+    last['kernel'] = last['kernel'] * np.float32(scale)
+    stored_heads.save(str(tmp_path / f'{scale}'), head_lib.Head(
+        task, head['params'], head['stats'], head_lib.Origin(
+            '', '', widths)))
+    told = []
+    given = dataclasses.replace(job(tmp_path, scenes), say=told.append)
+    canopy.run(given, canopy.Settings(head=str(tmp_path / f'{scale}'),
+                                      block_m=2.0, pictures=0))
+    flat = [line for line in told if 'same at every pixel' in line]
+    assert len(flat) == (scale == 0) and all(
+        'canopy of heights:' in line and 'lower learning rate' in line
+        for line in flat)
+
+
 def test_a_trained_head_is_of_the_form_of_the_published_one():
   task = canopy.task_of(canopy.Settings(), test_dense.model())
   assert (task.spacing, task.normalize, task.max_depth) == (

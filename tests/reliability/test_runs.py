@@ -77,7 +77,8 @@ KILLED, FULL = Killed(), OSError(errno.ENOSPC, 'No space left on device')
 
 
 @pytest.mark.parametrize('by_turns', [
-    (KILLED, None, None, FULL, None, None), pytest.param((KILLED,), marks=pytest.mark.slow),
+    (KILLED, None, None, FULL, None, None),
+    pytest.param((KILLED,), marks=pytest.mark.slow),
     pytest.param((FULL,), marks=pytest.mark.slow)],
     ids=['kill-or-full', 'kill', 'full'])
 def test_every_write_of_a_run_may_fail(tmp_path, unbroken, by_turns):

@@ -204,16 +204,20 @@ def _measured(maps: dense.Maps, settings: Settings, test: sets.Set,
               blocks: list[int]) -> protocol.Measured:
   """Rows and pictures of a test set."""
   stack = dense.replicated(kept.stack, maps.job.model.mesh)
-  index, parts = [], []
+  index, parts, spreads = [], [], []
   for row, predicted in maps.of(test, sizes, stack):
     truth = np.where(row['truth'] > 0, row['truth'], np.nan)
     index.append(row['index'])
+    spreads.append(np.ptp(predicted[0, ..., 0]))
     parts.append(heights.sums(predicted[0, ..., 0], np.where(
         truth <= sets.GROUND_M, 0.0, truth), blocks[row['index']]))
   names = [start + name for start in ('', 'block_') for name in heights.SUMS]
-  rows = dense.columns(maps, [{'index': np.array(index, np.int64)} | {
-      name: np.array([part[name] for part in parts], np.float64)
-      for name in names}])
+  rows = dense.columns(maps, [{
+      'index': np.array(index, np.int64), 'spread': np.array(spreads)} | {
+          name: np.array([part[name] for part in parts], np.float64)
+          for name in names}])
+  dense_training.tell_flat(
+      maps.job, 'canopy', test.spec, rows.pop('spread'))
   pictures = dense_pictures.of_test(
       maps, test, sizes, kept.stack, settings.pictures)
   return protocol.Measured(

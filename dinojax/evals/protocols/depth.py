@@ -207,6 +207,7 @@ def run(job: protocol.Job, settings: Settings) -> list[protocol.Measured]:
             'aligned': settings.aligns or relative}
   for test in tests:
     rows = _rows(maps, settings, test, measured, head)
+    dense_training.tell_flat(job, 'depth', test.spec, rows['spread'][:, 0])
     columns = {'index': rows['index']} | dict(zip(
         metrics.METRICS, rows['errors'][:, 0].T, strict=True))
     pictures = dense_pictures.of_test(
@@ -313,12 +314,12 @@ def _train(job: protocol.Job, settings: Settings, task: depth.Task,
 def _rows(maps: dense.Maps, settings: Settings, source: Any,
           measured: Mapping[str, Sequence], heads: Mapping[str, Any]
           ) -> protocol.Rows:
-  """errors [r, s, METRICS] and index of every readable image."""
+  """errors [r, s, METRICS], spread [r, s] and index of readable images."""
   stack = dense.replicated({name: heads[name] for name in (
       'params', 'stats')}, maps.job.model.mesh)
   reach = dict(min_depth=settings.min_depth, max_depth=settings.max_depth)
   relative = RECIPES[settings.recipe].is_relative
-  index, errors_of = [], []
+  index, errors_of, spreads = [], [], []
   for row, predicted in maps.of(source, measured[source.spec], stack):
     index.append(row['index'])
     valid = metrics.valid_pixels(row['truth'], crop=settings.box, **reach)
@@ -329,7 +330,10 @@ def _rows(maps: dense.Maps, settings: Settings, source: Any,
           inverse=relative, **reach)
       values.append(list(metrics.metrics(kept, row['truth'], valid).values()))
     errors_of.append(values)
+    spreads.append(np.ptp(predicted[..., 0], axis=(1, 2)))
   return dense.columns(maps, [{
       'index': np.array(index, np.int64),
+      'spread': np.array(spreads, np.float64).reshape(
+          -1, dense.num_heads(heads)),
       'errors': np.array(errors_of, np.float64).reshape(
           -1, dense.num_heads(heads), len(metrics.METRICS))}])
