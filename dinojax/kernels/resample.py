@@ -145,13 +145,14 @@ def by_matrices(grid: jax.Array, rows: jax.Array | np.ndarray,
       precision=jax.lax.Precision.HIGHEST)
 
 
-def corners(size: tuple[int, int], points: jax.Array
+def corners(size: tuple[int, int], points: jax.Array, axis: int = -1
             ) -> tuple[jax.Array, jax.Array]:
   """Pixels around points of a grid, and their shares in a linear value there.
 
   Args:
     size: rows and columns of the grid.
     points: [..., 2] (x, y) in parts of the grid.
+    axis: where the four stand; 0 leaves points beside each other in memory.
 
   Returns:
     [..., 4] places in the flat grid, and [..., 4] shares, 0 of those outside.
@@ -173,4 +174,4 @@ def corners(size: tuple[int, int], points: jax.Array
                      for n, most in ((column, width), (row, height)))
       places.append(row * width + column)
       shares.append(jnp.where(inside, share, 0.0))
-  return jnp.stack(places, -1), jnp.stack(shares, -1)
+  return jnp.stack(places, axis), jnp.stack(shares, axis)

@@ -164,14 +164,17 @@ def sample(maps: Array, points: Array) -> Array:
   Source: torch's grid_sample, its corners not aligned.
   """
   flat = maps.reshape(len(maps), -1).T  # rows are read at once
-  place, share = resample.corners(maps.shape[1:], points)
-  return jnp.einsum('pck,pc->kp', flat[place].astype(jnp.float32), share,
-                    precision=_HIGHEST)
+  place, share = resample.corners(maps.shape[1:], points, axis=0)
+  return jnp.sum(flat[place].astype(jnp.float32) * share[..., None], axis=0).T
 
 
 def sample_each(maps: Array, points: Array) -> Array:
   """[k, p] values of each map [k, y, x] at points of its own [k, p, 2]."""
-  return jax.vmap(lambda x, at: sample(x[None], at)[0])(maps, points)
+  def of_map(flat, points):
+    place, share = resample.corners(maps.shape[1:], points, axis=0)
+    return jnp.sum(flat[place].astype(jnp.float32) * share, axis=0)
+
+  return jax.vmap(of_map)(maps.reshape(len(maps), -1), points)
 
 
 def uncertain_points(masks: Array, points: Points) -> Array:
