@@ -74,7 +74,7 @@ def requests(sets: dict[str, str]) -> dict[str, tuple]:
       'test': (f'boxes:{sets[name]}/test.csv',), 'hidden': 128,
       'num_heads': 4, 'num_encoder_layers': 1, 'num_layers': 3,
       'num_queries': 100, 'num_extra': 150, 'crop_px': 192, 'batch_size': 4,
-      'steps': 400, 'warmup_steps': 30, 'learning_rate': 5e-4} | values}, {})
+      'steps': 300, 'warmup_steps': 30, 'learning_rate': 5e-4} | values}, {})
   return {
       # Crops of micrographs are alike at every scale; cells are small.
       'raccoon_boxes': boxes_of(
