@@ -25,7 +25,7 @@ from dinojax.runs import evaluation
 
 RATES = (3e-4, 1e-3)
 BOXES = ('raccoon_boxes', 'bccd_boxes')
-FOCAL = 100.0  # of stereo pairs: depths are right up to a factor
+FARTHEST_M = 4.0  # of a stereo pair: depths are right up to a factor
 
 
 def main() -> int:
@@ -114,8 +114,9 @@ def stereo(data: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
     shift = np.asarray(Image.open(folder / row['disparity'])).astype(float)
     shift = (shift if shift.ndim == 2 else shift[..., 0]) / float(
         row['disparity_scale'])
-    depth = np.where(shift > 0, 1000 * FOCAL / np.maximum(shift, 1e-6), 0)
-    Image.fromarray(np.minimum(depth, 65_535).astype(np.uint16)).save(
+    depth = np.where(shift > 0, 1 / np.maximum(shift, 1e-6), 0)
+    depth *= 1000 * FARTHEST_M / depth.max()
+    Image.fromarray(depth.round().astype(np.uint16)).save(
         making / 'depth' / f'{row["scene"]}.png')
     shutil.copy(folder / row['left'], making / 'images' / (
         f'{row["scene"]}.jpg'))
