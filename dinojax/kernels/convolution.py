@@ -1,11 +1,14 @@
-"""Convolutions of maps whose gradients are quick on CPUs inside of loops too.
+"""Convolutions of maps that are quick on CPUs, and in loops too.
 
 XLA's CPU compiler has a fast convolution for maps whose channels come last,
 and none for the gradient of a kernel in a loop (`scan`, `map`), where it cannot
 turn the axes: forty to a hundred times slower. On CPUs the gradient is for that
-reason a product for each place of the kernel; elsewhere it is the compiler's.
+reason a product for each place of the kernel, and convolutions of each channel
+by itself, for which there is nothing fast, are sums over these places. On other
+platforms all of it is the compiler's.
 """
 
+from collections.abc import Sequence
 import functools
 
 import jax
@@ -27,7 +30,7 @@ def convolve(kernel: Array, x: Array, stride: int = 1, pad: int = 0,
     pad: zeros around the maps.
     precision: precision of the products, see jax.lax.Precision.
   """
-  return _plain(kernel, x, stride, pad, precision)
+  return _output(kernel, x, stride, pad, precision)
 
 
 def _plain(kernel: Array, x: Array, stride: int, pad: int,
@@ -37,15 +40,36 @@ def _plain(kernel: Array, x: Array, stride: int, pad: int,
       feature_group_count=x.shape[-1] // kernel.shape[2], precision=precision)
 
 
+def _output(kernel: Array, x: Array, stride: int, pad: int,
+            precision: jax.lax.PrecisionLike) -> Array:
+  plain = lambda kernel, x: _plain(kernel, x, stride, pad, precision)
+  if kernel.shape[2] == x.shape[-1]:
+    return plain(kernel, x)
+  return jax.lax.platform_dependent(
+      kernel, x, default=plain,
+      cpu=lambda kernel, x: _summed(kernel, x, stride, pad))
+
+
+def _summed(kernel: Array, x: Array, stride: int, pad: int) -> Array:
+  """Of each channel by itself, as sums over the places of the kernel."""
+  size, out = kernel.shape[0], 0.0
+  sides = tuple((n + 2 * pad - size) // stride + 1 for n in x.shape[1:3])
+  for i, j, seen in _shifted(x, size, sides, stride, pad):
+    out += (seen * kernel[i, j][None, None]).astype(jnp.float32)
+  return out.astype(x.dtype)
+
+
 def _forward(kernel: Array, x: Array, stride: int, pad: int,
              precision: jax.lax.PrecisionLike) -> tuple:
-  return _plain(kernel, x, stride, pad, precision), (kernel, x)
+  return _output(kernel, x, stride, pad, precision), (kernel, x)
 
 
 def _backward(stride: int, pad: int, precision: jax.lax.PrecisionLike,
               kept: tuple[Array, Array], change: Array) -> tuple[Array, Array]:
+  grouped = kept[0].shape[2] < kept[1].shape[-1]
+
   def by_products(kernel, x, change):
-    of_kernel = _of_channels if kernel.shape[2] < x.shape[-1] else _of_kernel
+    of_kernel = _of_channels if grouped else _of_kernel
     return (of_kernel(kernel, x, change, stride, pad, precision),
             _of_map(kernel, x, change, stride, pad, precision))
 
@@ -53,14 +77,18 @@ def _backward(stride: int, pad: int, precision: jax.lax.PrecisionLike,
     return jax.vjp(lambda kernel, x: _plain(
         kernel, x, stride, pad, precision), kernel, x)[1](change)
 
+  if grouped and any(jax.typeof(change).sharding.spec):
+    # JAX's gradient of a kernel of each channel does not know rows of a mesh.
+    return by_products(*kept, change)
   return jax.lax.platform_dependent(
       *kept, change, cpu=by_products, default=plain)
 
 
-def _shifted(x: Array, size: int, like: Array, stride: int, pad: int):
+def _shifted(x: Array, size: int, sides: Sequence[int], stride: int,
+             pad: int):
   """Yields row, column, and what that place of a kernel sees of a map."""
   padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-  rows, columns = like.shape[1:3]
+  rows, columns = sides
   for i in range(size):
     for j in range(size):
       yield i, j, padded[:, i:i + stride * (rows - 1) + 1:stride,
@@ -74,7 +102,7 @@ def _of_kernel(kernel: Array, x: Array, change: Array, stride: int, pad: int,
     return sum(jnp.einsum('byxc,co->byxo', seen, kernel[i, j],
                           precision=precision)
                for i, j, seen in _shifted(
-                   x, kernel.shape[0], change, stride, pad))
+                   x, kernel.shape[0], change.shape[1:3], stride, pad))
   return jax.vjp(products, kernel)[1](change)[0]
 
 
@@ -83,7 +111,8 @@ def _of_channels(kernel: Array, x: Array, change: Array, stride: int,
   del precision
   size = kernel.shape[0]
   sums = [jnp.sum(seen * change, axis=(0, 1, 2), dtype=jnp.float32)
-          for _, _, seen in _shifted(x, size, change, stride, pad)]
+          for _, _, seen in _shifted(
+              x, size, change.shape[1:3], stride, pad)]
   return jnp.stack(sums).reshape(kernel.shape).astype(kernel.dtype)
 
 
@@ -94,6 +123,8 @@ def _of_map(kernel: Array, x: Array, change: Array, stride: int, pad: int,
           for length in x.shape[1:3]]
   turned = kernel[::-1, ::-1]
   grouped = kernel.shape[2] < x.shape[-1]
+  if grouped and stride == 1:
+    return _output(turned, change, 1, around, precision)
   return jax.lax.conv_general_dilated(
       change, turned if grouped else turned.swapaxes(2, 3), (1, 1), ends,
       lhs_dilation=(stride, stride), dimension_numbers=_AXES,
