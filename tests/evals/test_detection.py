@@ -14,7 +14,7 @@ from tests.evals import test_segments
 
 QUICK = dict(
     hidden=64, num_heads=4, num_encoder_layers=1, num_layers=2,
-    num_queries=12, num_extra=12, most_targets=5, dropout=0.0,
+    num_queries=30, num_extra=60, most_targets=5, dropout=0.0,
     learning_rate=2e-3, warmup_steps=10, batch_size=8, crop_px=48,
     box_px=8.0, scales=(0.8, 1.0), pictures=2)
 
