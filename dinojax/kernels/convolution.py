@@ -51,7 +51,7 @@ def _output(kernel: Array, x: Array, stride: int, pad: int,
 
 
 def _summed(kernel: Array, x: Array, stride: int, pad: int) -> Array:
-  """Of each channel by itself, as sums over the places of the kernel."""
+  """A convolution of each channel by itself, as sums over the kernel."""
   size, out = kernel.shape[0], 0.0
   sides = tuple((n + 2 * pad - size) // stride + 1 for n in x.shape[1:3])
   for i, j, seen in _shifted(x, size, sides, stride, pad):
