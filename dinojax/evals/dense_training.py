@@ -106,9 +106,9 @@ def tell_flat(job: protocol.Job, name: str, spec: str, spreads: np.ndarray):
   """
   if spreads.size and not (spreads > _FLAT_M).any():
     job.say(
-        f'{name} of {spec}: the head predicts the same at every pixel, as its '
-        'ReLUs have died: train it with a lower learning rate, or let the rate '
-        'rise for more steps')
+        f'{name} of {spec}: the head predicts the same at every pixel: '
+        'its ReLUs have probably died in training; train it with a lower '
+        'learning rate, or let the rate rise for more steps')
 
 
 def train(job: protocol.Job, task: Any, source: Any, crops: Any,

@@ -55,7 +55,8 @@ def _summed(kernel: Array, x: Array, stride: int, pad: int) -> Array:
   size, out = kernel.shape[0], 0.0
   sides = tuple((n + 2 * pad - size) // stride + 1 for n in x.shape[1:3])
   for i, j, seen in _shifted(x, size, sides, stride, pad):
-    out += (seen * kernel[i, j][None, None]).astype(jnp.float32)
+    out += seen.astype(jnp.float32) * kernel[i, j][None, None].astype(
+        jnp.float32)
   return out.astype(x.dtype)
 
 
@@ -110,7 +111,8 @@ def _of_channels(kernel: Array, x: Array, change: Array, stride: int,
                  pad: int, precision: jax.lax.PrecisionLike) -> Array:
   del precision
   size = kernel.shape[0]
-  sums = [jnp.sum(seen * change, axis=(0, 1, 2), dtype=jnp.float32)
+  change = change.astype(jnp.float32)
+  sums = [jnp.sum(seen.astype(jnp.float32) * change, axis=(0, 1, 2))
           for _, _, seen in _shifted(
               x, size, change.shape[1:3], stride, pad)]
   return jnp.stack(sums).reshape(kernel.shape).astype(kernel.dtype)
