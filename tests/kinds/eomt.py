@@ -19,7 +19,6 @@ from dinojax.losses import masks as losses
 from dinojax.models import network
 from dinojax.models import vit
 from dinojax.models.dense import eomt
-from dinojax.models.dense import queries
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.probes import finetuning
 from dinojax.probes.tasks import masks as task_lib
@@ -143,7 +142,7 @@ class Model:
               f'block{i}/class_logits': each.classes}
     rows = 0
     for i, each in enumerate(predicted[:-1]):
-      allowed = np.asarray(queries.allowed(each.masks, self.grid))
+      allowed = masks.allowed_by(each.masks, self.grid)
       rows += int((~allowed.any(-1)).sum())  # before any is opened
       out[f'allowed/block{i}'] = allowed | opened[i][..., None]
     return out | {'rows_fully_blocked': np.int32(rows)}

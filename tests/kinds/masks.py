@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import re
 
+from einops import rearrange
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +20,7 @@ from dinojax.interop import names
 from dinojax.interop import reading
 from dinojax.interop import translate
 from dinojax.interop.heads import masks as tables
+from dinojax.kernels import resample
 from dinojax.losses import masks as losses
 from dinojax.models import vit
 from dinojax.models.dense import batch_norm
@@ -78,11 +80,17 @@ def with_gradients(case, head, table, run, given=(), prefix='grad/'):
                 for name, value in named.items()}, predicted
 
 
+def allowed_by(masks, grid):
+  """Patches that queries may look at, of masks that are resized whole."""
+  small = resample.resize_linear(masks[..., None], grid)[..., 0]
+  return np.asarray(queries.allowed(rearrange(small, 'b q y x -> b q (y x)')))
+
+
 def looks_of(case, predicted, grid, out):
   """What queries could look at before each block but the last prediction."""
   rows = 0
   for i, each in enumerate(predicted[:-1]):
-    allowed = np.asarray(queries.allowed(each.masks, grid))
+    allowed = allowed_by(each.masks, grid)
     rows += int((~allowed.any(-1)).sum())
     if f'allowed/block{i}' in case.outputs:
       out[f'allowed/block{i}'] = allowed

@@ -162,9 +162,8 @@ def _apply(params: tree.Tree, rows: dict, *, config: Config,
     block, opened = part
     if not config.masked:
       return _block(block, x, rope, None), None
-    predicted = queries.predict(params, net.norm(x), count, grid)
-    looks = queries.allowed(predicted.masks, grid, opened)
-    return _block(block, x, rope, looks), predicted
+    predicted, masks = queries.predict(params, net.norm(x), count, grid)
+    return _block(block, x, rope, queries.allowed(masks, opened)), predicted
 
   opened = rows.get('opened')
   x, predicted = jax.lax.scan(
@@ -174,7 +173,8 @@ def _apply(params: tree.Tree, rows: dict, *, config: Config,
   before = [] if predicted is None else [
       jax.tree.map(lambda each, i=i: each[i], predicted)
       for i in range(config.num_blocks)]
-  return [*before, queries.predict(params, x, count, grid)], x
+  last, _ = queries.predict(params, x, count, grid)
+  return [*before, last], x
 
 
 def _block(block: vit.Block, x: Array, rope: rotary.Rope | None,

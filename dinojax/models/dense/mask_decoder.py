@@ -125,11 +125,12 @@ def apply(params: tree.Tree, stats: tree.Tree, config: Config,
   for i in range(config.num_blocks):
     looks = None
     if config.masked:
-      out.append(say(x))
+      predicted, masks = say(x)
+      out.append(predicted)
       looks = queries.bias(queries.allowed(
-          out[-1].masks, grid, opened[i] if opened else None), x.shape[1])
+          masks, opened[i] if opened else None), x.shape[1])
     x = _block(params['blocks'][str(i)], x, config.num_heads, rope, looks)
-  return [*out, say(x)], new
+  return [*out, say(x)[0]], new
 
 
 def _joined(params: tree.Tree, stats: tree.Tree, config: Config,

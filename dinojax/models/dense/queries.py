@@ -68,8 +68,21 @@ def init(key: Array, width: int, num_queries: int, num_classes: int,
 
 
 def predict(params: tree.Tree, tokens: Array, num_queries: int,
-            grid: tuple[int, int]) -> Predicted:
-  """Classes and masks of the queries among normed tokens [b, q + p + n, d]."""
+            grid: tuple[int, int]) -> tuple[Predicted, Array]:
+  """Classes and masks of the queries, and these masks at patches.
+
+  Args:
+    params: see `init`.
+    tokens: [b, q + p + n, d], after a norm.
+    num_queries: q.
+    grid: rows and columns of patches.
+
+  Returns:
+    Classes and masks, and the masks resized to patches, [b, q, n], for
+    `allowed`. The maps are resized before they are multiplied, which is the
+    same, so that large masks cost nothing where nothing else takes them. No
+    gradient passes these.
+  """
   asked = tokens[:, :num_queries]
   patches = tokens[:, tokens.shape[1] - grid[0] * grid[1]:]
   maps = rearrange(patches, 'b (y x) d -> b y x d', y=grid[0])
@@ -79,8 +92,17 @@ def predict(params: tree.Tree, tokens: Array, num_queries: int,
   for i in range(3):
     x = parts.linear(params['mask'][str(i)], x)
     x = layers.gelu(x) if i < 2 else x
-  masks = jnp.einsum('bqd,byxd->bqyx', x, maps, precision=_HIGHEST)
-  return Predicted(parts.linear(params['class'], asked), masks)
+  small = _drawn(*jax.lax.stop_gradient(
+      (x, resample.resize_linear(maps, grid))))
+  return (Predicted(parts.linear(params['class'], asked), _drawn(x, maps)),
+          rearrange(small, 'b q y x -> b q (y x)'))
+
+
+def _drawn(asked: Array, maps: Array) -> Array:
+  """[b, q, y, x] products of [b, q, d] and [b, y, x, d]."""
+  # The second operand is copied on CPUs: it is the small one.
+  return jnp.moveaxis(jnp.einsum(
+      'byxd,bqd->byxq', maps, asked, precision=_HIGHEST), -1, 1)
 
 
 def semantic(predicted: Predicted) -> Array:
@@ -106,18 +128,14 @@ def semantic_at(predicted: Predicted, size: tuple[int, int]) -> Array:
       lambda predicted: jax.lax.map(of_image, predicted), predicted)
 
 
-def allowed(masks: Array, grid: tuple[int, int],
-            opened: Array | None = None) -> Array:
+def allowed(masks: Array, opened: Array | None = None) -> Array:
   """[b, q, n] bool: patches that each query may look at.
 
   Args:
-    masks: [b, q, y, x] logits of the prediction before; no gradient passes.
-    grid: rows and columns of patches.
+    masks: [b, q, n] logits at patches of the prediction before.
     opened: [b, q] bool, queries that may look at all patches.
   """
-  small = resample.resize_linear(
-      jax.lax.stop_gradient(masks)[..., None], grid)[..., 0]
-  inside = rearrange(small > 0, 'b q y x -> b q (y x)')
+  inside = masks > 0
   return inside if opened is None else inside | opened[..., None]
 
 
