@@ -47,7 +47,12 @@ _SLOW = ('train_v3_base', 'train_v2_sinkhorn_separate_heads',
          'de_detr_windows_2x2', 'de_detr_whole_training_branch',
          'em_eomt_dinov3_anneal', 'td_dinotxt_train_steps',
          'de_m2f_loss_no_target', 'de_detr_whole', 'de_detr_windows_none',
-         'de_detr_decoder_normalised_log')
+         'de_detr_decoder_normalised_log', 'td_dpt_head_v3_synthmix_like',
+         'v3_convnext_tiny_dims', 'timm_convnext_dinov3', 'v2_vit_p14_mlp',
+         'v3_vit_p14_swiglu64_untieglobal_min',
+         'td_depth_linear_v3_train_two_losses_clipped',
+         'td_dinotxt_vision_head_train_droppath',
+         'td_seg_linear_head_train_step_dropout')
 
 # The vocabulary of CLIP is in a package beside PyTorch.
 _TORCH = ('td_dinotxt_tokenizer_clip',)

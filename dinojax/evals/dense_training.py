@@ -20,7 +20,7 @@ from dinojax.features import spec
 from dinojax.probes import fit as fit_lib
 from dinojax.probes.tasks import dense as task_lib
 
-_FLAT_M = 1e-3  # depths that differ by less are one
+_FLAT = 1e-5  # share by which equal predictions differ, of rounding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +95,16 @@ def opened_pictures(show: str | None) -> Any:
   return None if show is None else sources.open_source(show)
 
 
+def spread(predicted: np.ndarray) -> np.ndarray:
+  """[…] greatest less smallest of maps [..., y, x], as a share of the largest.
+
+  The largest by its size, so that it is a share in any unit; 0 of a map of
+  zeros.
+  """
+  size = np.abs(predicted).max(axis=(-2, -1))
+  return np.ptp(predicted, axis=(-2, -1)) / np.where(size > 0, size, 1.0)
+
+
 def tell_flat(job: protocol.Job, name: str, spec: str, spreads: np.ndarray):
   """Says that a head predicts the same for every pixel.
 
@@ -102,9 +112,9 @@ def tell_flat(job: protocol.Job, name: str, spec: str, spreads: np.ndarray):
     job: has the way to say it.
     name: name of the protocol.
     spec: the test set.
-    spreads: [r] greatest less smallest prediction of every image, metres.
+    spreads: [r] `spread` of the prediction of every image.
   """
-  if spreads.size and not (spreads > _FLAT_M).any():
+  if spreads.size and not (spreads > _FLAT).any():
     job.say(
         f'{name} of {spec}: the head predicts the same at every pixel: '
         'its ReLUs have probably died in training; train it with a lower '

@@ -35,7 +35,9 @@ def augmentation(kind):
       images, jax.random.key(7), step, rows, kind=kind, spec=SPEC))
 
 
-@pytest.fixture(scope='module', params=['global', 'local'])
+# Local crops have other probabilities, which the tests above are about.
+@pytest.fixture(scope='module', params=[
+    'global', pytest.param('local', marks=pytest.mark.slow)])
 def case(request):
   """(kind, images, rows, jitted augment); rows are not in order."""
   kind = request.param

@@ -47,7 +47,8 @@ def parse(text, **changes):
       'crop_px': 224, 'batch_size': 4} | changes)
 
 
-@pytest.mark.parametrize('resize', ['square:48', 'short:40'])
+@pytest.mark.parametrize('resize', [
+    pytest.param('square:48', marks=pytest.mark.slow), 'short:40'])
 def test_sscd_gives_what_its_network_gives_alone(weights, resize):
   source = Pictures([(60, 50), (50, 60), (60, 50), (80, 44), (50, 60)] * 2)
   describer = parse(f'sscd:{weights}', resize=resize)

@@ -147,7 +147,11 @@ def test_a_head_that_has_died_is_told(scenes, tmp_path):
       head=str(tmp_path / 'head'), block_m=2.0, pictures=0))
   assert 'canopy of heights:' in told[-1] and 'lower learning rate' in told[-1]
   told.clear()
-  dense_training.tell_flat(given, 'canopy', 'x', np.array([0.0, 2.0]))
+  # In any unit: a unit of 1e-6 is no reason to think it flat.
+  maps = np.array([[[0, 0], [0, 0]], [[1, 1], [1, -4]]]) * 1e-6
+  spreads = dense_training.spread(maps)
+  np.testing.assert_allclose(spreads, [0, 1.25])
+  dense_training.tell_flat(given, 'canopy', 'x', spreads)
   dense_training.tell_flat(given, 'canopy', 'x', np.array([]))
   assert not told
 

@@ -33,7 +33,9 @@ def tokens(features):
       [features.cls[:, None], features.registers, features.patches], axis=1)
 
 
-@pytest.mark.parametrize('name', [*cases.MODELS, 'v3_bare', 'v3_geglu'])
+@pytest.mark.parametrize('name', [*cases.MODELS, *(
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in ('v3_bare', 'v3_geglu'))])
 def test_transformers_opens_the_folder(name, tmp_path):
   config = (cases.MODELS | {'v3_bare': cases.V3_BARE,
                             'v3_geglu': cases.V3_GEGLU})[name]

@@ -61,7 +61,8 @@ def test_a_mesh_changes_nothing():
               of_largest=1e-5)
 
 
-@pytest.mark.parametrize('queries, most', [(6, 3), (3, 5)])
+@pytest.mark.parametrize('queries, most', [
+    pytest.param(6, 3, marks=pytest.mark.slow), (3, 5)])
 def test_the_least_sum_of_costs_is_taken(queries, most):
   """That of scipy, also where there are more objects than queries."""
   predicted, objects = batch(6, 1, most, queries)

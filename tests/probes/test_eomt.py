@@ -86,7 +86,8 @@ def after(trainable, state, batch):
     return compiled(trainable)(state, batch)
 
 
-@pytest.mark.parametrize('sizes', [(1, 1, 1), (2, 4, 2)])
+@pytest.mark.parametrize('sizes', [
+    pytest.param((1, 1, 1), marks=pytest.mark.slow), (2, 4, 2)])
 def test_it_begins_as_the_end_of_the_backbone(sizes):
   """On any mesh, and every head of a stack."""
   trainable = fit(*sizes)

@@ -43,7 +43,8 @@ def head_of(kind, model, folder):
   return folder
 
 
-@pytest.mark.parametrize('kind', ['segmentation', 'depth'])
+@pytest.mark.parametrize('kind', [
+    'segmentation', pytest.param('depth', marks=pytest.mark.slow)])
 def test_maps_lie_where_their_images_do(kind, model, folder, tmp_path, capsys,
                                         monkeypatch):
   head, out = head_of(kind, model, tmp_path / 'head'), tmp_path / 'out'

@@ -98,7 +98,9 @@ def begun(**changes):
 
 
 @pytest.mark.parametrize('which, want', [
-    ('ema', ('ema', 'ema')), ('student', ('student', 'student')),
+    # 'both' reads either.
+    pytest.param('ema', ('ema', 'ema'), marks=pytest.mark.slow),
+    pytest.param('student', ('student', 'student'), marks=pytest.mark.slow),
     ('both', ('ema', 'student'))])
 def test_student_and_ema_start_from_their_own(run, which, want):
   assert gap(part(run), part(run, which='student')) > 0

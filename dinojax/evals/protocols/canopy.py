@@ -208,7 +208,7 @@ def _measured(maps: dense.Maps, settings: Settings, test: sets.Set,
   for row, predicted in maps.of(test, sizes, stack):
     truth = np.where(row['truth'] > 0, row['truth'], np.nan)
     index.append(row['index'])
-    spreads.append(np.ptp(predicted[0, ..., 0]))
+    spreads.append(dense_training.spread(predicted[0, ..., 0]))
     parts.append(heights.sums(predicted[0, ..., 0], np.where(
         truth <= sets.GROUND_M, 0.0, truth), blocks[row['index']]))
   names = [start + name for start in ('', 'block_') for name in heights.SUMS]

@@ -330,7 +330,7 @@ def _rows(maps: dense.Maps, settings: Settings, source: Any,
           inverse=relative, **reach)
       values.append(list(metrics.metrics(kept, row['truth'], valid).values()))
     errors_of.append(values)
-    spreads.append(np.ptp(predicted[..., 0], axis=(1, 2)))
+    spreads.append(dense_training.spread(predicted[..., 0]))
   return dense.columns(maps, [{
       'index': np.array(index, np.int64),
       'spread': np.array(spreads, np.float64).reshape(

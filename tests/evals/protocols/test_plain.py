@@ -69,7 +69,9 @@ def measure(name, values, folder, devices=1):
 
 
 @pytest.mark.parametrize('name', [
-    'knn', 'logistic', 'fewshot', 'multilabel', 'lidar', 'fairness'])
+    'knn', 'logistic', 'lidar', 'fairness', *(
+        pytest.param(name, marks=pytest.mark.slow)  # logistic's fits
+        for name in ('fewshot', 'multilabel'))])
 def test_rows_are_the_same_on_any_mesh(name, data, tmp_path):
   values = settings(data, knn={'k': (5,)}, fewshot={
       'shots': (2.0, 0.5), 'tries': 2})

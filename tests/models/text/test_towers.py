@@ -107,7 +107,9 @@ def test_causal_tokens_see_only_those_before():
 
 
 @pytest.mark.parametrize('pooling, place', [
-    ('first', 0), ('last', 8), ('argmax', 3)])
+    # A golden case reads the last.
+    pytest.param('first', 0, marks=pytest.mark.slow),
+    pytest.param('last', 8, marks=pytest.mark.slow), ('argmax', 3)])
 def test_a_token_is_read(pooling, place):
   ids = np.full((2, 9), 3, np.int32)
   ids[:, [3, 6]] = 199  # the largest, twice: the first counts
@@ -205,6 +207,7 @@ def test_mistakes_are_sentences():
   assert 'set one of them' in next(none.mistakes())
 
 
+@pytest.mark.slow  # compiles all that the tests above do once more
 def test_bfloat16_is_near():
   for module, config, rows, call in CALLS.values():
     want, got = (embedded(module, dataclasses.replace(
