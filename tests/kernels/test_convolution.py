@@ -55,6 +55,19 @@ def test_a_mesh_changes_nothing(case):
       convolution.convolve, kernel, x, stride, pad)), of_largest=1e-6)
 
 
+@pytest.mark.parametrize('size, stride, platform, sums', [
+    (3, 1, 'tpu', True), (7, 1, 'tpu', False), (3, 2, 'tpu', False),
+    (3, 1, 'cuda', False), (7, 1, 'cpu', True)])
+def test_channels_are_sums_where_these_are_quicker(size, stride, platform, sums):
+  gradient = jax.grad(lambda kernel, x: jnp.sum(convolution.convolve(
+      kernel, x, stride, size // 2) ** 2), argnums=(0, 1))
+  text = jax.jit(gradient).trace(
+      np.ones((size, size, 1, 8), np.float32),
+      np.ones((2, 8, 8, 8), np.float32)).lower(
+          lowering_platforms=(platform,)).as_text()
+  assert ('stablehlo.convolution' not in text) == sums
+
+
 def seconds(function, *args):
   jax.block_until_ready(function(*args))
   took = []
