@@ -355,6 +355,7 @@ class _Session:
     if self.job.evaluate is None:
       return True
     jax.block_until_ready(state)  # a step in flight is no evaluation
+    self.report.say(f'measuring what step {step} has learned …')
     began = time.monotonic()
     try:
       self.evaluation = self.job.evaluate(
