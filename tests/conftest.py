@@ -120,12 +120,13 @@ def programs_of_a_file_are_dropped():
   """
   global _drop_at_gib
   yield
-  if _held_gib() > _drop_at_gib:
+  drops = _held_gib() > _drop_at_gib
+  if drops:
     gc.unfreeze()
     jax.clear_caches()
-    gc.collect()
-    _drop_at_gib = _held_gib() + 0.4
   gc.collect()
+  if drops:
+    _drop_at_gib = _held_gib() + 0.4
   gc.freeze()
 
 

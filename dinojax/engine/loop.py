@@ -355,16 +355,14 @@ class _Session:
     if self.job.evaluate is None:
       return True
     jax.block_until_ready(state)  # a step in flight is no evaluation
-    self.report.say(f'measuring what step {step} has learned …')
-    began = time.monotonic()
+    self.report.measures(step)
     try:
       self.evaluation = self.job.evaluate(
           step, self.job.trainable.evaluated(state), stop)
     except errors.Stopped:
       self.report.event(f'step {step} is evaluated by the next start')
       return False
-    self.report.evaluated(
-        step, self.evaluation, seconds=time.monotonic() - began)
+    self.report.evaluated(step, self.evaluation)
     self.measured = step
     return True
 

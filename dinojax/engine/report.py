@@ -84,7 +84,7 @@ class Report:
     self._progress = log.Progress(total_steps, start)
     self._evaluation: Mapping[str, float] = {}
     self._has_ended = start >= total_steps
-    self.waited = self.rested = 0.0
+    self.waited = self.rested = self._measures_since = 0.0
     self.is_finite = True
     self._logged = (start, time.monotonic())
     name = 'bad_images.jsonl' if self._first else (
@@ -165,9 +165,14 @@ class Report:
     if due and self._first:
       self._write(step, values, seconds)
 
-  def evaluated(self, step: int, numbers: Mapping[str, float], *,
-                seconds: float):
-    """Logs an evaluation that took `seconds`."""
+  def measures(self, step: int):
+    """Says that an evaluation begins, and starts its clock."""
+    self._measures_since = time.monotonic()
+    self.say(f'measuring what step {step} has learned …')
+
+  def evaluated(self, step: int, numbers: Mapping[str, float]):
+    """Logs the evaluation that ends."""
+    seconds = time.monotonic() - self._measures_since
     self.rested += seconds
     self._evaluation = numbers
     if self._first:

@@ -5,8 +5,8 @@ and none for the gradient of a kernel in a loop (`scan`, `map`), where it cannot
 turn the axes: forty to a hundred times slower. On CPUs the gradient is for that
 reason a product for each place of the kernel, and convolutions of each channel
 by itself, for which there is nothing fast, are sums over these places. TPUs
-convolve channels by themselves in their matrix unit, nearly all of it with zeros:
-there kernels of few places are sums as well. All else is the compiler's.
+convolve such channels in their matrix unit, which multiplies nearly nothing but
+zeros: there kernels of few places are sums as well. All else is the compiler's.
 """
 
 from collections.abc import Callable, Sequence

@@ -33,7 +33,7 @@ def divergence(of, taken, num=40):
 def sampled(rows, levels, images=400, seed=0):
   labels, at = [], rows
   for level in levels:
-    fitted = hierarchy.fit(at, level, iterations=20, seed=seed)
+    fitted = hierarchy.fit(at, level, iterations=8, seed=seed)
     labels.append(fitted.labels)
     at = fitted.centroids
   sizes = np.bincount(labels[0], minlength=levels[0].clusters)

@@ -112,6 +112,7 @@ def test_killed_it_ends_in_the_same_bits(whole, tmp_path):
   assert digests(tmp_path) == digests(whole[0])
 
 
+@pytest.mark.slow  # probes/test_fit.py has a mesh, of the same loop
 def test_on_a_mesh_it_learns_the_same(whole, tmp_path):
   mesh = mesh_lib.make(2, 4)
   state = heads.run(tmp_path, mesh).state
@@ -130,7 +131,8 @@ def test_it_stops_when_all_have_diverged(tmp_path, monkeypatch, outcomes):
   assert outcomes == ['failed']
 
 
-@pytest.mark.parametrize('stops_at', [4, heads.STEPS])
+@pytest.mark.parametrize('stops_at', [
+    4, pytest.param(heads.STEPS, marks=pytest.mark.slow)])
 def test_an_evaluation_that_a_stop_drops_is_made_by_the_next_start(
     tmp_path, stops_at, monkeypatch):
   asked = []

@@ -58,7 +58,8 @@ def test_a_mesh_changes_nothing(case):
 @pytest.mark.parametrize('size, stride, platform, sums', [
     (3, 1, 'tpu', True), (7, 1, 'tpu', False), (3, 2, 'tpu', False),
     (3, 1, 'cuda', False), (7, 1, 'cpu', True)])
-def test_channels_are_sums_where_these_are_quicker(size, stride, platform, sums):
+def test_channels_are_sums_where_these_are_quicker(
+    size, stride, platform, sums):
   gradient = jax.grad(lambda kernel, x: jnp.sum(convolution.convolve(
       kernel, x, stride, size // 2) ** 2), argnums=(0, 1))
   text = jax.jit(gradient).trace(

@@ -65,6 +65,7 @@ def test_every_way_to_compute_gives_the_same(config):
   close.close(other, plain(config), of_largest=1e-5)
 
 
+@pytest.mark.slow  # DINOv3's golden cases have periods of their own
 def test_explicit_periods_replace_the_computed_ones():
   exact = ROPE.periods
   rounded = np.float32(exact).astype(jnp.bfloat16).astype(np.float32)

@@ -107,8 +107,8 @@ def test_rates_fall_from_the_last_block():
   assert [eomt.usual_blocks(n) for n in (2, 12, 24, 40)] == [2, 3, 4, 5]
 
 
-@pytest.mark.parametrize('sizes', [
-    (2, 4), pytest.param((8, 1), marks=pytest.mark.slow)])  # a second mesh
+@pytest.mark.slow  # probes/test_eomt.py has the head on a mesh
+@pytest.mark.parametrize('sizes', [(2, 4), (8, 1)])
 def test_a_mesh_changes_nothing(sizes):
   params, tokens = made()
   opened = np.random.default_rng(1).random((IMAGES, 2, 5)) < 0.5
