@@ -79,6 +79,7 @@ class LayerJax:
     import jax.numpy as jnp
 
     from dinojax.models.dense import box_decoder
+    from dinojax.parallel import mesh as mesh_lib
     x, config = inputs(options), sizes()
     cells = np.tile(np.array(GRID, np.int32), (options.batch, 1))
 
@@ -90,7 +91,10 @@ class LayerJax:
       return jnp.sum(out * x['cotangent'])
 
     self._given = jax.device_put((parameters(), x['queries'], x['map']))
-    self._run = jax.jit(jax.value_and_grad(run, argnums=(0, 1, 2)))
+    self._run = jax.jit(
+        jax.value_and_grad(run, argnums=(0, 1, 2)),
+        compiler_options=mesh_lib.compiler_options(
+            mesh_lib.make(devices=mesh_lib.one_device())))
     self._ready = jax.block_until_ready
 
   def __call__(self) -> list[np.ndarray]:

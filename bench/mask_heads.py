@@ -58,6 +58,7 @@ class AttentionJax:
     from dinojax.interop import translate
     from dinojax.interop.heads import mask2former as tables
     from dinojax.models.dense import deformable
+    from dinojax.parallel import mesh as mesh_lib
     config = deformable.Config(WIDTH, HEADS, LEVELS, POINTS)
     params = drawn(lambda: deformable.init(jax.random.key(0), config))
     self.weights = translate.to_theirs(
@@ -70,7 +71,10 @@ class AttentionJax:
           params, config, queries, places, maps, sizes))
 
     self._given = jax.device_put((params, *attention_inputs(options)))
-    self._run = jax.jit(jax.value_and_grad(run, argnums=(0, 1, 2)))
+    self._run = jax.jit(
+        jax.value_and_grad(run, argnums=(0, 1, 2)),
+        compiler_options=mesh_lib.compiler_options(
+            mesh_lib.make(devices=mesh_lib.one_device())))
     self._ready = jax.block_until_ready
 
   def __call__(self) -> list[np.ndarray]:
@@ -132,6 +136,7 @@ class Mask2FormerJax:
     from dinojax.interop import translate
     from dinojax.interop.heads import mask2former as tables
     from dinojax.models.dense import mask2former
+    from dinojax.parallel import mesh as mesh_lib
     config = mask2former.of_sizes(WIDTH, CLASSES, hidden=WIDTH,
                                   num_queries=QUERIES, num_pixel_layers=LAYERS[
                                       0], num_layers=LAYERS[1])
@@ -152,7 +157,9 @@ class Mask2FormerJax:
           params['decoder'], config.decoder, features, sources)[-1]
 
     self._given = jax.device_put((params, maps_of(options)))
-    self._run, self._ready = jax.jit(run), jax.block_until_ready
+    self._run = jax.jit(run, compiler_options=mesh_lib.compiler_options(
+        mesh_lib.make(devices=mesh_lib.one_device())))
+    self._ready = jax.block_until_ready
 
   def __call__(self) -> list[np.ndarray]:
     """Logits of classes and of masks."""

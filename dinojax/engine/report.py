@@ -168,7 +168,7 @@ class Report:
   def measures(self, step: int):
     """Says that an evaluation begins, and starts its clock."""
     self._measures_since = time.monotonic()
-    self.say(f'measuring what step {step} has learned …')
+    self.say(f'measuring at step {step} …')
 
   def evaluated(self, step: int, numbers: Mapping[str, float]):
     """Logs the evaluation that ends."""

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 Array = jax.Array
 _AXES = ('NHWC', 'HWIO', 'NHWC')
-_FEW = 3  # rows of a kernel whose sums are quicker on TPUs; seven are not
+_FEW = 3  # rows of a kernel whose sums are quicker on TPUs; five are not
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))

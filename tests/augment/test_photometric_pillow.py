@@ -35,7 +35,7 @@ def augmentation(kind):
       images, jax.random.key(7), step, rows, kind=kind, spec=SPEC))
 
 
-# Local crops have other probabilities, which the tests above are about.
+# What is other of local crops, test_chain_equals_pillow compares.
 @pytest.fixture(scope='module', params=[
     'global', pytest.param('local', marks=pytest.mark.slow)])
 def case(request):

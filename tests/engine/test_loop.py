@@ -134,7 +134,7 @@ def test_it_stops_when_all_have_diverged(tmp_path, monkeypatch, outcomes):
 @pytest.mark.parametrize('stops_at', [
     4, pytest.param(heads.STEPS, marks=pytest.mark.slow)])
 def test_an_evaluation_that_a_stop_drops_is_made_by_the_next_start(
-    tmp_path, stops_at, monkeypatch):
+    tmp_path, stops_at, monkeypatch, capsys):
   asked = []
 
   def evaluate(step, networks, stop):
@@ -147,6 +147,7 @@ def test_an_evaluation_that_a_stop_drops_is_made_by_the_next_start(
 
   options = dict(evaluate=evaluate, evaluation_steps=4)
   first = heads.run(tmp_path, **options)
+  assert 'measuring at step 4 …' in capsys.readouterr().err
   assert not first.finished and first.step == stops_at and first.stopped
   second = heads.run(tmp_path, **options)
   assert second.finished and second.evaluation == {'score': heads.STEPS}

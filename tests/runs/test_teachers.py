@@ -98,7 +98,7 @@ def begun(**changes):
 
 
 @pytest.mark.parametrize('which, want', [
-    # 'both' reads either.
+    # 'both' reads the one and the other.
     pytest.param('ema', ('ema', 'ema'), marks=pytest.mark.slow),
     pytest.param('student', ('student', 'student'), marks=pytest.mark.slow),
     ('both', ('ema', 'student'))])

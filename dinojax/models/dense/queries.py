@@ -80,8 +80,8 @@ def predict(params: tree.Tree, tokens: Array, num_queries: int,
   Returns:
     Classes and masks, and the masks resized to patches, [b, q, n], for
     `allowed`. The maps are resized before they are multiplied, which is the
-    same, so that large masks cost nothing where nothing else takes them. No
-    gradient passes these.
+    same but for rounding, so that large masks cost nothing where nothing else
+    takes them. No gradient passes these.
   """
   asked = tokens[:, :num_queries]
   patches = tokens[:, tokens.shape[1] - grid[0] * grid[1]:]

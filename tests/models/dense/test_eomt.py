@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from dinojax.core import tree
+from dinojax.kernels import resample
 from dinojax.models import vit
 from dinojax.models.dense import eomt
+from dinojax.models.dense import queries
 from dinojax.parallel import mesh as mesh_lib
 from tests import close
 
@@ -79,6 +81,17 @@ def test_a_query_that_is_opened_is_so_in_its_block_alone():
   got, _ = run(params, tokens, jnp.asarray(second))
   close.close(got[1], masked[1], of_largest=1e-5)
   assert np.abs(got[2].masks - masked[2].masks).max() > 1e-2
+
+
+def test_masks_at_patches_are_the_masks_resized():
+  params, tokens = made()
+  tokens = np.concatenate([np.repeat(
+      np.asarray(params['queries'])[None], len(tokens), axis=0), tokens], 1)
+  predicted, small = jax.jit(lambda params, tokens: queries.predict(
+      params, tokens, 5, GRID))(params, tokens)
+  want = resample.resize_linear(predicted.masks[..., None], GRID)[..., 0]
+  close.close(small, want.reshape(small.shape), of_largest=1e-5)
+  np.testing.assert_array_equal(queries.allowed(small), small > 0)
 
 
 def test_images_know_nothing_of_each_other():
