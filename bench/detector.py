@@ -86,8 +86,8 @@ class LayerJax:
     def run(params, queries, grid):
       seen = box_decoder.Map(grid, x['map_places'], cells)
       out = box_decoder._layer(
-          params, config, queries, jnp.asarray(x['places']),
-          grid + x['map_places'], seen, jnp.asarray(x['edges']), None)
+          config, (params, None), queries, jnp.asarray(x['places']),
+          grid + x['map_places'], grid, jnp.asarray(x['edges']), seen.inside)
       return jnp.sum(out * x['cotangent'])
 
     self._given = jax.device_put((parameters(), x['queries'], x['map']))

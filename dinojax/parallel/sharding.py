@@ -295,6 +295,27 @@ def group(x: jax.Array, size: int) -> jax.Array:
       shape, out_sharding=P(*spec, *[None] * (len(shape) - len(spec))))
 
 
+def in_one_axis(x: jax.Array) -> jax.Array:
+  """[n, d] of [r, …, d], which may be split along its first axis alone.
+
+  XLA's CPU compiler turns what a product reads to learn from several axes.
+  """
+  return _shaped(x, x, (math.prod(x.shape[:-1]), x.shape[-1]))
+
+
+def in_axes_of(rows: jax.Array, x: jax.Array) -> jax.Array:
+  """[r, …, e] of [n, e], made of `in_one_axis` of x [r, …, d]."""
+  return _shaped(rows, x, (*x.shape[:-1], rows.shape[-1]))
+
+
+def _shaped(x: jax.Array, rows: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """x in a shape whose first axis is split as that of other rows."""
+  first = jax.typeof(rows).sharding.spec[0]
+  if first is None:
+    return x.reshape(shape)
+  return x.reshape(shape, out_sharding=P(first, *[None] * (len(shape) - 1)))
+
+
 def as_rows_of(tree_: tree.Tree, rows: jax.Array) -> tree.Tree:
   """Arrays [r, …] split along their first axis as other rows are."""
   spec = jax.typeof(rows).sharding.spec

@@ -7,15 +7,18 @@ from the top and bottom; their sum is added to the logits.
 Source: Plain-DETR's global cross-attention with box-relative positions.
 """
 
+import functools
+
 from einops import rearrange
 import jax
 import jax.numpy as jnp
 
 from dinojax.core import tree
+from dinojax.kernels import blocks
+from dinojax.kernels import map_attention
 from dinojax.models.dense import parts
 
 Array = jax.Array
-PADDED = -100.0  # added to logits of cells beyond the image
 _STD = 0.02
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -45,7 +48,7 @@ def init(key: Array, hidden: int, num_heads: int, inner: int) -> tree.Tree:
 def apply(params: tree.Tree, queries: Array, keys: Array, values: Array,
           edges: Array, inside: Array, *, stride_px: int,
           log: bool = False) -> Array:
-  """[b, n, d] of queries at a map.
+  """[b, n, d] of queries at a map, of the images of one device.
 
   Args:
     params: see `init`.
@@ -58,50 +61,40 @@ def apply(params: tree.Tree, queries: Array, keys: Array, values: Array,
     log: True takes logarithms of distances.
   """
   num_heads = params['rows']['1']['kernel'].shape[-1]
-  split = lambda x: rearrange(x, '... (h d) -> ... h d', h=num_heads)
-  q, k, v = (split(parts.linear(params[name], x)) for name, x in (
-      ('q', queries), ('k', keys), ('v', values)))
-  height, width = keys.shape[1:3]
-  columns = _distances(params['columns'], edges[..., 0::2], width, stride_px,
-                       log)
-  rows = _distances(params['rows'], edges[..., 1::2], height, stride_px, log)
-  out = _attended(q * q.shape[-1] ** -0.5, k, v, columns, rows, inside)
+  q, k, v = (rearrange(parts.linear(params[name], x),
+                       'b ... (h d) -> (b h) (...) d', h=num_heads)
+             for name, x in (('q', queries), ('k', keys), ('v', values)))
+  # Boxes of all images in one axis: CPUs would turn what lies between to learn
+  # from several.
+  flat = rearrange(edges, 'b n e -> (b n) e')
+  columns, rows = (rearrange(blocks.made_again(
+      functools.partial(_distances, count=count, stride_px=stride_px, log=log),
+      4 * count * params[name]['1']['kernel'].shape[0], params[name],
+      flat[:, axis::2]), '(b n) h c -> (b h) n c', b=len(edges))
+                   for axis, (name, count) in enumerate((
+                       ('columns', keys.shape[2]), ('rows', keys.shape[1]))))
+  out = map_attention.attend(
+      q * q.shape[-1] ** -0.5, k, v, columns, rows, inside)
   return parts.linear(params['output'], rearrange(
-      out, 'b n h d -> b n (h d)'))
+      out, '(b h) n d -> b n (h d)', h=num_heads))
 
 
-def _distances(params: tree.Tree, edges: Array, count: int, stride_px: int,
+def _distances(params: tree.Tree, edges: Array, *, count: int, stride_px: int,
                log: bool) -> Array:
-  """[b, n, count, h] of the two edges [b, n, 2] of boxes along an axis."""
+  """[m, h, count] of the two edges [m, 2] of boxes along an axis."""
+  first, second = params['0'], params['1']['kernel']
   centers = (jnp.arange(count, dtype=jnp.float32) + 0.5) * stride_px
-  away = edges[:, :, None] - centers[None, None, :, None]
   if log:
+    away = edges[:, None] - centers[None, :, None]
     away = jnp.sign(away) * jnp.log2(jnp.abs(away) + 1) / 3
-  return parts.linear(params['1'], jax.nn.relu(parts.linear(
-      params['0'], away)))
-
-
-def _attended(q: Array, k: Array, v: Array, columns: Array, rows: Array,
-              inside: Array) -> Array:
-  """[b, n, h, d] of queries [b, n, h, d] at a map [b, y, x, h, d].
-
-  Args:
-    q: queries, scaled.
-    k: keys.
-    v: values.
-    columns: [b, n, x, h] what is added for a column.
-    rows: [b, n, y, h] what is added for a row.
-    inside: [b, y, x] bool.
-  """
-  flat = lambda x: rearrange(x, 'b y x h d -> b (y x) h d')
-  scores = jnp.einsum('bnhd,bmhd->bhnm', q, flat(k), precision=_HIGHEST)
-  bias = (rearrange(columns, 'b n x h -> b h n x')[..., None, :]
-          + rearrange(rows, 'b n y h -> b h n y')[..., None])
-  scores += rearrange(bias, 'b h n y x -> b h n (y x)')
-  beyond = jnp.where(inside, 0.0, PADDED)
-  scores += rearrange(beyond, 'b y x -> b (y x)')[:, None, None]
-  # The sum divides what is mixed, not every share: a pass less each way.
-  most = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
-  shares = jnp.exp(scores - most)
-  mixed = jnp.einsum('bhnm,bmhd->bnhd', shares, flat(v), precision=_HIGHEST)
-  return mixed / rearrange(shares.sum(-1), 'b h n -> b n h')[..., None]
+    hidden = parts.linear(first, away)
+  else:
+    # What edges give at 0, less what the way to a cell takes.
+    way = centers[:, None] * first['kernel'].sum(axis=0, keepdims=True)
+    hidden = parts.linear(first, edges)[:, None] - way[None]
+  # Weights are turned before, and not what is hidden: as a product gives heads
+  # first, and as logits need them.
+  turned = jax.lax.optimization_barrier(second.T)
+  out = jnp.einsum('hi,mi->hm', turned, jax.nn.relu(
+      rearrange(hidden, 'm c i -> (m c) i')), precision=_HIGHEST)
+  return rearrange(out, 'h (m c) -> m h c', c=count)

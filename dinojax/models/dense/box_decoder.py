@@ -4,6 +4,7 @@ Source: DINOv3's detector, which is Plain-DETR's global decoder.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -170,7 +171,9 @@ def apply(params: tree.Tree, heads: tree.Tree, config: Config, states: Array,
     x, fixed, soft = carry
     part, head = layer
     edges = boxes_lib.corners(fixed if config.in_pixels else fixed * sides)
-    x = _layer(part, config, x, places, keys, seen, edges, looks)
+    x = sharding.by_rows(
+        functools.partial(_layer, config), x, places, keys, seen.values, edges,
+        seen.inside, whole=(part, looks))
     state = x if 'norm' not in params else queries_lib.normed(
         params['norm'], x, EPSILON)
     out = predict(head, config, state, soft, extent)
@@ -188,10 +191,12 @@ def apply(params: tree.Tree, heads: tree.Tree, config: Config, states: Array,
   return out, states
 
 
-def _layer(part: tree.Tree, config: Config, x: Array, places: Array,
-           keys: Array, seen: Map, edges: Array,
-           looks: Array | None) -> Array:
+def _layer(config: Config, whole: tuple[tree.Tree, Array | None], x: Array,
+           places: Array, keys: Array, values: Array, edges: Array,
+           inside: Array) -> Array:
   """Queries [b, n, d] after they have seen each other, and a map."""
+  part, looks = whole
+
   def branch(name, x, function):
     normed = lambda y: queries_lib.normed(part[name], y, EPSILON)
     return x + function(normed(x)) if config.pre_norm else normed(
@@ -200,7 +205,7 @@ def _layer(part: tree.Tree, config: Config, x: Array, places: Array,
   x = branch('self_norm', x, lambda y: attend(
       part['self'], config.num_heads, y + places, y, looks))
   x = branch('cross_norm', x, lambda y: box_attention.apply(
-      part['cross'], y + places, keys, seen.values, edges, seen.inside,
+      part['cross'], y + places, keys, values, edges, inside,
       stride_px=config.stride_px, log=config.log_bias))
   return branch('norm', x, lambda y: parts.linear(
       part['fc2'], jax.nn.relu(parts.linear(part['fc1'], y))))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from dinojax.core import tree
 from dinojax.kernels import convolution
+from dinojax.parallel import sharding
 
 Array = jax.Array
 GROUPS, GROUP_EPSILON = 32, 1e-5
@@ -45,10 +46,11 @@ def xavier(key: Array, shape: Sequence[int]) -> tree.Tree:
 
 def linear(params: Mapping[str, Array], x: Array) -> Array:
   """[…, e] of [..., d]."""
-  out = jnp.einsum('...d,de->...e', x, params['kernel'], precision=_HIGHEST)
-  if 'bias' not in params:
-    return out
-  return out + params['bias'][(None,) * (out.ndim - 1)]
+  rows = sharding.in_one_axis(x)
+  out = jnp.einsum('nd,de->ne', rows, params['kernel'], precision=_HIGHEST)
+  if 'bias' in params:
+    out += params['bias'][None]
+  return sharding.in_axes_of(out, x)
 
 
 def conv(params: Mapping[str, Array], x: Array, stride: int = 1) -> Array:
@@ -113,10 +115,14 @@ def attended(q: Array, k: Array, v: Array,
     v: values.
     looks: [b, 1, n, m] bool, keys that a query looks at; None: all.
   """
-  scores = jnp.einsum('bnhd,bmhd->bhnm', q, k, precision=_HIGHEST)
-  scores *= q.shape[-1] ** -0.5
+  q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q * q.shape[-1] ** -0.5, k, v))
+  scores = jnp.einsum('bhnd,bhmd->bhnm', q, k, precision=_HIGHEST)
   if looks is not None:
     scores = jnp.where(looks, scores, jnp.finfo(scores.dtype).min)
-  mixed = jnp.einsum('bhnm,bmhd->bnhd', jax.nn.softmax(scores, axis=-1), v,
-                     precision=_HIGHEST)
-  return rearrange(mixed, 'b n h d -> b n (h d)')
+  most = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
+  shares = jnp.exp(scores - most)
+  # The sum divides what is mixed, not every share; CPUs are slow where values
+  # are the first factor, to which an einsum would bring them.
+  mixed = jnp.matmul(shares, v, precision=_HIGHEST) / shares.sum(
+      axis=-1)[..., None]
+  return rearrange(mixed, 'b h n d -> b n (h d)')
