@@ -1,11 +1,13 @@
 """Training steps of heads, compiled for TPUs that are not here.
 
-  python -m bench.compiled_heads [--parts text masks]
+  python -m bench.compiled_heads [--parts text masks boxes]
 
 `text`: text alignment as published, ViT-L/16 and 24 blocks of 1280, on several
 slices: memory of a device, and the largest arrays that are of pairs. `masks`:
-the plain mask decoder on a frozen ViT-L at 512 pixels. Prints a JSON line each;
-memory and roofline are estimates of the compiler, see docs/planning.md.
+the plain mask decoder on a frozen ViT-L at 512 pixels. `boxes`: a layer of the
+detector's decoder with its gradients, of the sizes published, 1,024 pixels and
+one image a device. Prints a JSON line each; memory and roofline are estimates
+of the compiler, see docs/planning.md.
 """
 
 import argparse
@@ -16,6 +18,7 @@ import re
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 import jax
+from jax import P
 import jax.numpy as jnp
 
 from dinojax.configs import dinotxt
@@ -29,6 +32,7 @@ from dinojax.features import backbone
 from dinojax.models import families
 from dinojax.models import network
 from dinojax.models import zoo
+from dinojax.models.dense import box_decoder
 from dinojax.parallel import mesh as mesh_lib
 from dinojax.parallel import topologies
 from dinojax.planning import plan
@@ -45,13 +49,15 @@ def main():
   """Prints a line for each step."""
   parser = argparse.ArgumentParser(
       description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-  parser.add_argument('--parts', nargs='*', default=('text', 'masks'))
+  parser.add_argument('--parts', nargs='*', default=('text', 'masks', 'boxes'))
   options = parser.parse_args()
   if 'text' in options.parts:
     for topology, batch in TEXT:
       print(json.dumps(text(topology, batch)), flush=True)
   if 'masks' in options.parts:
     print(json.dumps(masks('v5e:4x4')), flush=True)
+  if 'boxes' in options.parts:
+    print(json.dumps(boxes('v5e:4x4')), flush=True)
 
 
 def model_on(mesh: jax.sharding.Mesh) -> backbone.Backbone:
@@ -101,6 +107,37 @@ def masks(topology: str, batch: int = 16) -> dict:
         fit, mesh, topology, batch)
 
 
+def boxes(topology: str, queries: int = 1800, cells: int = 64) -> dict:
+  """Numbers of a layer of the detector's decoder."""
+  mesh = mesh_lib.make(devices=topologies.devices(topology))
+  config = box_decoder.Config(num_classes=1, num_layers=1)
+  batch, width = mesh.size, config.hidden
+  with mesh_lib.activate(mesh):
+    places = lambda spec: jax.NamedSharding(mesh, spec)
+    params = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places(P())),
+        jax.eval_shape(lambda: {
+            'decoder': box_decoder.init(jax.random.key(0), config),
+            'heads': jax.tree.map(lambda x: x[None], box_decoder.head_init(
+                jax.random.key(0), config))}))
+    rows = lambda *shape: jax.ShapeDtypeStruct(
+        (batch, *shape), jnp.float32, sharding=places(mesh_lib.ROWS))
+
+    def loss(params, states, values, where, around, edges, extent):
+      seen = box_decoder.Map(values, around, jnp.full_like(
+          extent, cells, jnp.int32))
+      return jnp.sum(box_decoder.apply(
+          params['decoder'], params['heads'], config, states, where, edges,
+          seen, extent)[1] ** 2)
+
+    traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(
+        params, rows(queries, width), rows(cells, cells, width),
+        rows(queries, width), rows(cells, cells, width), rows(queries, 4),
+        rows(2))
+    return {'part': 'boxes', 'queries': queries} | of_program(
+        traced, mesh, topology, batch)
+
+
 def fit_of(task, model, batch: int, side: int, more: dict, **options):
   """Training of a head, by shapes alone."""
   rows = lambda dtype, *shape: fit_lib.rows(model.mesh, dtype, batch, *shape)
@@ -115,9 +152,14 @@ def fit_of(task, model, batch: int, side: int, more: dict, **options):
 
 def numbers(fit: fit_lib.Fit, mesh: jax.sharding.Mesh, topology: str,
             batch: int) -> dict:
+  """Numbers of a step of training."""
+  return of_program(program.planned(fit, mesh).traced, mesh, topology, batch)
+
+
+def of_program(traced: jax.stages.Traced, mesh: jax.sharding.Mesh,
+               topology: str, batch: int) -> dict:
   """Memory of a device, what it sends, and where the time goes."""
-  planned = program.planned(fit, mesh)
-  out, step = plan.of_step(planned.traced.lower(), mesh, topology, {
+  out, step = plan.of_step(traced.lower(), mesh, topology, {
       'model_flops_per_step': 0.0, 'total_steps': None})
   pairs = [tuple(map(int, shape.split(','))) for shape in re.findall(
       r'f32\[(\d+,\d+)\]', step.as_text())]
