@@ -310,10 +310,12 @@ def in_axes_of(rows: jax.Array, x: jax.Array) -> jax.Array:
 
 def _shaped(x: jax.Array, rows: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   """x in a shape whose first axis is split as that of other rows."""
-  first = jax.typeof(rows).sharding.spec[0]
-  if first is None:
+  place = jax.typeof(rows).sharding
+  if place.spec[0] is None:
     return x.reshape(shape)
-  return x.reshape(shape, out_sharding=P(first, *[None] * (len(shape) - 1)))
+  # Its own mesh: arrays of a mesh may be used where none is set.
+  return x.reshape(shape, out_sharding=place.update(
+      spec=P(place.spec[0], *[None] * (len(shape) - 1))))
 
 
 def as_rows_of(tree_: tree.Tree, rows: jax.Array) -> tree.Tree:
