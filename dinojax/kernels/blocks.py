@@ -36,13 +36,14 @@ def mapped(function: Callable[..., tree.Tree], row_bytes: int,
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def made_again(function: Callable[[tree.Tree, Array], Array], row_bytes: int,
                params: tree.Tree, rows: Array) -> Array:
-  """A function of parameters and rows that keeps nothing for gradients.
+  """A function that keeps only what it is given for gradients.
 
   Args:
-    function: parameters and rows [r, …] to rows that know no others.
+    function: parameters and rows [r, …] to rows that know no others; it closes
+      over nothing that is traced.
     row_bytes: see `mapped`.
-    params: parameters.
-    rows: [r, …].
+    params: a tree of floats.
+    rows: [r, …] floats.
   """
   return jax.lax.platform_dependent(
       params, rows, default=function, cpu=lambda params, rows: mapped(
@@ -66,7 +67,7 @@ def _backward(function: Callable, row_bytes: int, kept: tuple[tree.Tree, Array],
     # The last block ends in rows whose output does not change.
     of_params, of_rows = jax.lax.map(
         lambda block: whole(params, *block),
-        [_blocks(x, size) for x in (rows, change)])
+        (_blocks(rows, size), _blocks(change, size, mode='constant')))
     return (jax.tree.map(lambda x: x.sum(axis=0), of_params),
             _joined(of_rows, count))
 
@@ -75,20 +76,21 @@ def _backward(function: Callable, row_bytes: int, kept: tuple[tree.Tree, Array],
 
 
 def _size(count: int, row_bytes: int) -> int:
-  """Rows of a block: as many as fit, or up to half as many if all are alike."""
-  most = min(max(_CACHE_BYTES // row_bytes, 1), count)
+  """Rows of a block: as many as fit, or over half as many if all are alike."""
+  most = min(max(_CACHE_BYTES // max(row_bytes, 1), 1), count)
   return next((n for n in range(most, most // 2, -1) if count % n == 0), most)
 
 
-def _blocks(x: Array, size: int) -> Array:
-  """[s, size, …] of [r, …], which ends in zeros."""
+def _blocks(x: Array, size: int, mode: str = 'edge') -> Array:
+  """[s, size, …] of [r, …], which ends in its last row again, or in zeros."""
   more = [(0, -len(x) % size)] + [(0, 0)] * (x.ndim - 1)
-  return jnp.pad(x, more).reshape(-1, size, *x.shape[1:])
+  return jnp.pad(x, more, mode=mode).reshape(
+      -(-len(x) // size), size, *x.shape[1:])
 
 
 def _joined(x: Array, count: int) -> Array:
   """[r, …] of blocks [s, size, …]."""
-  return x.reshape(-1, *x.shape[2:])[:count]
+  return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])[:count]
 
 
 made_again.defvjp(_forward, _backward)

@@ -1,9 +1,10 @@
 """Attention to a map whose logits have a term of the column and of the row.
 
-Logits are by far its largest arrays. They are not kept for gradients, but made
-again from the largest logit of each query and the sum of its exponentials.
+Logits are by far its largest arrays. They are not kept for gradients: they are
+made again, and what is kept of them is the largest one of each query and the
+sum of its exponentials.
 
-Accelerators have the terms from the product of queries and keys: keys have a 1
+Accelerators get the terms out of the product of queries and keys: keys have a 1
 at their column and at their row, which costs a matrix unit little, while to
 turn logits into maps would cost more than all products. CPUs add the terms,
 over the two axes of the map, and take as many heads at a time as fit a cache.
@@ -30,7 +31,7 @@ def attend(q: Array, k: Array, v: Array, columns: Array, rows: Array,
 
   Args:
     q: [g, n, d] scaled queries of heads; g: all heads of an image, then those
-      of the next one, of the images of this device.
+      of the next one, of the images of this device. All are of one dtype.
     k: [g, y·x, d] keys.
     v: [g, y·x, d] values.
     columns: [g, n, x] what is added to logits of a column.
@@ -42,7 +43,7 @@ def attend(q: Array, k: Array, v: Array, columns: Array, rows: Array,
 
 def _forward(q: Array, k: Array, v: Array, columns: Array, rows: Array,
              inside: Array) -> tuple[Array, tuple[Array, ...]]:
-  beyond = jnp.where(inside, 0.0, PADDED)[:, None]
+  beyond = jnp.where(inside, 0.0, PADDED).astype(k.dtype)[:, None]
   images, _, *sides = beyond.shape
   beyond = jnp.broadcast_to(
       beyond, (images, len(q) // images, *sides)).reshape(-1, *sides)
@@ -119,8 +120,9 @@ def _read_by_product(of_logits: Array, k: Array, columns: Array,
 def _with_ones(k: Array, columns: Array, rows: Array) -> Array:
   """[g, y·x, d + x + y]: keys, and a 1 at a cell's column and at its row."""
   x, y = columns.shape[-1], rows.shape[-1]
-  ones = jnp.concatenate([jnp.tile(jnp.eye(x), (y, 1)),
-                          jnp.repeat(jnp.eye(y), x, axis=0)], axis=-1)
+  ones = jnp.concatenate(
+      [jnp.tile(jnp.eye(x, dtype=k.dtype), (y, 1)),
+       jnp.repeat(jnp.eye(y, dtype=k.dtype), x, axis=0)], axis=-1)
   return jnp.concatenate(
       [k, jnp.broadcast_to(ones, (len(k), *ones.shape))], axis=-1)
 
@@ -161,5 +163,6 @@ _PRODUCT = _Way(_by_product, lambda each: each.sum(axis=-1, keepdims=True),
                 _read_by_product)
 # CPUs add up a row one by one, and have products that do not.
 _SUMS = _Way(_by_sums, lambda each: jnp.matmul(
-    each, jnp.ones((each.shape[-1], 1)), precision=_HIGHEST), _read_by_sums)
+    each, jnp.ones((each.shape[-1], 1), each.dtype), precision=_HIGHEST),
+             _read_by_sums)
 attend.defvjp(_forward, _backward)

@@ -8,7 +8,8 @@ backward scatters gradients in float32. Prototypes are never brought together:
 Nothing else names a mesh axis.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+import functools
 import math
 import re
 
@@ -200,10 +201,16 @@ def varying(params: tree.Tree) -> tree.Tree:
   return jax.tree.map(_vary, params)
 
 
-def _vary(part: jax.Array) -> jax.Array:
-  axes = jax.typeof(part).manual_axis_type.varying
-  missing = tuple(a for a in mesh_lib.AXES if a not in axes)
+def _vary(part: jax.Array, axes: Sequence[str] = mesh_lib.AXES) -> jax.Array:
+  known = jax.typeof(part).manual_axis_type.varying
+  missing = tuple(a for a in axes if a not in known)
   return jax.lax.pcast(part, missing, to='varying') if missing else part
+
+
+def _axes(spec: P) -> tuple[str, ...]:
+  """Axes of the mesh that rows are split over."""
+  first = spec[0] if spec else None
+  return (first,) if isinstance(first, str) else tuple(first or ())
 
 
 def split_rows(rows: tree.Tree, num_chunks: int) -> tree.Tree:
@@ -295,8 +302,13 @@ def group(x: jax.Array, size: int) -> jax.Array:
       shape, out_sharding=P(*spec, *[None] * (len(shape) - len(spec))))
 
 
+def fits_one_axis(x: jax.Array) -> bool:
+  """Tells whether `in_one_axis` leaves rows where they are."""
+  return x.ndim > 2 and not any(jax.typeof(x).sharding.spec[1:])
+
+
 def in_one_axis(x: jax.Array) -> jax.Array:
-  """[n, d] of [r, …, d], which may be split along its first axis alone.
+  """[n, d] of [r, …, d] that is split along no axis but the first.
 
   XLA's CPU compiler turns what a product reads to learn from several axes.
   """
@@ -320,10 +332,11 @@ def _shaped(x: jax.Array, rows: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 def as_rows_of(tree_: tree.Tree, rows: jax.Array) -> tree.Tree:
   """Arrays [r, …] split along their first axis as other rows are."""
-  spec = jax.typeof(rows).sharding.spec
-  if jax.sharding.get_abstract_mesh().empty:
+  place = jax.typeof(rows).sharding
+  if place.mesh.empty:
     return tree_
-  return jax.tree.map(lambda x: jax.sharding.reshard(x, P(*spec[:1])), tree_)
+  place = place.update(spec=P(*place.spec[:1]))
+  return jax.tree.map(lambda x: jax.sharding.reshard(x, place), tree_)
 
 
 def by_rows(function: Callable[..., tree.Tree], *rows: tree.Tree,
@@ -340,7 +353,10 @@ def by_rows(function: Callable[..., tree.Tree], *rows: tree.Tree,
       `shard_map` cannot follow (a search, a sort) may be inside.
   """
   given = () if whole is None else (whole,)
-  if jax.sharding.get_abstract_mesh().empty:
+  # Arrays of a mesh may be used where none is set.
+  is_set = not jax.sharding.get_abstract_mesh().empty
+  mesh = jax.typeof(jax.tree.leaves(rows)[0]).sharding.mesh
+  if not is_set and mesh.empty:
     return function(*given, *rows)
   specs = {jax.typeof(x).sharding.spec[:1] for x in jax.tree.leaves(rows)}
   spec = P(*specs.pop())
@@ -349,7 +365,9 @@ def by_rows(function: Callable[..., tree.Tree], *rows: tree.Tree,
 
   def local(given, *rows):
     # Their gradients are added up over the devices once, and not inside.
-    return function(*(varying(given) if any(spec) else given), *rows)
+    vary = functools.partial(_vary, axes=_axes(spec))
+    return function(*jax.tree.map(vary, given), *rows)
 
-  return jax.shard_map(local, in_specs=(P(), *[spec] * len(rows)),
-                       out_specs=spec, check_vma=differentiable)(given, *rows)
+  return jax.shard_map(
+      local, in_specs=(P(), *[spec] * len(rows)), out_specs=spec,
+      check_vma=differentiable, mesh=None if is_set else mesh)(given, *rows)

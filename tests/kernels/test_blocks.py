@@ -52,6 +52,16 @@ def test_rows_in_blocks_are_all_rows(rows):
               of_largest=1e-6)
 
 
+def test_rows_that_fill_a_block_are_no_zeros():
+  """Of 13 unit vectors, whose gradient at 0 is no number."""
+  params, rows = drawn(13)
+  unit = lambda params, rows: network(params, rows / jnp.sqrt(
+      jnp.sum(rows ** 2, axis=-1, keepdims=True)))
+  close.close(gradients(lambda *given: blocks.made_again(
+      unit, 4 * HIDDEN, *given), params, rows), gradients(unit, params, rows),
+              of_largest=1e-6)
+
+
 def test_nothing_between_is_kept():
   _, pull = jax.vjp(again, *drawn())
   kept = sorted(x.shape for x in jax.tree.leaves(pull))

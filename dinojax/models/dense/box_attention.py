@@ -48,7 +48,7 @@ def init(key: Array, hidden: int, num_heads: int, inner: int) -> tree.Tree:
 def apply(params: tree.Tree, queries: Array, keys: Array, values: Array,
           edges: Array, inside: Array, *, stride_px: int,
           log: bool = False) -> Array:
-  """[b, n, d] of queries at a map, of the images of one device.
+  """[b, n, d] of queries at a map, of the images of one device: no mesh.
 
   Args:
     params: see `init`.
@@ -89,7 +89,8 @@ def _distances(params: tree.Tree, edges: Array, *, count: int, stride_px: int,
     away = jnp.sign(away) * jnp.log2(jnp.abs(away) + 1) / 3
     hidden = parts.linear(first, away)
   else:
-    # What edges give at 0, less what the way to a cell takes.
+    # What edges give at 0, less what the way to a cell takes: 6e-7 of them is
+    # lost where both are large.
     way = centers[:, None] * first['kernel'].sum(axis=0, keepdims=True)
     hidden = parts.linear(first, edges)[:, None] - way[None]
   # Weights are turned before, and not what is hidden: as a product gives heads

@@ -162,7 +162,8 @@ def apply(params: tree.Tree, heads: tree.Tree, config: Config, states: Array,
     blocked: [n, n] bool: queries that do not see each other; None: all do.
   """
   rows = seen.values
-  keys = seen.values + seen.places
+  places, keys, inside = sharding.as_rows_of(
+      (places, seen.values + seen.places, seen.inside), rows)
   # [b, 1, 4]: the image's sides, of boxes that are parts of it.
   sides = jnp.concatenate([extent, extent], axis=-1)[:, None]
   looks = None if blocked is None else ~blocked[None, None]
@@ -170,10 +171,11 @@ def apply(params: tree.Tree, heads: tree.Tree, config: Config, states: Array,
   def step(carry, layer):
     x, fixed, soft = carry
     part, head = layer
-    edges = boxes_lib.corners(fixed if config.in_pixels else fixed * sides)
+    edges = sharding.as_rows_of(boxes_lib.corners(
+        fixed if config.in_pixels else fixed * sides), rows)
     x = sharding.by_rows(
-        functools.partial(_layer, config), x, places, keys, seen.values, edges,
-        seen.inside, whole=(part, looks))
+        functools.partial(_layer, config), x, places, keys, rows, edges,
+        inside, whole=(part, looks))
     state = x if 'norm' not in params else queries_lib.normed(
         params['norm'], x, EPSILON)
     out = predict(head, config, state, soft, extent)

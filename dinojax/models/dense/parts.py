@@ -46,6 +46,10 @@ def xavier(key: Array, shape: Sequence[int]) -> tree.Tree:
 
 def linear(params: Mapping[str, Array], x: Array) -> Array:
   """[…, e] of [..., d]."""
+  if not sharding.fits_one_axis(x):
+    out = jnp.einsum('...d,de->...e', x, params['kernel'], precision=_HIGHEST)
+    return out + params['bias'][(None,) * (out.ndim - 1)] if (
+        'bias' in params) else out
   rows = sharding.in_one_axis(x)
   out = jnp.einsum('nd,de->ne', rows, params['kernel'], precision=_HIGHEST)
   if 'bias' in params:
@@ -121,8 +125,8 @@ def attended(q: Array, k: Array, v: Array,
     scores = jnp.where(looks, scores, jnp.finfo(scores.dtype).min)
   most = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
   shares = jnp.exp(scores - most)
-  # The sum divides what is mixed, not every share; CPUs are slow where values
-  # are the first factor, to which an einsum would bring them.
-  mixed = jnp.matmul(shares, v, precision=_HIGHEST) / shares.sum(
-      axis=-1)[..., None]
+  # The sum divides what is mixed, not every share. An einsum begins with its
+  # last operand, and CPUs are slow where shares are the second factor.
+  mixed = jnp.einsum('bhmd,bhnm->bhnd', v, shares,
+                     precision=_HIGHEST) / shares.sum(axis=-1)[..., None]
   return rearrange(mixed, 'b h n d -> b n (h d)')

@@ -13,6 +13,7 @@ from dinojax.losses import detection as losses
 from dinojax.models.dense import box_decoder
 from dinojax.models.dense import detector
 from dinojax.models.dense import proposals
+from dinojax.parallel import mesh as mesh_lib
 from tests.evals import test_dense
 from tests.interop import cases
 
@@ -90,6 +91,30 @@ def test_queries_of_training_change_nothing_for_the_others():
   assert both.extra[0].classes.shape == (2, 5, 3)
   jax.tree.map(lambda x, y: np.testing.assert_allclose(
       x, y, rtol=1e-5, atol=1e-4), both.queries, alone.queries)
+
+
+@pytest.mark.slow  # three programs
+@pytest.mark.parametrize('is_set', [True, False])
+def test_rows_of_a_mesh_answer_as_without(is_set):
+  """Sizes of images are whole everywhere, and a mesh need not be set."""
+  sizes, rng = config(), np.random.default_rng(2)
+  params = detector.init(jax.random.key(0), sizes)
+  maps = np.float32(rng.normal(size=(2, 4, 8, 8, WIDTH)))
+  extent = np.array([[128, 128], [96, 64]] * 2)
+  run = jax.jit(lambda params, maps: detector.apply(
+      params, sizes, list(maps), extent).queries)
+  want = run(params, maps)
+  mesh = mesh_lib.make(2, 2, jax.devices()[:4])
+  given = (jax.device_put(params, jax.NamedSharding(mesh, jax.P())),
+           jax.device_put(maps, jax.NamedSharding(
+               mesh, jax.P(None, *mesh_lib.ROWS))))
+  if is_set:
+    with mesh_lib.activate(mesh):
+      got = run(*given)
+  else:
+    got = run(*given)
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(
+      jax.device_get(x), y, rtol=1e-5, atol=1e-4), got, want)
 
 
 def test_the_best_proposals_come_first_and_the_first_of_equal_ones():
