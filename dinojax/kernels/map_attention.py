@@ -8,6 +8,8 @@ Accelerators get the terms out of the product of queries and keys: keys have a 1
 at their column and at their row, which costs a matrix unit little, while to
 turn logits into maps would cost more than all products. CPUs add the terms,
 over the two axes of the map, and take as many heads at a time as fit a cache.
+
+Source: the global cross-attention of Plain-DETR.
 """
 
 from collections.abc import Callable

@@ -302,22 +302,25 @@ def group(x: jax.Array, size: int) -> jax.Array:
       shape, out_sharding=P(*spec, *[None] * (len(shape) - len(spec))))
 
 
-def fits_one_axis(x: jax.Array) -> bool:
-  """Tells whether `in_one_axis` leaves rows where they are."""
-  return x.ndim > 2 and not any(jax.typeof(x).sharding.spec[1:])
-
-
 def in_one_axis(x: jax.Array) -> jax.Array:
-  """[n, d] of [r, …, d] that is split along no axis but the first.
+  """[n, d] of [r, …, d]; itself where another axis than the first is split.
 
   XLA's CPU compiler turns what a product reads to learn from several axes.
   """
+  if not _fits_one_axis(x):
+    return x
   return _shaped(x, x, (math.prod(x.shape[:-1]), x.shape[-1]))
 
 
 def in_axes_of(rows: jax.Array, x: jax.Array) -> jax.Array:
-  """[r, …, e] of [n, e], made of `in_one_axis` of x [r, …, d]."""
+  """[r, …, e] of what was made of `in_one_axis` of x [r, …, d]."""
+  if not _fits_one_axis(x):
+    return rows
   return _shaped(rows, x, (*x.shape[:-1], rows.shape[-1]))
+
+
+def _fits_one_axis(x: jax.Array) -> bool:
+  return x.ndim > 2 and not any(jax.typeof(x).sharding.spec[1:])
 
 
 def _shaped(x: jax.Array, rows: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -43,8 +43,6 @@ def gradients(function, given):
 def test_it_is_the_softmax_with_the_terms_added(way, heads, monkeypatch):
   """At 4 heads a time the last block has two that are nobody's."""
   monkeypatch.setattr(map_attention, '_SUMS', WAYS[way])
-  row = 4 * QUERIES * SIDES[0] * SIDES[1]
-  monkeypatch.setattr(blocks, '_CACHE_BYTES', heads * row)
   monkeypatch.setattr(blocks, '_size', lambda count, row_bytes: heads)
   given = drawn()
   close.close(gradients(map_attention.attend, given), gradients(plain, given),

@@ -48,7 +48,7 @@ def init(key: Array, hidden: int, num_heads: int, inner: int) -> tree.Tree:
 def apply(params: tree.Tree, queries: Array, keys: Array, values: Array,
           edges: Array, inside: Array, *, stride_px: int,
           log: bool = False) -> Array:
-  """[b, n, d] of queries at a map, of the images of one device: no mesh.
+  """[b, n, d] of queries at a map; on a mesh, inside `sharding.by_rows`.
 
   Args:
     params: see `init`.

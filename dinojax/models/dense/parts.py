@@ -46,14 +46,10 @@ def xavier(key: Array, shape: Sequence[int]) -> tree.Tree:
 
 def linear(params: Mapping[str, Array], x: Array) -> Array:
   """[…, e] of [..., d]."""
-  if not sharding.fits_one_axis(x):
-    out = jnp.einsum('...d,de->...e', x, params['kernel'], precision=_HIGHEST)
-    return out + params['bias'][(None,) * (out.ndim - 1)] if (
-        'bias' in params) else out
-  rows = sharding.in_one_axis(x)
-  out = jnp.einsum('nd,de->ne', rows, params['kernel'], precision=_HIGHEST)
+  out = jnp.einsum('...d,de->...e', sharding.in_one_axis(x), params['kernel'],
+                   precision=_HIGHEST)
   if 'bias' in params:
-    out += params['bias'][None]
+    out += params['bias'][(None,) * (out.ndim - 1)]
   return sharding.in_axes_of(out, x)
 
 
